@@ -1,0 +1,145 @@
+"""The Detailer Head: a small U-Net from noisy pixels and backbone features to pixels (arXiv 2605.12013 section 3.2).
+
+Evaluated whole, or tile by tile with the same result. A tile's halo is not a fixed margin: `region.stage_regions`
+walks the network backwards from the wanted output, so that deep stages compute a few cells more than their share
+and the costly full-resolution ones a single pixel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
+from .region import Region, StageRegions, stage_regions
+
+
+
+class DetailerHead(nn.Module):
+    """Predicts x0 - noise from the noisy pixels and the backbone's last hidden states.
+
+    Args:
+        variant: a row of `config.VARIANTS` by name, or a HeadConfig read off a checkpoint.
+        dim: the backbone's width.
+        operations: the namespace to take Conv2d from; a host gives its own, which casts and offloads.
+        factory: keyword arguments of those layers, such as dtype and device.
+    """
+
+    def __init__(self, variant: str | HeadConfig, dim: int, operations: Any = nn, **factory: Any):
+        super().__init__()
+        config = variant_row(variant).head if isinstance(variant, str) else variant
+        self.stages = config.stages
+        self.gradient_checkpointing = False
+
+        def conv(inside: int, outside: int, kernel: int = 3) -> nn.Module:
+            return operations.Conv2d(inside, outside, kernel, padding=kernel // 2, **factory)
+
+        # Published keys number each convolution inside a Sequential: 0 before a SiLU, 1 after an upsampling.
+        inside = PIXEL_CHANNELS
+        for stage in self.stages:
+            self.add_module(f"enc{stage.name}", nn.Sequential(conv(inside, stage.enc), nn.SiLU()))
+            inside = stage.enc
+        self.bottleneck = nn.Sequential(conv(inside + dim, config.bottleneck, 1), nn.SiLU())
+        inside = config.bottleneck
+        for stage in reversed(self.stages):
+            self.add_module(f"up{stage.name}", nn.Sequential(nn.Upsample(scale_factor=2), conv(inside, stage.up)))
+            self.add_module(f"dec{stage.name}", nn.Sequential(conv(stage.up + stage.enc, stage.dec), nn.SiLU()))
+            inside = stage.dec
+        self.out_conv = conv(inside, PIXEL_CHANNELS, 1)
+
+    def forward(self, pixels: Tensor, features: Tensor, tile: int | None = None) -> Tensor:
+        """Run the head.
+
+        Args:
+            pixels: (B, 3, H, W), the noisy image; H and W multiples of 2^stages.
+            features: (B, dim, rows, columns), the backbone's map of any grid (nearest-resized to the bottleneck).
+            tile: side in pixels of the squares to evaluate one by one, None for the whole image at once. Memory
+                beyond input and output follows the tile; the result does not depend on it.
+
+        Returns:
+            x0 - noise, (B, 3, H, W).
+
+        Raises:
+            ValueError: if a side is no multiple of 2^stages, or `tile` is below 1.
+        """
+        height, width = pixels.shape[-2:]
+        stride = 2 ** len(self.stages)
+        if height % stride or width % stride:
+            raise ValueError(f"The Detailer Head takes sides that are multiples of {stride}, not {width}x{height}.")
+        if tile is not None and tile < 1:
+            raise ValueError(f"A tile of {tile} pixels is not possible: give 1 or more, or none for the whole image.")
+        image = Region(0, height, 0, width)
+        if tile is None or tile >= max(height, width):
+            return self._region(pixels, features, image, image)
+        output = torch.empty_like(pixels)
+        for piece in image.tiles(tile):
+            output[piece.index] = self._region(pixels, features, piece, image)
+        return output
+
+    def _region(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region) -> Tensor:
+        """The output over `wanted`, computing of every stage only what that depends on."""
+        regions, bottleneck = stage_regions(wanted, image, len(self.stages))
+        x = pixels[regions[0].encoder_reads.index]
+        # Convolutions run fastest in channels-last order; `l2p benchmark head` measures it.
+        x = x.contiguous(memory_format=torch.channels_last)
+        skips = []
+        for stage, at in zip(self.stages, regions, strict=True):
+            skip, x = self._run(self._encode, stage, at, x)
+            skips.append(skip)
+        grid = image.bottom >> len(self.stages), image.right >> len(self.stages)
+        x = self._run(self._fuse, x, nearest(features, grid, bottleneck))
+        for stage, at in zip(reversed(self.stages), reversed(regions), strict=True):
+            x = self._run(self._decode, stage, at, x, skips.pop())
+        return self.out_conv(x)
+
+    def _encode(self, stage: Stage, at: StageRegions, x: Tensor) -> tuple[Tensor, Tensor]:
+        skip = _silu(_cropped(self._conv("enc", stage, 0)(x), at.encoder_reads, at.encoded))
+        return skip, F.max_pool2d(skip, 2)
+
+    def _fuse(self, x: Tensor, features: Tensor) -> Tensor:
+        return _silu(self.bottleneck[0](torch.cat([x, features.to(x.dtype)], dim=1)))
+
+    def _decode(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        x = _cropped(x, at.upsampled.halved().doubled(), at.upsampled)
+        x = _cropped(self._conv("up", stage, 1)(x), at.upsampled, at.merged)
+        x = torch.cat([x, _cropped(skip, at.encoded, at.merged)], dim=1)
+        return _silu(_cropped(self._conv("dec", stage, 0)(x), at.merged, at.decoded))
+
+    def _conv(self, part: str, stage: Stage, index: int) -> nn.Module:
+        return self.get_submodule(f"{part}{stage.name}.{index}")
+
+    def _run(self, function: Any, *args: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(function, *args, use_reentrant=False)
+        return function(*args)
+
+
+def nearest(features: Tensor, grid: tuple[int, int], wanted: Region) -> Tensor:
+    """The part `wanted` of `features` nearest-resized to `grid`, without building the rest.
+
+    Integer arithmetic, so a tile reads the same cells as the whole image at any size.
+    """
+    rows, columns = features.shape[-2:]
+    if (rows, columns) == grid:
+        return features[wanted.index]
+    row = torch.arange(wanted.top, wanted.bottom, device=features.device) * rows // grid[0]
+    column = torch.arange(wanted.left, wanted.right, device=features.device) * columns // grid[1]
+    return features.index_select(-2, row).index_select(-1, column)
+
+
+def _cropped(x: Tensor, covered: Region, wanted: Region) -> Tensor:
+    """The part `wanted` of a tensor that covers `covered`.
+
+    Every convolution pads with zeros. Where its input ends at the image's border that is right; elsewhere the input
+    is one cell larger than the output that is wanted, and this crop takes the wrong frame off.
+    """
+    return x if covered == wanted else x[wanted.within(covered).index]
+
+
+def _silu(x: Tensor) -> Tensor:
+    return F.silu(x, inplace=not torch.is_grad_enabled())

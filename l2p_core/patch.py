@@ -1,0 +1,47 @@
+"""Patch geometry: pixels to tokens, and padding to what a variant needs (arXiv 2605.12013 section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def patchify(x: Tensor, patch_size: int) -> Tensor:
+    """Cut (B, C, H, W) into tokens (B, H/P * W/P, P*P*C), channel fastest inside a patch."""
+    return rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
+
+
+def unpatchify(tokens: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify` for a token grid of (rows, columns)."""
+    return rearrange(
+        tokens, "b (h w) (p q c) -> b c (h p) (w q)", p=patch_size, q=patch_size, h=grid[0], w=grid[1]
+    )
+
+
+def padded_size(size: int, multiple: int) -> int:
+    """`size` rounded up to a multiple."""
+    return -(-size // multiple) * multiple
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Extend (B, C, H, W) at the bottom and right by mirroring until both sides are multiples of `multiple`.
+
+    Mirroring keeps the statistics of a noisy image, which zeros or a repeated edge would not; unlike
+    `torch.nn.functional.pad` it also serves margins wider than the image (a 50-pixel image padded to 320).
+    """
+    height, width = x.shape[-2:]
+    if height % multiple:
+        x = x.index_select(-2, _mirrored(height, padded_size(height, multiple), x.device))
+    if width % multiple:
+        x = x.index_select(-1, _mirrored(width, padded_size(width, multiple), x.device))
+    return x
+
+
+def _mirrored(size: int, padded: int, device: torch.device) -> Tensor:
+    """Indices 0..size-1, size-2..0, 1.. and so on: a triangle wave over the source."""
+    if size == 1:
+        return torch.zeros(padded, dtype=torch.long, device=device)
+    period = 2 * (size - 1)
+    index = torch.arange(padded, device=device) % period
+    return torch.where(index < size, index, period - index)

@@ -1,0 +1,97 @@
+"""Which part of each stage of a U-Net a piece of its output depends on: the geometry behind exact tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import EllipsisType
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of rows [top, bottom) and columns [left, right) on some stage's grid."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def index(self) -> tuple[EllipsisType, slice, slice]:
+        """The region as an index into (..., H, W)."""
+        return ..., slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def tiles(self, side: int) -> Iterator[Region]:
+        """Cut into squares of `side`, row by row; the last ones may be smaller."""
+        for top in range(self.top, self.bottom, side):
+            for left in range(self.left, self.right, side):
+                yield Region(top, min(top + side, self.bottom), left, min(left + side, self.right))
+
+    def grown(self, margin: int, frame: Region) -> Region:
+        """With `margin` more on every side, as far as `frame` reaches."""
+        return Region(
+            max(self.top - margin, frame.top),
+            min(self.bottom + margin, frame.bottom),
+            max(self.left - margin, frame.left),
+            min(self.right + margin, frame.right),
+        )
+
+    def halved(self) -> Region:
+        """The cells of the next coarser grid that this region touches."""
+        return Region(self.top // 2, -(-self.bottom // 2), self.left // 2, -(-self.right // 2))
+
+    def doubled(self) -> Region:
+        """The same area on the next finer grid."""
+        return Region(2 * self.top, 2 * self.bottom, 2 * self.left, 2 * self.right)
+
+    def within(self, outer: Region) -> Region:
+        """This region in the coordinates of a tensor that covers `outer`."""
+        assert outer.top <= self.top and self.bottom <= outer.bottom, (self, outer)
+        assert outer.left <= self.left and self.right <= outer.right, (self, outer)
+        return Region(
+            self.top - outer.top, self.bottom - outer.top, self.left - outer.left, self.right - outer.left
+        )
+
+
+@dataclass(frozen=True)
+class StageRegions:
+    """What one stage must compute: its encoder's output (the skip) and its decoder's, with what each reads.
+
+    A 3x3 convolution reads one cell more on every side than it writes, within the stage's frame; outside the
+    frame is zero padding, which is why reads are clipped to it and nothing else.
+    """
+
+    encoder_reads: Region
+    encoded: Region
+    upsampled: Region
+    merged: Region
+    decoded: Region
+
+
+def stage_regions(wanted: Region, image: Region, n_stages: int) -> tuple[list[StageRegions], Region]:
+    """Walk the U-Net backwards from the `wanted` output.
+
+    Returns:
+        Each stage's regions, full resolution first, and the region of the bottleneck.
+    """
+    frames = [image]
+    for _ in range(n_stages):
+        frames.append(frames[-1].halved())
+
+    decoder = []
+    decoded = wanted
+    for frame in frames[:-1]:
+        merged = decoded.grown(1, frame)
+        upsampled = merged.grown(1, frame)
+        decoder.append((upsampled, merged, decoded))
+        decoded = upsampled.halved()
+    bottleneck = decoded
+
+    stages: list[StageRegions] = []
+    pooled = bottleneck
+    for frame, (upsampled, merged, decoded) in reversed(list(zip(frames, decoder, strict=False))):
+        encoded = pooled.doubled()
+        encoder_reads = encoded.grown(1, frame)
+        stages.append(StageRegions(encoder_reads, encoded, upsampled, merged, decoded))
+        pooled = encoder_reads
+    return stages[::-1], bottleneck
