@@ -1,8 +1,12 @@
 # Everything runs in a virtual environment of its own, made on first use and again when the packaging changes.
 PYTHON ?= python3
 VENV ?= .venv
+# The version that figures and tests were made with; any from 2.4 on works.
+TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# mypy does not follow the import hook that maps the repository root to the package's name; it follows a link.
+TYPECHECK = MYPYPATH=$(VENV)/src $(BIN)/python -m mypy -p comfyui_l2p
 
 .PHONY: demo test check typecheck clean
 
@@ -12,15 +16,16 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m mypy -p comfyui_l2p
+	$(TYPECHECK)
 	$(BIN)/python -m pytest
 
 typecheck: $(READY)
-	$(BIN)/python -m mypy -p comfyui_l2p
+	$(TYPECHECK)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[standalone,dev]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[standalone,dev]"
+	mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/comfyui_l2p
 	touch $(READY)
 
 clean:

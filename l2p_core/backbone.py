@@ -42,7 +42,7 @@ class TimestepEmbedder(nn.Module):
         steps = torch.arange(half, dtype=torch.float32, device=sigma.device)
         angles = 1000.0 * (1.0 - sigma.float())[:, None] * torch.exp(-math.log(10000.0) * steps / half)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoids.to(next(self.mlp.parameters()).dtype))
 
 
 class Attention(nn.Module):
@@ -177,7 +177,7 @@ class Backbone(nn.Module):
         The second padding exists only in batches of unequal lengths and is masked out of every attention.
         """
         longest = max(lengths)
-        dtype, device = self.cap_embedder[1].weight.dtype, self.cap_embedder[1].weight.device
+        dtype, device = self.cap_pad_token.dtype, self.cap_pad_token.device
         # One matrix product for the whole batch: captions are short and many.
         stacked = torch.cat([caption.to(device, dtype) for caption in captions])
         embedded = self.cap_embedder(stacked).split([len(caption) for caption in captions])

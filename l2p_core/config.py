@@ -69,7 +69,12 @@ class Variant:
     shift: float = 3.0
 
 
-_STAGES_1K = (Stage("1", 64, 64, 64), Stage("2", 128, 128, 64), Stage("3", 256, 256, 128), Stage("4", 512, 512, 256))
+_STAGES_1K = (
+    Stage("1", 64, 64, 64),
+    Stage("2", 128, 128, 64),
+    Stage("3", 256, 256, 128),
+    Stage("4", 512, 512, 256),
+)
 _STAGES_4K = (Stage("0", 16, 16, 16), Stage("0b", 32, 32, 16), Stage("1", 64, 64, 32), *_STAGES_1K[1:])
 _STAGES_8K = (Stage("_8k", 3, 16, 16), *_STAGES_4K)
 _STAGES_10K = (
@@ -236,7 +241,9 @@ class _ShapeReader:
     def head(self) -> HeadConfig | None:
         """The Detailer Head's widths, or None for a latent model."""
         prefix, suffix = "local_decoder.enc", ".0.weight"
-        names = [key[len(prefix) : -len(suffix)] for key in self.shapes if key.startswith(prefix) and key.endswith(suffix)]
+        names = [
+            key[len(prefix) : -len(suffix)] for key in self.shapes if key.startswith(prefix) and key.endswith(suffix)
+        ]
         if not names:
             return None
         order = [stage.name for row in VARIANTS.values() for stage in row.head.stages]

@@ -18,7 +18,6 @@ from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
 from .region import Region, StageRegions, stage_regions
 
 
-
 class DetailerHead(nn.Module):
     """Predicts x0 - noise from the noisy pixels and the backbone's last hidden states.
 

@@ -54,9 +54,7 @@ def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return (1 - sigma) * x0.float() + sigma * noise.float()
 
 
-def velocity_errors(
-    model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, captions: Sequence[Tensor]
-) -> Tensor:
+def velocity_errors(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, captions: Sequence[Tensor]) -> Tensor:
     """Each sample's mean squared velocity error, (B,) float32; arguments as for `velocity_loss`."""
     predicted = model(add_noise(x0, noise, sigma), sigma, captions)
     return (predicted.float() - (noise.float() - x0.float())).square().flatten(1).mean(1)
@@ -138,9 +136,7 @@ def sample(
     Raises:
         ValueError: if guidance is asked for without negative captions.
     """
-    end = euler(
-        model, noise, captions, sigmas=sigmas, cfg=cfg, negative=negative, init=init, progress=progress
-    )
+    end = euler(model, noise, captions, sigmas=sigmas, cfg=cfg, negative=negative, init=init, progress=progress)
     return end.clamp(-1, 1)
 
 

@@ -14,9 +14,7 @@ def patchify(x: Tensor, patch_size: int) -> Tensor:
 
 def unpatchify(tokens: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
     """The inverse of `patchify` for a token grid of (rows, columns)."""
-    return rearrange(
-        tokens, "b (h w) (p q c) -> b c (h p) (w q)", p=patch_size, q=patch_size, h=grid[0], w=grid[1]
-    )
+    return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", p=patch_size, q=patch_size, h=grid[0], w=grid[1])
 
 
 def padded_size(size: int, multiple: int) -> int:

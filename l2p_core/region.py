@@ -48,9 +48,7 @@ class Region:
         """This region in the coordinates of a tensor that covers `outer`."""
         assert outer.top <= self.top and self.bottom <= outer.bottom, (self, outer)
         assert outer.left <= self.left and self.right <= outer.right, (self, outer)
-        return Region(
-            self.top - outer.top, self.bottom - outer.top, self.left - outer.left, self.right - outer.left
-        )
+        return Region(self.top - outer.top, self.bottom - outer.top, self.left - outer.left, self.right - outer.left)
 
 
 @dataclass(frozen=True)

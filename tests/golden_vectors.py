@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from torch import Tensor
+
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.model import L2PModel
-from safetensors import safe_open
-from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -21,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def load(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The sizes and the stored outputs of one golden file."""
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        return json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in file.keys()}
+        return json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def array(name: str, shape: tuple[int, ...] | list[int], seed: int, scale: float = 1.0) -> Tensor:

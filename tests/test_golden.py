@@ -5,6 +5,7 @@ from __future__ import annotations
 import golden_vectors as golden
 import pytest
 import torch
+
 from comfyui_l2p.l2p_core import flow
 
 PARITY = 1e-5
