@@ -1,0 +1,251 @@
+"""Checkpoints: a safetensors file or a folder of shards, opened as one set of tensors in ComfyUI layout.
+
+Opening reads headers only. Both key layouts, the prefix ``model.diffusion_model.`` and mixed dtypes are understood;
+quantised weights are recognised and refused by whatever needs the numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .config import COMFY_PREFIX, ModelConfig
+from .layouts import comfy_sources
+from .model import L2PModel, LatentModel, build, key_shapes
+from .safetensors_header import CheckpointError, Entry, Header, read_header, shown
+from .shards import files_of
+from .tensor_file import load_tensors, save
+from .tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, Piece, Progress, ProgressCallback, Stored
+
+__all__ = ["Checkpoint", "CheckpointError", "load_any", "load_latent", "load_model", "load_tensors", "save"]
+
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+UNUSED_KEYS = ("norm_final.weight",)
+"""Keys that Z-Image files may carry and that its network does not have."""
+KIND_KEY = "l2p.kind"
+DELTA_KIND = "delta"
+
+_QUANTISED_KEY = re.compile(
+    r"(^|\.)(scaled_fp8|comfy_quant|weight_scale(_2)?|scale_(weight|input)|input_scale|qweight|absmax|quant_map)($|\.)"
+)
+
+# What other models' files are told by: a piece of a key, and what to call the file.
+_OTHER_MODELS = (
+    ("conditioner.embedders.", "an SDXL checkpoint"),
+    ("cond_stage_model.", "a Stable Diffusion checkpoint"),
+    ("input_blocks.", "a Stable Diffusion or SDXL model"),
+    ("down_blocks.", "a Stable Diffusion or SDXL model"),
+    ("joint_blocks.", "a Stable Diffusion 3 model"),
+    ("double_blocks.", "a Flux model"),
+    ("transformer_blocks.", "another diffusion transformer"),
+    ("lora_", "a LoRA"),
+    (".lora_A.", "a LoRA"),
+    ("model.embed_tokens.", "a text encoder"),
+    ("decoder.conv_in.", "a VAE"),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint.
+
+    Attributes:
+        path: the file or folder it was opened from.
+        files: the headers of its files, in the order of the file names.
+        tensors: {ComfyUI key: where its numbers are}.
+        outside: keys of an all-in-one file that lie outside the diffusion model.
+        metadata: of its only file; empty for shards.
+    """
+
+    path: Path
+    files: tuple[Header, ...]
+    tensors: dict[str, Stored]
+    outside: tuple[str, ...]
+    metadata: dict[str, str]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: stored.shape for name, stored in self.tensors.items()}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stored.nbytes for stored in self.tensors.values())
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether this is a trained part, to be merged onto its base (see `delta`)."""
+        return self.metadata.get(KIND_KEY) == DELTA_KIND
+
+    def config(self) -> ModelConfig:
+        """The model's sizes.
+
+        Raises:
+            CheckpointError: if this is a delta, another kind of model, or its shapes contradict each other.
+        """
+        if self.is_delta:
+            raise CheckpointError(
+                f"{self.path} is an L2P delta, which holds only what was trained: merge it onto its base first."
+            )
+        for marker, kind in _OTHER_MODELS:
+            if any(marker in name for name in (*self.tensors, *self.outside)) and "x_pad_token" not in self.tensors:
+                raise CheckpointError(f"{self.path} is {kind}, but a Z-Image or L2P model was expected.")
+        try:
+            return ModelConfig.from_shapes(self.shapes)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
+
+    def require_plain(self) -> None:
+        """Refuse weights that are not plain floating-point numbers.
+
+        Raises:
+            CheckpointError: if the checkpoint is quantised.
+        """
+        for name, stored in self.tensors.items():
+            if _QUANTISED_KEY.search(name) or not {piece.dtype for piece in stored.pieces} <= {*FLOAT_DTYPES}:
+                raise CheckpointError(
+                    f"{self.path} is quantised ({shown(name)} is {stored.dtype}), which works for sampling in ComfyUI "
+                    "but not here: use the bf16, fp16 or fp32 file of the same model."
+                )
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a safetensors file, a folder with one or with shards and their index, or an index file.
+
+    Raises:
+        CheckpointError: if it is missing, something else, incomplete or contradicts itself.
+    """
+    path = Path(path)
+    headers = tuple(read_header(file) for file in files_of(path))
+    entries: dict[str, tuple[Header, Entry]] = {}
+    for header in headers:
+        for name, entry in header.tensors.items():
+            if name in entries:
+                raise CheckpointError(f"{path} is damaged: {shown(name)} is in two of its files; download it again.")
+            entries[name] = header, entry
+    inside, outside = _split_prefix(entries)
+    try:
+        sources = comfy_sources(inside)
+        tensors = {name: _stored(name, [entries[key] for key in keys]) for name, keys in sources.items()}
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(path, headers, tensors, outside, headers[0].metadata if len(headers) == 1 else {})
+
+
+def load_model(
+    path: str | Path | Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    progress: ProgressCallback | None = None,
+) -> L2PModel:
+    """Load an L2P pixel model of any variant.
+
+    Args:
+        path: a file, folder or opened checkpoint, in either key layout.
+        dtype: of all weights; None takes that of the patch embedder.
+        device: where the weights go, tensor by tensor.
+        progress: called with (bytes read, bytes in all).
+
+    Raises:
+        CheckpointError: if it is not a complete L2P model, or is quantised.
+    """
+    model = load_any(path, dtype, device, progress)
+    if not isinstance(model, L2PModel):
+        raise CheckpointError(f"{_path_of(path)} is a latent model, not an L2P pixel model: convert it to L2P first.")
+    return model
+
+
+def load_latent(
+    path: str | Path | Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    progress: ProgressCallback | None = None,
+) -> LatentModel:
+    """Load a latent source model; arguments and errors as for `load_model`."""
+    model = load_any(path, dtype, device, progress)
+    if not isinstance(model, LatentModel):
+        raise CheckpointError(f"{_path_of(path)} is an L2P pixel model, but its latent source was expected.")
+    return model
+
+
+def load_any(
+    path: str | Path | Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    progress: ProgressCallback | None = None,
+) -> L2PModel | LatentModel:
+    """Load a pixel or latent model, whichever it is; arguments and errors as for `load_model`."""
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    checkpoint.require_plain()
+    config = checkpoint.config()
+    check_keys(checkpoint, key_shapes(config))
+    name = checkpoint.tensors["x_embedder.weight"].dtype if dtype is None else DTYPE_NAMES[dtype]
+    with torch.device("meta"):
+        model = build(config)
+    state = {}
+    counter = Progress(checkpoint.nbytes, progress)
+    with ChunkReader() as reader:
+        for key in model.state_dict():
+            stored = checkpoint.tensors[key]
+            state[key] = reader.read(stored.as_dtype(name)).to(device)
+            counter.advance(stored.nbytes)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def check_keys(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold a checkpoint to exactly the keys and shapes of a model.
+
+    Raises:
+        CheckpointError: naming the first key that is missing, unknown or of another shape.
+    """
+    shapes = checkpoint.shapes
+    missing = [key for key in expected if key not in shapes]
+    if missing:
+        raise CheckpointError(f"{checkpoint.path} is incomplete: {_some(missing)} missing.")
+    unknown = [key for key in shapes if key not in expected and key not in UNUSED_KEYS]
+    if unknown:
+        raise CheckpointError(f"{checkpoint.path} has tensors that such a model does not: {_some(unknown)} unknown.")
+    for key, shape in expected.items():
+        if shapes[key] != tuple(shape):
+            raise CheckpointError(
+                f"{checkpoint.path}: {shown(key)} has the shape {shapes[key]}, but {tuple(shape)} was expected."
+            )
+
+
+def _path_of(path: str | Path | Checkpoint) -> Path:
+    return path.path if isinstance(path, Checkpoint) else Path(path)
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - 1} more are" if len(keys) > 1 else " is"
+    return shown(keys[0]) + more
+
+
+def _split_prefix(keys: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The keys of the diffusion model, and those beside it in an all-in-one file."""
+    keys = list(keys)
+    inside = [key for key in keys if key.startswith(COMFY_PREFIX)]
+    return (inside, tuple(key for key in keys if not key.startswith(COMFY_PREFIX))) if inside else (keys, ())
+
+
+def _stored(name: str, parts: list[tuple[Header, Entry]]) -> Stored:
+    """Join the tensors of a file, stacked along the first dimension; the widest dtype holds them all."""
+    first = parts[0][1]
+    if any(entry.shape[1:] != first.shape[1:] or not entry.shape for _, entry in parts[1:]):
+        raise ValueError(f"The q, k and v of {shown(name)} do not have the same shape: the model is damaged.")
+    shape = first.shape if len(parts) == 1 else (sum(entry.shape[0] for _, entry in parts), *first.shape[1:])
+    dtypes = {entry.dtype for _, entry in parts}
+    dtype = first.dtype
+    if len(dtypes) > 1:
+        if not dtypes <= set(FLOAT_DTYPES):
+            raise ValueError(f"The q, k and v of {shown(name)} have the types {', '.join(sorted(dtypes))}.")
+        promoted = TORCH_DTYPES[dtype]
+        for other in dtypes:
+            promoted = torch.promote_types(promoted, TORCH_DTYPES[other])
+        dtype = DTYPE_NAMES[promoted]
+    pieces = tuple(Piece(header.path, entry.start, entry.stop, entry.dtype) for header, entry in parts)
+    return Stored(name, dtype, shape, pieces)

@@ -1,0 +1,66 @@
+"""Which files make up a checkpoint: one, a folder with one, or shards and their index."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PureWindowsPath
+
+from .safetensors_header import CheckpointError, parse_json, shown
+
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+_INDEX_SUFFIX = ".safetensors.index.json"
+_MAX_INDEX_BYTES = 100_000_000
+
+
+def files_of(path: Path) -> list[Path]:
+    """The safetensors files behind a path, in the order of their names.
+
+    A folder may hold one file, or shards with an index (``diffusion_pytorch_model.safetensors.index.json``,
+    ``model.safetensors.index.json``), or a ``transformer`` folder that does.
+
+    Raises:
+        CheckpointError: if there are none, a shard is missing, or it is not clear which file is meant.
+    """
+    if path.is_dir():
+        return _files_in(path)
+    if path.name.endswith(_INDEX_SUFFIX):
+        return _shards(path)
+    shard = _SHARD.search(path.name)
+    if shard and int(shard[1]) > 1:
+        raise CheckpointError(f"{path} is one of {int(shard[1])} shards: give the folder that holds them all.")
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: check the name.")
+    return [path]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    indexes = sorted(folder.glob(f"*{_INDEX_SUFFIX}"))
+    files = sorted(folder.glob("*.safetensors"))
+    if len(indexes) == 1:
+        return _shards(indexes[0])
+    if len(files) == 1:
+        return files
+    if (folder / "transformer").is_dir():
+        return _files_in(folder / "transformer")
+    if not files:
+        raise CheckpointError(f"The folder {folder} holds no safetensors file: choose the one with the model.")
+    raise CheckpointError(f"The folder {folder} holds {len(files)} safetensors files and no one index: choose a file.")
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, each a plain name beside it."""
+    if index.stat().st_size > _MAX_INDEX_BYTES:
+        raise CheckpointError(f"{index} is far too large for an index: download it again.")
+    try:
+        parsed = parse_json(index.read_text(encoding="utf-8"))
+        names = set(parsed["weight_map"].values())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a valid index of shards; download it again.") from error
+    for name in names:
+        if not isinstance(name, str) or PureWindowsPath(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"{index} names {shown(name)}, which is not a file beside it.")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"The shard {shown(name)} is missing beside {index}: download it too.")
+    if not names:
+        raise CheckpointError(f"{index} names no shards; download it again.")
+    return [index.parent / name for name in sorted(names)]

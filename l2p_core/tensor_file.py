@@ -1,0 +1,55 @@
+"""Safetensors files as plain dictionaries of tensors, under their own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from .atomic import atomic_file
+from .safetensors_header import CheckpointError, header_room, read_header, shown
+from .tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, Piece, Stored, TensorWriter, as_bytes
+
+
+def save(
+    tensors: Mapping[str, Tensor],
+    target: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write tensors under their own names as one safetensors file, beside the target and renamed.
+
+    Raises:
+        CheckpointError: if the target exists and `overwrite` is false, or it cannot be written.
+    """
+    metadata = {"format": "pt", **(metadata or {})}
+    # Wider numbers first, as the format's own writer does, so that every tensor is aligned.
+    names = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    room = header_room(
+        ((name, DTYPE_NAMES[tensors[name].dtype], tuple(tensors[name].shape)) for name in names), metadata
+    )
+    size = room + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    with atomic_file(Path(target), size, overwrite) as file, TensorWriter(file, room) as writer:
+        for name in names:
+            tensor = tensors[name].detach()
+            position = writer.add({name: tuple(tensor.shape)}, DTYPE_NAMES[tensor.dtype])
+            writer.write(position, as_bytes(tensor.cpu().contiguous()))
+        writer.finish(metadata)
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of one safetensors file under their own names, and its metadata.
+
+    Raises:
+        CheckpointError: if the file cannot be read or holds numbers that torch has no type for.
+    """
+    header = read_header(Path(path))
+    tensors: dict[str, Tensor] = {}
+    with ChunkReader() as reader:
+        for name, entry in header.tensors.items():
+            if entry.dtype not in TORCH_DTYPES:
+                raise CheckpointError(f"{path}: {shown(name)} is {entry.dtype}, which is not read here.")
+            piece = Piece(header.path, entry.start, entry.stop, entry.dtype)
+            tensors[name] = reader.read(Stored(name, entry.dtype, entry.shape, (piece,)))
+    return tensors, header.metadata

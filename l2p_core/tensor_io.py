@@ -1,0 +1,244 @@
+"""Tensors to and from files as bytes in chunks, so that memory does not grow with the model.
+
+Reading into a few reused buffers beats mapping the file: mapped pages count as the process's memory. Hashing runs
+in a thread beside reading and writing, which all let go of the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .safetensors_header import DTYPE_BITS, CheckpointError, Entry, header_bytes, nbytes
+
+CHUNK_BYTES = 8 << 20
+_SYNC_BYTES = 256 << 20
+
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all); whatever it raises stops the work and leaves no file."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of bytes in a file, holding `dtype` numbers."""
+
+    path: Path
+    start: int
+    stop: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk: the numbers of its pieces one after the other, read as `dtype`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes(self.dtype, self.shape)
+
+    def as_dtype(self, dtype: str) -> Stored:
+        """The same tensor, converted to `dtype` while it is read."""
+        return replace(self, dtype=dtype)
+
+    def runs(self, first: int, count: int) -> Iterator[tuple[Piece, int, int]]:
+        """The numbers [first, first + count) as (piece, first number in it, count)."""
+        for piece in self.pieces:
+            held = (piece.stop - piece.start) // itemsize(piece.dtype)
+            here = min(held - first, count)
+            if here > 0:
+                yield piece, first, here
+                count -= here
+                first += here
+            first -= held
+
+
+class Progress:
+    """Counts bytes for a callback."""
+
+    def __init__(self, total: int, callback: ProgressCallback | None):
+        self.done, self.total, self.callback = 0, total, callback
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        if self.callback:
+            self.callback(self.done, self.total)
+
+
+class ChunkReader:
+    """Reads stored tensors chunk by chunk, and hashes chunks in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, FileIO] = {}
+        # Four: two streams compared side by side, and the two chunks before them that may still be hashed.
+        self._buffers = deque(torch.empty(CHUNK_BYTES, dtype=torch.uint8) for _ in range(4))
+        self._scratch = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
+        self._worker = ThreadPoolExecutor(max_workers=1)
+        self._hashing: deque[Future[None]] = deque()
+
+    def __enter__(self) -> ChunkReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.shutdown()
+        for file in self._files.values():
+            file.close()
+
+    def chunks(self, stored: Stored) -> Iterator[memoryview]:
+        """The tensor's bytes, as `stored.dtype`; a chunk stays valid until the second one after it is asked for.
+
+        Tensors of one shape and dtype have the same chunk borders, whatever their pieces are.
+        """
+        per_chunk = CHUNK_BYTES // itemsize(stored.dtype)
+        for first in range(0, stored.numel, per_chunk):
+            count = min(per_chunk, stored.numel - first)
+            buffer = self._next_buffer()[: count * itemsize(stored.dtype)]
+            self._fill(buffer, stored, first, count)
+            yield as_bytes(buffer)
+
+    def read(self, stored: Stored) -> Tensor:
+        """The whole tensor as `stored.dtype`, read straight into its memory."""
+        tensor = torch.empty(stored.shape, dtype=TORCH_DTYPES[stored.dtype])
+        self._fill(tensor.view(-1).view(torch.uint8), stored, 0, stored.numel)
+        return tensor
+
+    def hash(self, digest: Any, chunk: memoryview) -> None:
+        """Add the chunk last read to a hashlib digest, in the background; see `finish_hashing`."""
+        self._hashing.append(self._worker.submit(digest.update, chunk))
+
+    def finish_hashing(self, pending: int = 0) -> None:
+        """Wait until at most `pending` chunks remain to be hashed."""
+        while len(self._hashing) > pending:
+            self._hashing.popleft().result()
+
+    def _next_buffer(self) -> Tensor:
+        self.finish_hashing(pending=1)
+        self._buffers.rotate(-1)
+        return self._buffers[0]
+
+    def _fill(self, out: Tensor, stored: Stored, first: int, count: int) -> None:
+        """The numbers [first, first + count) into the bytes `out`."""
+        filled = 0
+        for piece, offset, length in stored.runs(first, count):
+            size = length * itemsize(stored.dtype)
+            if piece.dtype == stored.dtype:
+                start = piece.start + offset * itemsize(piece.dtype)
+                self._read_exactly(piece.path, start, out[filled : filled + size])
+            else:
+                self._convert(piece, offset, out[filled : filled + size].view(TORCH_DTYPES[stored.dtype]))
+            filled += size
+
+    def _convert(self, piece: Piece, first: int, out: Tensor) -> None:
+        """The numbers of a piece from `first` on into `out`, in its dtype."""
+        width = itemsize(piece.dtype)
+        for part in out.split(CHUNK_BYTES // width):
+            raw = self._scratch[: len(part) * width]
+            self._read_exactly(piece.path, piece.start + first * width, raw)
+            part.copy_(raw.view(TORCH_DTYPES[piece.dtype]))
+            first += len(part)
+
+    def _read_exactly(self, path: Path, start: int, out: Tensor) -> None:
+        if path not in self._files:
+            self._files[path] = open(path, "rb", buffering=0)  # noqa: SIM115 (closed on exit)
+        file = self._files[path]
+        if file.tell() != start:
+            file.seek(start)
+        view = as_bytes(out)
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise CheckpointError(f"{path} changed while it was read; try again when nothing else writes it.")
+            view = view[count:]
+
+
+class TensorWriter:
+    """Writes a safetensors file's tensors in any order, and its header last, in the room kept for it."""
+
+    def __init__(self, file: FileIO, data_start: int):
+        self._file = file
+        self._data_start = data_start
+        self._entries: list[Entry] = []
+        self._stop = 0
+        self._unsynced = 0
+        self._worker = ThreadPoolExecutor(max_workers=1)
+        self._syncing: Future[None] | None = None
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.shutdown()
+
+    def add(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
+        """Make room for tensors that lie back to back, and return the position of their first byte."""
+        position = self._stop
+        for name, shape in shapes.items():
+            size = nbytes(dtype, shape)
+            self._entries.append(Entry(name, dtype, shape, self._stop, self._stop + size))
+            self._stop += size
+        return position
+
+    def write(self, position: int, data: memoryview) -> None:
+        """Write bytes at a position that `add` gave."""
+        _write_at(self._file, self._data_start + position, data)
+        self._unsynced += len(data)
+        # Flushing in the background from early on keeps the disk busy and dirty pages few.
+        if self._unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            self._syncing = self._worker.submit(os.fsync, self._file.fileno())
+            self._unsynced = 0
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the header."""
+        if self._syncing:
+            self._syncing.result()
+        self._file.truncate(self._data_start + self._stop)
+        _write_at(self._file, 0, memoryview(header_bytes(self._entries, metadata, self._data_start)))
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one number of a dtype that has whole bytes."""
+    return DTYPE_BITS[dtype] // 8
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def _write_at(file: FileIO, position: int, data: memoryview) -> None:
+    if file.tell() != position:
+        file.seek(position)
+    while data:
+        data = data[file.write(data) :]
