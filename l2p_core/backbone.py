@@ -45,6 +45,14 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(sinusoids.to(next(self.mlp.parameters()).dtype))
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS norm in the dtype of its input, so that float32 master weights do not widen a bfloat16 residual stream."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Self-attention with RMS-normed queries and keys and rotary positions."""
 
@@ -53,14 +61,14 @@ class Attention(nn.Module):
         self.n_heads = config.n_heads
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=NORM_EPS)
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=NORM_EPS)
+        self.q_norm = RMSNorm(config.head_dim, eps=NORM_EPS)
+        self.k_norm = RMSNorm(config.head_dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
         """(B, N, D) -> (B, N, D); `mask` (B, 1, 1, N) is true for the keys that exist, None if all do."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.n_heads)
         q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
-        x = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=mask)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(rearrange(x, "b h n d -> b n (h d)"))
 
 
@@ -85,10 +93,10 @@ class Block(nn.Module):
         super().__init__()
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
-        self.attention_norm1 = nn.RMSNorm(config.dim, eps=NORM_EPS)
-        self.attention_norm2 = nn.RMSNorm(config.dim, eps=NORM_EPS)
-        self.ffn_norm1 = nn.RMSNorm(config.dim, eps=NORM_EPS)
-        self.ffn_norm2 = nn.RMSNorm(config.dim, eps=NORM_EPS)
+        self.attention_norm1 = RMSNorm(config.dim, eps=NORM_EPS)
+        self.attention_norm2 = RMSNorm(config.dim, eps=NORM_EPS)
+        self.ffn_norm1 = RMSNorm(config.dim, eps=NORM_EPS)
+        self.ffn_norm2 = RMSNorm(config.dim, eps=NORM_EPS)
         self.adaLN_modulation = nn.Sequential(nn.Linear(config.t_dim, 4 * config.dim)) if modulated else None
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None = None, t: Tensor | None = None) -> Tensor:
@@ -118,7 +126,7 @@ class Backbone(nn.Module):
         self.x_embedder = nn.Linear(patch_numel, config.dim)
         self.t_embedder = TimestepEmbedder(config)
         self.cap_embedder = nn.Sequential(
-            nn.RMSNorm(config.caption_dim, eps=NORM_EPS), nn.Linear(config.caption_dim, config.dim)
+            RMSNorm(config.caption_dim, eps=NORM_EPS), nn.Linear(config.caption_dim, config.dim)
         )
         self.x_pad_token = nn.Parameter(torch.zeros(1, config.dim))
         self.cap_pad_token = nn.Parameter(torch.zeros(1, config.dim))

@@ -1,0 +1,50 @@
+"""What chance decides about one training sample, as a pure function of the run's seed and the sample's number.
+
+Because nothing depends on what was drawn before, a resumed run, and a run whose samples are spread over several
+processes, draw exactly what an undisturbed single process would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass
+class Draw:
+    """One sample's noise level index, its noise (C, H, W) and whether its caption is dropped."""
+
+    sigma_index: int
+    noise: Tensor
+    drop_caption: bool
+
+
+def draw(run_seed: int, number: int, shape: torch.Size, *, levels: int, dropout: float, own_seed: int | None) -> Draw:
+    """Draw for the sample `number` of a run.
+
+    Args:
+        run_seed: the run's seed.
+        number: the sample's number, counted over all epochs.
+        shape: (C, H, W) of its noise.
+        levels: how many noise levels to choose from, uniformly.
+        dropout: probability of dropping the caption.
+        own_seed: the seed that the source drew this image's noise from; None draws it from the run's.
+    """
+    generator = torch.Generator().manual_seed(mixed(run_seed, number))
+    sigma_index = int(torch.randint(levels, (), generator=generator))
+    drop_caption = float(torch.rand((), generator=generator)) < dropout
+    if own_seed is not None:
+        generator = torch.Generator().manual_seed(own_seed)
+    return Draw(sigma_index, torch.randn(shape, generator=generator), drop_caption)
+
+
+def mixed(seed: int, number: int) -> int:
+    """Two numbers stirred into one of 64 bits (the finaliser of SplitMix64), so that neighbours have nothing in common."""
+    z = (seed * 0x9E3779B97F4A7C15 + number * 0xD1342543DE82EF95 + 0x632BE59BD9B4E019) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)

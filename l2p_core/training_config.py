@@ -1,0 +1,74 @@
+"""The choices of a training run; the defaults are the published 1k recipe (arXiv 2605.12013 section 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .freeze import POLICIES
+
+_CHOICES = {
+    "decay": ("constant", "cosine"),
+    "policy": POLICIES,
+    "precision": ("bf16", "fp32"),
+    "noise": ("seeded", "fresh"),
+}
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps of the whole run; the learning-rate schedule is laid out over them.
+        lr: peak learning rate.
+        backbone_lr_scale: factor on it for what the source already knew (all but patch embedder and head).
+        weight_decay: of AdamW.
+        warmup_steps: linear warm-up.
+        decay: "constant" or "cosine" (down to a tenth) after the warm-up.
+        clip_norm: gradients are scaled down to this total norm.
+        accumulate: micro-batches a step.
+        ema_decay: of the averaged weights, approached over the first steps; 0 keeps none.
+        caption_dropout: share of samples trained with the empty caption, for guidance.
+        shift: of the 500-step grid that noise levels are drawn from.
+        policy: "shallow" or "all".
+        blocks: backbone blocks trained at each end under "shallow".
+        precision: "bf16" computes in bfloat16 with float32 trained weights and bfloat16 frozen ones; or "fp32".
+        gradient_checkpointing: recompute blocks and head stages in the backward pass, for less memory.
+        noise: "seeded" draws an image's noise from its own seed where it has one; "fresh" never does.
+        seed: of everything random about the samples.
+
+    Raises:
+        ValueError: for values outside their range.
+    """
+
+    steps: int = 10_000
+    lr: float = 5e-5
+    backbone_lr_scale: float = 1.0
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    decay: str = "constant"
+    clip_norm: float = 1.0
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    caption_dropout: float = 0.0
+    shift: float = 3.0
+    policy: str = "shallow"
+    blocks: int = 5
+    precision: str = "bf16"
+    gradient_checkpointing: bool = True
+    noise: str = "seeded"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        for name, least in {"steps": 1, "accumulate": 1, "warmup_steps": 0, "blocks": 0, "weight_decay": 0}.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}.")
+        for name in ("lr", "clip_norm", "shift", "backbone_lr_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}.")
+        for name in ("caption_dropout", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be from 0 to below 1, not {getattr(self, name)}.")

@@ -1,0 +1,65 @@
+"""A training run on disk: every number that the next step depends on, and the choices it was made with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .safetensors_header import CheckpointError, read_header, shown
+from .tensor_file import save as save_tensors
+from .tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
+from .training_config import TrainingConfig
+
+KIND_KEY = "l2p.kind"
+KIND = "training-state"
+# Training longer than first planned is no other run.
+_MAY_CHANGE = ("steps",)
+
+
+def save(path: str | Path, state: Mapping[str, Tensor], *, step: int, config: TrainingConfig) -> None:
+    """Write a run's state beside `path` and rename it over, so that the last save survives whatever happens."""
+    metadata = {KIND_KEY: KIND, "l2p.step": str(step), "l2p.training": json.dumps(asdict(config))}
+    save_tensors(state, path, metadata, overwrite=True)
+
+
+@torch.no_grad()
+def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfig) -> int:
+    """Fill the tensors of `state` from a file, one by one, and return the step it was saved at.
+
+    Raises:
+        CheckpointError: if the file is no saved run, or belongs to another model or to other settings. Nothing of
+            `state` has changed then.
+    """
+    header = read_header(Path(path))
+    if header.metadata.get(KIND_KEY) != KIND:
+        raise CheckpointError(f"{path} is not a saved training run.")
+    _check_settings(path, json.loads(header.metadata["l2p.training"]), config)
+    for name in sorted(set(state) ^ set(header.tensors)):
+        raise CheckpointError(f"{path} belongs to another model or policy: {shown(name)} is only in one of the two.")
+    for name, entry in header.tensors.items():
+        if entry.shape != tuple(state[name].shape):
+            raise CheckpointError(
+                f"{path} belongs to another model: {shown(name)} has the shape {entry.shape}, "
+                f"not {tuple(state[name].shape)}."
+            )
+    with ChunkReader() as reader:
+        for name, entry in header.tensors.items():
+            assert TORCH_DTYPES[entry.dtype] == state[name].dtype
+            piece = Piece(header.path, entry.start, entry.stop, entry.dtype)
+            state[name].copy_(reader.read(Stored(name, entry.dtype, entry.shape, (piece,))))
+    return int(header.metadata["l2p.step"])
+
+
+def _check_settings(path: str | Path, saved: Mapping[str, object], config: TrainingConfig) -> None:
+    for choice in fields(TrainingConfig):
+        ours, theirs = getattr(config, choice.name), saved.get(choice.name)
+        if choice.name not in _MAY_CHANGE and ours != theirs:
+            raise CheckpointError(
+                f"{path} was trained with {choice.name} = {theirs!r}, but {ours!r} is asked for now: set it back to go "
+                "on, or start a new run."
+            )
