@@ -43,7 +43,7 @@ def draw(run_seed: int, number: int, shape: torch.Size, *, levels: int, dropout:
 
 
 def mixed(seed: int, number: int) -> int:
-    """Two numbers stirred into one of 64 bits (the finaliser of SplitMix64), so that neighbours have nothing in common."""
+    """Two numbers stirred into one of 64 bits, so that neighbours share nothing (the finaliser of SplitMix64)."""
     z = (seed * 0x9E3779B97F4A7C15 + number * 0xD1342543DE82EF95 + 0x632BE59BD9B4E019) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK

@@ -53,7 +53,9 @@ def test_gradients_flow_through_tiles() -> None:
     for tile in (None, 40):
         head.zero_grad()
         head(pixels, features, tile).square().sum().backward()
-        gradients.append(head.get_submodule("enc1.0").weight.grad)
+        gradient = head.get_parameter("enc1.0.weight").grad
+        assert gradient is not None
+        gradients.append(gradient)
     assert relative_error(gradients[1], gradients[0]) < 1e-4
 
 

@@ -54,7 +54,8 @@ def test_loss_and_gradients() -> None:
         loss.backward()
         assert loss.dtype == torch.float32
         assert golden.relative_error(loss.detach(), stored[f"case{i}.loss"][0]) < PARITY
-        embedder, out_conv = model.x_embedder.weight.grad, model.local_decoder.out_conv.weight.grad
+        embedder = model.x_embedder.weight.grad
+        out_conv = model.get_parameter("local_decoder.out_conv.weight").grad
         assert embedder is not None and out_conv is not None
         assert golden.relative_error(embedder[:8], stored[f"case{i}.grad_x_embedder_weight"]) < PARITY
         assert golden.relative_error(out_conv, stored[f"case{i}.grad_out_conv_weight"]) < PARITY
