@@ -1,0 +1,28 @@
+"""The ComfyUI nodes: each a schema and a call. `host.py` and the files beside it are all that touches ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .convert_nodes import ConvertToL2P, MergeDelta, SaveDelta
+from .load_nodes import Demo, Loader
+from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
+from .sampler_node import PixelSampler
+
+
+class L2PExtension(ComfyExtension):
+    """What the host asks for the pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The nodes, in the order of the menu."""
+        return [
+            Loader,
+            PixelSampler,
+            EmptyPixels,
+            ImageToPixels,
+            PixelsToImage,
+            ConvertToL2P,
+            SaveDelta,
+            MergeDelta,
+            Demo,
+        ]

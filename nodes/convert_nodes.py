@@ -1,0 +1,188 @@
+"""Nodes that write files: convert a latent model, save and merge what training changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from . import files
+from .jobs import convert_file, extract_delta, merge_delta
+
+CATEGORY = "L2P/files"
+
+
+def _overwrite() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "overwrite", default=False, tooltip="Whether a file of that name may be replaced; off refuses."
+    )
+
+
+def _file_name(default: str) -> io.String.Input:
+    return io.String.Input(
+        "filename", default=default, tooltip="The new file's name in models/diffusion_models; folders are allowed."
+    )
+
+
+def _file(id: str, tooltip: str) -> io.Combo.Input:
+    return io.Combo.Input(id, options=files.choices(), tooltip=tooltip)
+
+
+def _outputs() -> list[io.Output]:
+    return [
+        io.Combo.Output(display_name="file", options=files.choices(), tooltip="The new file's name, for L2P Loader."),
+        io.String.Output(display_name="report", tooltip="What became of every tensor."),
+    ]
+
+
+def _done(target: Path, report: str) -> io.NodeOutput:
+    return io.NodeOutput(files.name_of(target), report, ui=ui.PreviewText(report))
+
+
+def _names_problem(filename: str | None, *sources: str | None) -> bool | str:
+    """What is wrong with the names, before anything runs; True if nothing is.
+
+    Whether the new file exists is asked when the node runs: a result that the host has cached is no mistake.
+    """
+    try:
+        for name in sources:
+            if name is not None:
+                files.existing(name)
+        if filename is not None:
+            files.target(filename)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+class ConvertToL2P(io.ComfyNode):
+    """A latent Z-Image model to the pixel initialisation that training starts from."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PConvert",
+            display_name="Convert to L2P",
+            category=CATEGORY,
+            description="Turns a latent Z-Image model (or a smaller L2P variant) into an L2P file with a new patch "
+            "embedder and Detailer Head. The result is where training starts from: until then it makes noise.",
+            search_aliases=["convert checkpoint", "pixel initialisation", "pixel initialization", "z-image to l2p"],
+            is_output_node=True,
+            inputs=[
+                _file("source", "The latent Z-Image model, or an L2P model of a smaller variant."),
+                io.Combo.Input(
+                    "variant",
+                    options=["1k", "4k", "8k", "10k"],
+                    default="1k",
+                    tooltip="The size of images that the new model is meant for.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    tooltip="The number that new weights are drawn from; the same seed gives the same file.",
+                ),
+                _file_name("l2p-1k-init"),
+                _overwrite(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, source: str | None = None, filename: str | None = None
+    ) -> bool | str:
+        return _names_problem(filename, source)
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str | None = None, **settings: Any) -> Any:
+        return files.fingerprint(source), sorted(settings.items())
+
+    @classmethod
+    def execute(cls, source: str, variant: str, seed: int, filename: str, overwrite: bool) -> io.NodeOutput:
+        target = files.new_file(filename, overwrite)
+        return _done(target, convert_file(files.existing(source), target, variant, seed))
+
+
+class SaveDelta(io.ComfyNode):
+    """What training changed, as a small file to share."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PSaveDelta",
+            display_name="Save L2P Delta",
+            category=CATEGORY,
+            description="Keeps of a trained L2P file only what training changed, to share and to load onto the base "
+            "with L2P Loader: less than half the size, and no second copy of the base.",
+            search_aliases=["extract delta", "difference", "l2p delta"],
+            is_output_node=True,
+            inputs=[
+                _file("trained", "The trained L2P model."),
+                _file("base", "The pixel initialisation that training started from."),
+                _file_name("l2p-delta"),
+                _overwrite(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        trained: str | None = None,
+        base: str | None = None,
+        filename: str | None = None,
+    ) -> bool | str:
+        return _names_problem(filename, trained, base)
+
+    @classmethod
+    def fingerprint_inputs(cls, trained: str | None = None, base: str | None = None, **settings: Any) -> Any:
+        return files.fingerprint(trained, base), sorted(settings.items())
+
+    @classmethod
+    def execute(cls, trained: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
+        target = files.new_file(filename, overwrite)
+        return _done(target, extract_delta(files.existing(trained), files.existing(base), target))
+
+
+class MergeDelta(io.ComfyNode):
+    """A delta and its base as one whole L2P file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PMergeDelta",
+            display_name="Merge L2P Delta",
+            category=CATEGORY,
+            description="Puts a delta onto the base it was made for, the latent source or the pixel initialisation, "
+            "and saves a whole L2P model. L2P Loader does the same while loading, without a new file.",
+            search_aliases=["merge checkpoint", "apply delta", "l2p delta"],
+            is_output_node=True,
+            inputs=[
+                _file("delta", "The file of trained weights."),
+                _file("base", "The latent source, or the pixel initialisation, that the delta was made for."),
+                _file_name("l2p-merged"),
+                _overwrite(),
+            ],
+            outputs=_outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        delta: str | None = None,
+        base: str | None = None,
+        filename: str | None = None,
+    ) -> bool | str:
+        return _names_problem(filename, delta, base)
+
+    @classmethod
+    def fingerprint_inputs(cls, delta: str | None = None, base: str | None = None, **settings: Any) -> Any:
+        return files.fingerprint(delta, base), sorted(settings.items())
+
+    @classmethod
+    def execute(cls, delta: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
+        target = files.new_file(filename, overwrite)
+        return _done(target, merge_delta(files.existing(delta), files.existing(base), target))

@@ -1,0 +1,83 @@
+"""The host's models folders: what can be chosen, and where results may go."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+import folder_paths
+
+FOLDER = "diffusion_models"
+NO_FILE = "none"
+
+
+def choices() -> list[str]:
+    """The safetensors files in the host's diffusion_models folders, as the user sees them."""
+    names = folder_paths.get_filename_list(FOLDER)
+    return [name for name in names if name.lower().endswith((".safetensors", ".sft"))]
+
+
+def existing(name: str) -> str:
+    """The full path of a file in the diffusion_models folders.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise ValueError(
+            f"There is no file {name!r} in models/{FOLDER}: put it there, or press R to refresh the list."
+        )
+    return path
+
+
+def fingerprint(*names: str | None) -> list[tuple[str, int, int]]:
+    """What tells that one of the files has changed: names, sizes and times."""
+    found = []
+    for name in names:
+        path = folder_paths.get_full_path(FOLDER, name) if name else None
+        if name and path:
+            stat = Path(path).stat()
+            found.append((name, stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def target(name: str) -> Path:
+    """Where a result of this name goes: models/diffusion_models, with the suffix .safetensors.
+
+    Raises:
+        ValueError: for an empty name, or one that leads out of the folder.
+    """
+    root = _output_root().resolve()
+    relative = PurePath(name.strip().replace("\\", "/"))
+    if relative.name in ("", ".safetensors", ".sft"):
+        raise ValueError("The file name is empty: give the new file a name.")
+    if relative.suffix.lower() not in (".safetensors", ".sft"):
+        relative = relative.with_name(relative.name + ".safetensors")
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(f"The file name {name!r} leads out of models/{FOLDER}: give a name inside it.")
+    return path
+
+
+def new_file(name: str, overwrite: bool) -> Path:
+    """`target`, its folder made.
+
+    Raises:
+        ValueError: as `target`, and for a file that exists while `overwrite` is off.
+    """
+    path = target(name)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{name_of(path)} exists already in models/{FOLDER}: choose another name, or switch overwrite on.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def name_of(path: Path) -> str:
+    """The name under which the host lists a file that `target` placed."""
+    return str(path.relative_to(_output_root().resolve()))
+
+
+def _output_root() -> Path:
+    """The folder of that very name, if the host has several: older setups list models/unet first."""
+    folders = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+    return next((folder for folder in folders if folder.name == FOLDER), folders[0])

@@ -1,0 +1,95 @@
+"""Nodes that bring a MODEL: from a file, or the bundled tiny one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import files
+from .demo import load_demo
+from .host import WEIGHT_DTYPES
+from .loading import load_model, parse_head_tile
+
+
+class Loader(io.ComfyNode):
+    """An L2P file, or a delta on its base, as a MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PLoader",
+            display_name="L2P Loader",
+            category="L2P",
+            description="Loads an L2P pixel-space model of any variant (1k, 4k, 8k, 10k; told from the file) as a "
+            "MODEL for Pixel Sampler, KSampler and everything else that takes one. "
+            "Load Diffusion Model would take it for a latent Z-Image and give wrong images.",
+            search_aliases=["load diffusion model", "unet loader", "l2p", "z-image pixel", "pixel space model"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=files.choices(),
+                    tooltip="From models/diffusion_models: an L2P model, or the base that the delta was made for.",
+                ),
+                io.Combo.Input(
+                    "delta",
+                    options=[files.NO_FILE, *files.choices()],
+                    default=files.NO_FILE,
+                    tooltip="A file of trained weights to put onto the base while loading; none for a whole model.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    tooltip="How weights are kept in memory. fp8 halves the backbone and leaves the head as it is.",
+                ),
+                io.Combo.Input(
+                    "head_tile",
+                    options=["auto", "whole", "512", "1024", "2048", "4096"],
+                    default="auto",
+                    tooltip="The Detailer Head works tile by tile with the same result: smaller takes less memory, "
+                    "auto decides by what is free.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None = None, delta: str | None = None, head_tile: str = "auto") -> bool | str:
+        try:
+            parse_head_tile(head_tile)
+            for name in (file, delta):
+                if name not in (None, files.NO_FILE):
+                    files.existing(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str | None = None, delta: str | None = None, **settings: Any) -> Any:
+        return files.fingerprint(file, delta), sorted(settings.items())
+
+    @classmethod
+    def execute(cls, file: str, delta: str, weight_dtype: str, head_tile: str) -> io.NodeOutput:
+        delta_path = None if delta == files.NO_FILE else files.existing(delta)
+        return io.NodeOutput(load_model(files.existing(file), delta_path, weight_dtype, head_tile))
+
+
+class Demo(io.ComfyNode):
+    """The bundled tiny model as MODEL and CLIP."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PDemo",
+            display_name="L2P Demo",
+            category="L2P",
+            description="A tiny L2P model that comes with this pack: coloured shapes of 64 pixels, in seconds on "
+            "any machine, with nothing to download. For trying out workflows.",
+            search_aliases=["l2p example", "tiny model", "test model", "l2p"],
+            outputs=[io.Model.Output(), io.Clip.Output(tooltip="Knows the words of its own captions only.")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_demo())

@@ -1,0 +1,71 @@
+"""LoRA files made for the latent source on an L2P model: what fits applies, one line says what was left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+PREFIX = "diffusion_model."
+
+
+class FittingPatches:
+    """Mixed into the host's ModelPatcher: weight patches whose shape is not the weight's are left out.
+
+    The latent source's patch embedder and final layer do not exist in a pixel model; the host would try the one at
+    every load of the model and fail with an error each time.
+    """
+
+    def add_patches(
+        self, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
+    ) -> list[Any]:
+        """As the host's; returns the left-out keys too, so that the host does not report them once more."""
+        weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[attr-defined]
+        fitting = {key: patch for key, patch in patches.items() if fits(key, patch, weights)}
+        left_out = [key for key in patches if key not in fitting and _name(key).startswith(PREFIX)]
+        if left_out and fitting:
+            names = sorted({_name(key).removeprefix(PREFIX).removesuffix(".weight") for key in left_out})
+            logging.info(
+                "L2P: %d weights patched; left out, being made for a latent model: %s",
+                len(fitting),
+                ", ".join(names),
+            )
+        applied: list[Any] = super().add_patches(fitting, strength_patch, strength_model)  # type: ignore[misc]
+        return [*applied, *left_out]
+
+
+def fits(key: Any, patch: Any, weights: dict[str, Tensor]) -> bool:
+    """Whether a patch of the host's kinds can be applied to the weight it names."""
+    name = _name(key)
+    if name not in weights:
+        return False
+    shape = tuple(weights[name].shape)
+    made_for = _shape_made_for(patch)
+    if made_for is None or not isinstance(key, str):
+        # A key with an offset (q, k or v of the stacked qkv) exists only where the width agrees.
+        return True
+    return made_for[0] == shape[0] and made_for[1] == _numel(shape[1:])
+
+
+def _shape_made_for(patch: Any) -> tuple[int, int] | None:
+    """(rows, columns) of the weight that a low-rank pair or a difference was made for, None for other patches."""
+    if isinstance(patch, tuple) and patch[0] == "diff" and len(patch[1]) == 1:
+        return patch[1][0].shape[0], _numel(patch[1][0].shape[1:])
+    weights = getattr(patch, "weights", None)
+    if getattr(patch, "name", "") != "lora" or not weights or weights[3] is not None:
+        return None
+    up, down = weights[0], weights[1]
+    return up.shape[0], _numel(down.shape[1:])
+
+
+def _name(key: Any) -> str:
+    return key if isinstance(key, str) else key[0]
+
+
+def _numel(shape: Sequence[int]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result

@@ -1,0 +1,185 @@
+"""L2P's network on the host's own Z-Image backbone.
+
+Subclassing the host's NextDiT, rather than running `l2p_core`'s backbone inside it, is what makes LoRA, model
+patches, offloading, quantised linears, attention backends and torch.compile work as for every other model there.
+Parameter names are those of `l2p_core`, and a test holds the two networks to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.ldm.lumina.model import NextDiT
+from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
+from einops import rearrange
+from torch import Tensor
+
+from ..l2p_core.config import NORM_EPS, ROPE_THETA, TOKEN_MULTIPLE, ModelConfig
+from ..l2p_core.detailer import DetailerHead
+from ..l2p_core.patch import pad_to_multiple
+from .memory import choose_tile
+
+LATENT_CHANNELS = 16
+"""Channels of the latent that patches made for Z-Image expect to see."""
+
+Patch = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class L2PNextDiT(NextDiT):
+    """The host's NextDiT with a Detailer Head (`local_decoder`) in place of its final layer.
+
+    Args:
+        l2p: the sizes, read off the checkpoint.
+        head_tile: side in pixels of the head's tiles, 0 for the whole image at once, None to choose by memory.
+    """
+
+    def __init__(
+        self,
+        l2p: ModelConfig,
+        head_tile: int | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        operations: Any = None,
+        **_: Any,
+    ):
+        assert l2p.head is not None
+        super().__init__(
+            patch_size=l2p.patch_size,
+            in_channels=l2p.in_channels,
+            dim=l2p.dim,
+            n_layers=l2p.n_layers,
+            n_refiner_layers=l2p.n_refiner_layers,
+            n_heads=l2p.n_heads,
+            n_kv_heads=l2p.n_heads,
+            # The host rounds int(multiplier * dim) up to multiple_of; the half keeps int() from landing one short.
+            multiple_of=1,
+            ffn_dim_multiplier=(l2p.ffn_dim + 0.5) / l2p.dim,
+            norm_eps=NORM_EPS,
+            qk_norm=True,
+            cap_feat_dim=l2p.caption_dim,
+            axes_dims=list(l2p.rope_dims),
+            rope_theta=ROPE_THETA,
+            z_image_modulation=True,
+            time_scale=1000.0,
+            pad_tokens_multiple=TOKEN_MULTIPLE,
+            device=device,
+            dtype=dtype,
+            operations=operations,
+        )
+        del self.final_layer
+        # The host sizes the timestep embedder for the 6B model; smaller ones have their own.
+        self.t_embedder = TimestepEmbedder(
+            l2p.t_hidden_dim,
+            frequency_embedding_size=l2p.t_freq_dim,
+            output_size=l2p.t_dim,
+            device=device,
+            dtype=dtype,
+            operations=operations,
+        )
+        self.local_decoder = DetailerHead(l2p.head, l2p.dim, operations, device=device, dtype=dtype)
+        self.l2p = l2p
+        self.head_tile = head_tile
+
+    def _forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        num_tokens: int,
+        attention_mask: Tensor | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Noisy pixels (B, 3, H, W), sigmas (B,) and captions (B, L, C) to the velocity (B, 3, H, W).
+
+        Follows NextDiT._forward of comfy/ldm/lumina/model.py up to the final layer.
+        """
+        height, width = x.shape[-2:]
+        pixels = pad_to_multiple(x, self.l2p.size_multiple)
+        rows, columns = pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
+        options = _with_latent_view({} if transformer_options is None else transformer_options, rows, columns)
+
+        t = self.t_embedder((1.0 - timesteps) * self.time_scale, dtype=x.dtype)
+        tokens, mask, _, caption_lengths, rope, _ = self.patchify_and_embed(
+            pixels, context, attention_mask, t, num_tokens, transformer_options=options
+        )
+        caption = caption_lengths[0]
+        tokens = self._joint_blocks(tokens, mask, rope.to(tokens.device), t, caption, pixels, options)
+        features = rearrange(tokens[:, caption : caption + rows * columns], "b (h w) d -> b d h w", h=rows, w=columns)
+        tile = self._tile(pixels, caption)
+        # The head returns x0 - noise (arXiv 2605.12013 section 3.2), the sampler wants noise - x0.
+        return -self.local_decoder(pixels, features, tile)[..., :height, :width]
+
+    @torch.compiler.disable
+    def _tile(self, pixels: Tensor, caption: int) -> int | None:
+        if self.head_tile is not None:
+            return self.head_tile or None
+        batch, _, height, width = pixels.shape
+        free = comfy.model_management.get_free_memory(pixels.device)
+        return choose_tile(self.l2p, height, width, caption, pixels.element_size(), batch, free)
+
+    def _joint_blocks(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        rope: Tensor,
+        t: Tensor,
+        caption: int,
+        pixels: Tensor,
+        options: dict[str, Any],
+    ) -> Tensor:
+        """The blocks on [caption, image] tokens, with the host's `double_block` patches after each."""
+        patches: list[Patch] = options.get("patches", {}).get("double_block", [])
+        options["total_blocks"] = len(self.layers)
+        options["block_type"] = "double"
+        first = tokens
+        for i, layer in enumerate(self.layers):
+            options["block_index"] = i
+            tokens = layer(tokens, mask, rope, t, transformer_options=options)
+            for patch in patches:
+                out = patch(
+                    {
+                        "img": tokens[:, caption:],
+                        "img_input": first[:, caption:],
+                        "txt": tokens[:, :caption],
+                        "pe": rope[:, caption:],
+                        "vec": t,
+                        "x": pixels,
+                        "block_index": i,
+                        "transformer_options": options,
+                    }
+                )
+                if "img" in out:
+                    tokens[:, caption:] = out["img"]
+                if "txt" in out:
+                    tokens[:, :caption] = out["txt"]
+        return tokens
+
+
+def _with_latent_view(options: dict[str, Any], rows: int, columns: int) -> dict[str, Any]:
+    """Let model patches see an `x` of the size that a latent with the same tokens would have.
+
+    ControlNet-style patches (comfy_extras/nodes_model_patch.py) multiply the size of `x` by the VAE's compression
+    to find the image they re-encode; given pixels, they would encode eight times the image's size.
+    """
+    patches = options.get("patches", {})
+    wrapped = {
+        name: [_sees_latent(patch, rows, columns) for patch in patches[name]]
+        for name in ("noise_refiner", "double_block")
+        if name in patches
+    }
+    return {**options, "patches": {**patches, **wrapped}}
+
+
+def _sees_latent(patch: Patch, rows: int, columns: int) -> Patch:
+    def call(args: dict[str, Any]) -> dict[str, Any]:
+        pixels: Tensor = args["x"]
+        # Patches read the size, dtype and device; an expanded view of one number holds no memory.
+        view = torch.zeros(1, dtype=pixels.dtype, device=pixels.device)
+        latent = view.expand(pixels.shape[0], LATENT_CHANNELS, 2 * rows, 2 * columns)
+        return patch({**args, "x": latent})
+
+    return call

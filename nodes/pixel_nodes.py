@@ -1,0 +1,84 @@
+"""Nodes between IMAGE and the LATENT of a pixel model, for the host's own samplers."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .pixels import empty_pixels, image_to_pixels, pixels_to_image
+
+CATEGORY = "L2P/pixels"
+MAX_SIDE = 16384
+
+
+class EmptyPixels(io.ComfyNode):
+    """A blank LATENT for text to image with KSampler and its kin."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PEmptyPixels",
+            display_name="Empty Pixels",
+            category=CATEGORY,
+            description="A blank canvas of pixels for KSampler and other samplers with an L2P model: "
+            "the counterpart of Empty Latent Image, without a VAE.",
+            search_aliases=["empty latent", "blank pixels", "pixel latent", "l2p latent"],
+            inputs=[
+                io.Int.Input("width", default=1024, min=16, max=MAX_SIDE, step=16, tooltip="Width in pixels."),
+                io.Int.Input("height", default=1024, min=16, max=MAX_SIDE, step=16, tooltip="Height in pixels."),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to make at once."),
+            ],
+            outputs=[io.Latent.Output(display_name="pixels", tooltip="Pixels as a LATENT, for any sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, width: int, height: int, batch_size: int) -> io.NodeOutput:
+        return io.NodeOutput(empty_pixels(width, height, batch_size))
+
+
+class ImageToPixels(io.ComfyNode):
+    """The pixel model's counterpart of VAE Encode."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PImageToPixels",
+            display_name="Image to Pixels",
+            category=CATEGORY,
+            description="An image as the LATENT of an L2P model: the counterpart of VAE Encode, exact and instant. "
+            "With a mask, samplers paint only where it is white.",
+            search_aliases=["vae encode", "image to latent", "encode pixels", "inpaint", "noise mask"],
+            inputs=[
+                io.Image.Input("image", tooltip="The image to start from; its alpha channel is dropped."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White is painted anew, black is kept. Any shape, as large as the image.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="pixels", tooltip="Pixels as a LATENT, for any sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, image: io.Image.Type, mask: io.Mask.Type | None = None) -> io.NodeOutput:
+        return io.NodeOutput(image_to_pixels(image, mask))
+
+
+class PixelsToImage(io.ComfyNode):
+    """The pixel model's counterpart of VAE Decode."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PPixelsToImage",
+            display_name="Pixels to Image",
+            category=CATEGORY,
+            description="What a sampler made with an L2P model, as an image: the counterpart of VAE Decode, "
+            "exact and instant, with no tiles at any size.",
+            search_aliases=["vae decode", "latent to image", "decode pixels"],
+            inputs=[io.Latent.Input("pixels", tooltip="The LATENT that a sampler made with an L2P model.")],
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def execute(cls, pixels: io.Latent.Type) -> io.NodeOutput:
+        return io.NodeOutput(pixels_to_image(pixels))

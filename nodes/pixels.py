@@ -1,0 +1,68 @@
+"""Images and the LATENT of a pixel model: the same numbers in another range and order, float32 and exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def empty_pixels(width: int, height: int, batch: int) -> dict[str, Any]:
+    """A LATENT of mid-grey pixels, (batch, 3, height, width), for a sampler to fill."""
+    # The ratio tells the host that these are pixels, not latents of an eighth of the size.
+    return {"samples": torch.zeros(batch, 3, height, width), "downscale_ratio_spacial": 1}
+
+
+def image_to_pixels(image: Tensor, mask: Tensor | None = None) -> dict[str, Any]:
+    """An IMAGE (B, H, W, 3 or more) in [0, 1] as a LATENT (B, 3, H, W) in [-1, 1]; an alpha channel is dropped.
+
+    A mask (H, W) or (B, H, W) becomes the latent's noise mask: 1 is painted anew, 0 is kept.
+
+    Raises:
+        ValueError: if the mask has another size than the image.
+    """
+    samples = image[..., :3].movedim(-1, 1).float() * 2.0 - 1.0
+    latent: dict[str, Any] = {"samples": samples.contiguous(), "downscale_ratio_spacial": 1}
+    if mask is not None:
+        check_mask(mask, image)
+        latent["noise_mask"] = mask.reshape(-1, 1, *mask.shape[-2:])
+    return latent
+
+
+def pixels_to_image(latent: dict[str, Any]) -> Tensor:
+    """The LATENT of a pixel model as an IMAGE (B, H, W, 3), clamped to [0, 1].
+
+    Raises:
+        ValueError: if the latent is not one of pixels.
+    """
+    samples = latent["samples"]
+    if samples.ndim != 4 or samples.shape[1] != 3:
+        raise ValueError(
+            f"This latent has the shape {tuple(samples.shape)}, but pixels have 3 channels: it belongs to a latent "
+            "model and needs VAE Decode."
+        )
+    return ((samples.float() + 1.0) / 2.0).clamp(0.0, 1.0).movedim(1, -1).contiguous()
+
+
+def keep_unmasked(image: Tensor, original: Tensor, mask: Tensor) -> Tensor:
+    """`image` with every pixel whose mask is 0 taken from `original`, bit for bit.
+
+    The sampler already composites the original at every step; the last of its sums still rounds.
+    """
+    painted = mask.reshape(-1, *mask.shape[-2:], 1) > 0
+    return torch.where(painted.to(image.device), image, original[..., :3].to(image))
+
+
+def check_mask(mask: Tensor, image: Tensor) -> None:
+    """Raises ValueError unless the mask has the image's height and width, and one mask or one for each image."""
+    height, width = image.shape[1:3]
+    if mask.shape[-2:] != (height, width):
+        raise ValueError(
+            f"The mask is {mask.shape[-1]}x{mask.shape[-2]}, but the image is {width}x{height}: "
+            "resize one of them so that they agree."
+        )
+    if mask.ndim > 2 and mask.shape[0] not in (1, image.shape[0]):
+        raise ValueError(
+            f"There are {mask.shape[0]} masks for {image.shape[0]} images: give one mask, or one for each image."
+        )

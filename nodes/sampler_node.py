@@ -1,0 +1,137 @@
+"""The Pixel Sampler: conditioning in, image out."""
+
+from __future__ import annotations
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from .pixel_nodes import MAX_SIDE
+from .sampling import FROM_MODEL, PUBLISHED, Settings, sample_image
+
+
+class PixelSampler(io.ComfyNode):
+    """Text to image, image to image and inpainting without a VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PPixelSampler",
+            display_name="Pixel Sampler",
+            category="L2P",
+            description="Makes images with an L2P model, straight in pixels: no VAE. Connect an image to start from "
+            "it, and a mask to repaint only a part of it; the rest comes out exactly as it went in.",
+            search_aliases=["ksampler", "sampler", "l2p", "text to image", "image to image", "inpaint", "pixel space"],
+            essentials_category="Image Generation",
+            inputs=[
+                io.Model.Input("model", tooltip="An L2P model, from L2P Loader or L2P Demo."),
+                io.Conditioning.Input("positive", tooltip="What the image should show."),
+                io.Conditioning.Input("negative", tooltip="What it should not show; not used when cfg is 1."),
+                io.Int.Input(
+                    "width",
+                    default=1024,
+                    min=16,
+                    max=MAX_SIDE,
+                    step=16,
+                    tooltip="Width in pixels, any number; an image that is connected sets it instead.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=1024,
+                    min=16,
+                    max=MAX_SIDE,
+                    step=16,
+                    tooltip="Height in pixels, any number; an image that is connected sets it instead.",
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to make at once."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The number that the noise is drawn from.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=FROM_MODEL,
+                    min=FROM_MODEL,
+                    max=10000,
+                    tooltip="Sampling steps; -1 takes what the model was published with (1k: 30, larger: 50).",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=FROM_MODEL,
+                    min=FROM_MODEL,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance; -1 takes what the model was published with (1k: 2, larger: 4). "
+                    "1 is none, and twice as fast.",
+                ),
+                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler"),
+                io.Combo.Input(
+                    "scheduler",
+                    options=[PUBLISHED, *comfy.samplers.SCHEDULER_NAMES],
+                    default=PUBLISHED,
+                    tooltip="How the steps are spread over the noise levels; the first is L2P's own.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="With an image: how much of it is made anew. 1 keeps nothing but what the mask protects.",
+                ),
+                io.Image.Input("image", optional=True, tooltip="An image to start from, in its own size."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White is painted anew, black comes out exactly as it went in. As large as the image.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, steps: int | None = None, cfg: float | None = None, denoise: float | None = None) -> bool | str:
+        if steps is not None and (steps < FROM_MODEL or steps == 0):
+            return f"steps is {steps}: take 1 or more, or -1 for what the model was published with."
+        if cfg is not None and cfg < 0 and cfg != FROM_MODEL:
+            return f"cfg is {cfg}: take 0 or more, or -1 for what the model was published with."
+        if denoise is not None and not 0 < denoise <= 1:
+            return f"denoise is {denoise}: take more than 0, which would change nothing, and at most 1."
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: io.Model.Type,
+        positive: io.Conditioning.Type,
+        negative: io.Conditioning.Type,
+        width: int,
+        height: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        image: io.Image.Type | None = None,
+        mask: io.Mask.Type | None = None,
+    ) -> io.NodeOutput:
+        settings = Settings(seed, steps, cfg, sampler_name, scheduler, denoise)
+        return io.NodeOutput(
+            sample_image(
+                model,
+                positive,
+                negative,
+                settings,
+                width=width,
+                height=height,
+                batch=batch_size,
+                image=image,
+                mask=mask,
+            )
+        )

@@ -1,0 +1,165 @@
+"""Sampling pixels with the host's samplers: what the Pixel Sampler node does, as plain functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ..l2p_core import flow
+from ..l2p_core.config import VARIANTS, Variant
+from .host import L2PBaseModel
+from .pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
+
+PUBLISHED = "L2P (published)"
+"""The schedule L2P was published with; the others are the host's."""
+
+FROM_MODEL = -1
+"""A number of steps, or a cfg, that stands for the variant's published one."""
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample; `steps` and `cfg` may be FROM_MODEL."""
+
+    seed: int
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    denoise: float = 1.0
+
+
+def sample_image(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    settings: Settings,
+    *,
+    width: int,
+    height: int,
+    batch: int,
+    image: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Text to image, image to image, or inpainting: an IMAGE (B, H, W, 3) in [0, 1].
+
+    With an image its size is used, and a single image is repeated to `batch`. With a mask too, every pixel where it
+    is 0 comes out exactly as it went in.
+
+    Raises:
+        ValueError: for a model that is not L2P, a mask without an image or of another size, a denoise below 1
+            without an image, or a size that the device's memory cannot hold.
+    """
+    variant = variant_of(model)
+    if image is None:
+        if mask is not None:
+            raise ValueError("A mask needs an image to inpaint: connect one, or disconnect the mask.")
+        if settings.denoise < 1.0:
+            raise ValueError(
+                f"denoise is {settings.denoise}, but there is no image to keep anything of: connect an image, or "
+                "set denoise to 1."
+            )
+        latent = empty_pixels(width, height, batch)
+    else:
+        if image.shape[0] == 1:
+            image = image.expand(batch, -1, -1, -1)
+        latent = image_to_pixels(image, mask)
+    check_memory(model, latent["samples"])
+
+    samples = latent["samples"]
+    noise = comfy.sample.prepare_noise(samples, settings.seed)
+    samples = denoise_pixels(model, positive, negative, noise, latent, settings, variant)
+    result = pixels_to_image({"samples": samples})
+    return result if image is None or mask is None else keep_unmasked(result, image, mask)
+
+
+def denoise_pixels(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    noise: Tensor,
+    latent: dict[str, Any],
+    settings: Settings,
+    variant: Variant,
+) -> Tensor:
+    """Run the host's sampler from `noise` and `latent`, both (B, 3, H, W), with live previews."""
+    schedule = schedule_of(model, settings, variant)
+    return comfy.sample.sample_custom(
+        model,
+        noise,
+        variant.cfg if settings.cfg == FROM_MODEL else settings.cfg,
+        comfy.samplers.sampler_object(settings.sampler),
+        schedule,
+        positive,
+        negative,
+        latent["samples"],
+        noise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, len(schedule) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=settings.seed,
+    )
+
+
+def schedule_of(model: Any, settings: Settings, variant: Variant) -> Tensor:
+    """The noise levels: L2P's own with the model's shift, or those KSampler would use."""
+    steps = variant.steps if settings.steps == FROM_MODEL else settings.steps
+    if settings.scheduler == PUBLISHED:
+        # The shift of the model as it is now: ModelSamplingAuraFlow may have changed it.
+        shift = model.get_model_object("model_sampling").shift
+        return flow.sigmas(steps, shift, settings.denoise)
+    return comfy.samplers.KSampler(
+        model,
+        steps=steps,
+        device=model.load_device,
+        sampler=settings.sampler,
+        scheduler=settings.scheduler,
+        denoise=settings.denoise,
+        model_options=model.model_options,
+    ).sigmas
+
+
+def variant_of(model: Any) -> Variant:
+    """The published settings of an L2P MODEL.
+
+    Raises:
+        ValueError: for any other MODEL.
+    """
+    if not isinstance(model.model, L2PBaseModel):
+        raise ValueError(
+            f"This model is a {type(model.model).__name__}, not L2P: load an L2P file with L2P Loader, or make one "
+            "with Convert to L2P."
+        )
+    name = model.model.l2p.variant
+    assert name is not None
+    return VARIANTS[name]
+
+
+def check_memory(model: Any, samples: Tensor) -> None:
+    """Refuse a size that cannot fit, before the system starts to swap or ends the process.
+
+    Raises:
+        ValueError: naming the size, what it needs and what there is.
+    """
+    device = model.load_device
+    needed = model.model.memory_required(list(samples.shape))
+    if comfy.model_management.is_device_cpu(device):
+        there = comfy.model_management.get_free_memory(device)
+    else:
+        # Weights can leave the GPU to make room, so all of it counts.
+        there = comfy.model_management.get_total_memory(device)
+    if needed > there:
+        batch, _, height, width = samples.shape
+        raise ValueError(
+            f"{batch} image(s) of {width}x{height} need about {needed / GIB:.0f} GiB for one step, but there are "
+            f"{there / GIB:.0f} GiB: choose a smaller size or batch, or a smaller head tile in L2P Loader."
+        )
