@@ -1,0 +1,275 @@
+"""The command `l2p`: parses arguments and dispatches. Each command's work is in a module of its own, imported when
+it runs, so that `l2p --help` needs no torch and answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .. import __version__
+
+EXIT_MISTAKE = 2
+EXIT_FAILURE = 1
+EXIT_INTERRUPT = 130  # what shells report for SIGINT
+
+_MODEL_HELP = "safetensors file, folder of shards, or 'tiny' for the bundled source"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_MISTAKE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for a user's mistake, 1 for a failed run, 130 for Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.command(args)
+        return 0
+    except KeyboardInterrupt:
+        return _complain("stopped.", EXIT_INTERRUPT)
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough; without this Python complains once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if args.debug or error.name not in ("torch", "matplotlib"):
+            raise
+        return _complain(
+            f"this command needs {error.name}: install this package with its extra 'standalone'.", EXIT_FAILURE
+        )
+    except (ValueError, OSError) as error:
+        if args.debug:
+            raise
+        return _complain(_one_line(error), EXIT_MISTAKE)
+    except RuntimeError as error:
+        # Torch reports a full memory, and the trainer a diverged run, in this way; other kinds are our own faults.
+        if args.debug or not _is_failure_of_the_run(error):
+            raise
+        return _complain(_one_line(error), EXIT_FAILURE)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(prog="l2p", description="Turn latent diffusion transformers into pixel generators (L2P).")
+    parser.add_argument("--version", action="version", version=f"l2p {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_demo, _add_inspect, _add_convert, _add_train, _add_merge, _add_delta, _add_sample, _add_benchmark):
+        add(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _command(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def _add_demo(commands: _Commands) -> None:
+    parser = _command(commands, "demo", "convert, train, sample, score and draw the bundled tiny model, live")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the figure and all files")
+    parser.add_argument("--steps", type=_positive, default=None, help="training steps (default: as the recipe)")
+    parser.add_argument("--seed", type=int, default=0, help="of the initialisation, the training and the samples")
+
+    def run(args: argparse.Namespace) -> None:
+        from .demo import demo
+
+        demo(args.output, steps=args.steps, seed=args.seed)
+
+    parser.set_defaults(command=run)
+
+
+def _add_inspect(commands: _Commands) -> None:
+    parser = _command(commands, "inspect", "say what a file is: layout, variant, sizes, number types, metadata")
+    parser.add_argument("file", type=Path, metavar="FILE", help=_MODEL_HELP)
+    parser.add_argument("--keys", action="store_true", help="list every tensor too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+    def run(args: argparse.Namespace) -> None:
+        from .inspect_file import inspect
+
+        inspect(args.file, keys=args.keys, as_json=args.json)
+
+    parser.set_defaults(command=run)
+
+
+def _add_convert(commands: _Commands) -> None:
+    parser = _command(commands, "convert", "make a pixel initialisation from a latent source or a smaller variant")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help=_MODEL_HELP)
+    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument("--variant", default="1k", help="1k, 4k, 8k or 10k")
+    parser.add_argument("--seed", type=int, default=0, help="of what is initialised")
+    parser.add_argument("--init", default="random", help="how the patch embedder and the head begin")
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="of all weights (default: kept)")
+    parser.add_argument("--head-width", type=float, default=1.0, metavar="FACTOR", help="of the head's channels")
+    parser.add_argument("--layout", choices=("comfy", "diffusers"), default="comfy", help="of the keys written")
+    parser.add_argument("--keys", action="store_true", help="print the fate of every key, not just the counts")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+
+    def run(args: argparse.Namespace) -> None:
+        from .files import convert_command
+
+        convert_command(args)
+
+    parser.set_defaults(command=run)
+
+
+def _add_train(commands: _Commands) -> None:
+    parser = _command(commands, "train", "train as a recipe says; started again, it goes on where it stopped")
+    parser.add_argument("recipe", metavar="RECIPE", help="TOML file, or the name of a bundled recipe such as 'tiny'")
+    parser.add_argument("--output", type=Path, default=None, help="run folder (default: runs/<name of the recipe>)")
+    parser.add_argument("--restart", action="store_true", help="begin anew, over the run in the folder")
+
+    def run(args: argparse.Namespace) -> None:
+        from .run import train
+
+        train(args.recipe, args.output, restart=args.restart)
+
+    parser.set_defaults(command=run)
+
+
+def _add_merge(commands: _Commands) -> None:
+    parser = _command(commands, "merge", "put a delta onto its base: the pixel initialisation or the latent source")
+    parser.add_argument("delta", type=Path, metavar="DELTA", help="file that `l2p delta` or `l2p train` wrote")
+    parser.add_argument("base", type=Path, metavar="BASE", help=_MODEL_HELP)
+    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+
+    def run(args: argparse.Namespace) -> None:
+        from .files import merge_command
+
+        merge_command(args)
+
+    parser.set_defaults(command=run)
+
+
+def _add_delta(commands: _Commands) -> None:
+    parser = _command(commands, "delta", "keep only what training changed, as a small file to share")
+    parser.add_argument("trained", type=Path, metavar="TRAINED", help="trained L2P model")
+    parser.add_argument("base", type=Path, metavar="BASE", help=_MODEL_HELP)
+    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+
+    def run(args: argparse.Namespace) -> None:
+        from .files import delta_command
+
+        delta_command(args)
+
+    parser.set_defaults(command=run)
+
+
+def _add_sample(commands: _Commands) -> None:
+    parser = _command(commands, "sample", "generate PNG images with an L2P model")
+    parser.add_argument(
+        "model", type=Path, nargs="?", default=Path("tiny"), metavar="MODEL", help=_MODEL_HELP.replace("source", "model")
+    )
+    parser.add_argument("--delta", type=Path, default=None, help="put this delta onto MODEL first")
+    parser.add_argument("--prompt", default=None, help="caption in words, for the tiny model")
+    parser.add_argument(
+        "--caption-features", type=Path, default=None, metavar="FILE",
+        help="safetensors file with text encoder states 'positive' and, for guidance, 'negative', each (L, width)",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, default=Path("l2p.png"), help="PNG file; several seeds are numbered")
+    parser.add_argument("--width", type=_positive, default=None, help="pixels, any number (default: of the variant)")
+    parser.add_argument("--height", type=_positive, default=None, help="pixels, any number (default: of the variant)")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one image for each")
+    parser.add_argument("--steps", type=_positive, default=None, help="Euler steps (default: of the variant)")
+    parser.add_argument("--cfg", type=float, default=None, help="guidance (default: of the variant)")
+    parser.add_argument("--shift", type=float, default=None, help="of the schedule (default: of the variant)")
+    parser.add_argument("--init", type=Path, default=None, help="image to start from, resized to the size asked for")
+    parser.add_argument("--denoise", type=float, default=1.0, help="with --init: share of the schedule, above 0 to 1")
+    parser.add_argument("--tile", type=_positive, default=None, help="side in pixels of the head's tiles")
+    parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda")
+    parser.add_argument("--overwrite", action="store_true", help="replace images that exist")
+
+    def run(args: argparse.Namespace) -> None:
+        from .sample import sample_command
+
+        sample_command(args)
+
+    parser.set_defaults(command=run)
+
+
+def _add_benchmark(commands: _Commands) -> None:
+    parser = _command(commands, "benchmark", "measure this machine and the method")
+    kinds = parser.add_subparsers(title="benchmarks", metavar="KIND", required=True)
+
+    head = _command(kinds, "head", "the Detailer Head: memory format, tiles, and a 10240-pixel image in little memory")
+    head.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
+    head.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the results here too")
+
+    def run_head(args: argparse.Namespace) -> None:
+        from .benchmark.head import benchmark_head
+
+        benchmark_head(quick=args.quick, json_file=args.json)
+
+    head.set_defaults(command=run_head)
+
+    checkpoint = _command(kinds, "checkpoint", "speed and memory of conversion, delta and merge")
+    checkpoint.add_argument("--gigabytes", type=float, default=1.0, help="size of the checkpoint to make")
+    checkpoint.add_argument("--folder", type=Path, default=None, help="where to make it (default: temporary folder)")
+
+    def run_checkpoint(args: argparse.Namespace) -> None:
+        from .benchmark.checkpoint import benchmark_checkpoint
+
+        benchmark_checkpoint(gigabytes=args.gigabytes, folder=args.folder)
+
+    checkpoint.set_defaults(command=run_checkpoint)
+
+    transfer = _command(kinds, "transfer", "what transfer keeps of the tiny source, and the ablations, in small")
+    transfer.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder; finished stages are kept")
+    transfer.add_argument("--steps", type=_positive, default=None, help="of the main run (default: as the recipe)")
+    transfer.add_argument("--ablation-steps", type=_positive, default=None, help="of each ablation")
+    transfer.add_argument("--only", default=None, metavar="STAGE", help="run one stage and what it needs")
+    transfer.add_argument("--write-delta", type=Path, default=None, metavar="FILE", help="also write the delta here")
+
+    def run_transfer(args: argparse.Namespace) -> None:
+        from .benchmark.transfer import benchmark_transfer
+
+        benchmark_transfer(
+            args.output,
+            steps=args.steps,
+            ablation_steps=args.ablation_steps,
+            only=args.only,
+            write_delta=args.write_delta,
+        )
+
+    transfer.set_defaults(command=run_transfer)
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.lstrip("+-").isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def _is_failure_of_the_run(error: RuntimeError) -> bool:
+    from ..l2p_core.trainer import TrainingDiverged
+
+    return isinstance(error, TrainingDiverged) or "allocate" in str(error) or "out of memory" in str(error)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    return " ".join(str(error).split())
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"l2p: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""What the command line shows: tables, progress bars, sizes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from ..l2p_core.tensor_io import ProgressCallback
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return f"| {' | '.join([first, *others])} |"
+
+    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
+    return "\n".join([line(header), f"|{rule}|", *(line(row) for row in rows)])
+
+
+def count_text(number: int) -> str:
+    """A number of parameters: 6.17B, 10.1M, 830K."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return str(number)
+
+
+def bytes_text(number: int) -> str:
+    """A number of bytes: 12.3 GB, 8.1 MB, 200 KB."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} bytes"
+
+
+@contextmanager
+def byte_progress(text: str) -> Iterator[ProgressCallback]:
+    """A bar for work that reports (bytes done, bytes in all)."""
+    with bar(text, unit="B", unit_scale=True) as shown:
+        yield lambda done, total: _advance(shown, done, total)
+
+
+@contextmanager
+def count_progress(text: str, unit: str) -> Iterator[ProgressCallback]:
+    """A bar for work that reports (things done, things in all)."""
+    with bar(text, unit=unit) as shown:
+        yield lambda done, total: _advance(shown, done, total)
+
+
+def bar(text: str, **options: object) -> tqdm:
+    """A progress bar on standard error, where it does not mix with results."""
+    return tqdm(desc=text, file=sys.stderr, dynamic_ncols=True, **options)
+
+
+def _advance(shown: tqdm, done: int, total: int) -> None:
+    shown.total = total
+    shown.update(done - shown.n)

@@ -1,0 +1,53 @@
+"""The commands that make one model file out of others: convert, delta and merge."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ..l2p_core import convert, delta
+from .bundled import resolve
+from .console import byte_progress, bytes_text
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def convert_command(args: argparse.Namespace) -> None:
+    """`l2p convert`: write the pixel initialisation and say what became of every key."""
+    with byte_progress("converting") as progress:
+        report = convert.convert(
+            resolve(args.source),
+            args.target,
+            variant=args.variant,
+            seed=args.seed,
+            dtype=DTYPES[args.dtype] if args.dtype else None,
+            init=args.init,
+            head_width=args.head_width,
+            layout=args.layout,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    print(report.summary())
+    if args.keys:
+        for entry in report.fates:
+            print(f"  {entry.fate:<12}{entry.key}  ({entry.how})")
+
+
+def delta_command(args: argparse.Namespace) -> None:
+    """`l2p delta`: write what training changed."""
+    with byte_progress("comparing") as progress:
+        delta.extract(args.trained, resolve(args.base), args.target, overwrite=args.overwrite, progress=progress)
+    _written(args.target)
+
+
+def merge_command(args: argparse.Namespace) -> None:
+    """`l2p merge`: write the trained model from its delta and base."""
+    with byte_progress("merging") as progress:
+        delta.merge(args.delta, resolve(args.base), args.target, overwrite=args.overwrite, progress=progress)
+    _written(args.target)
+
+
+def _written(path: Path) -> None:
+    print(f"{path} written ({bytes_text(path.stat().st_size)}).")

@@ -1,0 +1,126 @@
+"""`l2p inspect`: what a file is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..l2p_core import freeze
+from ..l2p_core.checkpoint import Checkpoint, check_complete, open_checkpoint
+from ..l2p_core.config import COMFY_PREFIX, ModelConfig
+from ..l2p_core.model import key_shapes
+from .bundled import resolve
+from .console import bytes_text, count_text
+
+_SHOWN_METADATA = 100  # characters of a value, unless everything is asked for as JSON
+
+
+def inspect(path: Path, keys: bool = False, as_json: bool = False) -> None:
+    """Print what the file or folder holds.
+
+    Raises:
+        CheckpointError: if it cannot be read as a checkpoint, or is that of another kind of model.
+    """
+    checkpoint = open_checkpoint(resolve(path))
+    facts = describe(checkpoint)
+    if as_json:
+        if keys:
+            facts["keys"] = {name: [stored.dtype, list(stored.shape)] for name, stored in checkpoint.tensors.items()}
+        print(json.dumps(facts, indent=1))
+        return
+    print("\n".join(_lines(facts)))
+    if keys:
+        for name, stored in checkpoint.tensors.items():
+            print(f"  {name}  {stored.dtype} {'x'.join(map(str, stored.shape)) or 'scalar'}")
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The facts about a checkpoint, ready for JSON."""
+    facts: dict[str, Any] = {
+        "path": str(checkpoint.path),
+        "files": len(checkpoint.files),
+        "bytes": sum(header.path.stat().st_size for header in checkpoint.files),
+        "layout": layout_of(checkpoint),
+        "dtypes": _bytes_by_dtype(checkpoint),
+        "tensors": len(checkpoint.tensors),
+        "parameters": sum(stored.numel for stored in checkpoint.tensors.values()),
+        "metadata": checkpoint.metadata,
+    }
+    if checkpoint.is_delta:
+        return {**facts, "kind": "delta"}
+    config = checkpoint.config()
+    check_complete(checkpoint, key_shapes(config))
+    facts |= {"kind": "pixel model" if config.head else "latent source", "variant": config.variant}
+    facts["config"] = dataclasses.asdict(config)
+    if config.head:
+        facts["trained"] = _trained(checkpoint, config)
+    return facts
+
+
+def layout_of(checkpoint: Checkpoint) -> str:
+    """"diffusers", "comfy" or "comfy with prefix", by the names in the file."""
+    names = [name for header in checkpoint.files for name in header.tensors]
+    if any(".attention.to_q." in name or name.startswith("all_x_embedder.") for name in names):
+        return "diffusers"
+    return "comfy with prefix" if any(name.startswith(COMFY_PREFIX) for name in names) else "comfy"
+
+
+def _bytes_by_dtype(checkpoint: Checkpoint) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for stored in checkpoint.tensors.values():
+        total[stored.dtype] += stored.nbytes
+    return dict(total.most_common())
+
+
+def _trained(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, int]:
+    """Parameters that the published policy trains, and those of the head among them."""
+    names = freeze.trainable_names(config)
+    sizes = {name: math.prod(shape) for name, shape in checkpoint.shapes.items() if name in names}
+    return {
+        "parameters": sum(sizes.values()),
+        "head": sum(size for name, size in sizes.items() if name.startswith("local_decoder.")),
+    }
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    """The facts as text."""
+    files = "" if facts["files"] == 1 else f" in {facts['files']} files"
+    kind = f"{facts['variant']} pixel model" if facts.get("variant") else facts["kind"]
+    lines = [
+        f"{facts['path']}",
+        f"kind        {kind}, {facts['layout']} layout, {bytes_text(facts['bytes'])}{files}",
+        f"parameters  {count_text(facts['parameters'])} in {facts['tensors']} tensors ("
+        + ", ".join(f"{dtype} {bytes_text(size)}" for dtype, size in facts["dtypes"].items())
+        + ")",
+    ]
+    if "config" in facts:
+        lines += _config_lines(facts["config"])
+    if "trained" in facts:
+        share = facts["trained"]["parameters"] / facts["parameters"]
+        lines.append(
+            f"trained     {count_text(facts['trained']['parameters'])} ({share:.0%}) by the published policy, "
+            f"of which the head has {count_text(facts['trained']['head'])}"
+        )
+    if facts["metadata"]:
+        lines.append("metadata")
+        for name, value in facts["metadata"].items():
+            shown = value if len(value) <= _SHOWN_METADATA else f"{value[:_SHOWN_METADATA]}... ({len(value)} characters)"
+            lines.append(f"  {name} = {shown}")
+    return lines
+
+
+def _config_lines(config: dict[str, Any]) -> list[str]:
+    lines = [
+        f"backbone    width {config['dim']}, {config['n_layers']} blocks and {config['n_refiner_layers']} + "
+        f"{config['n_refiner_layers']} refiners, {config['dim'] // config['head_dim']} heads of {config['head_dim']}",
+        f"input       {config['in_channels']} channels in patches of {config['patch_size']}, "
+        f"captions {config['caption_dim']} wide",
+    ]
+    if config["head"]:
+        widths = " ".join(f"{stage['name'].strip('_')}:{stage['enc']}" for stage in config["head"]["stages"])
+        lines.append(f"head        stages {widths}, bottleneck {config['head']['bottleneck']}")
+    return lines

@@ -1,0 +1,1 @@
+"""Training recipes that come with the package, one TOML file each."""
