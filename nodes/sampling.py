@@ -24,6 +24,9 @@ PUBLISHED = "L2P (published)"
 FROM_MODEL = -1
 """A number of steps, or a cfg, that stands for the variant's published one."""
 
+SAMPLER_COPIES = 5
+"""Float32 copies of the images that a sampler holds: noise, start, state, prediction, direction."""
+
 GIB = 1024**3
 
 
@@ -69,12 +72,13 @@ def sample_image(
                 f"denoise is {settings.denoise}, but there is no image to keep anything of: connect an image, or "
                 "set denoise to 1."
             )
+        check_memory(model, batch, height, width)
         latent = empty_pixels(width, height, batch)
     else:
         if image.shape[0] == 1:
             image = image.expand(batch, -1, -1, -1)
+        check_memory(model, *image.shape[:3])
         latent = image_to_pixels(image, mask)
-    check_memory(model, latent["samples"])
 
     samples = latent["samples"]
     noise = comfy.sample.prepare_noise(samples, settings.seed)
@@ -144,21 +148,20 @@ def variant_of(model: Any) -> Variant:
     return VARIANTS[name]
 
 
-def check_memory(model: Any, samples: Tensor) -> None:
+def check_memory(model: Any, batch: int, height: int, width: int) -> None:
     """Refuse a size that cannot fit, before the system starts to swap or ends the process.
 
     Raises:
         ValueError: naming the size, what it needs and what there is.
     """
     device = model.load_device
-    needed = model.model.memory_required(list(samples.shape))
+    needed = model.model.memory_required([batch, 3, height, width]) + SAMPLER_COPIES * 4 * 3 * batch * height * width
     if comfy.model_management.is_device_cpu(device):
         there = comfy.model_management.get_free_memory(device)
     else:
         # Weights can leave the GPU to make room, so all of it counts.
         there = comfy.model_management.get_total_memory(device)
     if needed > there:
-        batch, _, height, width = samples.shape
         raise ValueError(
             f"{batch} image(s) of {width}x{height} need about {needed / GIB:.0f} GiB for one step, but there are "
             f"{there / GIB:.0f} GiB: choose a smaller size or batch, or a smaller head tile in L2P Loader."

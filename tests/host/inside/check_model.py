@@ -1,0 +1,271 @@
+"""An L2P MODEL in the hands of the host's other nodes: LoRA, merging, saving, patches, compiling, offloading."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import folder_paths
+import golden_vectors as golden
+import kit
+import pytest
+import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras import nodes_model_merging
+from safetensors.torch import load_file
+from torch import Tensor
+
+from comfyui_l2p.l2p_core.layouts import to_comfy
+
+X = golden.array("x", (1, 3, 48, 64), 0)
+
+
+def output(model: Any) -> Tensor:
+    return kit.velocity(model, X, 0.7, kit.caption()[0][0])
+
+
+def with_weights(folder: Path, weights: dict[str, Tensor]) -> Any:
+    """A model of these weights, ComfyUI layout."""
+    path = folder / f"changed{len(os.listdir(folder))}.safetensors"
+    kit.save_file({key: value.contiguous() for key, value in weights.items()}, path)
+    return kit.load_model(str(path), weight_dtype="fp32")
+
+
+def low_rank(name: str, shape: tuple[int, ...], rank: int = 2) -> tuple[Tensor, Tensor]:
+    return golden.array(f"{name}.up", (shape[0], rank), 0, 0.1), golden.array(f"{name}.down", (rank, *shape[1:]), 0, 0.1)
+
+
+def check_z_image_lora_applies_to_what_it_fits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = kit.model(tmp_path)
+    weights = to_comfy(golden.diffusers_weights())
+    dim = weights["x_embedder.weight"].shape[0]
+    shapes = {
+        "layers.0.attention.to_k": (dim, dim),
+        "layers.1.feed_forward.w1": tuple(weights["layers.1.feed_forward.w1.weight"].shape),
+        "all_x_embedder.2-1": (dim, 64),
+        "all_final_layer.2-1.linear": (64, dim),
+    }
+    lora = {}
+    for name, shape in shapes.items():
+        up, down = low_rank(name, shape)
+        lora |= {f"transformer.{name}.lora_B.weight": up, f"transformer.{name}.lora_A.weight": down}
+    with caplog.at_level(logging.INFO):
+        patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 0.8, 0.0)
+        result = output(patched)
+    lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert lines == ["L2P: 2 weights patched; left out, being made for a latent model: final_layer.linear, x_embedder"]
+    assert not any("ERROR" in record.getMessage() or "NOT LOADED" in record.getMessage() for record in caplog.records)
+
+    up, down = low_rank("layers.0.attention.to_k", (dim, dim))
+    weights["layers.0.attention.qkv.weight"][dim : 2 * dim] += 0.8 * up @ down
+    up, down = low_rank("layers.1.feed_forward.w1", shapes["layers.1.feed_forward.w1"])
+    weights["layers.1.feed_forward.w1.weight"] += 0.8 * up @ down
+    assert golden.relative_error(result, output(with_weights(tmp_path, weights))) < 1e-5
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
+def check_l2p_lora_applies_in_full(tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    weights = to_comfy(golden.diffusers_weights())
+    names = ["x_embedder", "layers.0.attention.qkv", "local_decoder.enc2.0", "local_decoder.out_conv", "t_embedder.mlp.0"]
+    lora = {}
+    for name in names:
+        up, down = low_rank(name, tuple(weights[f"{name}.weight"].shape))
+        if down.ndim == 4:
+            up = up[..., None, None]
+        key = prefix + (name.replace(".", "_") if prefix == "lora_unet_" else name)
+        lora |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+        weights[f"{name}.weight"] += (up.flatten(1) @ down.flatten(1)).reshape(weights[f"{name}.weight"].shape)
+    with caplog.at_level(logging.INFO):
+        patched, _ = comfy.sd.load_lora_for_models(kit.model(tmp_path), None, lora, 1.0, 0.0)
+        result = output(patched)
+    assert golden.relative_error(result, output(with_weights(tmp_path, weights))) < 1e-5
+    assert not any("left out" in record.getMessage() or "not loaded" in record.getMessage() for record in caplog.records)
+
+
+def check_lora_leaves_the_model_itself_alone(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    before = output(model)
+    up, down = low_rank("x", (before.shape[1], 3))
+    dim = model.model.l2p.dim
+    lora = {"diffusion_model.layers.0.attention.out.lora_up.weight": golden.array("u", (dim, 2), 0)}
+    lora["diffusion_model.layers.0.attention.out.lora_down.weight"] = golden.array("d", (2, dim), 0)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+    assert golden.relative_error(output(patched), before) > 1e-3
+    assert torch.equal(output(model), before)
+
+
+def check_merging(tmp_path: Path) -> None:
+    first, second = (kit.load_model(kit.write(tmp_path, seed=seed), weight_dtype="fp32") for seed in (1, 2))
+    (merged,) = nodes_model_merging.ModelMergeSimple().merge(first, second, 0.25)
+    one, two = (to_comfy(golden.diffusers_weights(seed=seed)) for seed in (1, 2))
+    average = {key: 0.25 * one[key] + 0.75 * two[key] for key in one}
+    # The host patches weights of leaf modules only; the pad tokens, as in Z-Image, stay the first model's.
+    average |= {key: one[key] for key in ("x_pad_token", "cap_pad_token")}
+    expected = with_weights(tmp_path, average)
+    assert golden.relative_error(output(merged), output(expected)) < 1e-5
+
+
+@pytest.mark.parametrize("weight_dtype", ["fp32", "fp8_e4m3fn"])
+def check_model_save_and_loading_back(tmp_path: Path, weight_dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    model = kit.load_model(kit.write(tmp_path), weight_dtype=weight_dtype)
+    nodes_model_merging.ModelSave().save(model, "saved")
+    (saved,) = tmp_path.glob("saved*.safetensors")
+    assert all(key.startswith("model.diffusion_model.") for key in load_file(saved))
+    assert golden.relative_error(output(kit.load_model(str(saved))), output(model)) < 1e-6
+
+
+def check_fp8_concerns_only_the_blocks_linears(tmp_path: Path) -> None:
+    whole, small = kit.model(tmp_path), kit.model(tmp_path, weight_dtype="fp8_e4m3fn")
+    state = small.model.diffusion_model.state_dict()
+    quantised = {key.removesuffix(".comfy_quant") for key in state if key.endswith(".comfy_quant")}
+    blocks = ("layers.", "noise_refiner.", "context_refiner.")
+    assert quantised and all(layer.startswith(blocks) for layer in quantised)
+    linears = ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+    depth = len(whole.model.diffusion_model.layers) + 2 * len(whole.model.diffusion_model.noise_refiner)
+    assert len(quantised) == depth * len(linears) and all(layer.endswith(linears) for layer in quantised)
+    head = whole.model.diffusion_model.local_decoder.state_dict()
+    for key, value in small.model.diffusion_model.local_decoder.state_dict().items():
+        assert torch.equal(value, head[key])
+    assert 0 < golden.relative_error(output(small), output(whole)) < 0.05
+
+
+@pytest.mark.parametrize("weight_dtype", ["bf16", "default"])
+def check_weight_types(tmp_path: Path, weight_dtype: str) -> None:
+    model = kit.model(tmp_path, weight_dtype=weight_dtype)
+    assert golden.relative_error(output(model), output(kit.model(tmp_path))) < (0.05 if weight_dtype == "bf16" else 1e-5)
+
+
+def check_mixed_precision_files_load(tmp_path: Path) -> None:
+    weights = to_comfy(golden.diffusers_weights())
+    mixed = {key: value if key.startswith("layers.1.") else value.bfloat16() for key, value in weights.items()}
+    rounded = {key: value.float() for key, value in mixed.items()}
+    assert golden.relative_error(output(with_weights(tmp_path, mixed)), output(with_weights(tmp_path, rounded))) < 1e-5
+
+
+def check_quantised_linear_checkpoint(tmp_path: Path) -> None:
+    """A file in the host's scaled fp8 format, as published repacks are, in the older of its two spellings."""
+    weights = to_comfy(golden.diffusers_weights())
+    layers = [key.removesuffix(".weight") for key in weights if key.endswith(("qkv.weight", "w1.weight", "w2.weight"))]
+    quantised: dict[str, Tensor] = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
+    for key, value in weights.items():
+        layer = key.removesuffix(".weight")
+        if layer in layers:
+            scale = value.abs().amax() / 448
+            quantised |= {key: (value / scale).to(torch.float8_e4m3fn), f"{layer}.scale_weight": scale}
+            weights[key] = quantised[key].float() * scale
+        else:
+            quantised[key] = value
+    result = output(with_weights(tmp_path, quantised))
+    assert golden.relative_error(result, output(with_weights(tmp_path, weights))) < 1e-4
+
+
+def check_int8_checkpoint(tmp_path: Path) -> None:
+    import comfy.quant_ops
+
+    if "int8_tensorwise" not in comfy.quant_ops.QUANT_ALGOS:
+        pytest.skip("this host has no int8 weights")
+    weights = to_comfy(golden.diffusers_weights())
+    quantised = dict(weights)
+    mark = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+    for key in [key for key in weights if key.endswith(("qkv.weight", "w1.weight"))]:
+        layer, scale = key.removesuffix(".weight"), weights[key].abs().amax() / 127
+        quantised |= {key: (weights[key] / scale).round().to(torch.int8), f"{layer}.weight_scale": scale}
+        quantised[f"{layer}.comfy_quant"] = mark.clone()
+    assert golden.relative_error(output(with_weights(tmp_path, quantised)), output(kit.model(tmp_path))) < 0.05
+
+
+def check_patches_see_a_latent_and_change_the_image(tmp_path: Path) -> None:
+    model = kit.model(tmp_path, "dit_64").clone()
+    seen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+
+    def patch(args: dict[str, Any]) -> dict[str, Any]:
+        seen.append((args.get("block_type", "double"), tuple(args["x"].shape), tuple(args["img"].shape)))
+        return {"img": args["img"] * 1.1}
+
+    plain = kit.ksample(model, kit.latent(192, 128), steps=1, cfg=1.0)
+    model.set_model_double_block_patch(patch)
+    model.set_model_noise_refiner_patch(patch)
+    changed = kit.ksample(model, kit.latent(192, 128), steps=1, cfg=1.0)
+    network = model.model.diffusion_model
+    kinds = [kind for kind, *_ in seen]
+    assert kinds.count("noise_refiner") == len(network.noise_refiner) and kinds.count("double") == len(network.layers)
+    # 192x128 pixels in patches of 64 are 3x2 tokens, as a latent of 6x4 cells in patches of 2 would be.
+    assert {shape for _, shape, _ in seen} == {(1, 16, 4, 6)}
+    assert golden.relative_error(changed, plain) > 1e-4
+
+
+def check_torch_compile(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    expected = kit.ksample(model)
+    compiled = model.clone(disable_dynamic=True)
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    assert golden.relative_error(kit.ksample(compiled), expected) < 1e-5
+
+
+def check_the_host_can_load_the_model_anew(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    load, arguments = model.cached_patcher_init
+    again = load(*arguments, disable_dynamic=True)
+    assert again.model is not model.model
+    assert torch.equal(output(again), output(model))
+
+
+def check_partly_loaded_weights_are_cast_at_use(tmp_path: Path) -> None:
+    """What --lowvram does on a GPU: only some weights are on the device, the others are brought for every use."""
+    model = kit.model(tmp_path, weight_dtype="bf16")
+    expected = output(model)
+    comfy.model_management.unload_all_models()
+    model.model_patches_to(torch.float32)
+    model.partially_unload(torch.device("cpu"), 1e12)
+    model.load(torch.device("cpu"), lowvram_model_memory=10_000)
+    with torch.inference_mode():
+        features = kit.caption()[0][0]
+        result = model.model.diffusion_model(
+            X, torch.tensor([0.7]), context=features, num_tokens=features.shape[1], transformer_options={}
+        )
+    assert model.model.model_lowvram and model.model.model_loaded_weight_memory < model.model_size() / 2
+    assert golden.relative_error(result, expected) < 1e-5
+
+
+def check_unloading_and_loading_again(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    expected = output(model)
+    comfy.model_management.unload_all_models()
+    assert torch.equal(output(model), expected)
+
+
+def check_a_dropped_model_frees_its_memory(tmp_path: Path) -> None:
+    import gc
+    import weakref
+
+    model = kit.model(tmp_path)
+    kit.ksample(model, steps=1)
+    network = weakref.ref(model.model.diffusion_model)
+    comfy.model_management.unload_all_models()
+    del model
+    gc.collect()
+    assert network() is None
+
+
+def check_previews_are_small(tmp_path: Path) -> None:
+    import latent_preview
+    from comfy.cli_args import LatentPreviewMethod
+
+    model = kit.model(tmp_path)
+    latent_preview.set_preview_method("latent2rgb")
+    try:
+        previewer = latent_preview.get_previewer(torch.device("cpu"), model.model.latent_format)
+    finally:
+        latent_preview.set_preview_method(LatentPreviewMethod.NoPreviews.value)
+    pixels = torch.full((2, 3, 2048, 1024), 0.5)
+    pixels[:, 0] = -1.0
+    image = previewer.decode_latent_to_preview(pixels)
+    assert image.size == (256, 512)
+    assert image.getpixel((100, 100)) == (0, 191, 191)

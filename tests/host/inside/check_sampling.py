@@ -1,0 +1,196 @@
+"""Pixel Sampler, KSampler and SamplerCustomAdvanced on an L2P MODEL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import golden_vectors as golden
+import kit
+import nodes
+import pytest
+import torch
+from comfy_extras import nodes_custom_sampler, nodes_differential_diffusion, nodes_model_advanced
+
+from comfyui_l2p.l2p_core import flow
+from comfyui_l2p.l2p_core.checkpoint import load_model
+from comfyui_l2p.nodes.pixels import image_to_pixels, pixels_to_image
+from comfyui_l2p.nodes.sampling import PUBLISHED, Settings, sample_image
+
+SIZE = {"width": 64, "height": 48, "batch": 1}
+
+
+def sample(model: Any, scheduler: str = PUBLISHED, sampler: str = "euler", **changes: Any) -> torch.Tensor:
+    settings = Settings(1, 3, 2.0, sampler, scheduler, changes.pop("denoise", 1.0))
+    with torch.inference_mode():
+        return sample_image(model, kit.caption(), kit.caption("negative", 5), settings, **{**SIZE, **changes})
+
+
+def picture(name: str = "picture", width: int = 64, height: int = 48) -> torch.Tensor:
+    return golden.array(name, (1, height, width, 3), 0).sigmoid()
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), [("euler", "simple"), ("dpmpp_2m", "beta"), ("euler_ancestral", "normal")])
+def check_pixel_sampler_and_ksampler_agree(tmp_path: Path, sampler: str, scheduler: str) -> None:
+    model = kit.model(tmp_path)
+    theirs = kit.ksample(model, sampler_name=sampler, scheduler=scheduler)
+    assert torch.equal(sample(model, scheduler, sampler), pixels_to_image({"samples": theirs}))
+
+
+def check_image_to_image_and_ksampler_agree(tmp_path: Path) -> None:
+    model, image = kit.model(tmp_path), picture()
+    theirs = kit.ksample(model, image_to_pixels(image)["samples"], denoise=0.6)
+    ours = sample(model, "simple", image=image, denoise=0.6)
+    assert torch.equal(ours, pixels_to_image({"samples": theirs}))
+    assert not torch.equal(ours, sample(model, "simple", image=image, denoise=0.9))
+
+
+def check_sampler_custom_advanced_agrees_on_published_sigmas(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(kit.caption(), kit.caption("negative", 5))
+    guider.set_cfg(2.0)
+    with torch.inference_mode():
+        output = nodes_custom_sampler.SamplerCustomAdvanced.execute(
+            nodes_custom_sampler.Noise_RandomNoise(1),
+            guider,
+            comfy.samplers.sampler_object("euler"),
+            flow.sigmas(3, 3.0),
+            {"samples": kit.latent()},
+        )
+    assert torch.equal(sample(model), pixels_to_image(output.args[0]))
+
+
+def check_host_samples_what_the_core_samples(tmp_path: Path) -> None:
+    path = kit.write(tmp_path)
+    noise = comfy.sample.prepare_noise(kit.latent(), 1)
+    core = flow.sample(
+        load_model(path),
+        noise,
+        [kit.caption()[0][0][0]],
+        sigmas=flow.sigmas(3, 3.0),
+        cfg=2.0,
+        negative=[kit.caption("negative", 5)[0][0][0]],
+    )
+    image = sample(kit.load_model(path, weight_dtype="fp32"))
+    assert golden.relative_error(image, pixels_to_image({"samples": core})) < 1e-5
+
+
+def check_a_batch_is_its_images_one_by_one(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    noise = torch.cat([golden.array(name, (1, 3, 48, 64), 0) for name in "ab"])
+    features = kit.caption()[0][0].expand(2, -1, -1)
+    both = kit.velocity(model, noise, 0.8, features)
+    one = torch.cat([kit.velocity(model, noise[i : i + 1], 0.8, features[:1]) for i in range(2)])
+    assert golden.relative_error(both, one) < 1e-5
+    assert kit.ksample(model, kit.latent(batch=2)).shape == (2, 3, 48, 64)
+
+
+@pytest.mark.parametrize("size", [(50, 70), (17, 33), (104, 76)])
+def check_any_size_samples(tmp_path: Path, size: tuple[int, int]) -> None:
+    image = sample(kit.model(tmp_path), width=size[0], height=size[1])
+    assert image.shape == (1, size[1], size[0], 3) and image.isfinite().all()
+
+
+@pytest.mark.parametrize("scheduler", [PUBLISHED, "simple"])
+def check_inpainting_keeps_unmasked_pixels_bit_for_bit(tmp_path: Path, scheduler: str) -> None:
+    image, mask = picture(), torch.zeros(1, 48, 64)
+    mask[:, 7:31, 13:42] = 1.0  # Aligned with no patch.
+    result = sample(kit.model(tmp_path), scheduler, image=image, mask=mask)
+    assert torch.equal(result[mask == 0], image[mask == 0])
+    assert (result[mask == 1] != image[mask == 1]).float().mean() > 0.9
+
+
+def check_soft_masks_and_differential_diffusion(tmp_path: Path) -> None:
+    image, mask = picture(), torch.linspace(0, 1, 64).expand(1, 48, 64)
+    model = nodes_differential_diffusion.DifferentialDiffusion.execute(kit.model(tmp_path)).args[0]
+    result = sample(model, image=image, mask=mask)
+    assert torch.equal(result[:, :, 0], image[:, :, 0])
+    change = (result - image).abs().mean((0, 1, 3))
+    assert change[48:].mean() > change[:16].mean()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"image": picture(), "mask": torch.ones(1, 32, 64)}, "The mask is 64x32, but the image is 64x48"),
+        ({"image": picture(), "mask": torch.ones(3, 48, 64)}, "There are 3 masks for 1 images"),
+        ({"mask": torch.ones(1, 48, 64)}, "A mask needs an image"),
+        ({"denoise": 0.5}, "there is no image to keep anything of"),
+        ({"width": 16384, "height": 16384, "batch": 64}, "choose a smaller size or batch"),
+    ],
+)
+def check_mistakes_get_their_own_sentence(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        sample(kit.model(tmp_path), **changes)
+
+
+def check_another_model_is_refused() -> None:
+    class Patcher:
+        model = object()
+
+    with pytest.raises(ValueError, match="not L2P"):
+        sample(Patcher())
+
+
+def check_shift_nodes_change_the_schedule(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    for node in (nodes_model_advanced.ModelSamplingAuraFlow().patch_aura, nodes_model_advanced.ModelSamplingSD3().patch):
+        same, other = node(model, 3.0)[0], node(model, 5.0)[0]
+        assert golden.relative_error(sample(same), sample(model)) < 1e-5
+        assert golden.relative_error(sample(same, "simple"), sample(model, "simple")) < 1e-5
+        assert golden.relative_error(sample(other), sample(model)) > 1e-3
+
+
+def check_interrupt_in_the_middle_and_run_again(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    whole = kit.ksample(model)
+    seen: list[int] = []
+
+    def stop(step: int, *_: Any) -> None:
+        seen.append(step)
+        if step == 1:
+            comfy.model_management.interrupt_current_processing()
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        kit.ksample(model, callback=stop)
+    assert seen == [0, 1]
+    assert torch.equal(kit.ksample(model), whole)
+
+
+def check_two_variants_in_turn(tmp_path: Path) -> None:
+    small, large = kit.model(tmp_path), kit.model(tmp_path, "dit_64")
+    first = kit.ksample(small)
+    assert kit.ksample(large, kit.latent(128, 128)).isfinite().all()
+    assert torch.equal(kit.ksample(small), first)
+
+
+def check_areas_are_in_pixels(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    seen: list[tuple[int, ...]] = []
+    model.set_model_unet_function_wrapper(
+        lambda call, args: seen.append(tuple(args["input"].shape[-2:])) or call(args["input"], args["timestep"], **args["c"])
+    )
+    set_area = nodes.ConditioningSetArea().append
+    (part,) = set_area(kit.caption("part"), width=32, height=24, x=16, y=8, strength=1.0)
+    kit.ksample(model, positive=kit.caption() + part)
+    assert (24, 32) in seen and (48, 64) in seen
+    seen.clear()
+    (part,) = nodes.ConditioningSetAreaPercentage().append(kit.caption("part"), 0.5, 0.5, 0.25, 0.25, 1.0)
+    kit.ksample(model, positive=part)
+    assert (24, 32) in seen
+
+
+def check_conditioning_masks(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    mask = torch.zeros(1, 48, 64)
+    mask[..., 32:] = 1
+    (left,) = nodes.ConditioningSetMask().append(kit.caption("left"), 1 - mask, "default", 1.0)
+    (right,) = nodes.ConditioningSetMask().append(kit.caption("right"), mask, "default", 1.0)
+    both = kit.ksample(model, steps=1, cfg=1.0, positive=left + right)
+    alone = kit.ksample(model, steps=1, cfg=1.0, positive=kit.caption("left"))
+    assert golden.relative_error(both[..., :32], alone[..., :32]) < 1e-5
+    assert golden.relative_error(both[..., 32:], alone[..., 32:]) > 1e-4
