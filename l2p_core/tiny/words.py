@@ -1,0 +1,83 @@
+"""The tiny model's caption encoder: a word is a fixed vector, a caption the sequence of its words' vectors.
+
+The vectors are orthogonal, so every word is as unlike every other as it can be, and nothing about language has to be
+trained. A start token comes first, so that the empty caption, which guidance needs, is one token long.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..tensor_file import load_tensors, save
+from . import shapes
+
+CAPTION_DIM = 64
+START = "<start>"
+
+
+class Words:
+    """A vocabulary with a vector for each word: text -> (L, 64) float32 of unit RMS.
+
+    Args:
+        vocabulary: the known words in lower case, the start token first.
+        table: (words, 64), one row a word.
+    """
+
+    def __init__(self, vocabulary: list[str], table: Tensor):
+        if vocabulary[:1] != [START] or table.shape != (len(vocabulary), CAPTION_DIM):
+            raise ValueError(
+                f"A table of words is {START!r} and other words with one row of {CAPTION_DIM} numbers each, not "
+                f"{len(vocabulary)} words with a table of shape {tuple(table.shape)}."
+            )
+        self.vocabulary = vocabulary
+        self.table = table.float()
+        self._index = {word: i for i, word in enumerate(vocabulary)}
+
+    @classmethod
+    def make(cls, seed: int = 0) -> Words:
+        """The words of the image set's captions with orthogonal vectors drawn from `seed`."""
+        found = {word for text in shapes.all_captions() for word in _split(text)}
+        vocabulary = [START, *sorted(found)]
+        table = torch.empty(len(vocabulary), CAPTION_DIM)
+        nn.init.orthogonal_(table, gain=CAPTION_DIM**0.5, generator=torch.Generator().manual_seed(seed))
+        return cls(vocabulary, table)
+
+    def encode(self, text: str, ignore_unknown: bool = False) -> Tensor:
+        """Features of a caption, (1 + number of words, 64).
+
+        Raises:
+            ValueError: for a word that is not in the vocabulary, unless unknown words are to be left out.
+        """
+        words = _split(text)
+        unknown = [word for word in words if word not in self._index]
+        if unknown and not ignore_unknown:
+            raise ValueError(
+                f"The tiny model does not know the word {unknown[0]!r}; use only: {', '.join(self.vocabulary[1:])}."
+            )
+        rows = [0, *(self._index[word] for word in words if word in self._index)]
+        return self.table[rows]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file with the vocabulary in its metadata, replacing one that is there."""
+        save({"table": self.table}, path, {"l2p.kind": "words", "words": json.dumps(self.vocabulary)}, overwrite=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Words:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file is not such a table.
+        """
+        tensors, metadata = load_tensors(path)
+        if metadata.get("l2p.kind") != "words" or "table" not in tensors:
+            raise ValueError(f"{path} is not a table of words: use the words.safetensors that this package brings.")
+        return cls(json.loads(metadata["words"]), tensors["table"])
+
+
+def _split(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
