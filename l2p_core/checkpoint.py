@@ -7,7 +7,7 @@ quantised weights are recognised and refused by whatever needs the numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 
 from .config import COMFY_PREFIX, ModelConfig
 from .layouts import comfy_sources
+from .metadata import DELTA, KIND
 from .model import L2PModel, LatentModel, build, key_shapes
 from .safetensors_header import CheckpointError, Entry, Header, read_header, shown
 from .shards import files_of
@@ -26,8 +27,6 @@ __all__ = ["Checkpoint", "CheckpointError", "load_any", "load_latent", "load_mod
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 UNUSED_KEYS = ("norm_final.weight",)
 """Keys that Z-Image files may carry and that its network does not have."""
-KIND_KEY = "l2p.kind"
-DELTA_KIND = "delta"
 
 _QUANTISED_KEY = re.compile(
     r"(^|\.)(scaled_fp8|comfy_quant|weight_scale(_2)?|scale_(weight|input)|input_scale|qweight|absmax|quant_map)($|\.)"
@@ -37,6 +36,7 @@ _QUANTISED_KEY = re.compile(
 _OTHER_MODELS = (
     ("conditioner.embedders.", "an SDXL checkpoint"),
     ("cond_stage_model.", "a Stable Diffusion checkpoint"),
+    ("decoder.conv_in.", "a VAE"),
     ("input_blocks.", "a Stable Diffusion or SDXL model"),
     ("down_blocks.", "a Stable Diffusion or SDXL model"),
     ("joint_blocks.", "a Stable Diffusion 3 model"),
@@ -45,7 +45,6 @@ _OTHER_MODELS = (
     ("lora_", "a LoRA"),
     (".lora_A.", "a LoRA"),
     ("model.embed_tokens.", "a text encoder"),
-    ("decoder.conv_in.", "a VAE"),
 )
 
 
@@ -78,7 +77,7 @@ class Checkpoint:
     @property
     def is_delta(self) -> bool:
         """Whether this is a trained part, to be merged onto its base (see `delta`)."""
-        return self.metadata.get(KIND_KEY) == DELTA_KIND
+        return self.metadata.get(KIND) == DELTA
 
     def config(self) -> ModelConfig:
         """The model's sizes.
@@ -86,30 +85,37 @@ class Checkpoint:
         Raises:
             CheckpointError: if this is a delta, another kind of model, or its shapes contradict each other.
         """
-        if self.is_delta:
-            raise CheckpointError(
-                f"{self.path} is an L2P delta, which holds only what was trained: merge it onto its base first."
-            )
-        for marker, kind in _OTHER_MODELS:
-            if any(marker in name for name in (*self.tensors, *self.outside)) and "x_pad_token" not in self.tensors:
-                raise CheckpointError(f"{self.path} is {kind}, but a Z-Image or L2P model was expected.")
+        self._refuse_other_models()
         try:
             return ModelConfig.from_shapes(self.shapes)
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
 
-    def require_plain(self) -> None:
-        """Refuse weights that are not plain floating-point numbers.
+    def plain_config(self) -> ModelConfig:
+        """The model's sizes, if its weights are plain floating-point numbers.
 
         Raises:
-            CheckpointError: if the checkpoint is quantised.
+            CheckpointError: as `config`, and if the checkpoint is quantised.
         """
+        self._refuse_other_models()
         for name, stored in self.tensors.items():
-            if _QUANTISED_KEY.search(name) or not {piece.dtype for piece in stored.pieces} <= {*FLOAT_DTYPES}:
+            if _QUANTISED_KEY.search(name) or any(piece.dtype not in FLOAT_DTYPES for piece in stored.pieces):
                 raise CheckpointError(
                     f"{self.path} is quantised ({shown(name)} is {stored.dtype}), which works for sampling in ComfyUI "
                     "but not here: use the bf16, fp16 or fp32 file of the same model."
                 )
+        return self.config()
+
+    def _refuse_other_models(self) -> None:
+        if self.is_delta:
+            raise CheckpointError(
+                f"{self.path} is an L2P delta, which holds only what was trained: merge it onto its base first."
+            )
+        if "x_pad_token" in self.tensors:
+            return
+        for marker, kind in _OTHER_MODELS:
+            if any(marker in name for name in (*self.tensors, *self.outside)):
+                raise CheckpointError(f"{self.path} is {kind}, but a Z-Image or L2P model was expected.")
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -179,9 +185,12 @@ def load_any(
 ) -> L2PModel | LatentModel:
     """Load a pixel or latent model, whichever it is; arguments and errors as for `load_model`."""
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
-    checkpoint.require_plain()
-    config = checkpoint.config()
-    check_keys(checkpoint, key_shapes(config))
+    config = checkpoint.plain_config()
+    expected = key_shapes(config)
+    check_complete(checkpoint, expected)
+    unknown = [key for key in checkpoint.tensors if key not in expected and key not in UNUSED_KEYS]
+    if unknown:
+        raise CheckpointError(f"{checkpoint.path} has tensors that such a model does not: {some(unknown)} unknown.")
     name = checkpoint.tensors["x_embedder.weight"].dtype if dtype is None else DTYPE_NAMES[dtype]
     with torch.device("meta"):
         model = build(config)
@@ -196,33 +205,31 @@ def load_any(
     return model
 
 
-def check_keys(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Hold a checkpoint to exactly the keys and shapes of a model.
+def check_complete(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold a checkpoint to the keys and shapes of a model; it may have more.
 
     Raises:
-        CheckpointError: naming the first key that is missing, unknown or of another shape.
+        CheckpointError: naming the first key that is missing or of another shape.
     """
     shapes = checkpoint.shapes
     missing = [key for key in expected if key not in shapes]
     if missing:
-        raise CheckpointError(f"{checkpoint.path} is incomplete: {_some(missing)} missing.")
-    unknown = [key for key in shapes if key not in expected and key not in UNUSED_KEYS]
-    if unknown:
-        raise CheckpointError(f"{checkpoint.path} has tensors that such a model does not: {_some(unknown)} unknown.")
+        raise CheckpointError(f"{checkpoint.path} is incomplete: {some(missing)} missing.")
     for key, shape in expected.items():
-        if shapes[key] != tuple(shape):
+        if shapes[key] != shape:
             raise CheckpointError(
-                f"{checkpoint.path}: {shown(key)} has the shape {shapes[key]}, but {tuple(shape)} was expected."
+                f"{checkpoint.path}: {shown(key)} has the shape {shapes[key]}, but {shape} was expected."
             )
+
+
+def some(keys: Sequence[str]) -> str:
+    """The first of some keys and how many more there are, as the subject of a sentence: "'a' and 2 more are"."""
+    more = f" and {len(keys) - 1} more are" if len(keys) > 1 else " is"
+    return shown(keys[0]) + more
 
 
 def _path_of(path: str | Path | Checkpoint) -> Path:
     return path.path if isinstance(path, Checkpoint) else Path(path)
-
-
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - 1} more are" if len(keys) > 1 else " is"
-    return shown(keys[0]) + more
 
 
 def _split_prefix(keys: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -71,6 +71,20 @@ def diffusers_targets(key: str, patch_size: int) -> tuple[str, ...]:
     return (key,)
 
 
+def target_shapes(key: str, shape: tuple[int, ...], layout: str, patch_size: int) -> dict[str, tuple[int, ...]]:
+    """What a tensor of the ComfyUI layout is in `layout`: the keys and shapes of one tensor or of its rows' thirds.
+
+    Raises:
+        ValueError: for a layout other than those in `LAYOUTS`.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"There is no key layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+    targets = (key,) if layout == "comfy" else diffusers_targets(key, patch_size)
+    if len(targets) == 1:
+        return {targets[0]: shape}
+    return dict.fromkeys(targets, (shape[0] // len(targets), *shape[1:]))
+
+
 def to_comfy(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of either layout, prefixed or not, in ComfyUI layout.
 

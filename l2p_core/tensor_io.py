@@ -237,6 +237,13 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 
+def converted(chunk: memoryview, dtype: str, new_dtype: str) -> memoryview:
+    """Bytes holding `dtype` numbers as bytes holding `new_dtype` numbers; the same memory if there is nothing to do."""
+    if dtype == new_dtype:
+        return chunk
+    return as_bytes(torch.frombuffer(chunk, dtype=TORCH_DTYPES[dtype]).to(TORCH_DTYPES[new_dtype]))
+
+
 def _write_at(file: FileIO, position: int, data: memoryview) -> None:
     if file.tell() != position:
         file.seek(position)

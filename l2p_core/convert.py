@@ -1,0 +1,261 @@
+"""Conversion: a latent source, or an L2P model of another variant, becomes a pixel initialisation.
+
+As in the published code, tensors with equal name and shape are copied and the rest are drawn anew: the patch
+embedder, whose published name holds the patch size, and the stages of the Detailer Head that the source lacks
+(arXiv 2605.12013 section 3.2). The source is read once, front to back, copied and hashed at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from . import metadata
+from .checkpoint import UNUSED_KEYS, Checkpoint, check_complete, open_checkpoint
+from .config import ModelConfig, variant_row
+from .initialise import INITS, random_values
+from .layouts import diffusers_targets
+from .model import key_shapes
+from .model_file import Slot, model_file, refuse_own_source
+from .safetensors_header import CheckpointError, Header, nbytes
+from .tensor_io import (
+    DTYPE_NAMES,
+    TORCH_DTYPES,
+    ChunkReader,
+    Piece,
+    Progress,
+    ProgressCallback,
+    Stored,
+    TensorWriter,
+    as_bytes,
+    converted,
+    itemsize,
+)
+
+_NO_HASH = "0" * 64
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one key (ComfyUI layout), and how or why."""
+
+    key: str
+    fate: Literal["copied", "initialised", "dropped"]
+    how: str
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did; every key of the source and of the result is once in `fates`."""
+
+    source: Path
+    target: Path
+    variant: str
+    seed: int
+    source_sha256: str
+    fates: tuple[Fate, ...]
+
+    def keys(self, fate: str) -> list[str]:
+        """The keys with this fate."""
+        return [entry.key for entry in self.fates if entry.fate == fate]
+
+    def summary(self) -> str:
+        """A few lines of text: how many tensors of each part had which fate, and how."""
+        lines = [
+            f"{self.target} is a {self.variant} pixel model made from {self.source} (sha256 {self.source_sha256})."
+        ]
+        groups: dict[tuple[str, str], list[str]] = {}
+        for entry in self.fates:
+            groups.setdefault((entry.fate, entry.how), []).append(entry.key)
+        for (fate, how), keys in groups.items():
+            parts = ", ".join(f"{count} of {part}" for part, count in metadata.grouped(keys).items())
+            lines.append(f"{fate} {len(keys)} ({how}): {parts}")
+        return "\n".join(lines)
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    variant: str = "1k",
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    init: str = "random",
+    head_width: float = 1.0,
+    layout: str = "comfy",
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> ConversionReport:
+    """Write the pixel initialisation of `variant`.
+
+    Args:
+        source: a Z-Image latent model, or an L2P model of another variant: a file, or a folder of shards.
+        target: the file to write.
+        variant: a name of `config.VARIANTS`.
+        seed: of the initialised weights; the same source and seed give the same file.
+        dtype: of all weights; None keeps each copied weight's own and gives the new ones the patch embedder's.
+        init: how new weights are made; "random" as the published code (see `initialise`).
+        head_width: factor on the Detailer Head's widths, for models smaller than the published ones.
+        layout: of the keys written, "comfy" or "diffusers".
+        overwrite: whether an existing target may be replaced.
+        progress: called with (bytes done, bytes in all); what it raises stops the conversion.
+
+    Raises:
+        CheckpointError: if the source is unsuitable or damaged, or the target cannot be written.
+        ValueError: for an unknown variant, init or layout.
+    """
+    source, target = Path(source), Path(target)
+    if init not in INITS:
+        raise ValueError(f"There is no initialisation {init!r}; choose one of {', '.join(INITS)}.")
+    row = variant_row(variant)
+    checkpoint = open_checkpoint(source)
+    source_config = checkpoint.plain_config()
+    if source_config.variant == row.name:
+        raise CheckpointError(f"{source} is a {variant} pixel model already: there is nothing to convert.")
+    check_complete(checkpoint, key_shapes(source_config))
+    refuse_own_source(target, [header.path for header in checkpoint.files])
+
+    config = source_config.with_head(variant, head_width)
+    fates = _fates(checkpoint, source_config, config, f"uniform within 1/sqrt(fan_in), seed {seed}")
+    slots = _slots(checkpoint, fates, key_shapes(config), DTYPE_NAMES[dtype] if dtype else None)
+    report = ConversionReport(source, target, variant, seed, _NO_HASH, fates)
+    with (
+        model_file(target, slots.values(), config, _metadata(config, report, init), layout, overwrite) as (
+            writer,
+            places,
+        ),
+        ChunkReader() as reader,
+    ):
+        counter = Progress(_work(checkpoint, report, slots), progress)
+        copies = _copies(checkpoint, slots, places, report.keys("copied"))
+        hashes = [_copy_file(header, copies, reader, writer, counter) for header in checkpoint.files]
+        for key in report.keys("initialised"):
+            _write_random(slots[key], places[key], key_shapes(config), seed, writer, counter)
+        report = replace(report, source_sha256=_combined(hashes))
+        writer.finish(_metadata(config, report, init))
+    return report
+
+
+def _fates(checkpoint: Checkpoint, source: ModelConfig, target: ModelConfig, how: str) -> tuple[Fate, ...]:
+    """Every key's fate: first those of the result in its order, then what is left of the source."""
+    held, wanted = checkpoint.shapes, key_shapes(target)
+    copied = {
+        key
+        for key, shape in wanted.items()
+        if held.get(key) == shape
+        # The published names decide: a patch embedder of another patch size has another name there.
+        and diffusers_targets(key, source.patch_size) == diffusers_targets(key, target.patch_size)
+    }
+    fates = []
+    for key in wanted:
+        if key in copied:
+            fates.append(Fate(key, "copied", "equal name and shape"))
+        else:
+            fates.append(
+                Fate(key, "initialised", f"{how}; the source's has another patch size or shape" if key in held else how)
+            )
+    for key in held:
+        if key not in wanted:
+            unused = key in UNUSED_KEYS
+            reason = "no Z-Image model uses it" if unused else f"a {target.variant} model has no such tensor"
+            fates.append(Fate(key, "dropped", reason))
+    fates += [Fate(key, "dropped", "outside the diffusion model") for key in checkpoint.outside]
+    return tuple(fates)
+
+
+def _slots(
+    checkpoint: Checkpoint, fates: Iterable[Fate], shapes: Mapping[str, tuple[int, ...]], dtype: str | None
+) -> dict[str, Slot]:
+    """The tensors to write: the copied ones in the order of the source's bytes, which keeps writing sequential."""
+    new_dtype = dtype or checkpoint.tensors["x_embedder.weight"].dtype
+    copied = [checkpoint.tensors[entry.key] for entry in fates if entry.fate == "copied"]
+    copied.sort(key=lambda stored: (stored.pieces[0].path, stored.pieces[0].start))
+    slots = [Slot(stored.name, dtype or stored.dtype, stored.shape) for stored in copied]
+    slots += [Slot(entry.key, new_dtype, shapes[entry.key]) for entry in fates if entry.fate == "initialised"]
+    return {slot.name: slot for slot in slots}
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Where the bytes of a tensor of the source go, and as what."""
+
+    position: int
+    dtype: str
+    new_dtype: str
+
+
+def _copies(
+    checkpoint: Checkpoint, slots: Mapping[str, Slot], places: Mapping[str, int], keys: Iterable[str]
+) -> dict[Piece, _Copy]:
+    copies = {}
+    for key in keys:
+        position, dtype = places[key], slots[key].dtype
+        for piece in checkpoint.tensors[key].pieces:
+            copies[piece] = _Copy(position, piece.dtype, dtype)
+            position += (piece.stop - piece.start) // itemsize(piece.dtype) * itemsize(dtype)
+    return copies
+
+
+def _copy_file(
+    header: Header, copies: Mapping[Piece, _Copy], reader: ChunkReader, writer: TensorWriter, counter: Progress
+) -> str:
+    """Read one file of the source from its first byte to its last, copy what is wanted, and return its SHA-256."""
+    digest = hashlib.sha256()
+    parts = [Piece(header.path, 0, header.data_start, "U8")]
+    parts += [Piece(header.path, entry.start, entry.stop, entry.dtype) for entry in header.tensors.values()]
+    for piece in parts:
+        copy = copies.get(piece)
+        position = copy.position if copy else 0
+        size = piece.stop - piece.start
+        for chunk in reader.chunks(Stored("", "U8", (size,), (replace(piece, dtype="U8"),))):
+            reader.hash(digest, chunk)
+            if copy:
+                data = converted(chunk, copy.dtype, copy.new_dtype)
+                writer.write(position, data)
+                position += len(data)
+            counter.advance(len(chunk))
+    reader.finish_hashing()
+    return digest.hexdigest()
+
+
+def _write_random(
+    slot: Slot,
+    position: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    writer: TensorWriter,
+    counter: Progress,
+) -> None:
+    for values in random_values(slot.name, shapes, seed):
+        data = as_bytes(values.to(TORCH_DTYPES[slot.dtype]))
+        writer.write(position, data)
+        position += len(data)
+        counter.advance(len(data))
+
+
+def _work(checkpoint: Checkpoint, report: ConversionReport, slots: Mapping[str, Slot]) -> int:
+    """Bytes to read and to make."""
+    read = sum(header.path.stat().st_size for header in checkpoint.files)
+    return read + sum(nbytes(slots[key].dtype, slots[key].shape) for key in report.keys("initialised"))
+
+
+def _combined(hashes: list[str]) -> str:
+    """The hash of a file; for shards, that of their hashes in the order of their names, one a line."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _metadata(config: ModelConfig, report: ConversionReport, init: str) -> dict[str, str]:
+    return metadata.describe(
+        metadata.PIXEL_INIT,
+        config,
+        source_sha256=report.source_sha256,
+        seed=str(report.seed),
+        init=init,
+        copied=metadata.grouped_json(report.keys("copied")),
+        initialised=metadata.grouped_json(report.keys("initialised")),
+    )
