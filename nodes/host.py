@@ -113,7 +113,14 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         tile = self.diffusion_model.head_tile
         if tile is None:
             tile = memory.choose_tile(self.l2p, height, width, caption, itemsize, batch)
-        return memory.step_bytes(self.l2p, height, width, caption, itemsize, batch, tile or None)
+        return memory.step_bytes(
+            self.l2p, height, width, caption, itemsize, batch, tile or None, fused_attention=_fused_attention()
+        )
+
+
+def _fused_attention() -> bool:
+    """Whether the host's attention never holds its scores."""
+    return comfy.model_management.pytorch_attention_enabled() or comfy.model_management.xformers_enabled()
 
 
 @functools.cache

@@ -1,15 +1,24 @@
-"""What a forward pass needs beside the weights, from shapes alone: the host plans its memory by this."""
+"""What a forward pass needs beside the weights, from shapes alone: the host plans its memory by this.
+
+Follows the tensors that the host's NextDiT and our Detailer Head hold at once; a test measures both.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-from ..l2p_core.config import TOKEN_MULTIPLE, HeadConfig, ModelConfig
+from ..l2p_core.config import PIXEL_CHANNELS, TOKEN_MULTIPLE, HeadConfig, ModelConfig
 from ..l2p_core.patch import padded_size
 from ..l2p_core.region import Region, stage_regions
 
-BLOCK_WIDTHS = 11.0
-"""Peak number of live (tokens, dim) tensors in a backbone block, its input and the residual included."""
+ATTENTION_WIDTHS = 13.0
+"""(tokens, dim) tensors alive at the peak of a block's attention: the stream, its norm, q, k, v and their copies."""
+
+FEED_FORWARD_WIDTHS = 3.0
+"""(tokens, dim) tensors alive in a block's feed-forward, beside three of (tokens, ffn_dim)."""
+
+SCORED_QUERIES = 512
+"""Queries at a time in the host's sub-quadratic attention, which it uses where torch's fused one is off."""
 
 MIN_HEAD_BUDGET = 1024**3
 """The head may use this many bytes, or as many as the backbone if that is more, before it is cut into tiles."""
@@ -18,13 +27,52 @@ TILES = (4096, 2048, 1024, 512, 256)
 """Sides that an automatic tile can have."""
 
 
-def backbone_bytes(config: ModelConfig, height: int, width: int, caption: int, itemsize: int) -> int:
-    """Peak activations of the backbone for one image of height x width pixels and `caption` tokens."""
+def step_bytes(
+    config: ModelConfig,
+    height: int,
+    width: int,
+    caption: int,
+    itemsize: int,
+    batch: int = 1,
+    tile: int | None = None,
+    fused_attention: bool = True,
+) -> int:
+    """Peak activations of one forward pass of `batch` images: the backbone's, then the head's.
+
+    Args:
+        caption: tokens of the longest caption.
+        itemsize: bytes of a number in the dtype computed in.
+        tile: side of the head's tiles, None for whole.
+        fused_attention: whether attention scores are never held (torch's, flash, xformers).
+    """
+    backbone = backbone_bytes(config, height, width, caption, itemsize, fused_attention)
+    features = 2 * tokens_of(config, height, width, caption) * config.dim * itemsize
+    head = features + head_bytes(config, height, width, tile, itemsize)
+    # The sampler's images are float32; what the network reads is a copy unless it computes in that.
+    copied = 0 if itemsize == 4 else PIXEL_CHANNELS * height * width * itemsize
+    return batch * (copied + max(backbone, head))
+
+
+def tokens_of(config: ModelConfig, height: int, width: int, caption: int) -> int:
+    """Tokens of an image and its caption, each padded."""
     multiple, patch = config.size_multiple, config.patch_size
     grid = padded_size(height, multiple) // patch * (padded_size(width, multiple) // patch)
-    tokens = padded_size(grid, TOKEN_MULTIPLE) + padded_size(max(1, caption), TOKEN_MULTIPLE)
-    widths = max(BLOCK_WIDTHS, 3.0 + 3.0 * config.ffn_dim / config.dim)
-    return round(tokens * config.dim * widths * itemsize)
+    return padded_size(grid, TOKEN_MULTIPLE) + padded_size(max(1, caption), TOKEN_MULTIPLE)
+
+
+def backbone_bytes(
+    config: ModelConfig, height: int, width: int, caption: int, itemsize: int, fused_attention: bool = True
+) -> int:
+    """Peak activations of the backbone for one image."""
+    tokens = tokens_of(config, height, width, caption)
+    stream = tokens * config.dim * itemsize
+    attention = ATTENTION_WIDTHS * stream
+    if not fused_attention:
+        # Scores, their exponentials and what the maximum is taken off, in float32.
+        attention += 3 * config.n_heads * min(tokens, SCORED_QUERIES) * tokens * 4
+    feed_forward = FEED_FORWARD_WIDTHS * stream + 3 * tokens * config.ffn_dim * itemsize
+    patches = PIXEL_CHANNELS * padded_size(height, config.size_multiple) * padded_size(width, config.size_multiple)
+    return round(max(attention, feed_forward, patches * itemsize + stream))
 
 
 @lru_cache(maxsize=256)
@@ -36,20 +84,12 @@ def head_bytes(config: ModelConfig, height: int, width: int, tile: int | None, i
     assert config.head is not None
     multiple = config.size_multiple
     image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
-    pieces = [image] if tile is None else image.tiles(tile)
-    values = max(_head_values(config.head, config.dim, piece, image) for piece in pieces)
-    return (values + 6 * _area(image)) * itemsize
-
-
-def step_bytes(
-    config: ModelConfig, height: int, width: int, caption: int, itemsize: int, batch: int, tile: int | None
-) -> int:
-    """Peak activations of one forward pass of `batch` images: the backbone's, then the head's."""
-    multiple = config.size_multiple
-    image = 3 * padded_size(height, multiple) * padded_size(width, multiple) * itemsize
-    backbone = backbone_bytes(config, height, width, caption, itemsize)
-    hidden = backbone / BLOCK_WIDTHS
-    return round(batch * (image + max(backbone, hidden + head_bytes(config, height, width, tile, itemsize))))
+    if tile is None or tile >= max(image.bottom, image.right):
+        values = _head_values(config.head, config.dim, image, image)
+    else:
+        output = PIXEL_CHANNELS * _area(image)
+        values = output + max(_head_values(config.head, config.dim, piece, image) for piece in image.tiles(tile))
+    return values * itemsize
 
 
 def choose_tile(
@@ -68,7 +108,7 @@ def choose_tile(
     """
     budget = max(MIN_HEAD_BUDGET, batch * backbone_bytes(config, height, width, caption, itemsize))
     if free is not None:
-        budget = min(budget, free * 0.8)
+        budget = min(budget, round(free * 0.8))
     for tile in (None, *TILES):
         if batch * head_bytes(config, height, width, tile, itemsize) <= budget:
             return tile
@@ -83,9 +123,8 @@ def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region) -> i
     """The largest number of values alive at once while `wanted` is computed."""
     regions, bottleneck = stage_regions(wanted, image, len(head.stages))
     skips: list[int] = []
-    x = 3 * _area(regions[0].encoder_reads)
+    x, inside = PIXEL_CHANNELS * _area(regions[0].encoder_reads), PIXEL_CHANNELS
     peak = x
-    inside = 3
     for stage, at in zip(head.stages, regions, strict=True):
         skip = stage.enc * _area(at.encoder_reads)
         pooled = stage.enc * _area(at.encoded) // 4
@@ -96,11 +135,11 @@ def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region) -> i
     peak = max(peak, sum(skips) + x + (inside + dim) * _area(bottleneck) + fused)
     x, inside = fused, head.bottleneck
     for stage, at in zip(reversed(head.stages), reversed(regions), strict=True):
-        doubled = _area(at.upsampled.halved().doubled())
-        up = stage.up * _area(at.upsampled)
+        doubled = inside * _area(at.upsampled.halved().doubled())
+        up = stage.up * _area(at.upsampled.halved().doubled())
         merged = (stage.up + stage.enc) * _area(at.merged)
         out = stage.dec * _area(at.merged)
-        peak = max(peak, sum(skips) + x + max(inside * doubled + up, up + merged, merged + out))
+        peak = max(peak, sum(skips) + x + max(doubled + up, up + merged, merged + out))
         skips.pop()
         x, inside = out, stage.dec
     return peak

@@ -1,0 +1,78 @@
+"""The memory that L2P asks the host for is what it uses, within 30%, for every variant, size and tile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import kit
+import pytest
+import torch
+from peak import Peak
+
+from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.model import key_shapes
+from comfyui_l2p.nodes import memory
+from comfyui_l2p.nodes.host import build_model
+
+WIDE = ModelConfig(dim=768, head_dim=64, n_layers=1, n_refiner_layers=1, caption_dim=64, ffn_dim=2048, t_dim=256)
+CAPTION = 32
+
+
+def model(variant: str, **settings: Any) -> Any:
+    """One block of a wide backbone with the published head."""
+    config = WIDE.with_head(variant)
+    weights = {key: torch.zeros(shape) for key, shape in key_shapes(config).items()}
+    return build_model(weights, None, config, weight_dtype="fp32", **settings)
+
+
+@pytest.mark.parametrize(
+    ("variant", "height", "width", "tile", "batch"),
+    [
+        ("1k", 256, 256, 0, 1),
+        ("1k", 192, 320, 0, 2),
+        ("1k", 512, 512, 128, 1),
+        ("1k", 512, 512, None, 1),
+        ("4k", 512, 768, 0, 1),
+        ("4k", 1024, 1024, 256, 1),
+        ("8k", 512, 1024, 0, 1),
+        ("8k", 1024, 1024, 256, 1),
+        ("10k", 640, 960, 0, 1),
+        ("10k", 1280, 1280, 320, 1),
+    ],
+)
+def check_estimates(variant: str, height: int, width: int, tile: int | None, batch: int) -> None:
+    patcher = model(variant, head_tile=tile)
+    comfy.model_management.load_models_gpu([patcher])
+    pixels, features = torch.zeros(batch, 3, height, width), torch.zeros(batch, CAPTION, WIDE.caption_dim)
+    with torch.inference_mode(), Peak() as used:
+        patcher.model.apply_model(
+            pixels, torch.full((batch,), 0.5), c_crossattn=features, num_tokens=CAPTION, transformer_options={}
+        )
+    estimate = patcher.model.memory_required([batch, 3, height, width], {"c_crossattn": [[batch, CAPTION, 64]]})
+    assert 0.7 < estimate / used.peak < 1.3, f"{estimate / 2**20:.0f} MiB asked for, {used.peak / 2**20:.0f} MiB used"
+
+
+def check_auto_keeps_the_head_within_its_budget() -> None:
+    config = ModelConfig().with_head("10k")
+    for side in (10240, 5120):
+        tile = memory.choose_tile(config, side, side, 512, 2)
+        assert tile is not None
+        budget = max(memory.MIN_HEAD_BUDGET, memory.backbone_bytes(config, side, side, 512, 2))
+        assert memory.head_bytes(config, side, side, tile, 2) <= budget
+    assert memory.choose_tile(ModelConfig().with_head("1k"), 1024, 1024, 512, 2) is None
+    assert memory.choose_tile(ModelConfig().with_head("1k"), 1024, 1024, 512, 2, free=100 * 2**20) == 256
+
+
+def check_numbers_for_the_published_models_are_sane() -> None:
+    """In bfloat16, with auto tiles: what a user reads in the host's log."""
+    for variant, side, at_most in (("1k", 1024, 2), ("4k", 4096, 4), ("8k", 8192, 6), ("10k", 10240, 8)):
+        config = ModelConfig().with_head(variant)
+        tile = memory.choose_tile(config, side, side, 512, 2)
+        assert memory.step_bytes(config, side, side, 512, 2, tile=tile) < at_most * 2**30
+
+
+def check_published_size_does_not_evict_other_models(tmp_path: Path) -> None:
+    small = kit.model(tmp_path)
+    assert small.model.memory_required([2, 3, 1024, 1024]) < 4 * 2**30
