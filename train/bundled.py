@@ -1,20 +1,97 @@
-"""The tiny model that comes with the package, and how a command names it."""
+"""The tiny model that comes with the package: where its files are, and how a command names it."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
-from ..l2p_core import tiny
+import torch
+from torch import Tensor
+
+from ..l2p_core import flow, tiny
+from ..l2p_core.model import L2PModel, LatentModel
+from ..l2p_core.tensor_io import ProgressCallback
+from ..l2p_core.tiny.autoencoder import Autoencoder
+from ..l2p_core.tiny.generate import CFG, STEPS
+from ..l2p_core.tiny.shapes import IMAGE_SIZE
+from ..l2p_core.tiny.words import Words
 
 NAME = "tiny"
-FOLDER = Path(tiny.__file__).parent
-SOURCE = FOLDER / "source.safetensors"
-DELTA = FOLDER / "delta.safetensors"
+SOURCE = tiny.SOURCE_PATH
+DELTA = SOURCE.with_name("delta.safetensors")
 HEAD_WIDTH = 0.25
-"""Factor on the Detailer Head's widths that suits the tiny model: 16, 32, 64 and 128 channels."""
+"""Factor on the Detailer Head's widths that suits the tiny model."""
 
 
 def resolve(path: Path | str) -> Path:
     """The path itself; the bundled source for the word "tiny", unless there is a file of that name."""
     path = Path(path)
     return SOURCE if str(path) == NAME and not path.exists() else path
+
+
+class TinySource:
+    """The bundled latent model with what it needs to make images, loaded on first use."""
+
+    @cached_property
+    def model(self) -> LatentModel:
+        return tiny.load_source()
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        return tiny.load_autoencoder()
+
+    @cached_property
+    def words(self) -> Words:
+        return tiny.load_words()
+
+    def images(
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        steps: int = STEPS,
+        cfg: float = CFG,
+        progress: ProgressCallback | None = None,
+    ) -> Tensor:
+        """Images (B, 3, 64, 64) in [-1, 1] of B captions and seeds."""
+        return tiny.generate(
+            self.model, self.autoencoder, self.words, captions, seeds, steps=steps, cfg=cfg, progress=progress
+        )
+
+    def name(self, steps: int = STEPS, cfg: float = CFG) -> str:
+        """A name for the images it makes with these settings; it changes when the weights do."""
+        weights = SOURCE.read_bytes() + tiny.AUTOENCODER_PATH.read_bytes() + tiny.WORDS_PATH.read_bytes()
+        return f"source-{hashlib.sha256(weights).hexdigest()[:8]}-steps{steps}-cfg{cfg:g}"
+
+
+def pixel_images(
+    model: L2PModel,
+    encoder: Words,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    steps: int = STEPS,
+    cfg: float = CFG,
+    batch: int = 64,
+    progress: ProgressCallback | None = None,
+) -> Tensor:
+    """Images of a tiny pixel model, with the settings that its source has: (B, 3, 64, 64) in [-1, 1]."""
+
+    noise = torch.stack(
+        [torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
+    features, empty = [encoder.encode(caption) for caption in captions], encoder.encode("")
+    images = torch.empty_like(noise)
+    for start in range(0, len(noise), batch):
+        rows = slice(start, min(start + batch, len(noise)))
+        images[rows] = flow.sample(
+            model,
+            noise[rows],
+            features[rows],
+            sigmas=flow.sigmas(steps),
+            cfg=cfg,
+            negative=[empty] * (rows.stop - start),
+        )
+        if progress:
+            progress(rows.stop, len(noise))
+    return images

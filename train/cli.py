@@ -110,7 +110,9 @@ def _add_convert(commands: _Commands) -> None:
     parser.add_argument("--variant", default="1k", help="1k, 4k, 8k or 10k")
     parser.add_argument("--seed", type=int, default=0, help="of what is initialised")
     parser.add_argument("--init", default="random", help="how the patch embedder and the head begin")
-    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="of all weights (default: kept)")
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="of all weights (default: kept)"
+    )
     parser.add_argument("--head-width", type=float, default=1.0, metavar="FACTOR", help="of the head's channels")
     parser.add_argument("--layout", choices=("comfy", "diffusers"), default="comfy", help="of the keys written")
     parser.add_argument("--keys", action="store_true", help="print the fate of every key, not just the counts")
@@ -171,7 +173,12 @@ def _add_delta(commands: _Commands) -> None:
 def _add_sample(commands: _Commands) -> None:
     parser = _command(commands, "sample", "generate PNG images with an L2P model")
     parser.add_argument(
-        "model", type=Path, nargs="?", default=Path("tiny"), metavar="MODEL", help=_MODEL_HELP.replace("source", "model")
+        "model",
+        type=Path,
+        nargs="?",
+        default=Path("tiny"),
+        metavar="MODEL",
+        help=_MODEL_HELP.replace("source", "model"),
     )
     parser.add_argument("--delta", type=Path, default=None, help="put this delta onto MODEL first")
     parser.add_argument("--prompt", default=None, help="caption in words, for the tiny model")

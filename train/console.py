@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from ..l2p_core.tensor_io import ProgressCallback
+from ..l2p_core.trainer import StepMetrics
+
+_MEMORY = 0.95  # of the running means: about the last 20 steps
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -62,3 +65,19 @@ def bar(text: str, **options: object) -> tqdm:
 def _advance(shown: tqdm, done: int, total: int) -> None:
     shown.total = total
     shown.update(done - shown.n)
+
+
+@contextmanager
+def train_progress(total: int, done: int, text: str = "training") -> Iterator[Callable[[StepMetrics], None]]:
+    """A bar over training steps that shows running means of the loss, and of that at sigma above 0.6."""
+    means: dict[str, float] = {}
+
+    def show(metrics: StepMetrics) -> None:
+        for name, value in (("loss", metrics.loss), ("sigma>0.6", metrics.high_sigma_loss)):
+            if value is not None:
+                means[name] = value + _MEMORY * (means.get(name, value) - value)
+        shown.set_postfix({name: f"{value:.4f}" for name, value in means.items()}, refresh=False)
+        shown.update()
+
+    with bar(text, unit="step", total=total, initial=done) as shown:
+        yield show

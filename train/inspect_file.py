@@ -62,7 +62,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def layout_of(checkpoint: Checkpoint) -> str:
-    """"diffusers", "comfy" or "comfy with prefix", by the names in the file."""
+    """ "diffusers", "comfy" or "comfy with prefix", by the names in the file."""
     names = [name for header in checkpoint.files for name in header.tensors]
     if any(".attention.to_q." in name or name.startswith("all_x_embedder.") for name in names):
         return "diffusers"
@@ -108,7 +108,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if facts["metadata"]:
         lines.append("metadata")
         for name, value in facts["metadata"].items():
-            shown = value if len(value) <= _SHOWN_METADATA else f"{value[:_SHOWN_METADATA]}... ({len(value)} characters)"
+            shown = (
+                value if len(value) <= _SHOWN_METADATA else f"{value[:_SHOWN_METADATA]}... ({len(value)} characters)"
+            )
             lines.append(f"  {name} = {shown}")
     return lines
 

@@ -1,0 +1,157 @@
+"""Data sets and batches: images with captions and the seeds they were made from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..l2p_core.tensor_file import load_tensors, save
+from ..l2p_core.tensor_io import ProgressCallback
+from ..l2p_core.tiny import shapes
+from ..l2p_core.trainer import Batch
+
+PART = 256  # images of a cached file: what a stop can lose
+
+Generate = Callable[[Sequence[str], Sequence[int]], Tensor]
+"""Captions and seeds -> (B, 3, H, W) in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in memory.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8.
+        captions: N texts.
+        seeds: N seeds of the noise each image was made from.
+    """
+
+    pixels: Tensor
+    captions: list[str]
+    seeds: list[int]
+
+
+class Batches:
+    """Shuffled micro-batches of an image set, as a pure function of their number (`trainer.BatchSource`).
+
+    Every epoch has an order of its own, drawn from the seed and the epoch's number; a batch may cross into the next.
+
+    Args:
+        images: at least one.
+        encode: caption to features (L, caption_dim); called once a caption.
+        batch_size: images of a micro-batch.
+        seed: of the shuffling.
+    """
+
+    def __init__(self, images: ImageSet, encode: Callable[[str], Tensor], batch_size: int, seed: int):
+        self.images = images
+        self.batch_size = batch_size
+        self._features = {caption: encode(caption) for caption in dict.fromkeys(images.captions)}
+        # A batch touches two epochs at most, more only for sets smaller than a batch.
+        self._order = functools.lru_cache(maxsize=2)(functools.partial(_order, len(images.captions), seed))
+
+    def batch(self, number: int) -> Batch:
+        """The micro-batch `number`, counted from 0 over the whole run."""
+        first = number * self.batch_size
+        numbers = list(range(first, first + self.batch_size))
+        rows = [self._row(sample) for sample in numbers]
+        return Batch(
+            pixels=from_uint8(self.images.pixels[rows]),
+            captions=[self._features[self.images.captions[row]] for row in rows],
+            numbers=numbers,
+            seeds=[self.images.seeds[row] for row in rows],
+        )
+
+    def _row(self, sample: int) -> int:
+        epoch, position = divmod(sample, len(self.images.captions))
+        return int(self._order(epoch)[position])
+
+
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    digest = hashlib.sha256(f"order of epoch {epoch}, seed {seed}".encode()).digest()
+    return torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
+
+
+def caption_of(number: int, seed: int = 0) -> str:
+    """The caption of image `number` of the tiny training set."""
+    rng = random.Random(f"caption {number}, seed {seed}")
+    return shapes.random_caption(rng, shapes.random_scene(rng).attributes)
+
+
+def seed_of(number: int, seed: int = 0) -> int:
+    """The noise seed of image `number` of the tiny training set, apart from those used for evaluation."""
+    return random.Random(f"noise {number}, seed {seed}").randrange(1 << 32, 1 << 48)
+
+
+def generated(
+    generate: Generate, count: int, seed: int, folder: Path, name: str, progress: ProgressCallback | None = None
+) -> ImageSet:
+    """The first `count` images of a generated training set, made once and cached in parts.
+
+    Image i has a caption and a noise that depend on i and `seed` alone, so a larger set begins with the smaller one
+    and both share their files.
+
+    Args:
+        generate: makes images, see `Generate`.
+        count: images, 1 or more.
+        seed: of captions and noise.
+        folder: of the cached files, made where it is missing.
+        name: begins the files' names; says which model with which settings makes the images.
+        progress: called with (images there, images in all).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, count, PART):
+        path = folder / f"{name}-{seed}-{start:06d}.safetensors"
+        if not path.exists():
+            _make_part(generate, start, seed, path)
+        parts.append(_load_part(path))
+        if progress:
+            progress(min(start + PART, count), count)
+    return ImageSet(
+        torch.cat([part.pixels for part in parts])[:count],
+        [caption for part in parts for caption in part.captions][:count],
+        [number for part in parts for number in part.seeds][:count],
+    )
+
+
+def rendered(captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    """Clean renderings of the captions, a `Generate`: the comparison with what the source makes."""
+    scenes = [
+        shapes.random_scene(random.Random(seed), shapes.parse_caption(caption))
+        for caption, seed in zip(captions, seeds, strict=True)
+    ]
+    return shapes.render(scenes)
+
+
+def _make_part(generate: Generate, start: int, seed: int, path: Path) -> None:
+    numbers = range(start, start + PART)
+    captions, seeds = [caption_of(number, seed) for number in numbers], [seed_of(number, seed) for number in numbers]
+    pixels = to_uint8(generate(captions, seeds))
+    metadata = {"l2p.kind": "images", "captions": json.dumps(captions), "seeds": json.dumps(seeds)}
+    save({"pixels": pixels}, path, metadata)
+
+
+def _load_part(path: Path) -> ImageSet:
+    tensors, metadata = load_tensors(path)
+    if metadata.get("l2p.kind") != "images":
+        raise ValueError(f"{path} is not a file of cached images: move it away, it will be made anew.")
+    return ImageSet(tensors["pixels"], json.loads(metadata["captions"]), json.loads(metadata["seeds"]))
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """[-1, 1] to 0..255."""
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """0..255 to [-1, 1], float32."""
+    return pixels.float() / 127.5 - 1
