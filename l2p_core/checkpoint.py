@@ -187,10 +187,7 @@ def load_any(
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     config = checkpoint.plain_config()
     expected = key_shapes(config)
-    check_complete(checkpoint, expected)
-    unknown = [key for key in checkpoint.tensors if key not in expected and key not in UNUSED_KEYS]
-    if unknown:
-        raise CheckpointError(f"{checkpoint.path} has tensors that such a model does not: {some(unknown)} unknown.")
+    check_exact(checkpoint, expected)
     name = checkpoint.tensors["x_embedder.weight"].dtype if dtype is None else DTYPE_NAMES[dtype]
     with torch.device("meta"):
         model = build(config)
@@ -220,6 +217,18 @@ def check_complete(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...
             raise CheckpointError(
                 f"{checkpoint.path}: {shown(key)} has the shape {shapes[key]}, but {shape} was expected."
             )
+
+
+def check_exact(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold a checkpoint to the keys and shapes of a model, and to having no others.
+
+    Raises:
+        CheckpointError: naming the first key that is missing, unknown or of another shape.
+    """
+    check_complete(checkpoint, expected)
+    unknown = [key for key in checkpoint.tensors if key not in expected and key not in UNUSED_KEYS]
+    if unknown:
+        raise CheckpointError(f"{checkpoint.path} has tensors that such a model does not: {some(unknown)} unknown.")
 
 
 def some(keys: Sequence[str]) -> str:

@@ -122,7 +122,8 @@ def convert(
 
     config = source_config.with_head(variant, head_width)
     fates = _fates(checkpoint, source_config, config, f"uniform within 1/sqrt(fan_in), seed {seed}")
-    slots = _slots(checkpoint, fates, key_shapes(config), DTYPE_NAMES[dtype] if dtype else None)
+    shapes = key_shapes(config)
+    slots = _slots(checkpoint, fates, shapes, DTYPE_NAMES[dtype] if dtype else None)
     report = ConversionReport(source, target, variant, seed, _NO_HASH, fates)
     with (
         model_file(target, slots.values(), config, _metadata(config, report, init), layout, overwrite) as (
@@ -135,7 +136,7 @@ def convert(
         copies = _copies(checkpoint, slots, places, report.keys("copied"))
         hashes = [_copy_file(header, copies, reader, writer, counter) for header in checkpoint.files]
         for key in report.keys("initialised"):
-            _write_random(slots[key], places[key], key_shapes(config), seed, writer, counter)
+            _write_random(slots[key], places[key], shapes, seed, writer, counter)
         report = replace(report, source_sha256=_combined(hashes))
         writer.finish(_metadata(config, report, init))
     return report

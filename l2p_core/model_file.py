@@ -43,7 +43,8 @@ def model_file(
         ((key, slot.dtype, shape) for slot in slots for key, shape in shapes[slot.name].items()), metadata
     )
     size = room + sum(nbytes(slot.dtype, slot.shape) for slot in slots)
-    with atomic_file(target, size, overwrite) as file, TensorWriter(file, room) as writer:
+    with atomic_file(target, size, overwrite) as file:
+        writer = TensorWriter(file, room)
         yield writer, {slot.name: writer.add(shapes[slot.name], slot.dtype) for slot in slots}
 
 

@@ -30,7 +30,8 @@ def save(
         ((name, DTYPE_NAMES[tensors[name].dtype], tuple(tensors[name].shape)) for name in names), metadata
     )
     size = room + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    with atomic_file(Path(target), size, overwrite) as file, TensorWriter(file, room) as writer:
+    with atomic_file(Path(target), size, overwrite) as file:
+        writer = TensorWriter(file, room)
         for name in names:
             tensor = tensors[name].detach()
             position = writer.add({name: tuple(tensor.shape)}, DTYPE_NAMES[tensor.dtype])

@@ -1,0 +1,332 @@
+"""Deltas: only what training changed, to share in place of a whole model and to put back onto its base.
+
+Shallow training leaves over half of the weights as they were (arXiv 2605.12013 section 3.2). A delta holds the
+others, and for each one that it leaves out its dtype, shape and hash. So it merges onto whatever holds the same
+numbers, the pixel initialisation or the latent source, in any layout and however sharded; anything else is refused.
+The merged model equals the trained one bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import checkpoint as checkpoints
+from . import metadata
+from .atomic import atomic_file
+from .checkpoint import FLOAT_DTYPES, Checkpoint, check_complete, check_exact, open_checkpoint
+from .config import ModelConfig
+from .model import L2PModel, key_shapes
+from .model_file import Slot, aligned, model_file, refuse_own_source
+from .safetensors_header import CheckpointError, header_room, parse_json
+from .tensor_io import (
+    ChunkReader,
+    Progress,
+    ProgressCallback,
+    Stored,
+    TensorWriter,
+    equal_bytes,
+)
+
+_DIGEST_LENGTH = 32
+_INHERITED = (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)
+
+
+class Kept(NamedTuple):
+    """A tensor that a delta leaves to its base; the digest is half a SHA-256 of the bytes as `dtype`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class DeltaReport:
+    """Which tensors (ComfyUI keys) came out of training and which are the base's."""
+
+    target: Path
+    trained: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    def summary(self) -> str:
+        """A line of text for each."""
+        parts = {"trained": self.trained, "left as in the base": self.kept}
+        lines = [
+            f"{len(names)} {how}: " + ", ".join(f"{count} of {part}" for part, count in metadata.grouped(names).items())
+            for how, names in parts.items()
+        ]
+        return "\n".join([f"{self.target}", *lines])
+
+
+def extract(
+    trained: str | Path,
+    base: str | Path,
+    target: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> DeltaReport:
+    """Write the delta of a trained L2P model.
+
+    Args:
+        trained: the trained model, complete.
+        base: what it was trained from: its pixel initialisation, or the latent source of that.
+        target: the file to write.
+        overwrite: whether an existing target may be replaced.
+        progress: called with (bytes done, bytes in all) of the trained model; what it raises stops the work.
+
+    Raises:
+        CheckpointError: if a file is unsuitable, the two have nothing in common, or nothing was trained.
+    """
+    target, new, old = Path(target), open_checkpoint(trained), open_checkpoint(base)
+    config = _pixel_config(new)
+    check_exact(new, key_shapes(config))
+    old.plain_config()
+    if not any(old.shapes.get(name) == shape for name, shape in new.shapes.items()):
+        raise CheckpointError(f"{trained} and {base} are models of different sizes: give the base it was trained from.")
+    refuse_own_source(target, _paths(new, old))
+    slots = aligned(Slot(stored.name, stored.dtype, stored.shape) for stored in _in_file_order(new, key_shapes(config)))
+    about = _inherited(old.metadata) | _inherited(new.metadata)
+    kept: dict[str, Kept] = {}
+    room = header_room(slots, _describe(config, about, {slot.name: _placeholder(slot) for slot in slots}))
+    counter = Progress(new.nbytes, progress)
+    with atomic_file(target, room + new.nbytes, overwrite) as file, ChunkReader() as reader:
+        writer = TensorWriter(file, room)
+        for slot in slots:
+            stored = new.tensors[slot.name]
+            digest = _digest_if_equal(reader, stored, old.tensors.get(slot.name))
+            if digest:
+                kept[slot.name] = Kept(slot.dtype, slot.shape, digest)
+            else:
+                _copy(reader, stored, writer, writer.add({slot.name: slot.shape}, slot.dtype))
+            counter.advance(stored.nbytes)
+        if len(kept) == len(slots):
+            raise CheckpointError(f"{trained} is no different from {base}: there is nothing to keep in a delta.")
+        writer.finish(_describe(config, about, kept))
+    return DeltaReport(target, tuple(slot.name for slot in slots if slot.name not in kept), tuple(kept))
+
+
+def save(
+    tensors: Mapping[str, Tensor],
+    base: str | Path,
+    target: str | Path,
+    about: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write trained weights, by their ComfyUI keys, as a delta on `base`; all other weights are the base's.
+
+    `about` is further metadata. The base is hashed the first time, and again only when its files change.
+
+    Raises:
+        CheckpointError: if the tensors and the base do not make one L2P model, or the file cannot be written.
+    """
+    old = open_checkpoint(base)
+    old.plain_config()
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    # Where the numbers are does not matter here, only that they make a model.
+    whole = replace(old, tensors=old.tensors | {name: Stored(name, "F32", shape, ()) for name, shape in shapes.items()})
+    config = _pixel_config(whole)
+    expected = key_shapes(config)
+    check_complete(whole, expected)
+    assert shapes.keys() <= expected.keys(), "tensors that the model does not have"
+    kept = {
+        name: Kept(old.tensors[name].dtype, shape, _digest(old.tensors[name], _stamps(old)))
+        for name, shape in expected.items()
+        if name not in tensors
+    }
+    refuse_own_source(Path(target), _paths(old))
+    text = _describe(config, _inherited(old.metadata), kept) | dict(about or {})
+    checkpoints.save(tensors, target, text, overwrite)
+
+
+def merge(
+    delta: str | Path,
+    base: str | Path,
+    target: str | Path,
+    *,
+    layout: str = "comfy",
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> DeltaReport:
+    """Write the trained model: the delta's tensors, and from the base those that it leaves out.
+
+    Args:
+        delta: a file that `extract` or `save` wrote.
+        base: the pixel initialisation or the latent source that it was made for.
+        target: the file to write.
+        layout: of the keys written, "comfy" or "diffusers".
+        overwrite: whether an existing target may be replaced.
+        progress: called with (bytes done, bytes in all); what it raises stops the work.
+
+    Raises:
+        CheckpointError: if the delta was made for another base, or a file is unsuitable or cannot be written.
+        ValueError: for an unknown layout.
+    """
+    target = Path(target)
+    merged, kept = open_merged(delta, base)
+    refuse_own_source(target, _paths(merged))
+    config = merged.config()
+    order = _in_file_order(merged, merged.tensors)
+    slots = [Slot(stored.name, stored.dtype, stored.shape) for stored in order]
+    counter = Progress(merged.nbytes, progress)
+    with (
+        model_file(target, slots, config, merged.metadata, layout, overwrite) as (writer, places),
+        ChunkReader() as reader,
+    ):
+        for stored in order:
+            digest = hashlib.sha256() if stored.name in kept else None
+            _copy(reader, stored, writer, places[stored.name], digest)
+            if digest and digest.hexdigest()[:_DIGEST_LENGTH] != kept[stored.name].digest:
+                raise _other_base(delta, base, f"its '{stored.name}' has other numbers")
+            counter.advance(stored.nbytes)
+        writer.finish(merged.metadata)
+    return DeltaReport(target, tuple(name for name in merged.tensors if name not in kept), tuple(kept))
+
+
+def load_model(
+    delta: str | Path,
+    base: str | Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    progress: ProgressCallback | None = None,
+) -> L2PModel:
+    """The trained model in memory, without a merged file; other arguments as `checkpoint.load_model`.
+
+    Raises:
+        CheckpointError: as `merge`.
+    """
+    merged, kept = open_merged(delta, base)
+    verify(merged, kept)
+    return checkpoints.load_model(merged, dtype, device, progress)
+
+
+def open_merged(delta: str | Path, base: str | Path) -> tuple[Checkpoint, dict[str, Kept]]:
+    """The trained model as a checkpoint in two places, and what it takes from the base, whose numbers are unchecked.
+
+    Raises:
+        CheckpointError: if the delta is none, or the base lacks what it needs.
+    """
+    new, old = open_checkpoint(delta), open_checkpoint(base)
+    if not new.is_delta:
+        raise CheckpointError(f"{delta} is not an L2P delta: give a file that `l2p delta` or training wrote.")
+    old.plain_config()
+    kept = _parse_kept(new)
+    for name, entry in kept.items():
+        if name not in old.tensors:
+            raise _other_base(delta, base, f"it has no '{name}'")
+        if old.tensors[name].shape != entry.shape:
+            raise _other_base(delta, base, f"its '{name}' has the shape {old.tensors[name].shape}, not {entry.shape}")
+    tensors = {name: old.tensors[name].as_dtype(entry.dtype) for name, entry in kept.items()} | new.tensors
+    about = {name: value for name, value in new.metadata.items() if name != metadata.KEPT}
+    merged = Checkpoint(new.path, (*old.files, *new.files), tensors, (), about | {metadata.KIND: metadata.MERGED})
+    check_exact(merged, key_shapes(_pixel_config(merged)))
+    return merged, kept
+
+
+def verify(merged: Checkpoint, kept: Mapping[str, Kept]) -> None:
+    """Check that the base's numbers are those that the delta was made for.
+
+    Raises:
+        CheckpointError: if they are not.
+    """
+    stamps = _stamps(merged)
+    for name, entry in kept.items():
+        stored = merged.tensors[name]
+        if _digest(stored, stamps) != entry.digest:
+            raise _other_base(merged.path, stored.pieces[0].path, f"its '{name}' has other numbers")
+
+
+def _pixel_config(checkpoint: Checkpoint) -> ModelConfig:
+    config = checkpoint.plain_config()
+    if config.head is None:
+        raise CheckpointError(f"{checkpoint.path} is a latent model, but a trained L2P pixel model was expected.")
+    return config
+
+
+def _in_file_order(checkpoint: Checkpoint, names: Iterable[str]) -> list[Stored]:
+    """Tensors in the order of their bytes, so that disks read ahead."""
+    held = [checkpoint.tensors[name] for name in names]
+    return sorted(held, key=lambda stored: (stored.pieces[0].path, stored.pieces[0].start))
+
+
+def _digest_if_equal(reader: ChunkReader, stored: Stored, other: Stored | None) -> str | None:
+    """The digest of a tensor if the other one, brought to its dtype, has the same bytes."""
+    if other is None or other.shape != stored.shape:
+        return None
+    digest = hashlib.sha256()
+    pairs = zip(reader.chunks(stored), reader.chunks(other.as_dtype(stored.dtype)), strict=True)
+    for chunk, other_chunk in pairs:
+        if not equal_bytes(chunk, other_chunk):
+            return None
+        reader.hash(digest, chunk)
+    reader.finish_hashing()
+    return digest.hexdigest()[:_DIGEST_LENGTH]
+
+
+def _copy(reader: ChunkReader, stored: Stored, writer: TensorWriter, position: int, digest: Any = None) -> None:
+    for chunk in reader.chunks(stored):
+        if digest:
+            reader.hash(digest, chunk)
+        writer.write(position, chunk)
+        position += len(chunk)
+    reader.finish_hashing()
+
+
+@lru_cache(maxsize=4096)
+def _digest(stored: Stored, stamps: tuple[tuple[int, int], ...]) -> str:
+    """The digest of a tensor on disk; kept while its files' `stamps` stay, since training saves again and again."""
+    digest = hashlib.sha256()
+    with ChunkReader() as reader:
+        for chunk in reader.chunks(stored):
+            reader.hash(digest, chunk)
+        reader.finish_hashing()
+    return digest.hexdigest()[:_DIGEST_LENGTH]
+
+
+def _stamps(checkpoint: Checkpoint) -> tuple[tuple[int, int], ...]:
+    stats = [path.stat() for path in _paths(checkpoint)]
+    return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+
+def _paths(*opened: Checkpoint) -> list[Path]:
+    return [header.path for checkpoint in opened for header in checkpoint.files]
+
+
+def _placeholder(slot: Slot) -> Kept:
+    return Kept(slot.dtype, slot.shape, "0" * _DIGEST_LENGTH)
+
+
+def _inherited(known: Mapping[str, str]) -> dict[str, str]:
+    """What a file takes over from the one it is made of: which source, seed and initialisation that had."""
+    return {name: known[name] for name in _INHERITED if name in known}
+
+
+def _describe(config: ModelConfig, about: Mapping[str, str], kept: Mapping[str, Kept]) -> dict[str, str]:
+    text = json.dumps(kept, separators=(",", ":"))
+    return {**metadata.describe(metadata.DELTA, config), **about, metadata.KEPT: text}
+
+
+def _parse_kept(delta: Checkpoint) -> dict[str, Kept]:
+    try:
+        parsed = parse_json(delta.metadata.get(metadata.KEPT, ""))
+        kept = {name: Kept(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in parsed.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{delta.path} is damaged: it does not say what it was made for.") from error
+    for name, entry in kept.items():
+        sizes = all(type(size) is int for size in entry.shape)
+        if entry.dtype not in FLOAT_DTYPES or not sizes or not isinstance(entry.digest, str) or name in delta.tensors:
+            raise CheckpointError(f"{delta.path} is damaged: what it was made for makes no sense.")
+    return kept
+
+
+def _other_base(delta: str | Path, base: str | Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{delta} was made for another base than {base}: {reason}.")
