@@ -9,12 +9,10 @@ The merged model equals the trained one bit for bit.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,30 +20,21 @@ from torch import Tensor
 from . import checkpoint as checkpoints
 from . import metadata
 from .atomic import atomic_file
-from .checkpoint import FLOAT_DTYPES, Checkpoint, check_complete, check_exact, open_checkpoint
+from .checkpoint import Checkpoint, check_complete, check_exact, open_checkpoint
 from .config import ModelConfig
+from .kept import Kept, digest_if_equal, digest_of, kept_text, parse_kept, short_digest
 from .model import L2PModel, key_shapes
 from .model_file import Slot, aligned, model_file, refuse_own_source
-from .safetensors_header import CheckpointError, header_room, parse_json
+from .safetensors_header import CheckpointError, header_room
 from .tensor_io import (
     ChunkReader,
     Progress,
     ProgressCallback,
     Stored,
     TensorWriter,
-    equal_bytes,
 )
 
-_DIGEST_LENGTH = 32
 _INHERITED = (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)
-
-
-class Kept(NamedTuple):
-    """A tensor that a delta leaves to its base; the digest is half a SHA-256 of the bytes as `dtype`."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -96,13 +85,15 @@ def extract(
     slots = aligned(Slot(stored.name, stored.dtype, stored.shape) for stored in _in_file_order(new, key_shapes(config)))
     about = _inherited(old.metadata) | _inherited(new.metadata)
     kept: dict[str, Kept] = {}
-    room = header_room(slots, _describe(config, about, {slot.name: _placeholder(slot) for slot in slots}))
+    room = header_room(
+        slots, _describe(config, about, {slot.name: Kept.placeholder(slot.dtype, slot.shape) for slot in slots})
+    )
     counter = Progress(new.nbytes, progress)
     with atomic_file(target, room + new.nbytes, overwrite) as file, ChunkReader() as reader:
         writer = TensorWriter(file, room)
         for slot in slots:
             stored = new.tensors[slot.name]
-            digest = _digest_if_equal(reader, stored, old.tensors.get(slot.name))
+            digest = digest_if_equal(reader, stored, old.tensors.get(slot.name))
             if digest:
                 kept[slot.name] = Kept(slot.dtype, slot.shape, digest)
             else:
@@ -139,7 +130,7 @@ def save(
     check_complete(whole, expected)
     assert shapes.keys() <= expected.keys(), "tensors that the model does not have"
     kept = {
-        name: Kept(old.tensors[name].dtype, shape, _digest(old.tensors[name], _stamps(old)))
+        name: Kept(old.tensors[name].dtype, shape, digest_of(old.tensors[name]))
         for name, shape in expected.items()
         if name not in tensors
     }
@@ -185,7 +176,7 @@ def merge(
         for stored in order:
             digest = hashlib.sha256() if stored.name in kept else None
             _copy(reader, stored, writer, places[stored.name], digest)
-            if digest and digest.hexdigest()[:_DIGEST_LENGTH] != kept[stored.name].digest:
+            if digest and short_digest(digest) != kept[stored.name].digest:
                 raise _other_base(delta, base, f"its '{stored.name}' has other numbers")
             counter.advance(stored.nbytes)
         writer.finish(merged.metadata)
@@ -219,7 +210,7 @@ def open_merged(delta: str | Path, base: str | Path) -> tuple[Checkpoint, dict[s
     if not new.is_delta:
         raise CheckpointError(f"{delta} is not an L2P delta: give a file that `l2p delta` or training wrote.")
     old.plain_config()
-    kept = _parse_kept(new)
+    kept = parse_kept(new)
     for name, entry in kept.items():
         if name not in old.tensors:
             raise _other_base(delta, base, f"it has no '{name}'")
@@ -227,7 +218,12 @@ def open_merged(delta: str | Path, base: str | Path) -> tuple[Checkpoint, dict[s
             raise _other_base(delta, base, f"its '{name}' has the shape {old.tensors[name].shape}, not {entry.shape}")
     tensors = {name: old.tensors[name].as_dtype(entry.dtype) for name, entry in kept.items()} | new.tensors
     about = {name: value for name, value in new.metadata.items() if name != metadata.KEPT}
-    merged = Checkpoint(new.path, (*old.files, *new.files), tensors, (), about | {metadata.KIND: metadata.MERGED})
+    about |= {
+        metadata.KIND: metadata.MERGED,
+        metadata.COPIED: metadata.grouped_json(kept),
+        metadata.TRAINED: metadata.grouped_json(new.tensors),
+    }
+    merged = Checkpoint(new.path, (*old.files, *new.files), tensors, (), about)
     check_exact(merged, key_shapes(_pixel_config(merged)))
     return merged, kept
 
@@ -238,10 +234,9 @@ def verify(merged: Checkpoint, kept: Mapping[str, Kept]) -> None:
     Raises:
         CheckpointError: if they are not.
     """
-    stamps = _stamps(merged)
     for name, entry in kept.items():
         stored = merged.tensors[name]
-        if _digest(stored, stamps) != entry.digest:
+        if digest_of(stored) != entry.digest:
             raise _other_base(merged.path, stored.pieces[0].path, f"its '{name}' has other numbers")
 
 
@@ -258,20 +253,6 @@ def _in_file_order(checkpoint: Checkpoint, names: Iterable[str]) -> list[Stored]
     return sorted(held, key=lambda stored: (stored.pieces[0].path, stored.pieces[0].start))
 
 
-def _digest_if_equal(reader: ChunkReader, stored: Stored, other: Stored | None) -> str | None:
-    """The digest of a tensor if the other one, brought to its dtype, has the same bytes."""
-    if other is None or other.shape != stored.shape:
-        return None
-    digest = hashlib.sha256()
-    pairs = zip(reader.chunks(stored), reader.chunks(other.as_dtype(stored.dtype)), strict=True)
-    for chunk, other_chunk in pairs:
-        if not equal_bytes(chunk, other_chunk):
-            return None
-        reader.hash(digest, chunk)
-    reader.finish_hashing()
-    return digest.hexdigest()[:_DIGEST_LENGTH]
-
-
 def _copy(reader: ChunkReader, stored: Stored, writer: TensorWriter, position: int, digest: Any = None) -> None:
     for chunk in reader.chunks(stored):
         if digest:
@@ -281,28 +262,8 @@ def _copy(reader: ChunkReader, stored: Stored, writer: TensorWriter, position: i
     reader.finish_hashing()
 
 
-@lru_cache(maxsize=4096)
-def _digest(stored: Stored, stamps: tuple[tuple[int, int], ...]) -> str:
-    """The digest of a tensor on disk; kept while its files' `stamps` stay, since training saves again and again."""
-    digest = hashlib.sha256()
-    with ChunkReader() as reader:
-        for chunk in reader.chunks(stored):
-            reader.hash(digest, chunk)
-        reader.finish_hashing()
-    return digest.hexdigest()[:_DIGEST_LENGTH]
-
-
-def _stamps(checkpoint: Checkpoint) -> tuple[tuple[int, int], ...]:
-    stats = [path.stat() for path in _paths(checkpoint)]
-    return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
-
-
 def _paths(*opened: Checkpoint) -> list[Path]:
     return [header.path for checkpoint in opened for header in checkpoint.files]
-
-
-def _placeholder(slot: Slot) -> Kept:
-    return Kept(slot.dtype, slot.shape, "0" * _DIGEST_LENGTH)
 
 
 def _inherited(known: Mapping[str, str]) -> dict[str, str]:
@@ -311,21 +272,7 @@ def _inherited(known: Mapping[str, str]) -> dict[str, str]:
 
 
 def _describe(config: ModelConfig, about: Mapping[str, str], kept: Mapping[str, Kept]) -> dict[str, str]:
-    text = json.dumps(kept, separators=(",", ":"))
-    return {**metadata.describe(metadata.DELTA, config), **about, metadata.KEPT: text}
-
-
-def _parse_kept(delta: Checkpoint) -> dict[str, Kept]:
-    try:
-        parsed = parse_json(delta.metadata.get(metadata.KEPT, ""))
-        kept = {name: Kept(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in parsed.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{delta.path} is damaged: it does not say what it was made for.") from error
-    for name, entry in kept.items():
-        sizes = all(type(size) is int for size in entry.shape)
-        if entry.dtype not in FLOAT_DTYPES or not sizes or not isinstance(entry.digest, str) or name in delta.tensors:
-            raise CheckpointError(f"{delta.path} is damaged: what it was made for makes no sense.")
-    return kept
+    return {**metadata.describe(metadata.DELTA, config), **about, metadata.KEPT: kept_text(kept)}
 
 
 def _other_base(delta: str | Path, base: str | Path, reason: str) -> CheckpointError:

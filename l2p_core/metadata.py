@@ -18,6 +18,7 @@ VERSION = "l2p.version"
 COPIED = "l2p.copied"
 INITIALISED = "l2p.initialised"
 INIT = "l2p.init"
+TRAINED = "l2p.trained"
 KEPT = "l2p.kept"
 """What a delta takes from its base: {key: [dtype, shape, digest]} as JSON."""
 
