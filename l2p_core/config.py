@@ -177,8 +177,8 @@ class ModelConfig:
             n_refiner_layers=read.count("noise_refiner"),
             caption_dim=read["cap_embedder.0.weight"][0],
             ffn_dim=read["layers.0.feed_forward.w1.weight"][0],
-            t_freq_dim=read["t_embedder.mlp.0.weight"][1],
-            t_hidden_dim=read["t_embedder.mlp.0.weight"][0],
+            t_freq_dim=read.matrix("t_embedder.mlp.0.weight")[1],
+            t_hidden_dim=read.matrix("t_embedder.mlp.0.weight")[0],
             t_dim=read["t_embedder.mlp.2.weight"][0],
             variant=variant,
             head=head,
@@ -222,12 +222,16 @@ class _ShapeReader:
     def either(self, comfy_key: str, diffusers_key: str) -> tuple[int, ...]:
         return self[comfy_key if comfy_key in self.shapes else diffusers_key]
 
+    def matrix(self, key: str) -> tuple[int, int]:
+        shape = self[key]
+        if len(shape) != 2:
+            raise ValueError(f"'{key}' has the shape {shape}, but a matrix was expected.")
+        return shape[0], shape[1]
+
     def patch_embedder(self) -> tuple[int, int]:
-        for key, shape in self.shapes.items():
+        for key in self.shapes:
             if key == "x_embedder.weight" or (key.startswith("all_x_embedder.") and key.endswith(".weight")):
-                if len(shape) != 2:
-                    raise ValueError(f"The patch embedder '{key}' has the shape {shape}, but a matrix was expected.")
-                return shape[0], shape[1]
+                return self.matrix(key)
         raise ValueError("This is not a Z-Image or L2P model: it has no patch embedder ('x_embedder.weight').")
 
     def count(self, stack: str) -> int:
