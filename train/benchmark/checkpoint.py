@@ -1,0 +1,145 @@
+"""`l2p benchmark checkpoint`: conversion, delta and merge of a made-up model, against copying the same file.
+
+Every run is a process of its own and ends when its file is on the disk, copying too; runs and copies take turns, so
+that both meet the same machine. Memory is the peak resident set beyond what the process held before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ...l2p_core import convert, delta
+from ...l2p_core.checkpoint import open_checkpoint
+from ...l2p_core.config import ModelConfig
+from ...l2p_core.freeze import trainable_names
+from ...l2p_core.model import key_shapes
+from ...l2p_core.model_file import Slot, model_file
+from ...l2p_core.safetensors_header import nbytes
+from ...l2p_core.tensor_io import ChunkReader
+from ..console import bytes_text, table
+from .process import peak_memory, run_module
+
+ROUNDS = 3
+DTYPE = "BF16"
+_NARROW = ModelConfig(dim=512, ffn_dim=1365)  # for files too small for a block of the 6B model
+_PATTERN_BYTES = 8 << 20
+
+
+def benchmark_checkpoint(gigabytes: float = 1.0, folder: Path | None = None, rounds: int = ROUNDS) -> None:
+    """Measure on a source of about this size, in a new folder inside `folder` that is removed again, and print.
+
+    The disk needs room for five such files.
+    """
+    with tempfile.TemporaryDirectory(prefix="l2p-benchmark-", dir=folder) as name:
+        work = Path(name)
+        source, init, trained = (work / f"{part}.safetensors" for part in ("source", "init", "trained"))
+        config = config_of_size(gigabytes * 1e9)
+        write_source(config, source)
+        convert.convert(source, init)
+        write_trained(init, trained)
+        delta_file, result = work / "delta.safetensors", work / "result.safetensors"
+        delta.extract(trained, source, delta_file)
+        tasks = {
+            "convert": (source, [source, result]),
+            "delta": (trained, [trained, source, result]),
+            "merge": (trained, [delta_file, source, result]),
+        }
+        rows = [_row(task, whole, paths, result, rounds) for task, (whole, paths) in tasks.items()]
+        largest = max(stored.nbytes for stored in open_checkpoint(trained).tensors.values())
+        print(f"{bytes_text(source.stat().st_size)} source, largest tensor {bytes_text(largest)}, median of {rounds}")
+    print(table(["task", "file", "seconds", "copying it", "speed of copying", "peak memory added"], rows))
+
+
+def config_of_size(size: float) -> ModelConfig:
+    """A latent source of about `size` bytes: as many blocks as fit, of the 6B model's where several do."""
+    for config in (ModelConfig(), _NARROW):
+        sizes = {name: nbytes(DTYPE, shape) for name, shape in key_shapes(config).items()}
+        block = sum(count for name, count in sizes.items() if name.startswith("layers.0."))
+        rest = sum(count for name, count in sizes.items() if not name.startswith("layers."))
+        layers = round((size - rest) / block)
+        if layers >= 3:
+            break
+    return ModelConfig(dim=config.dim, ffn_dim=config.ffn_dim, n_layers=max(3, layers))
+
+
+def write_source(config: ModelConfig, target: Path) -> None:
+    """A latent model of arbitrary numbers."""
+    pattern = np.random.default_rng(0).integers(0, 256, _PATTERN_BYTES, dtype=np.uint8).data
+    slots = [Slot(name, DTYPE, shape) for name, shape in key_shapes(config).items()]
+    with model_file(target, slots, config, {}) as (writer, places):
+        for slot in slots:
+            size = nbytes(slot.dtype, slot.shape)
+            for start in range(0, size, len(pattern)):
+                writer.write(places[slot.name] + start, pattern[: size - start])
+        writer.finish({})
+
+
+def write_trained(init: Path, target: Path) -> None:
+    """The pixel initialisation with other numbers in everything that shallow training trains."""
+    opened = open_checkpoint(init)
+    config = opened.config()
+    trained = trainable_names(config, blocks=max(1, config.n_layers // 6))
+    slots = [Slot(stored.name, stored.dtype, stored.shape) for stored in opened.tensors.values()]
+    with model_file(target, slots, config, {}) as (writer, places), ChunkReader() as reader:
+        for name, stored in opened.tensors.items():
+            position = places[name]
+            for chunk in reader.chunks(stored):
+                data = np.bitwise_xor(np.frombuffer(chunk, np.uint8), 1).data if name in trained else chunk
+                writer.write(position, data)
+                position += len(chunk)
+        writer.finish({})
+
+
+def _row(task: str, whole: Path, paths: list[Path], result: Path, rounds: int) -> list[str]:
+    """Measure one task in turns with copying `whole`, the large file that it reads or writes."""
+    copies: list[float] = []
+    runs: list[float] = []
+    memory = 0
+    for _ in range(rounds):
+        for name, arguments in (("copy", [whole, result]), (task, paths)):
+            measured = run_module(__name__, name, *map(str, arguments))
+            (copies if name == "copy" else runs).append(measured["seconds"])
+            memory = max(memory, 0 if name == "copy" else measured["memory"])
+            result.unlink()
+    copying, seconds = statistics.median(copies), statistics.median(runs)
+    size = bytes_text(whole.stat().st_size)
+    return [task, size, f"{seconds:.2f}", f"{copying:.2f}", f"{copying / seconds:.0%}", bytes_text(memory)]
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+TASKS: dict[str, Callable[..., object]] = {
+    "copy": _copy,
+    "convert": convert.convert,
+    "delta": delta.extract,
+    "merge": delta.merge,
+}
+
+
+def _measure(task: str, paths: list[Path]) -> Iterator[tuple[str, float]]:
+    before, started = peak_memory(), time.perf_counter()
+    TASKS[task](*paths)
+    yield "seconds", time.perf_counter() - started
+    yield "memory", peak_memory() - before
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("task")
+    parser.add_argument("paths", nargs="+", type=Path)
+    arguments = parser.parse_args()
+    print(json.dumps(dict(_measure(arguments.task, arguments.paths))))
