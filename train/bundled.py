@@ -26,9 +26,9 @@ HEAD_WIDTH = 0.25
 
 
 def resolve(path: Path | str) -> Path:
-    """The path itself; the bundled source for the word "tiny", unless there is a file of that name."""
-    path = Path(path)
-    return SOURCE if str(path) == NAME and not path.exists() else path
+    """The path itself; the bundled source for the word "tiny", even where the current folder holds something so named,
+    for recipes and commands should mean the same everywhere."""
+    return SOURCE if str(path) == NAME else Path(path)
 
 
 class TinySource:
@@ -76,7 +76,6 @@ def pixel_images(
     progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Images of a tiny pixel model, with the settings that its source has: (B, 3, 64, 64) in [-1, 1]."""
-
     noise = torch.stack(
         [torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )

@@ -178,7 +178,7 @@ def _add_sample(commands: _Commands) -> None:
         nargs="?",
         default=Path("tiny"),
         metavar="MODEL",
-        help=_MODEL_HELP.replace("source", "model"),
+        help="safetensors file or folder of shards; 'tiny' is the bundled source with its delta",
     )
     parser.add_argument("--delta", type=Path, default=None, help="put this delta onto MODEL first")
     parser.add_argument("--prompt", default=None, help="caption in words, for the tiny model")
@@ -237,7 +237,7 @@ def _add_benchmark(commands: _Commands) -> None:
     transfer.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder; finished stages are kept")
     transfer.add_argument("--steps", type=_positive, default=None, help="of the main run (default: as the recipe)")
     transfer.add_argument("--ablation-steps", type=_positive, default=None, help="of each ablation")
-    transfer.add_argument("--only", default=None, metavar="STAGE", help="run one stage and what it needs")
+    transfer.add_argument("--renderings", action="store_true", help="also train on clean renderings, to compare")
     transfer.add_argument("--write-delta", type=Path, default=None, metavar="FILE", help="also write the delta here")
 
     def run_transfer(args: argparse.Namespace) -> None:
@@ -247,7 +247,7 @@ def _add_benchmark(commands: _Commands) -> None:
             args.output,
             steps=args.steps,
             ablation_steps=args.ablation_steps,
-            only=args.only,
+            renderings=args.renderings,
             write_delta=args.write_delta,
         )
 

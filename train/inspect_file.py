@@ -62,7 +62,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def layout_of(checkpoint: Checkpoint) -> str:
-    """ "diffusers", "comfy" or "comfy with prefix", by the names in the file."""
+    """Which naming the file uses: "diffusers", "comfy" or "comfy with prefix"."""
     names = [name for header in checkpoint.files for name in header.tensors]
     if any(".attention.to_q." in name or name.startswith("all_x_embedder.") for name in names):
         return "diffusers"
@@ -108,10 +108,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     if facts["metadata"]:
         lines.append("metadata")
         for name, value in facts["metadata"].items():
-            shown = (
-                value if len(value) <= _SHOWN_METADATA else f"{value[:_SHOWN_METADATA]}... ({len(value)} characters)"
-            )
-            lines.append(f"  {name} = {shown}")
+            cut = f"... ({len(value)} characters)" if len(value) > _SHOWN_METADATA else ""
+            lines.append(f"  {name} = {value[:_SHOWN_METADATA]}{cut}")
     return lines
 
 

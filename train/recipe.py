@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import sys
 import types
 import typing
@@ -58,18 +59,20 @@ class DataSection:
         images: how many.
         batch_size: images of a micro-batch.
         seed: of the captions, the images and the shuffling.
+        steps: Euler steps in which the source makes an image.
     """
 
     kind: str = "tiny"
     images: int = 2048
     batch_size: int = 32
     seed: int = 0
+    steps: int = 20
 
     def __post_init__(self) -> None:
         if self.kind not in ("tiny", "renderings"):
             raise ValueError(f"kind must be tiny or renderings, not {self.kind!r}.")
-        if self.images < 1 or self.batch_size < 1:
-            raise ValueError("images and batch_size must be 1 or more.")
+        if min(self.images, self.batch_size, self.steps) < 1:
+            raise ValueError("images, batch_size and steps must be 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -191,3 +194,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     }
     expected = names[next(option for option in options if option is not types.NoneType)]
     raise ValueError(f"{where} must be {expected}, not {value!r}.")
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as the text of a file that `load` reads."""
+    parts = []
+    for section in dataclasses.fields(recipe):
+        values = dataclasses.asdict(getattr(recipe, section.name))
+        # JSON writes numbers, texts, booleans and lists as TOML does; TOML leaves out what is not set.
+        lines = [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
+        parts.append("\n".join([f"[{section.name}]", *lines]))
+    return "\n\n".join(parts) + "\n"

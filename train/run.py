@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,8 +12,9 @@ import torch
 from ..l2p_core import convert, delta, tiny
 from ..l2p_core.checkpoint import load_model, open_checkpoint
 from ..l2p_core.config import variant_row
-from ..l2p_core.tiny.words import CAPTION_DIM
-from ..l2p_core.trainer import BatchSource, Trainer
+from ..l2p_core.model import L2PModel
+from ..l2p_core.tiny.words import CAPTION_DIM, Words
+from ..l2p_core.trainer import Trainer
 from . import bundled, data
 from . import recipe as recipes
 from .console import byte_progress, count_progress, train_progress
@@ -21,6 +24,10 @@ from .recipe import DataSection, Recipe
 from .run_folder import RunFolder
 
 MONTAGE_COLUMNS = 6
+MONTAGE_SCALE = 2
+
+AfterStep = Callable[[Trainer], None]
+"""Called after every optimiser step, the run folder being up to date."""
 
 
 def train(name: str, output: Path | None = None, restart: bool = False) -> None:
@@ -36,32 +43,17 @@ def train(name: str, output: Path | None = None, restart: bool = False) -> None:
         KeyboardInterrupt: after Ctrl-C, when everything is saved.
     """
     path = recipes.find(name)
-    recipe = recipes.load(path)
+    recipe, text = recipes.load(path), path.read_text(encoding="utf-8")
     folder = RunFolder(output or Path("runs") / path.stem)
-    if restart and path.resolve() != folder.recipe.resolve():
+    if restart:
         folder.clear()
-    folder.begin(path, recipe)
+    folder.begin(text, recipe)
     base = initialisation(recipe, path.parent, folder.init)
-    model = load_model(base, dtype=torch.float32, device=default_device())
-    if model.config.caption_dim != CAPTION_DIM:
-        raise ValueError(
-            f"The data of kind {recipe.data.kind!r} has the tiny model's captions ({CAPTION_DIM} numbers a "
-            f"token), but {base} takes {model.config.caption_dim}."
-        )
-    words = tiny.load_words()
-    trainer = Trainer(model, recipe.training, empty_caption=words.encode(""))
-    if folder.state.exists():
-        trainer.resume(folder.state)
-        print(f"Going on after step {trainer.step} of {recipe.training.steps}.", file=sys.stderr)
-    folder.rewind(trainer.step)
-    batches = data.Batches(images(recipe.data, folder.images), words.encode, recipe.data.batch_size, recipe.data.seed)
-    _Watch(trainer, recipe, folder, base).run(batches)
-    print(f"{folder.delta} written: {trainer.step} of {recipe.training.steps} steps.")
-
-
-def default_device() -> str:
-    """A GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    run = Run(recipe, folder, base, images(recipe.data, folder.images))
+    if run.trainer.step:
+        print(f"Going on after step {run.trainer.step} of {recipe.training.steps}.", file=sys.stderr)
+    run.go()
+    print(f"{folder.delta} written after {run.trainer.step} steps.")
 
 
 def initialisation(recipe: Recipe, beside: Path, target: Path) -> Path:
@@ -91,48 +83,76 @@ def images(section: DataSection, folder: Path) -> data.ImageSet:
         return data.generated(data.rendered, section.images, section.seed, folder, "renderings")
     source = bundled.TinySource()
     with count_progress("images of the source", "image") as progress:
-        return data.generated(source.images, section.images, section.seed, folder, source.name(), progress)
+        generate = partial(source.images, steps=section.steps)
+        return data.generated(generate, section.images, section.seed, folder, source.name(section.steps), progress)
 
 
-class _Watch:
-    """Runs a trainer and keeps the run folder up to date."""
+class Run:
+    """One training run in its folder, resumed from the last save there.
 
-    def __init__(self, trainer: Trainer, recipe: Recipe, folder: RunFolder, base: Path):
-        self.trainer, self.recipe, self.folder, self.base = trainer, recipe, folder, base
+    Args:
+        recipe: how to train.
+        folder: where everything goes; `RunFolder.begin` has been called.
+        base: the L2P file that training starts from.
+        image_set: what it trains on.
 
-    def run(self, batches: BatchSource) -> None:
-        """Train to the end, or to Ctrl-C, and save."""
+    Raises:
+        ValueError: if the model does not take the data's captions, or the save is of another run.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, base: Path, image_set: data.ImageSet):
+        self.recipe, self.folder, self.base = recipe, folder, base
+        model = load_model(base, dtype=torch.float32, device="cuda" if torch.cuda.is_available() else "cpu")
+        _check_captions(model, base, recipe.data.kind)
+        self.words: Words = tiny.load_words()
+        self.trainer = Trainer(model, recipe.training, empty_caption=self.words.encode(""))
+        if folder.state.exists():
+            self.trainer.resume(folder.state)
+        folder.rewind(self.trainer.step)
+        self.batches = data.Batches(image_set, self.words.encode, recipe.data.batch_size, recipe.data.seed)
+
+    def go(self, after_step: AfterStep | None = None) -> None:
+        """Train to the end, or to Ctrl-C, saving on the way and then."""
         watch, total = self.recipe.watch, self.recipe.training.steps
         with deferred_interrupt() as interrupt, train_progress(total, self.trainer.step) as show:
-            for metrics in self.trainer.run(batches):
+            for metrics in self.trainer.run(self.batches):
                 self.folder.add_metrics(metrics)
                 show(metrics)
                 finished = metrics.step == total
+                if after_step:
+                    after_step(self.trainer)
                 if finished or interrupt.requested or metrics.step % watch.save_every == 0:
-                    self.save()
+                    self._save()
                 if watch.prompts and (finished or metrics.step % watch.montage_every == 0):
-                    self.montage()
-                if interrupt.requested:
+                    self._montage()
+                if interrupt.requested and not finished:
                     raise KeyboardInterrupt
-        if not self.folder.delta.exists():
-            self.save()
 
-    def save(self) -> None:
-        """State and delta, each whole or not at all."""
-        self.trainer.save(self.folder.state)
+    def _save(self) -> None:
+        """Delta and state, each whole or not at all; the state last, since it is what a run goes on from."""
         delta.save(self.trainer.trained(), self.base, self.folder.delta, overwrite=True)
+        self.trainer.save(self.folder.state)
 
-    def montage(self) -> None:
+    def _montage(self) -> None:
         """The recipe's prompts as images, from the averaged weights."""
         watch = self.recipe.watch
         with self.trainer.averaged() as model:
             row = variant_row(str(model.config.variant))
             pixels = bundled.pixel_images(
                 model,
-                tiny.load_words(),
+                self.words,
                 watch.prompts,
                 [watch.seed + i for i in range(len(watch.prompts))],
                 steps=watch.steps or row.steps,
                 cfg=row.cfg if watch.cfg is None else watch.cfg,
             )
-        save_png(montage(pixels, MONTAGE_COLUMNS), self.folder.montage(self.trainer.step), overwrite=True, scale=2)
+        target = self.folder.montage(self.trainer.step)
+        save_png(montage(pixels, MONTAGE_COLUMNS), target, overwrite=True, scale=MONTAGE_SCALE)
+
+
+def _check_captions(model: L2PModel, base: Path, kind: str) -> None:
+    if model.config.caption_dim != CAPTION_DIM:
+        raise ValueError(
+            f"Data of kind {kind!r} has the tiny model's captions, {CAPTION_DIM} numbers a token, but {base} takes "
+            f"{model.config.caption_dim}."
+        )

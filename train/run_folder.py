@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ class RunFolder:
         self.state = path / "state.safetensors"
         self.delta = path / "delta.safetensors"
 
-    def begin(self, recipe_path: Path, recipe: Recipe) -> None:
-        """Make the folder and keep the recipe in it.
+    def begin(self, text: str, recipe: Recipe) -> None:
+        """Make the folder and keep the recipe in it, as `text`.
 
         Raises:
             ValueError: if the folder holds a run with another model, other data or other training settings.
@@ -39,8 +38,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if self.recipe.exists():
             _check_same(recipes.load(self.recipe), recipe, self.path)
-        if not self.recipe.exists() or recipe_path.resolve() != self.recipe.resolve():
-            shutil.copyfile(recipe_path, self.recipe)
+        self.recipe.write_text(text, encoding="utf-8")
 
     def clear(self) -> None:
         """Forget the run, keeping the images it trained on."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 
 import torch
@@ -69,14 +68,12 @@ def _load(path: Path, delta_path: Path | None, device: str) -> L2PModel:
     base = bundled.resolve(path)
     if base == bundled.SOURCE and delta_path is None:
         delta_path = bundled.DELTA
-    if delta_path is None:
-        with byte_progress("loading") as progress:
-            return load_model(base, device=device, progress=progress).eval()
-    with tempfile.TemporaryDirectory(prefix="l2p-") as folder:
-        merged = Path(folder) / "merged.safetensors"
-        with byte_progress("merging") as progress:
-            delta.merge(delta_path, base, merged, progress=progress)
-        return load_model(merged, device=device).eval()
+    # The tiny model is stored in bfloat16, in which a CPU is slower and no more exact.
+    dtype = torch.float32 if base == bundled.SOURCE else None
+    with byte_progress("loading") as progress:
+        if delta_path is None:
+            return load_model(base, dtype, device, progress).eval()
+        return delta.load_model(delta_path, base, dtype, device, progress).eval()
 
 
 def _captions(config: ModelConfig, prompt: str | None, features: Path | None) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,103 @@
+"""`l2p demo`: the bundled latent model becomes a pixel model while you watch, through the same files and functions
+that a large one takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..l2p_core import convert, delta, tiny
+from ..l2p_core.checkpoint import load_model
+from ..l2p_core.tiny.shapes import evaluation_captions
+from . import bundled, figure
+from . import recipe as recipes
+from .recipe import Recipe
+from .run import Run, images
+from .run_folder import RunFolder, loss_by_sigma, read_metrics
+from .scores import Scored, evaluate, score_table
+
+EVALUATED = 96  # captions a score is made of
+SAMPLING_STEPS = 12
+SHOWN = 8  # images a row
+CURVE_POINTS = 12
+
+SOURCE_NAME = "latent source"
+INIT_NAME = "converted, untrained"
+LIVE_NAME = "trained live"
+BUNDLED_NAME = "bundled delta"
+
+
+def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
+    """Convert, train, sample, score and draw; every file of it goes to `output`.
+
+    Args:
+        output: the folder; images that the source made in an earlier demo are used again, all else is made anew.
+        steps: of training; None as the bundled recipe "demo".
+        seed: of initialisation and training.
+    """
+    started = time.monotonic()
+    recipe = _recipe(steps, seed)
+    folder = RunFolder(output)
+    folder.clear()
+    folder.begin(recipes.to_toml(recipe), recipe)
+
+    print("1. The bundled latent source becomes a pixel initialisation.")
+    report = convert.convert(
+        bundled.SOURCE,
+        folder.init,
+        variant=recipe.model.variant,
+        head_width=recipe.model.head_width,
+        seed=recipe.model.seed,
+    )
+    print(report.summary())
+
+    print(f"2. The source makes {recipe.data.images} images to train on.")
+    image_set = images(recipe.data, folder.images)
+
+    print("3. Its first and last blocks, embedders and the new head train on them; the middle stays frozen.")
+    run = Run(recipe, folder, folder.init, image_set)
+    run.go()
+
+    print(f"4. Every model draws the same {EVALUATED} captions, and the judge looks at them.")
+    results = _evaluate(folder)
+    _draw(output / "demo.png", folder, results)
+    print()
+    print(score_table({name: scored.scores for name, scored in results.items()}, source=SOURCE_NAME))
+    print(f"\n{output / 'demo.png'} shows it. {time.monotonic() - started:.0f} seconds.")
+
+
+def _recipe(steps: int | None, seed: int) -> Recipe:
+    recipe = recipes.load(recipes.find("demo"))
+    training = dataclasses.replace(recipe.training, steps=steps or recipe.training.steps, seed=seed)
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, seed=seed), training=training)
+
+
+def _evaluate(folder: RunFolder) -> dict[str, Scored]:
+    """Each model's images and scores."""
+    source, words = bundled.TinySource(), tiny.load_words()
+    results = {SOURCE_NAME: evaluate(SOURCE_NAME, partial(source.images, steps=SAMPLING_STEPS), EVALUATED)}
+    models = {
+        INIT_NAME: load_model(folder.init, dtype=torch.float32),
+        LIVE_NAME: delta.load_model(folder.delta, folder.init, dtype=torch.float32),
+        BUNDLED_NAME: delta.load_model(bundled.DELTA, bundled.SOURCE, dtype=torch.float32),
+    }
+    for name, model in models.items():
+        sampler = partial(bundled.pixel_images, model.eval(), words, steps=SAMPLING_STEPS)
+        results[name] = evaluate(name, sampler, EVALUATED)
+    return results
+
+
+def _draw(path: Path, folder: RunFolder, results: dict[str, Scored]) -> None:
+    metrics = read_metrics(folder.metrics)
+    steps, curves = loss_by_sigma(metrics, window=max(1, len(metrics) // CURVE_POINTS))
+    figure.draw(
+        path,
+        evaluation_captions(SHOWN),
+        [figure.Row(name, scored.images[:SHOWN]) for name, scored in results.items()],
+        [figure.Curves(steps, {f"sigma {name}": curve for name, curve in curves.items()}, "velocity error, live run")],
+        {name: scored.scores["whole"] for name, scored in results.items()},
+    )

@@ -1,0 +1,56 @@
+"""How good a tiny model is: images of a fixed list of captions, judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from ..l2p_core.config import VARIANTS
+from ..l2p_core.tensor_io import ProgressCallback
+from ..l2p_core.tiny import judge, shapes
+from ..l2p_core.tiny.grid import patch_grid_ratio
+from .console import count_progress, table
+
+ATTRIBUTES = ("shape", "colour", "place", "background")
+PATCH = VARIANTS["1k"].patch_size
+"""Pixels. The source's patches, 2 x 2 latent cells of 8 pixels, are as large."""
+
+
+class Sampler(Protocol):
+    """Makes images (B, 3, 64, 64) in [-1, 1] of B captions and seeds."""
+
+    def __call__(
+        self, captions: Sequence[str], seeds: Sequence[int], *, progress: ProgressCallback | None = None
+    ) -> Tensor: ...
+
+
+class Scored(NamedTuple):
+    """Images of the evaluation captions, and their scores: those of `judge.Score`, the mean of the four attributes
+    as `attributes`, and `patch_grid` (about 1 without a grid)."""
+
+    images: Tensor
+    scores: dict[str, float]
+
+
+def evaluate(name: str, sampler: Sampler, count: int) -> Scored:
+    """Judge the model `name` on the first `count` evaluation captions, caption i with the noise of seed i."""
+    captions = shapes.evaluation_captions(count)
+    with count_progress(name, "image") as progress:
+        images = sampler(captions, range(count), progress=progress)
+    scores = judge.score(images, captions).as_dict()
+    scores["attributes"] = mean(scores[attribute] for attribute in ATTRIBUTES)
+    scores["patch_grid"] = patch_grid_ratio(images, PATCH)
+    return Scored(images, scores)
+
+
+def score_table(scores: dict[str, dict[str, float]], source: str) -> str:
+    """Scores of models as a Markdown table, with the shares that they keep of the model `source`."""
+    rows = []
+    for name, values in scores.items():
+        kept = (f"{values[column] / scores[source][column]:.1%}" for column in ("whole", "attributes"))
+        each = (f"{values[column]:.1%}" for column in ("whole", *ATTRIBUTES))
+        rows.append([name, *each, *kept, f"{values['patch_grid']:.2f}"])
+    return table(["model", "whole caption", *ATTRIBUTES, "kept of whole", "kept of attributes", "patch grid"], rows)
