@@ -40,15 +40,12 @@ def _done(target: Path, report: str) -> io.NodeOutput:
     return io.NodeOutput(files.name_of(target), report, ui=ui.PreviewText(report))
 
 
-def _names_problem(filename: str | None, *sources: str | None) -> bool | str:
-    """What is wrong with the names, before anything runs; True if nothing is.
+def _name_problem(filename: str | None) -> bool | str:
+    """What is wrong with the new file's name, before anything runs; True if nothing is.
 
-    Whether the new file exists is asked when the node runs: a result that the host has cached is no mistake.
+    Whether the file exists is asked when the node runs: a result that the host has cached is no mistake.
     """
     try:
-        for name in sources:
-            if name is not None:
-                files.existing(name)
         if filename is not None:
             files.target(filename)
     except ValueError as error:
@@ -91,10 +88,8 @@ class ConvertToL2P(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, source: str | None = None, filename: str | None = None
-    ) -> bool | str:
-        return _names_problem(filename, source)
+    def validate_inputs(cls, filename: str | None = None) -> bool | str:
+        return _name_problem(filename)
 
     @classmethod
     def fingerprint_inputs(cls, source: str | None = None, **settings: Any) -> Any:
@@ -103,7 +98,7 @@ class ConvertToL2P(io.ComfyNode):
     @classmethod
     def execute(cls, source: str, variant: str, seed: int, filename: str, overwrite: bool) -> io.NodeOutput:
         target = files.new_file(filename, overwrite)
-        return _done(target, convert_file(files.existing(source), target, variant, seed))
+        return _done(target, convert_file(files.existing(source), target, variant, seed, overwrite))
 
 
 class SaveDelta(io.ComfyNode):
@@ -129,13 +124,8 @@ class SaveDelta(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        trained: str | None = None,
-        base: str | None = None,
-        filename: str | None = None,
-    ) -> bool | str:
-        return _names_problem(filename, trained, base)
+    def validate_inputs(cls, filename: str | None = None) -> bool | str:
+        return _name_problem(filename)
 
     @classmethod
     def fingerprint_inputs(cls, trained: str | None = None, base: str | None = None, **settings: Any) -> Any:
@@ -144,7 +134,7 @@ class SaveDelta(io.ComfyNode):
     @classmethod
     def execute(cls, trained: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
         target = files.new_file(filename, overwrite)
-        return _done(target, extract_delta(files.existing(trained), files.existing(base), target))
+        return _done(target, extract_delta(files.existing(trained), files.existing(base), target, overwrite))
 
 
 class MergeDelta(io.ComfyNode):
@@ -170,13 +160,8 @@ class MergeDelta(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        delta: str | None = None,
-        base: str | None = None,
-        filename: str | None = None,
-    ) -> bool | str:
-        return _names_problem(filename, delta, base)
+    def validate_inputs(cls, filename: str | None = None) -> bool | str:
+        return _name_problem(filename)
 
     @classmethod
     def fingerprint_inputs(cls, delta: str | None = None, base: str | None = None, **settings: Any) -> Any:
@@ -185,4 +170,4 @@ class MergeDelta(io.ComfyNode):
     @classmethod
     def execute(cls, delta: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
         target = files.new_file(filename, overwrite)
-        return _done(target, merge_delta(files.existing(delta), files.existing(base), target))
+        return _done(target, merge_delta(files.existing(delta), files.existing(base), target, overwrite))

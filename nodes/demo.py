@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..l2p_core import tiny
 from .loading import load_model
 
+DELTA_PATH = tiny.SOURCE_PATH.with_name("delta.safetensors")
+
 Tokens = dict[str, list[list[tuple[str, float]]]]
 
 
@@ -59,6 +61,6 @@ class WordsEncoder(nn.Module):
 
 def load_demo() -> tuple[Any, Any]:
     """MODEL and CLIP of the bundled tiny model."""
-    model = load_model(str(tiny.SOURCE_PATH), str(tiny.DELTA_PATH))
+    model = load_model(str(tiny.SOURCE_PATH), str(DELTA_PATH))
     target = comfy.supported_models_base.ClipTarget(WordsTokenizer, WordsEncoder)
     return model, comfy.sd.CLIP(target)

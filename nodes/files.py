@@ -24,9 +24,7 @@ def existing(name: str) -> str:
     """
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
-        raise ValueError(
-            f"There is no file {name!r} in models/{FOLDER}: put it there, or press R to refresh the list."
-        )
+        raise ValueError(f"There is no file {name!r} in models/{FOLDER}: put it there, or press R to refresh the list.")
     return path
 
 
@@ -67,7 +65,9 @@ def new_file(name: str, overwrite: bool) -> Path:
     """
     path = target(name)
     if path.exists() and not overwrite:
-        raise ValueError(f"{name_of(path)} exists already in models/{FOLDER}: choose another name, or switch overwrite on.")
+        raise ValueError(
+            f"{name_of(path)} exists already in models/{FOLDER}: choose another name, or switch overwrite on."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

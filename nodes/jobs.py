@@ -7,7 +7,36 @@ from pathlib import Path
 import comfy.model_management
 import comfy.utils
 
+from ..l2p_core import convert, delta
 from ..l2p_core.tensor_io import ProgressCallback
+
+
+def convert_file(source: str, target: Path, variant: str, seed: int, overwrite: bool) -> str:
+    """Write the pixel initialisation of a latent model; the report.
+
+    Raises:
+        ValueError: for an unsuitable source, or a target that cannot be written.
+    """
+    report = convert.convert(source, target, variant=variant, seed=seed, overwrite=overwrite, progress=progress_bar())
+    return report.summary()
+
+
+def extract_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
+    """Write what training changed of `base`; the report.
+
+    Raises:
+        ValueError: for files that do not belong together, or a target that cannot be written.
+    """
+    return delta.extract(trained, base, target, overwrite=overwrite, progress=progress_bar()).summary()
+
+
+def merge_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
+    """Write the whole model of the delta `trained` on its base; the report.
+
+    Raises:
+        ValueError: for a delta of another base, or a target that cannot be written.
+    """
+    return delta.merge(trained, base, target, overwrite=overwrite, progress=progress_bar()).summary()
 
 
 def progress_bar() -> ProgressCallback:
@@ -19,15 +48,3 @@ def progress_bar() -> ProgressCallback:
         bar.update_absolute(done, total)
 
     return report
-
-
-def convert_file(source: str, target: Path, variant: str, seed: int) -> str:
-    raise ValueError
-
-
-def extract_delta(trained: str, base: str, target: Path) -> str:
-    raise ValueError
-
-
-def merge_delta(delta: str, base: str, target: Path) -> str:
-    raise ValueError

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from . import files
 from .demo import load_demo
 from .host import WEIGHT_DTYPES
-from .loading import load_model, parse_head_tile
+from .loading import load_model
 
 
 class Loader(io.ComfyNode):
@@ -45,7 +45,7 @@ class Loader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "head_tile",
-                    options=["auto", "whole", "512", "1024", "2048", "4096"],
+                    options=["auto", "whole", "256", "512", "1024", "2048", "4096"],
                     default="auto",
                     tooltip="The Detailer Head works tile by tile with the same result: smaller takes less memory, "
                     "auto decides by what is free.",
@@ -55,12 +55,10 @@ class Loader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None = None, delta: str | None = None, head_tile: str = "auto") -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         try:
-            parse_head_tile(head_tile)
-            for name in (file, delta):
-                if name not in (None, files.NO_FILE):
-                    files.existing(name)
+            if file is not None:
+                files.existing(file)
         except ValueError as error:
             return str(error)
         return True

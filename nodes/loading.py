@@ -10,10 +10,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..l2p_core import delta as deltas
 from ..l2p_core.checkpoint import UNUSED_KEYS, Checkpoint, check_complete, open_checkpoint
 from ..l2p_core.config import COMFY_PREFIX, ModelConfig
 from ..l2p_core.layouts import comfy_sources
 from ..l2p_core.model import key_shapes
+from ..l2p_core.tensor_io import TORCH_DTYPES
 from .host import WEIGHT_DTYPES, build_model
 
 HEAD_TILES = {"auto": None, "whole": 0}
@@ -21,11 +23,22 @@ HEAD_TILES = {"auto": None, "whole": 0}
 
 MIN_TILE = 64
 
-QUANTISATION_SUFFIXES = (".comfy_quant", ".weight_scale", ".weight_scale_2", ".input_scale", ".scale_weight", ".scale_input")
+QUANTISATION_SUFFIXES = (
+    ".comfy_quant",
+    ".weight_scale",
+    ".weight_scale_2",
+    ".input_scale",
+    ".scale_weight",
+    ".scale_input",
+)
 
 
 def load_model(
-    path: str, delta: str | None = None, weight_dtype: str = "default", head_tile: str = "auto", disable_dynamic: bool = False
+    path: str,
+    delta: str | None = None,
+    weight_dtype: str = "default",
+    head_tile: str = "auto",
+    disable_dynamic: bool = False,
 ) -> Any:
     """Load an L2P file, or a delta on its base, as a ModelPatcher of the host.
 
@@ -57,6 +70,8 @@ def read_state(path: str, delta: str | None) -> tuple[dict[str, Tensor], dict[st
     Raises:
         ValueError: as `load_model`.
     """
+    if delta is not None:
+        return _read_merged(path, delta)
     checkpoint = open_checkpoint(path)
     config = checkpoint.config()
     if config.head is None:
@@ -65,12 +80,26 @@ def read_state(path: str, delta: str | None) -> tuple[dict[str, Tensor], dict[st
             "Convert to L2P, or give the delta that was trained on it."
         )
     _check_complete(checkpoint, config)
+    return *_read(path), config
+
+
+def _read_merged(base: str, delta: str) -> tuple[dict[str, Tensor], dict[str, str] | None, ModelConfig]:
+    """What merging the two would write, without writing it."""
+    merged, kept = deltas.open_merged(delta, base)
+    deltas.verify(merged, kept)
+    of_base, _ = _read(base)
+    state, metadata = _read(delta)
+    state |= {name: of_base[name].to(TORCH_DTYPES[entry.dtype]) for name, entry in kept.items()}
+    return state, metadata, merged.config()
+
+
+def _read(path: str) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
     plan = comfy_sources(_inside(state))
     for name in UNUSED_KEYS:
         plan.pop(name, None)
     # Popping lets go of q, k and v as soon as they are stacked.
-    return {name: _joined([state.pop(key) for key in keys]) for name, keys in plan.items()}, metadata, config
+    return {name: _joined([state.pop(key) for key in keys]) for name, keys in plan.items()}, metadata
 
 
 def parse_head_tile(text: str) -> int | None:

@@ -68,7 +68,12 @@ class PixelSampler(io.ComfyNode):
                     tooltip="Guidance; -1 takes what the model was published with (1k: 2, larger: 4). "
                     "1 is none, and twice as fast.",
                 ),
-                io.Combo.Input("sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler"),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.SAMPLER_NAMES,
+                    default="euler",
+                    tooltip="How a step is taken; L2P was published with euler.",
+                ),
                 io.Combo.Input(
                     "scheduler",
                     options=[PUBLISHED, *comfy.samplers.SCHEDULER_NAMES],
@@ -78,7 +83,7 @@ class PixelSampler(io.ComfyNode):
                 io.Float.Input(
                     "denoise",
                     default=1.0,
-                    min=0.0,
+                    min=0.01,
                     max=1.0,
                     step=0.01,
                     tooltip="With an image: how much of it is made anew. 1 keeps nothing but what the mask protects.",
@@ -94,13 +99,10 @@ class PixelSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, steps: int | None = None, cfg: float | None = None, denoise: float | None = None) -> bool | str:
+    def validate_inputs(cls, steps: int | None = None) -> bool | str:
+        # The host repeats the sentence for every input named here, so the others are asked about by their limits.
         if steps is not None and (steps < FROM_MODEL or steps == 0):
-            return f"steps is {steps}: take 1 or more, or -1 for what the model was published with."
-        if cfg is not None and cfg < 0 and cfg != FROM_MODEL:
-            return f"cfg is {cfg}: take 0 or more, or -1 for what the model was published with."
-        if denoise is not None and not 0 < denoise <= 1:
-            return f"denoise is {denoise}: take more than 0, which would change nothing, and at most 1."
+            return f"steps is {steps}: take 1 or more, or {FROM_MODEL} for what the model was published with."
         return True
 
     @classmethod

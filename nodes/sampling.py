@@ -10,7 +10,6 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
-import torch
 from torch import Tensor
 
 from ..l2p_core import flow
@@ -60,10 +59,14 @@ def sample_image(
     is 0 comes out exactly as it went in.
 
     Raises:
-        ValueError: for a model that is not L2P, a mask without an image or of another size, a denoise below 1
+        ValueError: for a model that is not L2P, a negative cfg, a mask without an image or of another size, a denoise below 1
             without an image, or a size that the device's memory cannot hold.
     """
     variant = variant_of(model)
+    if settings.cfg < 0 and settings.cfg != FROM_MODEL:
+        raise ValueError(
+            f"cfg is {settings.cfg}: take 0 or more, or {FROM_MODEL} for what the model was published with."
+        )
     if image is None:
         if mask is not None:
             raise ValueError("A mask needs an image to inpaint: connect one, or disconnect the mask.")

@@ -24,9 +24,7 @@ def check_velocity_of_every_variant_and_layout(tmp_path: Path, name: str, layout
     stride = config["output_stride"]
     for i, case in enumerate(config["cases"]):
         x = golden.array(f"case{i}.x", (3, case["height"], case["width"]), config["seed"])
-        features = golden.array(
-            f"case{i}.cap_feats", (case["caption_tokens"], config["cap_feat_dim"]), config["seed"]
-        )
+        features = golden.array(f"case{i}.cap_feats", (case["caption_tokens"], config["cap_feat_dim"]), config["seed"])
         velocity = kit.velocity(model, x[None], case["sigma"], features[None])[0]
         assert golden.relative_error(velocity[:, ::stride, ::stride], stored[f"case{i}.velocity"]) < PARITY
 

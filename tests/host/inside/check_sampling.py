@@ -9,11 +9,11 @@ import comfy.model_management
 import comfy.samplers
 import golden_vectors as golden
 import kit
-import nodes
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler, nodes_differential_diffusion, nodes_model_advanced
 
+import nodes
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.checkpoint import load_model
 from comfyui_l2p.nodes.pixels import image_to_pixels, pixels_to_image
@@ -32,7 +32,9 @@ def picture(name: str = "picture", width: int = 64, height: int = 48) -> torch.T
     return golden.array(name, (1, height, width, 3), 0).sigmoid()
 
 
-@pytest.mark.parametrize(("sampler", "scheduler"), [("euler", "simple"), ("dpmpp_2m", "beta"), ("euler_ancestral", "normal")])
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"), [("euler", "simple"), ("dpmpp_2m", "beta"), ("euler_ancestral", "normal")]
+)
 def check_pixel_sampler_and_ksampler_agree(tmp_path: Path, sampler: str, scheduler: str) -> None:
     model = kit.model(tmp_path)
     theirs = kit.ksample(model, sampler_name=sampler, scheduler=scheduler)
@@ -137,7 +139,8 @@ def check_another_model_is_refused() -> None:
 
 def check_shift_nodes_change_the_schedule(tmp_path: Path) -> None:
     model = kit.model(tmp_path)
-    for node in (nodes_model_advanced.ModelSamplingAuraFlow().patch_aura, nodes_model_advanced.ModelSamplingSD3().patch):
+    aura, sd3 = nodes_model_advanced.ModelSamplingAuraFlow(), nodes_model_advanced.ModelSamplingSD3()
+    for node in (aura.patch_aura, sd3.patch):
         same, other = node(model, 3.0)[0], node(model, 5.0)[0]
         assert golden.relative_error(sample(same), sample(model)) < 1e-5
         assert golden.relative_error(sample(same, "simple"), sample(model, "simple")) < 1e-5
@@ -171,9 +174,12 @@ def check_two_variants_in_turn(tmp_path: Path) -> None:
 def check_areas_are_in_pixels(tmp_path: Path) -> None:
     model = kit.model(tmp_path)
     seen: list[tuple[int, ...]] = []
-    model.set_model_unet_function_wrapper(
-        lambda call, args: seen.append(tuple(args["input"].shape[-2:])) or call(args["input"], args["timestep"], **args["c"])
-    )
+
+    def watch(call: Any, args: dict[str, Any]) -> torch.Tensor:
+        seen.append(tuple(args["input"].shape[-2:]))
+        return call(args["input"], args["timestep"], **args["c"])
+
+    model.set_model_unet_function_wrapper(watch)
     set_area = nodes.ConditioningSetArea().append
     (part,) = set_area(kit.caption("part"), width=32, height=24, x=16, y=8, strength=1.0)
     kit.ksample(model, positive=kit.caption() + part)

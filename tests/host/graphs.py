@@ -1,0 +1,79 @@
+"""Workflows in API form, built of the nodes a user would place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Json = dict[str, Any]
+CAPTION = "a red circle in the centre on a white background"
+
+
+def demo(**sampler: Any) -> Json:
+    """Text to image with the bundled tiny model: node 4 samples, node 5 saves."""
+    return {
+        "1": {"class_type": "L2PDemo", "inputs": {}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": CAPTION}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+        "4": {
+            "class_type": "L2PPixelSampler",
+            "inputs": {
+                "model": ["1", 0],
+                "positive": ["2", 0],
+                "negative": ["3", 0],
+                "width": 64,
+                "height": 64,
+                "batch_size": 1,
+                "seed": 1,
+                "steps": -1,
+                "cfg": -1,
+                "sampler_name": "euler",
+                "scheduler": "L2P (published)",
+                "denoise": 1.0,
+                **sampler,
+            },
+        },
+        "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "pixel_sampler"}},
+    }
+
+
+def ksampler(steps: int = 4) -> Json:
+    """The same with KSampler between Empty Pixels and Pixels to Image: node 8 saves."""
+    graph = demo()
+    del graph["4"], graph["5"]
+    return graph | {
+        "4": {"class_type": "L2PEmptyPixels", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "6": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["1", 0],
+                "positive": ["2", 0],
+                "negative": ["3", 0],
+                "latent_image": ["4", 0],
+                "seed": 1,
+                "steps": steps,
+                "cfg": 2.0,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+                "denoise": 1.0,
+            },
+        },
+        "7": {"class_type": "L2PPixelsToImage", "inputs": {"pixels": ["6", 0]}},
+        "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "ksampler"}},
+    }
+
+
+def loader(file: str, delta: str = "none") -> Json:
+    """L2P Loader, with something that makes it run."""
+    inputs = {"file": file, "delta": delta, "weight_dtype": "default", "head_tile": "auto"}
+    return {
+        "1": {"class_type": "L2PLoader", "inputs": inputs},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
+
+
+def convert(source: str, filename: str = "converted", overwrite: bool = False, variant: str = "1k") -> Json:
+    """Convert to L2P, its result wired into L2P Loader."""
+    inputs = {"source": source, "variant": variant, "seed": 0, "filename": filename, "overwrite": overwrite}
+    graph = loader("")
+    graph["1"]["inputs"]["file"] = ["3", 0]
+    return {**graph, "3": {"class_type": "L2PConvert", "inputs": inputs}}

@@ -1,0 +1,192 @@
+"""The pack on a running server, as a user's machine would use it."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import golden_vectors as golden
+import graphs
+import numpy as np
+import pytest
+from host_server import Refused, Run, Server
+from PIL import Image
+from safetensors.torch import save_file
+
+from comfyui_l2p.l2p_core import tiny
+
+NODES = {
+    "L2PLoader",
+    "L2PPixelSampler",
+    "L2PEmptyPixels",
+    "L2PImageToPixels",
+    "L2PPixelsToImage",
+    "L2PConvert",
+    "L2PSaveDelta",
+    "L2PMergeDelta",
+    "L2PDemo",
+}
+
+
+def picture(server: Server, run: Run, node: str) -> np.ndarray[Any, Any]:
+    """The image that a SaveImage node wrote, fetched as a browser would."""
+    assert run.error is None, run.error
+    saved = run.outputs[node]["images"][0]
+    body = server.get(f"/view?filename={saved['filename']}&subfolder={saved['subfolder']}&type={saved['type']}")
+    return np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))
+
+
+def sentence(run: Run) -> str:
+    """What the user reads at the node that failed."""
+    assert run.error is not None
+    text: str = run.error["exception_message"]
+    return text
+
+
+@pytest.fixture
+def models(server: Server) -> Path:
+    return server.base / "models" / "diffusion_models"
+
+
+def test_nodes_are_there_and_nothing_was_warned_of(server: Server) -> None:
+    assert set(server.get("/object_info")) >= NODES
+    own_lines = [line for line in server.log_text().splitlines() if "ComfyUI-L2P" in line]
+    assert len(own_lines) == 1 and "IMPORT FAILED" not in own_lines[0]
+    seconds = float(own_lines[0].partition(" seconds")[0].split()[-1])
+    assert seconds < 0.3
+
+
+def test_every_input_and_node_explains_itself(server: Server) -> None:
+    for node in NODES:
+        info = server.get(f"/object_info/{node}")[node]
+        assert info["category"].startswith("L2P") and info["description"] and info["search_aliases"]
+        for kind in ("required", "optional"):
+            for name, (_, *settings) in info["input"].get(kind, {}).items():
+                assert settings and settings[0].get("tooltip"), f"{node}.{name} has no tooltip"
+        assert server.get(f"/extensions/ComfyUI-L2P/docs/{node}.md").startswith(b"# ")
+
+
+def test_the_demo_makes_an_image_with_previews_and_progress(server: Server) -> None:
+    run = server.run(graphs.demo())
+    assert picture(server, run, "5").shape == (64, 64, 3)
+    assert run.progress[-1] == ("4", 30, 30) and len(run.previews) >= 10
+
+
+def test_ksampler_and_pixel_sampler_make_the_same_image(server: Server) -> None:
+    ours = server.run(graphs.demo(steps=4, cfg=2.0, scheduler="simple"))
+    theirs = server.run(graphs.ksampler(steps=4))
+    assert np.array_equal(picture(server, ours, "5"), picture(server, theirs, "8"))
+
+
+def test_an_interrupted_workflow_runs_again(server: Server) -> None:
+    run = server.run(graphs.demo(steps=2000), interrupt_at=3)
+    assert run.interrupted and run.progress[-1][1] < 2000
+    assert picture(server, server.run(graphs.demo(steps=3)), "5").shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"steps": 0}, "steps is 0: take 1 or more"),
+        ({"denoise": 0.0}, "smaller than min"),
+        ({"sampler_name": "no such sampler"}, "not in list"),
+    ],
+)
+def test_wrong_settings_are_refused_at_once(server: Server, changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(Refused) as refused:
+        server.run(graphs.demo(**changes))
+    assert expected in refused.value.sentences()
+    assert len(refused.value.errors["4"]["errors"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"width": 16384, "height": 16384, "batch_size": 64}, "choose a smaller size or batch"),
+        ({"cfg": -3.0}, "smaller than min"),
+        ({"denoise": 0.5}, "there is no image to keep anything of"),
+    ],
+)
+def test_wrong_settings_end_in_a_sentence(server: Server, changes: dict[str, Any], expected: str) -> None:
+    try:
+        text = sentence(server.run(graphs.demo(**changes)))
+    except Refused as refused:
+        text = refused.sentences()
+    assert expected in text
+    assert picture(server, server.run(graphs.demo(steps=2, seed=7)), "5").any()
+
+
+def test_a_mask_of_another_size_is_named(server: Server) -> None:
+    graph = graphs.demo(image=["6", 0], mask=["7", 0])
+    graph["6"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}}
+    graph["7"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 32, "height": 48}}
+    assert "The mask is 32x48, but the image is 64x64" in sentence(server.run(graph))
+
+
+def test_inpainting_leaves_unmasked_pixels_alone(server: Server) -> None:
+    colour = 0x3264C8
+    graph = graphs.demo(image=["6", 0], mask=["9", 0], steps=4)
+    graph["6"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": colour}}
+    graph["7"] = {"class_type": "SolidMask", "inputs": {"value": 0.0, "width": 64, "height": 64}}
+    graph["8"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 20, "height": 20}}
+    add = {"destination": ["7", 0], "source": ["8", 0], "x": 13, "y": 7, "operation": "add"}
+    graph["9"] = {"class_type": "MaskComposite", "inputs": add}
+    result = picture(server, server.run(graph), "5")
+    painted = np.zeros((64, 64), bool)
+    painted[7:27, 13:33] = True
+    assert (result[~painted] == (0x32, 0x64, 0xC8)).all()
+    assert (result[painted] != (0x32, 0x64, 0xC8)).any(-1).mean() > 0.9
+
+
+def test_files_that_are_not_there_or_not_l2p(server: Server, models: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        server.run(graphs.loader("missing.safetensors"))
+    assert "There is no file 'missing.safetensors'" in refused.value.sentences()
+    (models / "broken.safetensors").write_bytes(b"no model")
+    shutil.copy(tiny.SOURCE_PATH, models / "latent.safetensors")
+    assert sentence(server.run(graphs.loader("broken.safetensors")))
+    assert "Convert to L2P" in sentence(server.run(graphs.loader("latent.safetensors")))
+
+
+def test_convert_load_and_refuse_to_overwrite(server: Server, models: Path) -> None:
+    shutil.copy(tiny.SOURCE_PATH, models / "source.safetensors")
+    run = server.run(graphs.convert("source.safetensors", "folder/made"))
+    assert run.error is None, run.error
+    assert (models / "folder" / "made.safetensors").is_file()
+    assert "initialised" in run.outputs["3"]["text"][0]
+    again = server.run(graphs.convert("source.safetensors", "folder/made", variant="4k"))
+    assert "exists already" in sentence(again)
+    assert server.run(graphs.convert("source.safetensors", "folder/made", overwrite=True, variant="4k")).error is None
+    for name in ("../outside", "/outside", ""):
+        with pytest.raises(Refused) as refused:
+            server.run(graphs.convert("source.safetensors", name))
+        assert "file name" in refused.value.sentences()
+    assert {path.name for path in models.rglob("*made*")} == {"made.safetensors"}
+
+
+def test_delta_saved_loaded_and_merged(server: Server, models: Path) -> None:
+    weights = golden.diffusers_weights()
+    save_file(weights, models / "base.safetensors")
+    weights["local_decoder.out_conv.bias"] += 1
+    save_file(weights, models / "trained.safetensors")
+    save_file(golden.diffusers_weights(seed=9), models / "other.safetensors")
+    names = {"base": "base.safetensors", "overwrite": True}
+    save = {"trained": "trained.safetensors", "filename": "change", **names}
+    run = server.run({"1": {"class_type": "L2PSaveDelta", "inputs": save}})
+    assert run.error is None, run.error
+    assert (models / "change.safetensors").stat().st_size < (models / "trained.safetensors").stat().st_size / 2
+    assert server.run(graphs.loader("base.safetensors", "change.safetensors")).error is None
+    merge = {"delta": "change.safetensors", "filename": "merged", **names}
+    assert server.run({"1": {"class_type": "L2PMergeDelta", "inputs": merge}}).error is None
+    assert "was made for another base" in sentence(server.run(graphs.loader("other.safetensors", "change.safetensors")))
+
+
+def test_a_changed_file_is_loaded_again(server: Server, models: Path) -> None:
+    path = models / "changing.safetensors"
+    save_file(golden.diffusers_weights(), path)
+    first = server.run(graphs.loader(path.name))
+    assert "1" not in server.run(graphs.loader(path.name)).ran and "1" in first.ran
+    save_file(golden.diffusers_weights(seed=9), path)
+    assert "1" in server.run(graphs.loader(path.name)).ran
