@@ -59,8 +59,8 @@ def sample_image(
     is 0 comes out exactly as it went in.
 
     Raises:
-        ValueError: for a model that is not L2P, a negative cfg, a mask without an image or of another size, a denoise below 1
-            without an image, or a size that the device's memory cannot hold.
+        ValueError: for a model that is not L2P, a negative cfg, a mask without an image or of another size, a
+            denoise below 1 without an image, or a size that the device's memory cannot hold.
     """
     variant = variant_of(model)
     if settings.cfg < 0 and settings.cfg != FROM_MODEL:
