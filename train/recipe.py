@@ -59,7 +59,7 @@ class DataSection:
         images: how many.
         batch_size: images of a micro-batch.
         seed: of the captions, the images and the shuffling.
-        steps: Euler steps in which the source makes an image.
+        steps, cfg: Euler steps and guidance that the source makes an image with.
     """
 
     kind: str = "tiny"
@@ -67,6 +67,7 @@ class DataSection:
     batch_size: int = 32
     seed: int = 0
     steps: int = 20
+    cfg: float = 2.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("tiny", "renderings"):

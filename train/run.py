@@ -83,8 +83,9 @@ def images(section: DataSection, folder: Path) -> data.ImageSet:
         return data.generated(data.rendered, section.images, section.seed, folder, "renderings")
     source = bundled.TinySource()
     with count_progress("images of the source", "image") as progress:
-        generate = partial(source.images, steps=section.steps)
-        return data.generated(generate, section.images, section.seed, folder, source.name(section.steps), progress)
+        generate = partial(source.images, steps=section.steps, cfg=section.cfg)
+        name = source.name(section.steps, section.cfg)
+        return data.generated(generate, section.images, section.seed, folder, name, progress)
 
 
 class Run:

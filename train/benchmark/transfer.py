@@ -34,7 +34,7 @@ WATCHED = 96  # captions of a score on the way
 SCORES_ON_THE_WAY = 8
 SHOWN = 8  # images a row
 CURVE_POINTS = 40
-ABLATION_STEPS = 400
+ABLATION_STEPS = 300
 SOURCE = "latent source"
 MAIN = "L2P, full run"
 
@@ -67,16 +67,16 @@ def benchmark_transfer(
     """
     recipe = recipes.load(recipes.find("tiny"))
     output.mkdir(parents=True, exist_ok=True)
-    main, *others = arms(recipe, steps or recipe.training.steps, ablation_steps or ABLATION_STEPS, renderings)
+    all_arms = arms(recipe, steps or recipe.training.steps, ablation_steps or ABLATION_STEPS, renderings)
     source = bundled.TinySource()
     results = {SOURCE: _score(output / "source", SOURCE, lambda: source.images)}
-    for arm in (main, *others):
+    for arm in all_arms:
         folder = _train(arm, output)
+        if write_delta and arm.name == MAIN:
+            write_bundled_delta(folder, write_delta)
+            print(f"{write_delta} written ({write_delta.stat().st_size / 1e6:.1f} MB).")
         results[arm.name] = _score(folder.path, arm.name, partial(_sampler, folder))
-    _report(output, main, results)
-    if write_delta:
-        write_bundled_delta(RunFolder(output / main.folder), write_delta)
-        print(f"{write_delta} written ({write_delta.stat().st_size / 1e6:.1f} MB).")
+        _report(output, all_arms[0], results)
 
 
 def arms(recipe: Recipe, steps: int, ablation_steps: int, renderings: bool) -> list[Arm]:
