@@ -18,7 +18,7 @@ def convert_file(source: str, target: Path, variant: str, seed: int, overwrite: 
         ValueError: for an unsuitable source, or a target that cannot be written.
     """
     report = convert.convert(source, target, variant=variant, seed=seed, overwrite=overwrite, progress=progress_bar())
-    return report.summary()
+    return _by_name(report.summary(), target, Path(source))
 
 
 def extract_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
@@ -27,7 +27,8 @@ def extract_delta(trained: str, base: str, target: Path, overwrite: bool) -> str
     Raises:
         ValueError: for files that do not belong together, or a target that cannot be written.
     """
-    return delta.extract(trained, base, target, overwrite=overwrite, progress=progress_bar()).summary()
+    report = delta.extract(trained, base, target, overwrite=overwrite, progress=progress_bar())
+    return _by_name(report.summary(), target)
 
 
 def merge_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
@@ -36,7 +37,8 @@ def merge_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
     Raises:
         ValueError: for a delta of another base, or a target that cannot be written.
     """
-    return delta.merge(trained, base, target, overwrite=overwrite, progress=progress_bar()).summary()
+    report = delta.merge(trained, base, target, overwrite=overwrite, progress=progress_bar())
+    return _by_name(report.summary(), target)
 
 
 def progress_bar() -> ProgressCallback:
@@ -48,3 +50,10 @@ def progress_bar() -> ProgressCallback:
         bar.update_absolute(done, total)
 
     return report
+
+
+def _by_name(text: str, *paths: Path) -> str:
+    """A report with file names in place of paths: it is shown in workflows, which people share."""
+    for path in paths:
+        text = text.replace(str(path), path.name)
+    return text
