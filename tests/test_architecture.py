@@ -1,0 +1,103 @@
+"""The direction of imports, read from the sources: what each part of the package may know."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "latent_preview", "node_helpers"}
+MODULES = sorted(
+    path for part in ("__init__.py", "l2p_core", "nodes", "train") for path in [ROOT / part, *(ROOT / part).rglob("*.py")]
+    if path.suffix == ".py"
+)  # fmt: skip
+ALLOWED = {"l2p_core": {"l2p_core"}, "nodes": {"nodes", "l2p_core"}, "train": {"train", "l2p_core"}}
+"""Which top-level parts each part may import from; the package's version is free to all."""
+
+# config <- patch, backbone, detailer <- model <- flow, trainer; layouts, checkpoint <- convert, delta.
+BELOW = {
+    "config": {"model", "flow", "trainer", "layouts", "checkpoint", "convert", "delta", "backbone", "detailer"},
+    "patch": {"model", "flow", "trainer", "checkpoint", "convert", "delta"},
+    "backbone": {"model", "flow", "trainer", "checkpoint", "convert", "delta"},
+    "detailer": {"model", "flow", "trainer", "checkpoint", "convert", "delta"},
+    "model": {"flow", "trainer", "checkpoint", "convert", "delta"},
+    "flow": {"trainer", "checkpoint", "convert", "delta"},
+    "layouts": {"checkpoint", "convert", "delta", "trainer"},
+    "checkpoint": {"convert", "delta", "trainer"},
+}
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    """Every import of a file as its parts: a relative one resolved from the root, as ("", "l2p_core", "config")."""
+    package = ("", *path.relative_to(ROOT).parent.parts)
+    found: set[tuple[str, ...]] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = tuple(node.module.split(".")) if node.module else ()
+            base = package[: len(package) - node.level + 1] + module if node.level else module
+            found |= {(*base, alias.name) for alias in node.names}
+    return found
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_parts_import_only_what_they_may(path: Path) -> None:
+    part = path.relative_to(ROOT).parts[0]
+    if part == "__init__.py":
+        return
+    for found in imports(path):
+        assert found[0] != "comfyui_l2p", f"{found} must be relative: the host loads the pack under another name"
+        if found[0] == "" and found != ("", "__version__"):
+            assert found[1] in ALLOWED[part], f"{name(path)} must not import {'.'.join(found)}"
+        if part != "nodes":
+            assert found[0] not in HOST, f"{name(path)} must not import the host's {found[0]}"
+
+
+@pytest.mark.parametrize("module", sorted(BELOW))
+def test_the_core_is_in_layers(module: str) -> None:
+    path = ROOT / "l2p_core" / f"{module}.py"
+    core = {found[2] for found in imports(path) if found[:2] == ("", "l2p_core")}
+    assert not core & BELOW[module]
+
+
+def test_the_reader_of_imports_sees_every_form() -> None:
+    found = imports(ROOT / "l2p_core" / "tiny" / "generate.py")
+    assert ("", "l2p_core", "flow") in found
+    assert ("", "l2p_core", "model", "LatentModel") in found
+    assert ("", "l2p_core", "tiny", "words", "Words") in found
+    assert ("torch",) in found
+
+
+def test_no_pickle_and_no_code_from_data() -> None:
+    forbidden = {"eval", "exec", "compile", "__import__"}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in forbidden | {"torch.load"}, f"{name(path)} calls {called}"
+        assert not {found[0] for found in imports(path)} & {"pickle", "dill", "joblib"}
+
+
+def test_importing_the_package_needs_neither_torch_nor_the_host() -> None:
+    program = (
+        "import sys, time; started = time.perf_counter(); import comfyui_l2p; "
+        "print(time.perf_counter() - started, [m for m in ('torch', 'numpy', 'comfy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    seconds, loaded = done.stdout.split(maxsplit=1)
+    assert loaded.strip() == "[]"
+    assert float(seconds) < 2
+
+
+def test_files_stay_short() -> None:
+    for path in MODULES:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, f"{name(path)} is longer than 350 lines"
