@@ -68,13 +68,15 @@ class Autoencoder(nn.Module):
         deviations = variances[-LATENT_CHANNELS:].sqrt()
         components = directions[:, -LATENT_CHANNELS:].T  # (16, c i j)
         analysis, synthesis = components / deviations[:, None], components * deviations[:, None]
+        last = self.correction[-2]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        assert self.encoder.bias is not None and self.inverse.bias is not None
         self.encoder.weight.copy_(analysis.reshape(self.encoder.weight.shape))
         self.encoder.bias.copy_(-analysis @ mean)
         self.encoder.requires_grad_(False)
         self.inverse.weight.copy_(synthesis.reshape(self.inverse.weight.shape))
         # One bias a colour cannot hold the mean of each pixel of a block, but blocks have no preferred pixel.
         self.inverse.bias.copy_(mean.reshape(3, -1).mean(1))
-        last = self.correction[-2]
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -85,7 +87,7 @@ class Autoencoder(nn.Module):
             raise ValueError(
                 f"The tiny autoencoder reads images whose sides are multiples of 8, not {width}x{height} pixels."
             )
-        return self.encoder(pixels)
+        return self.encoder(_channels_last(pixels))
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 16, h, w) -> (B, 3, 8h, 8w) in [-1, 1]."""
@@ -93,6 +95,7 @@ class Autoencoder(nn.Module):
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
         """As decode, for training: a clamp would stop the gradient of every pixel that overshoots."""
+        latents = _channels_last(latents)
         return self.inverse(latents) + self.correction(latents)
 
     def save(self, path: Path) -> None:
@@ -102,7 +105,7 @@ class Autoencoder(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Autoencoder:
-        """Read what `save` wrote, in float32 and in the memory format that is fastest on a CPU.
+        """Read what `save` wrote, in float32.
 
         Raises:
             ValueError: if the file holds anything else.
@@ -112,7 +115,7 @@ class Autoencoder(nn.Module):
             raise ValueError(f"{path} is not the tiny autoencoder: use the file that this package brings.")
         model = cls()
         model.load_state_dict(tensors)
-        return model.to(memory_format=torch.channels_last).eval()
+        return model.eval()
 
 
 def reconstruction_loss(model: Autoencoder, pixels: Tensor, latent_noise: Tensor) -> Tensor:
@@ -124,3 +127,8 @@ def reconstruction_loss(model: Autoencoder, pixels: Tensor, latent_noise: Tensor
         latents = model.encode(pixels)
     error = model.decode_unclamped(latents + latent_noise).float() - pixels
     return error.abs().mean() + error.square().mean()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The memory format that convolutions on a CPU are fastest in."""
+    return x.contiguous(memory_format=torch.channels_last)
