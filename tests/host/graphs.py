@@ -77,3 +77,23 @@ def convert(source: str, filename: str = "converted", overwrite: bool = False, v
     graph = loader("")
     graph["1"]["inputs"]["file"] = ["3", 0]
     return {**graph, "3": {"class_type": "L2PConvert", "inputs": inputs}}
+
+
+def from_workflow(workflow: Json, object_info: Json) -> Json:
+    """A saved workflow in API form, as the frontend would send it (subgraphs aside)."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt: Json = {}
+    for node in workflow["nodes"]:
+        if node["type"] not in object_info:
+            continue  # Notes live in the frontend alone.
+        defined = object_info[node["type"]]["input"]
+        inputs: Json = {}
+        values = iter(node["widgets_values"])
+        for name, spec in (defined.get("required", {}) | defined.get("optional", {})).items():
+            if isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+                inputs[name] = next(values)
+                if name == "seed":
+                    next(values)  # What becomes of the seed after a run.
+        wired = {entry["name"]: links[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs | wired}
+    return prompt

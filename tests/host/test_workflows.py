@@ -1,0 +1,51 @@
+"""The shared workflows fit the nodes as they are, and those that need no download run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import graphs
+import numpy as np
+import pytest
+from host_server import Refused, Server
+from PIL import Image
+from test_server import picture
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "example_workflows").glob("*.json"))
+REFERENCE = Path(__file__).parent / "reference"
+FRONTEND_ONLY = {"MarkdownNote"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    workflow: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return workflow
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_fits_the_nodes(server: Server, path: Path) -> None:
+    """All that the server may find wrong with it are files that are not there."""
+    workflow = read(path)
+    info = server.get("/object_info")
+    assert {node["type"] for node in workflow["nodes"]} <= set(info) | FRONTEND_ONLY
+    assert path.with_suffix(".jpg").is_file()
+    offered = {model["name"] for node in workflow["nodes"] for model in node["properties"].get("models", [])}
+    try:
+        server.run(graphs.from_workflow(workflow, info))
+    except Refused as refused:
+        for node in refused.errors.values():
+            for problem in node["errors"]:
+                missing = problem["extra_info"].get("received_value", "")
+                assert missing in offered | {"example.png"}, problem
+
+
+def test_the_demo_workflow_matches_its_reference(server: Server) -> None:
+    """Sampling is float32 with a seeded noise; other hosts and processors round a little differently."""
+    workflow = read(next(path for path in WORKFLOWS if path.stem == "l2p_demo"))
+    (save,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "SaveImage")
+    run = server.run(graphs.from_workflow(workflow, server.get("/object_info")))
+    result = picture(server, run, save).astype(int)
+    reference = np.asarray(Image.open(REFERENCE / "l2p_demo.png").convert("RGB")).astype(int)
+    assert result.shape == reference.shape
+    assert np.abs(result - reference).mean() < 1.0 and np.abs(result - reference).max() < 16
