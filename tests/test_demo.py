@@ -1,0 +1,75 @@
+"""The demo, shortened to seconds: the real source, files, training, scores and figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
+from comfyui_l2p.train import bundled, data, demo, figure
+from comfyui_l2p.train.benchmark import transfer
+from comfyui_l2p.train.run_folder import RunFolder, read_metrics
+from comfyui_l2p.train.scores import evaluate, score_table
+
+pytestmark = pytest.mark.usefixtures("unflushed")
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "EVALUATED", 8)
+    monkeypatch.setattr(demo, "SAMPLING_STEPS", 2)
+    monkeypatch.setattr(demo.recipes, "BUNDLED", Path(__file__).parent / "recipes")
+    monkeypatch.setattr(data, "PART", 8)
+
+
+@pytest.mark.usefixtures("short")
+def test_the_demo_goes_from_source_to_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "demo"
+    demo.demo(output, steps=2, seed=1)
+    folder = RunFolder(output)
+    assert len(read_metrics(folder.metrics)) == 2
+    assert open_checkpoint(folder.init).metadata["l2p.seed"] == "1"
+    assert open_checkpoint(folder.delta).is_delta
+    with Image.open(output / "demo.png") as picture:
+        assert min(picture.size) > 400
+    text = capsys.readouterr().out
+    for name in (demo.SOURCE_NAME, demo.INIT_NAME, demo.LIVE_NAME, demo.BUNDLED_NAME):
+        assert f"| {name}" in text
+
+
+def test_the_source_is_as_good_as_it_must_be() -> None:
+    source = bundled.TinySource()
+    scores = evaluate("source", lambda *args, **kwargs: source.images(*args, steps=8, **kwargs), 40).scores
+    assert scores["attributes"] >= 0.95
+    assert scores["whole"] >= 0.8
+
+
+def test_a_table_says_what_is_kept() -> None:
+    one = dict.fromkeys(("whole", "shape", "colour", "place", "background", "attributes"), 0.8) | {"patch_grid": 1.5}
+    half = {name: value / 2 for name, value in one.items()}
+    lines = score_table({"source": one, "pixel": half}, source="source").splitlines()
+    assert "100.0%" in lines[2]
+    assert "50.0%" in lines[3]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_ablation_differs_in_one_thing_at_a_time() -> None:
+    recipe = demo.recipes.load(demo.recipes.find("tiny"))
+    full, shallow, everything, scratch, renderings = transfer.arms(recipe, 100, 30, renderings=True)
+    assert full.recipe.training.steps == 100
+    assert {arm.recipe.training.steps for arm in (shallow, everything, scratch, renderings)} == {30}
+    assert shallow.recipe.training.policy == "shallow"
+    assert everything.recipe.training.policy == scratch.recipe.training.policy == "all"
+    assert scratch.from_scratch and not everything.from_scratch
+    assert renderings.recipe.data.kind == "renderings"
+    assert len({arm.folder for arm in (full, shallow, everything, scratch, renderings)}) == 5
+
+
+def test_a_figure_leaves_no_parts_behind(tmp_path: Path) -> None:
+    rows = [figure.Row("model", torch.zeros(3, 3, 8, 8))]
+    curves = [figure.Curves([1, 2], {"sigma": [0.5, 0.4]}, "error")]
+    figure.draw(tmp_path / "figure.png", ["one", "two", "three"], rows, curves, {"model": 0.5})
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
