@@ -20,6 +20,9 @@ from host_server import Host, Server  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
+collect_ignore = ["inside"]
+"""For the host's interpreter only, see test_inside.py."""
+
 
 def find_host() -> Host | None:
     """The checkout and interpreter to test in, None if there is none."""
