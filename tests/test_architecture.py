@@ -11,10 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "latent_preview", "node_helpers"}
-MODULES = sorted(
-    path for part in ("__init__.py", "l2p_core", "nodes", "train") for path in [ROOT / part, *(ROOT / part).rglob("*.py")]
-    if path.suffix == ".py"
-)  # fmt: skip
+PARTS = ("l2p_core", "nodes", "train")
+MODULES = [ROOT / "__init__.py", *sorted(path for part in PARTS for path in (ROOT / part).rglob("*.py"))]
 ALLOWED = {"l2p_core": {"l2p_core"}, "nodes": {"nodes", "l2p_core"}, "train": {"train", "l2p_core"}}
 """Which top-level parts each part may import from; the package's version is free to all."""
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from comfyui_l2p.l2p_core.tensor_file import save
 from comfyui_l2p.l2p_core.tiny import judge
+from comfyui_l2p.l2p_core.trainer import Batch
 from comfyui_l2p.train import data
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -25,7 +27,7 @@ def batches(seed: int = 0, batch_size: int = 3) -> data.Batches:
     return data.Batches(image_set(), lambda text: torch.tensor([[float(text.split()[1])]]), batch_size, seed)
 
 
-def numbers(batch: data.Batch) -> list[int]:
+def numbers(batch: Batch) -> list[int]:
     return ((batch.pixels[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
@@ -85,6 +87,6 @@ def test_pixels_survive_eight_bits() -> None:
 
 
 def test_a_foreign_file_among_the_images_is_named(tmp_path: Path) -> None:
-    data.save({"x": torch.zeros(1)}, tmp_path / "test-0-000000.safetensors")
+    save({"x": torch.zeros(1)}, tmp_path / "test-0-000000.safetensors")
     with pytest.raises(ValueError, match="not a file of cached images"):
         data.generated(data.rendered, 1, 0, tmp_path, "test")

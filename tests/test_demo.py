@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.train import bundled, data, demo, figure
+from comfyui_l2p.train import recipe as recipes
 from comfyui_l2p.train.benchmark import transfer
 from comfyui_l2p.train.run_folder import RunFolder, read_metrics
 from comfyui_l2p.train.scores import evaluate, score_table
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("unflushed")
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "EVALUATED", 8)
     monkeypatch.setattr(demo, "SAMPLING_STEPS", 2)
-    monkeypatch.setattr(demo.recipes, "BUNDLED", Path(__file__).parent / "recipes")
+    monkeypatch.setattr(recipes, "BUNDLED", Path(__file__).parent / "recipes")
     monkeypatch.setattr(data, "PART", 8)
 
 
@@ -42,7 +44,7 @@ def test_the_demo_goes_from_source_to_figure(tmp_path: Path, capsys: pytest.Capt
 
 def test_the_source_is_as_good_as_it_must_be() -> None:
     source = bundled.TinySource()
-    scores = evaluate("source", lambda *args, **kwargs: source.images(*args, steps=8, **kwargs), 40).scores
+    scores = evaluate("source", partial(source.images, steps=8), 40).scores
     assert scores["attributes"] >= 0.95
     assert scores["whole"] >= 0.8
 
@@ -57,7 +59,7 @@ def test_a_table_says_what_is_kept() -> None:
 
 
 def test_the_ablation_differs_in_one_thing_at_a_time() -> None:
-    recipe = demo.recipes.load(demo.recipes.find("tiny"))
+    recipe = recipes.load(recipes.find("tiny"))
     full, shallow, everything, scratch, renderings = transfer.arms(recipe, 100, 30, renderings=True)
     assert full.recipe.training.steps == 100
     assert {arm.recipe.training.steps for arm in (shallow, everything, scratch, renderings)} == {30}
