@@ -41,7 +41,7 @@ SOURCE_CONFIG = ModelConfig(
     t_hidden_dim=256,
     t_dim=144,
 )
-SCORED_CFGS = (4.0, 2.0, 1.0)
+SCORED_CFG = 4.0
 SCORED_CAPTIONS = 480
 
 
@@ -257,9 +257,8 @@ def main() -> None:
         train_source(SourceRecipe(), autoencoder, words, RunLog(out / "source_run.jsonl"), path)
     if arguments.stage in ("score", "all"):
         source, log = load_source(path), RunLog(out / "source_scores.jsonl")
-        for cfg in SCORED_CFGS:
-            scores = score_source(source, autoencoder, words, SCORED_CAPTIONS, STEPS, cfg)
-            log.write(captions=SCORED_CAPTIONS, sampling_steps=STEPS, cfg=cfg, **scores)
+        scores = score_source(source, autoencoder, words, SCORED_CAPTIONS, STEPS, SCORED_CFG)
+        log.write(captions=SCORED_CAPTIONS, sampling_steps=STEPS, cfg=SCORED_CFG, **scores)
 
 
 if __name__ == "__main__":
