@@ -121,7 +121,7 @@ def _train(arm: Arm, output: Path) -> RunFolder:
     print(f"{arm.name}: {folder.path}")
     run = Run(arm.recipe, folder, folder.init, images(arm.recipe.data, output / "images"))
     every = max(1, arm.recipe.training.steps // SCORES_ON_THE_WAY)
-    run.go(partial(_score_on_the_way, folder, every))
+    run.go(partial(_score_on_the_way, folder, every) if arm.name == MAIN else None)
     (folder.path / "finished").write_text("", encoding="utf-8")
     return folder
 
