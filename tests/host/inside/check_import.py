@@ -12,7 +12,7 @@ import asyncio, importlib.util, sys, time
 sys.path.insert(0, sys.argv[1])
 from comfy.cli_args import args
 args.cpu = True
-import nodes, server, latent_preview, comfy_api.latest
+import nodes, latent_preview, comfy_api.latest
 import comfy_extras.nodes_custom_sampler
 before = set(sys.modules)
 start = time.process_time()
