@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from . import metadata
 from .checkpoint import UNUSED_KEYS, Checkpoint, check_complete, open_checkpoint
@@ -99,7 +100,7 @@ def convert(
         variant: a name of `config.VARIANTS`.
         seed: of the initialised weights; the same source and seed give the same file.
         dtype: of all weights; None keeps each copied weight's own and gives the new ones the patch embedder's.
-        init: how new weights are made; "random" as the published code (see `initialise`).
+        init: how new weights are made, see `initialise.INITS`; "random" as the published code.
         head_width: factor on the Detailer Head's widths, for models smaller than the published ones.
         layout: of the keys written, "comfy" or "diffusers".
         overwrite: whether an existing target may be replaced.
@@ -121,7 +122,7 @@ def convert(
     refuse_own_source(target, [header.path for header in checkpoint.files])
 
     config = source_config.with_head(variant, head_width)
-    fates = _fates(checkpoint, source_config, config, f"uniform within 1/sqrt(fan_in), seed {seed}")
+    fates = _fates(checkpoint, source_config, config, f"{init}, seed {seed}")
     shapes = key_shapes(config)
     slots = _slots(checkpoint, fates, shapes, DTYPE_NAMES[dtype] if dtype else None)
     report = ConversionReport(source, target, variant, seed, _NO_HASH, fates)
@@ -136,7 +137,7 @@ def convert(
         copies = _copies(checkpoint, slots, places, report.keys("copied"))
         hashes = [_copy_file(header, copies, reader, writer, counter) for header in checkpoint.files]
         for key in report.keys("initialised"):
-            _write_random(slots[key], places[key], shapes, seed, writer, counter)
+            _write_random(slots[key], places[key], random_values(key, shapes, seed, init), writer, counter)
         report = replace(report, source_sha256=_combined(hashes))
         writer.finish(_metadata(config, report, init))
     return report
@@ -224,15 +225,8 @@ def _copy_file(
     return digest.hexdigest()
 
 
-def _write_random(
-    slot: Slot,
-    position: int,
-    shapes: Mapping[str, tuple[int, ...]],
-    seed: int,
-    writer: TensorWriter,
-    counter: Progress,
-) -> None:
-    for values in random_values(slot.name, shapes, seed):
+def _write_random(slot: Slot, position: int, chunks: Iterable[Tensor], writer: TensorWriter, counter: Progress) -> None:
+    for values in chunks:
         data = as_bytes(values.to(TORCH_DTYPES[slot.dtype]))
         writer.write(position, data)
         position += len(data)

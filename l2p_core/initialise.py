@@ -9,23 +9,45 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-INITS = ("random",)
+INITS = ("random", "scaled")
+"""How new weights can begin.
+
+random: as the published code leaves them, which is how torch makes its layers: uniform within 1 / sqrt(fan_in), weight
+    and bias alike (`torch.nn.Linear.reset_parameters`).
+scaled: the head's convolutions hand on the variance they receive, SiLU included, and have no bias. Torch's choice loses
+    most of it in every layer, so a head of eight or more starts with its output all but constant and learns slowly.
+"""
+
+# E[silu(g x)^2] = 1 for a standard normal x.
+_SILU_GAIN = 1.56
 
 _CHUNK = 1 << 20
 
 
-def random_values(name: str, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Iterator[Tensor]:
+def random_values(
+    name: str, shapes: Mapping[str, tuple[int, ...]], seed: int, init: str = "random"
+) -> Iterator[Tensor]:
     """The values of one weight or bias of a linear layer or convolution, as flat float32 chunks.
 
-    The published code leaves these layers as torch makes them: uniform within 1 / sqrt(fan_in), weight and bias
-    alike (`torch.nn.Linear.reset_parameters`). Each tensor has a generator of its own, seeded with
-    ``seed ^ crc32(name)`` of its ComfyUI key, so that its values depend on nothing else in the model.
+    Each tensor has a generator of its own, seeded with ``seed ^ crc32(name)`` of its ComfyUI key, so that its values
+    depend on nothing else in the model.
     """
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
     weight = shapes[name.removesuffix(".bias") + ".weight" if name.endswith(".bias") else name]
-    bound = 1 / math.sqrt(math.prod(weight[1:]))
+    bound = _gain(name, init) / math.sqrt(math.prod(weight[1:]))
     remaining = math.prod(shapes[name])
     while remaining:
         count = min(remaining, _CHUNK)
         yield torch.empty(count).uniform_(-bound, bound, generator=generator)
         remaining -= count
+
+
+def _gain(name: str, init: str) -> float:
+    """The bound of a tensor's uniform distribution, in units of 1 / sqrt(fan_in)."""
+    part, _, layer = name.partition(".")
+    if init == "random" or part != "local_decoder" or layer.startswith("out_conv"):
+        return 1.0
+    if name.endswith(".bias"):
+        return 0.0
+    # A uniform distribution within b has the variance b^2 / 3. The convolutions after upsampling have no SiLU.
+    return math.sqrt(3) * (1.0 if layer.startswith("up") else _SILU_GAIN)

@@ -98,6 +98,23 @@ def test_a_variant_warm_starts_from_another(old: str, new: str, tmp_path: Path) 
     assert any(name.startswith("local_decoder.") for name in equal)
 
 
+def test_scaled_values_hand_on_variance_through_convolution_and_silu() -> None:
+    shapes: dict[str, tuple[int, ...]] = {
+        "local_decoder.enc2.0.weight": (64, 64, 3, 3),
+        "local_decoder.up2.1.weight": (64, 64, 3, 3),
+    }
+    shapes |= {name.replace("weight", "bias"): (64,) for name in shapes}
+    made = {name: torch.cat(list(random_values(name, shapes, 5, "scaled"))).view(shapes[name]) for name in shapes}
+    x = torch.randn(1, 64, 32, 32, generator=torch.Generator().manual_seed(0))
+    for part, activation in (("enc2.0", torch.nn.functional.silu), ("up2.1", torch.nn.Identity())):
+        weight, bias = made[f"local_decoder.{part}.weight"], made[f"local_decoder.{part}.bias"]
+        assert bias.abs().max() == 0
+        assert float(activation(torch.nn.functional.conv2d(x, weight)).square().mean()) == pytest.approx(1, abs=0.1)
+    embedder = {"x_embedder.weight": (8, 32)}
+    scaled, random = (torch.cat(list(random_values("x_embedder.weight", embedder, 5, i))) for i in ("scaled", "random"))
+    assert torch.equal(scaled, random)
+
+
 def test_dtypes_are_kept_or_converted(tmp_path: Path) -> None:
     mixed = {name: tensor.float() if name.startswith("layers.1.") else tensor for name, tensor in weights().items()}
     path = write(mixed, tmp_path / "mixed.safetensors")

@@ -109,7 +109,7 @@ def _add_convert(commands: _Commands) -> None:
     parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
     parser.add_argument("--variant", default="1k", help="1k, 4k, 8k or 10k")
     parser.add_argument("--seed", type=int, default=0, help="of what is initialised")
-    parser.add_argument("--init", default="random", help="how the patch embedder and the head begin")
+    parser.add_argument("--init", default="random", help="how the patch embedder and the head begin: random or scaled")
     parser.add_argument(
         "--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="of all weights (default: kept)"
     )

@@ -52,6 +52,7 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
         variant=recipe.model.variant,
         head_width=recipe.model.head_width,
         seed=recipe.model.seed,
+        init=recipe.model.init,
     )
     print(report.summary())
 

@@ -52,7 +52,7 @@ def check_z_image_lora_applies_to_what_it_fits(tmp_path: Path, caplog: pytest.Lo
         "all_x_embedder.2-1": (dim, 64),
         "all_final_layer.2-1.linear": (64, dim),
     }
-    lora = {}
+    lora: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
         up, down = low_rank(name, shape)
         lora |= {f"transformer.{name}.lora_B.weight": up, f"transformer.{name}.lora_A.weight": down}
@@ -75,7 +75,7 @@ def check_l2p_lora_applies_in_full(tmp_path: Path, prefix: str, caplog: pytest.L
     weights = to_comfy(golden.diffusers_weights())
     head = ["local_decoder.enc2.0", "local_decoder.out_conv"]
     names = ["x_embedder", "layers.0.attention.qkv", "t_embedder.mlp.0", *head]
-    lora = {}
+    lora: dict[str, torch.Tensor] = {}
     for name in names:
         up, down = low_rank(name, tuple(weights[f"{name}.weight"].shape))
         if down.ndim == 4:

@@ -15,6 +15,8 @@ from torch import Tensor
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.nodes.loading import load_model
 
+__all__ = ["load_model", "save_file"]
+
 CAPTION_DIM = golden.load("dit_16")[0]["cap_feat_dim"]
 
 
