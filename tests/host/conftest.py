@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from host_server import Host, Server  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+NO_HOST = "no ComfyUI: set COMFYUI_PATH to a checkout (and COMFYUI_PYTHON to its interpreter)"
 
 collect_ignore = ["inside"]
 """For the host's interpreter only, see test_inside.py."""
@@ -41,7 +42,7 @@ def find_host() -> Host | None:
 def host() -> Host:
     found = find_host()
     if found is None:
-        pytest.skip("no ComfyUI: set COMFYUI_PATH to a checkout (and COMFYUI_PYTHON to its interpreter)")
+        pytest.skip(NO_HOST)
     return found
 
 
@@ -49,3 +50,9 @@ def host() -> Host:
 def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(host, tmp_path_factory.mktemp("comfyui")) as running:
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once how to run what was skipped; the short report names no reasons."""
+    if find_host() is None:
+        terminalreporter.write_line(f"The tests in a running host were skipped, {NO_HOST}.")
