@@ -15,7 +15,7 @@ INITS = ("random", "scaled")
 random: as the published code leaves them, which is how torch makes its layers: uniform within 1 / sqrt(fan_in), weight
     and bias alike (`torch.nn.Linear.reset_parameters`).
 scaled: the head's convolutions hand on the variance they receive, SiLU included, and have no bias. Torch's choice loses
-    most of it in every layer, so a head of eight or more starts with its output all but constant and learns slowly.
+    most of it in every layer, so a head of eight or more starts with its output all but constant.
 """
 
 # E[silu(g x)^2] = 1 for a standard normal x.

@@ -86,14 +86,9 @@ def test_no_pickle_and_no_code_from_data() -> None:
 
 
 def test_importing_the_package_needs_neither_torch_nor_the_host() -> None:
-    program = (
-        "import sys, time; started = time.perf_counter(); import comfyui_l2p; "
-        "print(time.perf_counter() - started, [m for m in ('torch', 'numpy', 'comfy') if m in sys.modules])"
-    )
+    program = "import sys; import comfyui_l2p; print([m for m in ('torch', 'numpy', 'comfy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    seconds, loaded = done.stdout.split(maxsplit=1)
-    assert loaded.strip() == "[]"
-    assert float(seconds) < 2
+    assert done.stdout.strip() == "[]"
 
 
 def test_files_stay_short() -> None:

@@ -54,8 +54,6 @@ def test_nodes_are_there_and_nothing_was_warned_of(server: Server) -> None:
     assert set(server.get("/object_info")) >= NODES
     own_lines = [line for line in server.log_text().splitlines() if "ComfyUI-L2P" in line]
     assert len(own_lines) == 1 and "IMPORT FAILED" not in own_lines[0]
-    seconds = float(own_lines[0].partition(" seconds")[0].split()[-1])
-    assert seconds < 0.3
 
 
 def test_every_input_and_node_explains_itself(server: Server) -> None:

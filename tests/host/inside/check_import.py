@@ -8,27 +8,25 @@ import sys
 from pathlib import Path
 
 SCRIPT = """
-import asyncio, importlib.util, sys, time
+import asyncio, importlib.util, sys
 sys.path.insert(0, sys.argv[1])
 from comfy.cli_args import args
 args.cpu = True
 import nodes, latent_preview, comfy_api.latest
 import comfy_extras.nodes_custom_sampler
 before = set(sys.modules)
-start = time.process_time()
 root = sys.argv[2]
 spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
 pack = importlib.util.module_from_spec(spec)
 sys.modules["pack"] = pack
 spec.loader.exec_module(pack)
 asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
-seconds = time.process_time() - start
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
-print("RESULT", seconds, *sorted(new - {"pack"} - set(sys.stdlib_module_names)))
+print("RESULT", *sorted(new - {"pack"} - set(sys.stdlib_module_names)))
 """
 
 
-def check_importing_is_quick_and_brings_nothing_heavy() -> None:
+def check_importing_brings_no_module_the_host_has_not_loaded() -> None:
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, os.environ["COMFYUI_PATH"], str(root)],
@@ -39,6 +37,4 @@ def check_importing_is_quick_and_brings_nothing_heavy() -> None:
     )
     results = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert results, done.stderr[-2000:]
-    seconds, *brought = results[0]
-    assert float(seconds) < 0.3
-    assert brought == []
+    assert results[0] == []
