@@ -1,0 +1,72 @@
+"""Aspect-ratio buckets: the few sizes that images are resized to, so that those of a batch share one.
+
+All buckets have about the same area, never more, so that one memory plan holds for every batch; their sides are
+multiples of what the model needs, so that nothing is padded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+MAX_ASPECT = 2.0
+_STEPS = 16
+"""A square's side in steps of the buckets' sides, about: 64 pixels at 1024, as in SDXL (arXiv 2307.01952)."""
+
+
+class Size(NamedTuple):
+    """Pixels."""
+
+    width: int
+    height: int
+
+    @property
+    def area(self) -> int:
+        return self.width * self.height
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+def sizes(area: int, multiple: int, max_aspect: float = MAX_ASPECT) -> list[Size]:
+    """The buckets for images of about `area` pixels, from the widest to the tallest.
+
+    Args:
+        area: pixels of the largest bucket at most.
+        multiple: of both sides; `ModelConfig.size_multiple`, the least common multiple of patch size and 2^stages.
+        max_aspect: a bucket's longer side over its shorter one at most; 1 leaves the square alone.
+
+    Raises:
+        ValueError: if the area is smaller than one multiple squared, or the aspect below 1.
+    """
+    side = math.isqrt(area) // multiple * multiple
+    if multiple < 1 or side < 1:
+        raise ValueError(f"The size must be at least {multiple} pixels, the multiple that the model's patches need.")
+    if max_aspect < 1:
+        raise ValueError(f"max_aspect must be 1 or more, not {max_aspect}.")
+    step = multiple * max(1, round(side / _STEPS / multiple))
+    wide = {side: side}  # height -> the longest width
+    for width in range(side + step, area // multiple + 1, step):
+        height = area // width // step * step
+        if height < multiple or width > max_aspect * height:
+            break
+        wide[height] = max(width, wide.get(height, 0))
+    landscape = sorted((Size(width, height) for height, width in wide.items()), key=lambda size: size.height)
+    portrait = [Size(size.height, size.width) for size in reversed(landscape) if size.width != size.height]
+    return landscape + portrait
+
+
+def nearest(width: int, height: int, buckets: Sequence[Size]) -> Size:
+    """The bucket whose shape is nearest an image's, by the ratio of their aspects."""
+    return min(buckets, key=lambda size: abs(math.log(width * size.height / (height * size.width))))
+
+
+def enlargement(width: int, height: int, bucket: Size) -> float:
+    """How much an image grows on its way into a bucket; below 1 it shrinks."""
+    return max(bucket.width / width, bucket.height / height)
+
+
+def cropped_share(width: int, height: int, bucket: Size) -> float:
+    """The share of an image's area that its bucket cuts off, in [0, 1)."""
+    return 1 - bucket.area / enlargement(width, height, bucket) ** 2 / (width * height)

@@ -1,0 +1,177 @@
+"""Caption features, computed once and kept on disk, so that training never holds the text encoder.
+
+One file a caption, named by the caption's content in a folder named by the encoder, so that runs and data sets share
+them, several processes may fill a cache at once, and filling goes on where it stopped. Features of the 6B model take
+about 5 kB a token; they are read when their image is, not held.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..safetensors_header import CheckpointError, read_header
+from ..tensor_file import load_tensors, save
+from ..tiny.words import Words
+
+KIND_KEY, KIND = "l2p.kind", "caption"
+ENCODER_KEY, CAPTION_KEY = "l2p.encoder", "l2p.caption"
+FEATURES = "features"
+EMPTY = ""
+"""The caption that guidance and caption dropout need; every cache holds it."""
+
+
+class TextEncoder(Protocol):
+    """What turns captions into the features that the model was made for."""
+
+    @property
+    def identity(self) -> str:
+        """Everything that the features depend on beside the caption: weights, template, layer, precision."""
+        ...
+
+    def encode(self, captions: Sequence[str]) -> list[Tensor]:
+        """Features of each caption, (L_i, caption_dim), of any float type on any device."""
+        ...
+
+
+class CaptionCache:
+    """Caption features on disk, of one encoder.
+
+    Args:
+        folder: shared by encoders and data sets; made where it is missing.
+        identity: the encoder's, see `TextEncoder`.
+    """
+
+    def __init__(self, folder: Path | str, identity: str):
+        self.identity = identity
+        self.folder = Path(folder) / hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    def path(self, caption: str) -> Path:
+        """The file of a caption's features."""
+        digest = hashlib.sha256(caption.encode()).hexdigest()[:40]
+        return self.folder / digest[:2] / f"{digest}.safetensors"
+
+    def missing(self, captions: Iterable[str]) -> list[str]:
+        """Which captions, and the empty one, have no whole file yet; each once."""
+        return [caption for caption in dict.fromkeys([EMPTY, *captions]) if not self._is_there(caption)]
+
+    def fill(
+        self,
+        captions: Iterable[str],
+        make_encoder: Callable[[], TextEncoder],
+        *,
+        batch_size: int = 8,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Encode what is missing of these captions and of the empty one, and return how many that were.
+
+        Each caption is written as soon as it is encoded: what stops the work loses a batch at most.
+
+        Args:
+            captions: of the data; processes that share the work each give a part.
+            make_encoder: called only if something is missing. The encoder is let go of before this returns.
+            batch_size: captions given to the encoder at once, of about equal length.
+            progress: called with (captions encoded, captions to encode); what it raises stops the work.
+
+        Raises:
+            ValueError: if the encoder is another than the cache's, gives features that are no finite matrix, or a
+                file cannot be written.
+        """
+        missing = sorted(self.missing(captions), key=lambda caption: (-len(caption), caption))
+        if not missing:
+            return 0
+        encoder = make_encoder()
+        try:
+            if encoder.identity != self.identity:
+                raise ValueError(f"This cache is for captions of {self.identity}, not of {encoder.identity}.")
+            # The longest first: if they do not fit the memory, that shows at once.
+            for start in range(0, len(missing), batch_size):
+                batch = missing[start : start + batch_size]
+                with torch.no_grad():
+                    features = encoder.encode(batch)
+                for caption, matrix in zip(batch, features, strict=True):
+                    self._write(caption, matrix)
+                if progress:
+                    progress(start + len(batch), len(missing))
+        finally:
+            del encoder
+            _free_memory()
+        return len(missing)
+
+    def read(self, caption: str) -> Tensor:
+        """Features of a caption, (L, caption_dim), float32.
+
+        Raises:
+            ValueError: if they are not in the cache or their file is damaged.
+        """
+        path = self.path(caption)
+        if not path.exists():
+            raise ValueError(
+                f"The caption {_short(caption)} has no features in {self.folder}: encode the captions first."
+            )
+        tensors, metadata = load_tensors(path)
+        said = metadata.get(KIND_KEY), metadata.get(ENCODER_KEY), metadata.get(CAPTION_KEY)
+        if said != (KIND, self.identity, caption) or FEATURES not in tensors:
+            raise ValueError(
+                f"{path} is not the file of the caption {_short(caption)}: delete it, it will be made anew."
+            )
+        return tensors[FEATURES].float()
+
+    def _is_there(self, caption: str) -> bool:
+        """Whether the file is whole: copies of a cache may have been cut short."""
+        try:
+            return FEATURES in read_header(self.path(caption)).tensors
+        except CheckpointError:
+            return False
+
+    def _write(self, caption: str, features: Tensor) -> None:
+        if features.ndim != 2 or not features.is_floating_point() or not bool(features.isfinite().all()):
+            raise ValueError(
+                f"The features of the caption {_short(caption)} are no matrix of finite numbers (shape "
+                f"{tuple(features.shape)}, {features.dtype}): the text encoder's file may be damaged."
+            )
+        path = self.path(caption)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {KIND_KEY: KIND, ENCODER_KEY: self.identity, CAPTION_KEY: caption}
+        try:
+            save({FEATURES: features}, path, metadata, overwrite=True)
+        except CheckpointError:
+            # On Windows a file that another process has open cannot be replaced; then it is the same one.
+            if not self._is_there(caption):
+                raise
+
+
+class WordEncoder:
+    """The tiny model's words (`tiny.words`) as a `TextEncoder`."""
+
+    def __init__(self, words: Words):
+        self._words = words
+        digest = hashlib.sha256(json.dumps(words.vocabulary).encode())
+        digest.update(words.table.contiguous().numpy().tobytes())
+        self.identity = f"words {digest.hexdigest()[:32]}"
+
+    def encode(self, captions: Sequence[str]) -> list[Tensor]:
+        """Features of each caption, (1 + number of words, 64).
+
+        Raises:
+            ValueError: for a word that is not in the vocabulary.
+        """
+        return [self._words.encode(caption) for caption in captions]
+
+
+def _free_memory() -> None:
+    """Give an encoder's memory back now: it is as large as what training needs next."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _short(caption: str) -> str:
+    return repr(caption if len(caption) <= 60 else caption[:57] + "...")

@@ -1,0 +1,91 @@
+"""The sizes of a data set's images, read off their headers and remembered in an index file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..atomic import atomic_file
+from ..safetensors_header import parse_json
+from . import images
+from .buckets import Size
+from .problems import Problem
+from .readers import Sample
+
+_VERSION = 1
+_THREADS = 8  # opening files on a network waits far more than it computes
+
+Known = dict[str, list[int]]
+"""Image name -> bytes and modification time (ns) of its file, width, height."""
+
+
+def sizes(
+    samples: Sequence[Sample], index: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> tuple[dict[str, Size], list[Problem]]:
+    """Each image's size by its name, and a problem for each sample whose image cannot be read.
+
+    Args:
+        samples: images may occur in several.
+        index: the file that remembers sizes; one that is damaged or of another version is made anew.
+        progress: called with (images looked at, images in all).
+    """
+    paths = {sample.name: sample.path for sample in samples}
+    known = _load(index) if index else {}
+    found: Known = {}
+    faults: dict[str, str] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for done, (name, result) in enumerate(
+                zip(paths, pool.map(lambda name: _look(paths[name], known.get(name)), paths), strict=True), start=1
+            ):
+                if isinstance(result, str):
+                    faults[name] = result
+                else:
+                    found[name] = result
+                if progress:
+                    progress(done, len(paths))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if index and found != known:
+        _save(index, found)
+    broken = [Problem(sample.name, faults[sample.name]) for sample in samples if sample.name in faults]
+    return {name: Size(width, height) for name, (_, _, width, height) in found.items()}, broken
+
+
+def _look(path: Path, entry: list[int] | None) -> list[int] | str:
+    """The image's entry, the one of the index where its file has not changed; or what is wrong with it."""
+    try:
+        stat = path.stat()
+        if entry and entry[:2] == [stat.st_size, stat.st_mtime_ns]:
+            return entry
+        return [stat.st_size, stat.st_mtime_ns, *images.size(path)]
+    except images.BrokenImage as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}"
+
+
+def _load(index: Path) -> Known:
+    """The index, or an empty one: it only saves time."""
+    try:
+        content = parse_json(index.read_text(encoding="utf-8"))
+        if content["version"] != _VERSION:
+            return {}
+        return {name: entry for name, entry in content["images"].items() if _is_entry(entry)}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 4 and all(type(n) is int for n in entry) and min(entry[2:]) > 0
+
+
+def _save(index: Path, known: Known) -> None:
+    data = memoryview(json.dumps({"version": _VERSION, "images": known}, separators=(",", ":")).encode())
+    with atomic_file(index, len(data), overwrite=True) as file:
+        while data:
+            data = data[file.write(data) :]

@@ -1,0 +1,150 @@
+"""A data folder made ready for training: every sample with its size and its bucket, and a word on what is odd."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from . import buckets, headers, problems
+from .buckets import Size
+from .problems import Problem
+from .readers import Listing, Sample, read
+
+MAX_UPSCALE = 1.5
+_LARGE_CROP = 0.25
+_SHOWN = 3
+
+ProgressCallback = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A sample with (width, height) of its file as it is shown, and the bucket it goes to."""
+
+    sample: Sample
+    size: Size
+    bucket: Size
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """What there is to train on.
+
+    Attributes:
+        folder: the data folder, absolute.
+        images: the good samples, in the order of their names; one or more.
+        problems: what was left out, and why.
+        total: samples that there would be without problems.
+        notes: sentences on what a user should know before training: images left out, enlarged or much cropped.
+        fingerprint: SHA-256 over names, captions, seeds, sizes and buckets in their order. A run goes on bit for bit
+            only on data with the fingerprint that it began with.
+    """
+
+    folder: Path
+    images: list[Image]
+    problems: list[Problem]
+    total: int
+    notes: list[str]
+    fingerprint: str
+
+    @property
+    def captions(self) -> list[str]:
+        """The different captions, in the order of their images."""
+        return list(dict.fromkeys(image.sample.caption for image in self.images))
+
+    @property
+    def sizes(self) -> dict[Size, int]:
+        """How many images each bucket has, the fullest first."""
+        return dict(Counter(image.bucket for image in self.images).most_common())
+
+    def limited(self, count: int) -> ImageFolder:
+        """The first `count` images alone."""
+        kept = self.images[:count]
+        return replace(self, images=kept, fingerprint=_fingerprint(kept))
+
+
+def open_folder(
+    source: Path | str,
+    *,
+    area: int,
+    multiple: int,
+    max_aspect: float = buckets.MAX_ASPECT,
+    max_upscale: float = MAX_UPSCALE,
+    max_bad_share: float = problems.MAX_BAD_SHARE,
+    index: Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> ImageFolder:
+    """Read a data folder, look at its images' headers and sort them into buckets; nothing is decoded.
+
+    Args:
+        source: the folder, or one table in it; see `readers.read`.
+        area: pixels that an image has in training at most, such as 1024 * 1024.
+        multiple: of both sides; `ModelConfig.size_multiple`.
+        max_aspect: the longest bucket's long side over its short one; longer images lose their ends.
+        max_upscale: images that must grow by more than this are named in the notes.
+        max_bad_share: share of bad samples from which on it is an error.
+        index: a file that remembers the sizes, so that the next start need not open every image; made when missing.
+        progress: called with (images looked at, images in all).
+
+    Raises:
+        ValueError: if there is no such folder or nothing in it to train on.
+        TooManyProblems: a ValueError with the list, if more than the allowed share of samples is bad.
+    """
+    listing = read(source)
+    sizes, broken = headers.sizes(listing.samples, index, progress)
+    bad = listing.problems + broken
+    total = len(listing.samples) + problems.count(listing.problems)
+    problems.check_share(bad, total, max_bad_share)
+    wanted = buckets.sizes(area, multiple, max_aspect)
+    images = [
+        Image(sample, size, buckets.nearest(*size, wanted))
+        for sample in listing.samples
+        if (size := sizes.get(sample.name)) is not None
+    ]
+    if not images:
+        raise ValueError(f"{source} holds no image that can be read: {bad[0]}.")
+    notes = _notes(listing, bad, total, images, max_upscale)
+    return ImageFolder(listing.folder, images, bad, total, notes, _fingerprint(images))
+
+
+def _fingerprint(images: Iterable[Image]) -> str:
+    digest = hashlib.sha256()
+    for image in images:
+        sample = image.sample
+        line = json.dumps([sample.name, sample.caption, sample.seed, *image.size, *image.bucket])
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _notes(
+    listing: Listing, bad: Sequence[Problem], total: int, images: Sequence[Image], max_upscale: float
+) -> list[str]:
+    notes = []
+    if bad:
+        notes.append(f"{problems.count(bad)} of {total} samples are left out: {_some([str(p) for p in bad])}.")
+    if listing.unlisted:
+        notes.append(f"{_images(listing.unlisted)} that no table names and no text file describes are left aside.")
+    if listing.repeats:
+        notes.append(f"{listing.repeats} repeated rows are read once.")
+    grown = sorted(((buckets.enlargement(*image.size, image.bucket), image) for image in images), key=lambda p: -p[0])
+    large = [f"{image.sample.name} ({factor:.2g} times)" for factor, image in grown if factor > max_upscale]
+    if large:
+        notes.append(f"{_images(len(large))} must be enlarged by more than {max_upscale:g}: {_some(large)}.")
+    cuts = sorted(((buckets.cropped_share(*image.size, image.bucket), image) for image in images), key=lambda p: -p[0])
+    cut = [f"{image.sample.name} ({share:.0%})" for share, image in cuts if share > _LARGE_CROP]
+    if cut:
+        notes.append(f"{_images(len(cut))} lose more than {_LARGE_CROP:.0%} of their area to the crop: {_some(cut)}.")
+    return notes
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = len(texts) - _SHOWN
+    return ", ".join(texts[:_SHOWN]) + (f", and {more} more" if more > 0 else "")

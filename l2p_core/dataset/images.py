@@ -1,0 +1,185 @@
+"""Image files as pixels of a wanted size.
+
+Headers are read without decoding; decoding happens once, straight to the wanted size. Pillow is imported on first use,
+for nothing else of the core needs it. Colour profiles are left aside, as published trainers do: pixels count as sRGB.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "AVIF")
+"""Raster formats only: others that Pillow knows run programs (EPS) or hold no pixels."""
+_ORIENTATION_TAG = 0x0112
+_TURNED = (5, 6, 7, 8)
+_WORD = 257  # 65535 / 255, from 16 bits to 8
+_DRAFT_GAP = 2  # a JPEG is decoded at a smaller scale where that leaves at least this many pixels for each wanted one
+
+
+class BrokenImage(ValueError):
+    """An image file whose content cannot be decoded; the message says what is wrong with it, without its name."""
+
+
+def size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file as it is to be shown, from its header alone.
+
+    Raises:
+        BrokenImage: if it is no image, or of more pixels than Pillow's guard against decompression bombs lets pass
+            (179 million; a square of 10240 pixels is 105 million).
+        OSError: if the file cannot be read, as when a disk fails.
+    """
+    with _opened(path) as image:
+        return _shown_size(image)
+
+
+def load(path: Path, width: int, height: int) -> Tensor:
+    """Decode an image, turn it upright, cut its middle to the wanted shape and resize that: (3, height, width) uint8.
+
+    Transparent pixels lie on white. Resizing averages over the area that becomes a pixel (Lanczos), of which the
+    image's own memory is the largest need: 4 bytes for each pixel of the file.
+
+    Raises:
+        BrokenImage: if the file is no image, is truncated or damaged, or holds too many pixels.
+        OSError: if the file cannot be read, as when a disk fails.
+    """
+    with _opened(path) as image:
+        # Before decoding: that may add what comes later in the file, which the header's reader did not see.
+        orientation = _orientation(image)
+        shown = (height, width) if orientation in _TURNED else (width, height)
+        _draft(image, shown)
+        try:
+            pixels = _on_white(_resized(_plain(image), shown))
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _verdict(error) from error
+    pixels = _upright(pixels, orientation)
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """[-1, 1] to 0..255."""
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """0..255 to [-1, 1], float32."""
+    return pixels.float() / 127.5 - 1
+
+
+def pillow() -> ModuleType:
+    """Pillow's module of images.
+
+    Raises:
+        ValueError: if it is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ValueError("Reading images needs Pillow: install it with 'pip install pillow'.") from error
+    return Image
+
+
+def _opened(path: Path) -> Image.Image:
+    """The image with its header read, a context manager."""
+    module = pillow()
+    module.init()
+    try:
+        image: Image.Image = module.open(path, formats=[name for name in FORMATS if name in module.OPEN])
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _verdict(error) from error
+    return image
+
+
+def _verdict(error: Exception) -> Exception:
+    """Pillow's many kinds of errors as one, apart from those of the disk, which say nothing about the image."""
+    module = pillow()
+    if isinstance(error, module.DecompressionBombError | module.DecompressionBombWarning):
+        return BrokenImage("it has more pixels than are safe to decode: make it smaller")
+    if isinstance(error, module.UnidentifiedImageError):
+        return BrokenImage(f"it is no image of a known format ({', '.join(FORMATS)})")
+    if isinstance(error, BrokenImage) or (isinstance(error, OSError) and error.errno is not None):
+        return error
+    return BrokenImage(f"it is damaged or truncated ({str(error)[:100] or type(error).__name__})")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, as far as the header says; of a damaged one, 1."""
+    try:
+        # The base class's method: that of PNG decodes the whole image to look behind it.
+        value = pillow().Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
+    except Exception:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _shown_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) in _TURNED else (width, height)
+
+
+def _draft(image: Image.Image, wanted: tuple[int, int]) -> None:
+    """Let a JPEG much larger than wanted be decoded at 1/2, 1/4 or 1/8."""
+    box = _box(image.size, wanted)
+    scale = min((box[2] - box[0]) / wanted[0], (box[3] - box[1]) / wanted[1]) / _DRAFT_GAP
+    if scale >= 2:
+        image.draft(image.mode, (int(image.width / scale), int(image.height / scale)))
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The decoded image as RGB, or as RGBA where it has transparent pixels."""
+    image.load()
+    if image.mode == "F":
+        raise BrokenImage("it holds floating point numbers: save it with 8 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64) // _WORD
+        return pillow().fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    wanted = "RGBA" if transparent else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
+
+
+def _resized(image: Image.Image, wanted: tuple[int, int]) -> Image.Image:
+    return image.resize(wanted, pillow().Resampling.LANCZOS, box=_box(image.size, wanted))
+
+
+def _box(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The largest middle part of an image that has the wanted shape: left, top, right, bottom."""
+    scale = min(size[0] / wanted[0], size[1] / wanted[1])
+    width, height = min(size[0], wanted[0] * scale), min(size[1], wanted[1] * scale)
+    left, top = (size[0] - width) / 2, (size[1] - height) / 2
+    return left, top, left + width, top + height
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image
+    white = pillow().new("RGBA", image.size, "white")
+    return pillow().alpha_composite(white, image).convert("RGB")
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = pillow().Transpose
+    method = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }.get(orientation)
+    return image if method is None else image.transpose(method)

@@ -1,0 +1,182 @@
+"""Tables of captioned images: CSV and JSON lines, as people's tools write them."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .problems import Problem
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "path")
+CAPTION_COLUMNS = ("prompt", "text", "caption")
+SEED_COLUMN = "seed"
+DELIMITERS = ",;\t"
+MAX_SEED = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it was written, stripped: `line` counts from 1, `image` is a path beside or below the table."""
+
+    line: int
+    image: str
+    caption: str
+    seed: int | None
+
+
+@dataclass
+class Table:
+    """The rows of a table, and the lines that are none."""
+
+    rows: list[Row] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read(path: Path, required: bool) -> Table | None:
+    """Read a table of images; None if the file is another kind of table, unless it is required to be one.
+
+    Raises:
+        ValueError: if a required table has no columns for images and captions, or is not text.
+    """
+    try:
+        text = decoded(path)
+    except ValueError:
+        if required:
+            raise
+        return None
+    table = _read_lines(text) if path.suffix.lower() == ".jsonl" else _read_csv(text)
+    if table is None and required:
+        raise ValueError(
+            f"{path} has no column for images ({', '.join(IMAGE_COLUMNS)}) or none for captions "
+            f"({', '.join(CAPTION_COLUMNS)}): name them in its first line."
+        )
+    return table
+
+
+def decoded(path: Path) -> str:
+    """A text file's content: UTF-8 with or without a byte order mark, or UTF-16 with one.
+
+    Raises:
+        ValueError: if it is neither, or cannot be read.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return raw.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: save it as UTF-8.") from error
+
+
+def _read_csv(text: str) -> Table | None:
+    header, _, _ = text.lstrip().partition("\n")
+    for delimiter in DELIMITERS:
+        try:
+            names = next(csv.reader([header.strip()], delimiter=delimiter), [])
+        except csv.Error:
+            continue
+        columns = _columns(names)
+        if columns:
+            return _csv_rows(text, delimiter, columns)
+    return None
+
+
+def _csv_rows(text: str, delimiter: str, columns: Mapping[str, int]) -> Table:
+    table = Table()
+    # Strict: a stray quote would otherwise swallow the rows up to the next one without a word.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header_seen = False
+    while True:
+        before = reader.line_num
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return table
+        except csv.Error as error:
+            _malformed(table, before + 1, reader.line_num, str(error))
+            continue
+        if not any(cell.strip() for cell in cells):
+            continue
+        if not header_seen:
+            header_seen = True
+            continue
+        values = {kind: cells[column] if column < len(cells) else "" for kind, column in columns.items()}
+        _add(table, before + 1, values)
+
+
+def _malformed(table: Table, first: int, last: int, error: str) -> None:
+    """One problem for the lines of a broken row; the quote that swallows lines costs as many samples."""
+    lines = f"line {first}" if last <= first else f"lines {first} to {last}"
+    table.problems.append(Problem(lines, f"the quotes do not match ({error})", max(1, last - first + 1)))
+
+
+def _read_lines(text: str) -> Table | None:
+    table, known = Table(), False
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            table.problems.append(Problem(f"line {number}", "it is no JSON"))
+            continue
+        if not isinstance(values, dict):
+            table.problems.append(Problem(f"line {number}", "it is no JSON object"))
+            continue
+        columns = _columns(list(values))
+        if columns:
+            known = True
+            cells = list(values.values())
+            _add(table, number, {kind: cells[column] for kind, column in columns.items()})
+        else:
+            table.problems.append(Problem(f"line {number}", "it names no image or has no caption"))
+    return table if known else None
+
+
+def _columns(names: Sequence[str]) -> dict[str, int] | None:
+    """Which of the columns hold images, captions and seeds; None unless the first two are there."""
+    plain = [name.strip().lower() for name in names]
+    image = next((plain.index(name) for name in IMAGE_COLUMNS if name in plain), None)
+    caption = next((plain.index(name) for name in CAPTION_COLUMNS if name in plain), None)
+    if image is None or caption is None:
+        return None
+    columns = {"image": image, "caption": caption}
+    if SEED_COLUMN in plain:
+        columns["seed"] = plain.index(SEED_COLUMN)
+    return columns
+
+
+def _add(table: Table, line: int, values: Mapping[str, Any]) -> None:
+    image, caption = values["image"], values["caption"]
+    if not isinstance(image, str) or not isinstance(caption, str | None):
+        table.problems.append(Problem(f"line {line}", "image and caption must be texts"))
+        return
+    try:
+        seed = _seed(values.get("seed"))
+    except ValueError:
+        shown = str(values["seed"])[:40]
+        table.problems.append(Problem(f"line {line}", f"the seed {shown!r} is no whole number from 0 to 2**64 - 1"))
+        return
+    table.rows.append(Row(line, image.strip(), (caption or "").strip(), seed))
+
+
+def _seed(value: Any) -> int | None:
+    """A seed as tables write it: empty, 17, "17", or 17.0 where a table program made numbers of a column with gaps."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError
+    text = str(value).strip()
+    seed = int(text.removesuffix(".0"))
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError
+    return seed
