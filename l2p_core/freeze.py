@@ -7,7 +7,7 @@ from torch import nn
 from .config import ModelConfig
 from .model import key_shapes
 
-POLICIES = ("shallow", "all")
+POLICIES = ("shallow", "all", "lora")
 
 _SHALLOW_PARTS = (
     "x_embedder",
@@ -29,7 +29,8 @@ def trainable_names(config: ModelConfig, blocks: int = 5, policy: str = "shallow
         config: an L2P model.
         blocks: how many backbone blocks at each end train besides the embedders, refiners, pad tokens and head;
             5 of 30 is the published choice. Twice as many as there are, or more, trains all blocks.
-        policy: "shallow" as published, or "all".
+        policy: "shallow" as published; "lora", which trains these in full and adapters on the others (see `lora`);
+            or "all".
 
     Raises:
         ValueError: for another policy or a negative number of blocks.

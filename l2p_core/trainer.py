@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import flow, training_state
+from . import flow, lora, training_state
 from .freeze import freeze_all_but, is_new, trainable_names
 from .model import L2PModel
 from .sample_randomness import draw
@@ -141,10 +141,11 @@ class Trainer:
                 self._optimiser.state[parameter]["step"].fill_(float(self.step))
 
     def trained(self, averaged: bool = True) -> dict[str, Tensor]:
-        """The trained weights by name, averaged ones where there are any and they are wanted."""
+        """The trained weights by name, averaged ones where there are any and they are wanted; as `delta.save` takes."""
         if averaged and self._averages:
-            return dict(self._averages)
-        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+            return lora.with_alphas(self._averages, self.config.lora_alpha)
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return lora.with_alphas(weights, self.config.lora_alpha)
 
     @contextmanager
     def averaged(self) -> Iterator[L2PModel]:
@@ -161,8 +162,12 @@ class Trainer:
             self.model.train()
 
     def _prepare_parameters(self) -> dict[str, Tensor]:
-        """Freeze what does not train; master weights in float32."""
-        names = trainable_names(self.model.config, self.config.blocks, self.config.policy)
+        """Freeze what does not train, add what the policy adds; master weights in float32."""
+        config = self.config
+        names = trainable_names(self.model.config, config.blocks, config.policy)
+        if config.policy == "lora":
+            layers = lora.adapted_layers(self.model.config, names)
+            names |= lora.attach(self.model, layers, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
         freeze_all_but(self.model, names)
         frozen_dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         for name, parameter in self.model.named_parameters():

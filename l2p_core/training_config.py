@@ -30,8 +30,10 @@ class TrainingConfig:
         ema_decay: of the averaged weights, approached over the first steps; 0 keeps none.
         caption_dropout: share of samples trained with the empty caption, for guidance.
         shift: of the 500-step grid that noise levels are drawn from.
-        policy: "shallow" or "all".
-        blocks: backbone blocks trained at each end under "shallow".
+        policy: "shallow", "lora" (the shallow layers in full, and low-rank adapters on all other blocks) or "all".
+        blocks: backbone blocks trained in full at each end under "shallow" and "lora".
+        lora_rank: of the adapters under "lora".
+        lora_alpha: adapters are scaled by lora_alpha / lora_rank.
         precision: "bf16" computes in bfloat16 with float32 trained weights and bfloat16 frozen ones; or "fp32".
         gradient_checkpointing: recompute blocks and head stages in the backward pass, for less memory.
         noise: "seeded" draws an image's noise from its own seed where it has one; "fresh" never does.
@@ -54,6 +56,8 @@ class TrainingConfig:
     shift: float = 3.0
     policy: str = "shallow"
     blocks: int = 5
+    lora_rank: int = 16
+    lora_alpha: float = 16.0
     precision: str = "bf16"
     gradient_checkpointing: bool = True
     noise: str = "seeded"
@@ -63,10 +67,11 @@ class TrainingConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
-        for name, least in {"steps": 1, "accumulate": 1, "warmup_steps": 0, "blocks": 0, "weight_decay": 0}.items():
+        least_values = {"steps": 1, "accumulate": 1, "warmup_steps": 0, "blocks": 0, "lora_rank": 1, "weight_decay": 0}
+        for name, least in least_values.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}.")
-        for name in ("lr", "clip_norm", "shift", "backbone_lr_scale"):
+        for name in ("lr", "clip_norm", "shift", "backbone_lr_scale", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}.")
         for name in ("caption_dropout", "ema_decay"):

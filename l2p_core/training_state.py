@@ -57,7 +57,8 @@ def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfi
 
 def _check_settings(path: str | Path, saved: Mapping[str, object], config: TrainingConfig) -> None:
     for choice in fields(TrainingConfig):
-        ours, theirs = getattr(config, choice.name), saved.get(choice.name)
+        # A run saved before there was this choice was made as its default does.
+        ours, theirs = getattr(config, choice.name), saved.get(choice.name, choice.default)
         if choice.name not in _MAY_CHANGE and ours != theirs:
             raise CheckpointError(
                 f"{path} was trained with {choice.name} = {theirs!r}, but {ours!r} is asked for now: set it back to go "
