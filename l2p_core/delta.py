@@ -3,7 +3,8 @@
 Shallow training leaves over half of the weights as they were (arXiv 2605.12013 section 3.2). A delta holds the
 others, and for each one that it leaves out its dtype, shape and hash. So it merges onto whatever holds the same
 numbers, the pixel initialisation or the latent source, in any layout and however sharded; anything else is refused.
-The merged model equals the trained one bit for bit.
+The merged model equals the trained one bit for bit. Low-rank adapters of the policy "lora" lie beside the full tensors
+and are added to the base's weights (see `lora`): these equal the trained ones to the rounding of their dtype.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from . import checkpoint as checkpoints
-from . import metadata
+from . import lora, metadata
 from .atomic import atomic_file
 from .checkpoint import Checkpoint, check_complete, check_exact, open_checkpoint
 from .config import ModelConfig
-from .kept import Kept, digest_if_equal, digest_of, kept_text, parse_kept, short_digest
+from .kept import Kept, digest_if_equal, digest_of, kept_text, short_digest
+from .merged import open_merged, other_base, pixel_config, verify
 from .model import L2PModel, key_shapes
 from .model_file import Slot, aligned, model_file, refuse_own_source
 from .safetensors_header import CheckpointError, header_room
@@ -32,6 +34,7 @@ from .tensor_io import (
     ProgressCallback,
     Stored,
     TensorWriter,
+    as_bytes,
 )
 
 _INHERITED = (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)
@@ -76,7 +79,7 @@ def extract(
         CheckpointError: if a file is unsuitable, the two have nothing in common, or nothing was trained.
     """
     target, new, old = Path(target), open_checkpoint(trained), open_checkpoint(base)
-    config = _pixel_config(new)
+    config = pixel_config(new)
     check_exact(new, key_shapes(config))
     old.plain_config()
     if not any(old.shapes.get(name) == shape for name, shape in new.shapes.items()):
@@ -115,6 +118,7 @@ def save(
 ) -> None:
     """Write trained weights, by their ComfyUI keys, as a delta on `base`; all other weights are the base's.
 
+    Parts of adapters, as `Trainer.trained` names them, are written under the names that ComfyUI's LoRA loader knows.
     `about` is further metadata. The base is hashed the first time, and again only when its files change.
 
     Raises:
@@ -122,10 +126,10 @@ def save(
     """
     old = open_checkpoint(base)
     old.plain_config()
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not lora.is_adapter(name)}
     # Where the numbers are does not matter here, only that they make a model.
     whole = replace(old, tensors=old.tensors | {name: Stored(name, "F32", shape, ()) for name, shape in shapes.items()})
-    config = _pixel_config(whole)
+    config = pixel_config(whole)
     expected = key_shapes(config)
     check_complete(whole, expected)
     assert shapes.keys() <= expected.keys(), "tensors that the model does not have"
@@ -134,9 +138,11 @@ def save(
         for name, shape in expected.items()
         if name not in tensors
     }
+    adapted = lora.layers_of(name for name in tensors if name not in shapes)
+    assert all(f"{layer}.weight" in kept for layer in adapted), "adapters on what is trained in full"
     refuse_own_source(Path(target), _paths(old))
     text = _describe(config, _inherited(old.metadata), kept) | dict(about or {})
-    checkpoints.save(tensors, target, text, overwrite)
+    checkpoints.save(lora.in_files(tensors), target, text, overwrite)
 
 
 def merge(
@@ -148,7 +154,7 @@ def merge(
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
 ) -> DeltaReport:
-    """Write the trained model: the delta's tensors, and from the base those that it leaves out.
+    """Write the trained model: the delta's tensors, and from the base those that it leaves out, adapters added.
 
     Args:
         delta: a file that `extract` or `save` wrote.
@@ -163,24 +169,32 @@ def merge(
         ValueError: for an unknown layout.
     """
     target = Path(target)
-    merged, kept = open_merged(delta, base)
-    refuse_own_source(target, _paths(merged))
-    config = merged.config()
-    order = _in_file_order(merged, merged.tensors)
+    merged = open_merged(delta, base)
+    checkpoint, kept = merged.checkpoint, merged.kept
+    refuse_own_source(target, _paths(checkpoint))
+    config = checkpoint.config()
+    order = _in_file_order(checkpoint, checkpoint.tensors)
     slots = [Slot(stored.name, stored.dtype, stored.shape) for stored in order]
-    counter = Progress(merged.nbytes, progress)
+    counter = Progress(checkpoint.nbytes, progress)
     with (
-        model_file(target, slots, config, merged.metadata, layout, overwrite) as (writer, places),
+        model_file(target, slots, config, checkpoint.metadata, layout, overwrite) as (writer, places),
         ChunkReader() as reader,
     ):
         for stored in order:
             digest = hashlib.sha256() if stored.name in kept else None
-            _copy(reader, stored, writer, places[stored.name], digest)
+            adapter = merged.adapter(stored.name)
+            if adapter:
+                assert digest is not None, "only what the base has is adapted"
+                weight = reader.read(stored)
+                digest.update(as_bytes(weight))
+                writer.write(places[stored.name], as_bytes(adapter.added_to(weight)))
+            else:
+                _copy(reader, stored, writer, places[stored.name], digest)
             if digest and short_digest(digest) != kept[stored.name].digest:
-                raise _other_base(delta, base, f"its '{stored.name}' has other numbers")
+                raise other_base(delta, base, f"its '{stored.name}' has other numbers")
             counter.advance(stored.nbytes)
-        writer.finish(merged.metadata)
-    return DeltaReport(target, tuple(name for name in merged.tensors if name not in kept), tuple(kept))
+        writer.finish(checkpoint.metadata)
+    return DeltaReport(target, merged.trained, merged.untouched)
 
 
 def load_model(
@@ -195,56 +209,14 @@ def load_model(
     Raises:
         CheckpointError: as `merge`.
     """
-    merged, kept = open_merged(delta, base)
-    verify(merged, kept)
-    return checkpoints.load_model(merged, dtype, device, progress)
-
-
-def open_merged(delta: str | Path, base: str | Path) -> tuple[Checkpoint, dict[str, Kept]]:
-    """The trained model as a checkpoint in two places, and what it takes from the base, whose numbers are unchecked.
-
-    Raises:
-        CheckpointError: if the delta is none, or the base lacks what it needs.
-    """
-    new, old = open_checkpoint(delta), open_checkpoint(base)
-    if not new.is_delta:
-        raise CheckpointError(f"{delta} is not an L2P delta: give a file that `l2p delta` or training wrote.")
-    old.plain_config()
-    kept = parse_kept(new)
-    for name, entry in kept.items():
-        if name not in old.tensors:
-            raise _other_base(delta, base, f"it has no '{name}'")
-        if old.tensors[name].shape != entry.shape:
-            raise _other_base(delta, base, f"its '{name}' has the shape {old.tensors[name].shape}, not {entry.shape}")
-    tensors = {name: old.tensors[name].as_dtype(entry.dtype) for name, entry in kept.items()} | new.tensors
-    about = {name: value for name, value in new.metadata.items() if name != metadata.KEPT}
-    about |= {
-        metadata.KIND: metadata.MERGED,
-        metadata.COPIED: metadata.grouped_json(kept),
-        metadata.TRAINED: metadata.grouped_json(new.tensors),
-    }
-    merged = Checkpoint(new.path, (*old.files, *new.files), tensors, (), about)
-    check_exact(merged, key_shapes(_pixel_config(merged)))
-    return merged, kept
-
-
-def verify(merged: Checkpoint, kept: Mapping[str, Kept]) -> None:
-    """Check that the base's numbers are those that the delta was made for.
-
-    Raises:
-        CheckpointError: if they are not.
-    """
-    for name, entry in kept.items():
-        stored = merged.tensors[name]
-        if digest_of(stored) != entry.digest:
-            raise _other_base(merged.path, stored.pieces[0].path, f"its '{name}' has other numbers")
-
-
-def _pixel_config(checkpoint: Checkpoint) -> ModelConfig:
-    config = checkpoint.plain_config()
-    if config.head is None:
-        raise CheckpointError(f"{checkpoint.path} is a latent model, but a trained L2P pixel model was expected.")
-    return config
+    merged = open_merged(delta, base)
+    verify(merged)
+    model = checkpoints.load_model(merged.checkpoint, dtype, device, progress)
+    with torch.no_grad():
+        for layer, adapter in merged.adapters.items():
+            weight = model.get_parameter(f"{layer}.weight")
+            weight.copy_(adapter.added_to(weight))
+    return model
 
 
 def _in_file_order(checkpoint: Checkpoint, names: Iterable[str]) -> list[Stored]:
@@ -273,7 +245,3 @@ def _inherited(known: Mapping[str, str]) -> dict[str, str]:
 
 def _describe(config: ModelConfig, about: Mapping[str, str], kept: Mapping[str, Kept]) -> dict[str, str]:
     return {**metadata.describe(metadata.DELTA, config), **about, metadata.KEPT: kept_text(kept)}
-
-
-def _other_base(delta: str | Path, base: str | Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{delta} was made for another base than {base}: {reason}.")

@@ -10,10 +10,11 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..l2p_core import delta as deltas
 from ..l2p_core.checkpoint import UNUSED_KEYS, Checkpoint, check_complete, open_checkpoint
 from ..l2p_core.config import COMFY_PREFIX, ModelConfig
 from ..l2p_core.layouts import comfy_sources
+from ..l2p_core.lora import is_adapter
+from ..l2p_core.merged import open_merged, verify
 from ..l2p_core.model import key_shapes
 from ..l2p_core.tensor_io import TORCH_DTYPES
 from .host import WEIGHT_DTYPES, build_model
@@ -85,12 +86,15 @@ def read_state(path: str, delta: str | None) -> tuple[dict[str, Tensor], dict[st
 
 def _read_merged(base: str, delta: str) -> tuple[dict[str, Tensor], dict[str, str] | None, ModelConfig]:
     """What merging the two would write, without writing it."""
-    merged, kept = deltas.open_merged(delta, base)
-    deltas.verify(merged, kept)
+    merged = open_merged(delta, base)
+    verify(merged)
     of_base, _ = _read(base)
     state, metadata = _read(delta)
-    state |= {name: of_base[name].to(TORCH_DTYPES[entry.dtype]) for name, entry in kept.items()}
-    return state, metadata, merged.config()
+    state = {name: tensor for name, tensor in state.items() if not is_adapter(name)}
+    state |= {name: of_base[name].to(TORCH_DTYPES[entry.dtype]) for name, entry in merged.kept.items()}
+    for layer, adapter in merged.adapters.items():
+        state[f"{layer}.weight"] = adapter.added_to(state[f"{layer}.weight"])
+    return state, metadata, merged.checkpoint.config()
 
 
 def _read(path: str) -> tuple[dict[str, Tensor], dict[str, str] | None]:
