@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import buckets, headers, problems
@@ -60,11 +60,6 @@ class ImageFolder:
     def sizes(self) -> dict[Size, int]:
         """How many images each bucket has, the fullest first."""
         return dict(Counter(image.bucket for image in self.images).most_common())
-
-    def limited(self, count: int) -> ImageFolder:
-        """The first `count` images alone."""
-        kept = self.images[:count]
-        return replace(self, images=kept, fingerprint=_fingerprint(kept))
 
 
 def open_folder(

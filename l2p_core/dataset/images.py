@@ -38,14 +38,17 @@ def size(path: Path) -> tuple[int, int]:
         OSError: if the file cannot be read, as when a disk fails.
     """
     with _opened(path) as image:
-        return _shown_size(image)
+        width, height = image.size
+        if min(width, height) < 1:
+            raise BrokenImage("it has no pixels")
+        return (height, width) if _orientation(image) in _TURNED else (width, height)
 
 
 def load(path: Path, width: int, height: int) -> Tensor:
     """Decode an image, turn it upright, cut its middle to the wanted shape and resize that: (3, height, width) uint8.
 
-    Transparent pixels lie on white. Resizing averages over the area that becomes a pixel (Lanczos), of which the
-    image's own memory is the largest need: 4 bytes for each pixel of the file.
+    Transparent pixels lie on white. Resizing averages over the area that becomes a pixel (Lanczos). Memory: 4 bytes for
+    each pixel of the file, and as much again where it must be converted or has transparent pixels.
 
     Raises:
         BrokenImage: if the file is no image, is truncated or damaged, or holds too many pixels.
@@ -126,11 +129,6 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _shown_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if _orientation(image) in _TURNED else (width, height)
-
-
 def _draft(image: Image.Image, wanted: tuple[int, int]) -> None:
     """Let a JPEG much larger than wanted be decoded at 1/2, 1/4 or 1/8."""
     box = _box(image.size, wanted)
@@ -145,8 +143,8 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise BrokenImage("it holds floating point numbers: save it with 8 bits a channel")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64) // _WORD
-        return pillow().fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).clip(0, 65535).astype(np.uint16) // _WORD
+        return pillow().fromarray(values.astype(np.uint8)).convert("RGB")
     transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     wanted = "RGBA" if transparent else "RGB"
     return image if image.mode == wanted else image.convert(wanted)

@@ -24,6 +24,9 @@ from .tables import Row
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 
 
+_LINK_OUT = "the link leads out of the data folder: put the files themselves there"
+
+
 @dataclass(frozen=True)
 class Sample:
     """A captioned image.
@@ -111,7 +114,7 @@ class _Files:
                 if path.is_symlink():
                     folders.remove(name)
                     if not path.resolve().is_relative_to(folder):
-                        problems.append(Problem(_name(folder, path), "the link leads out of the data folder"))
+                        problems.append(Problem(_name(folder, path), _LINK_OUT))
             for name in sorted(names):
                 self._add(Path(parent, name), problems)
 
@@ -120,7 +123,7 @@ class _Files:
         if path.name.startswith(".") or suffix not in (*IMAGE_SUFFIXES, ".txt", *tables.SUFFIXES):
             return
         if path.is_symlink() and not path.resolve().is_relative_to(self.folder):
-            problems.append(Problem(name, "the link leads out of the data folder"))
+            problems.append(Problem(name, _LINK_OUT))
         elif suffix in IMAGE_SUFFIXES:
             self.images[name] = path
         elif suffix == ".txt":
