@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..l2p_core.config import VARIANTS, ModelConfig
-from . import memory
+from . import lora_names, memory
 from .lora import FittingPatches
 from .network import L2PNextDiT
 
@@ -139,6 +139,7 @@ def build_model(
     disable_dynamic: bool = False,
 ) -> Any:
     """Put an L2P state dict (ComfyUI layout, no prefix) into a ModelPatcher. Takes the tensors out of `state`."""
+    lora_names.make_known()
     if weight_dtype == "fp8_e4m3fn":
         quantise_backbone(state)
     state, metadata = comfy.utils.convert_old_quants(state, "", metadata=metadata)

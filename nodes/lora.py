@@ -8,38 +8,63 @@ from typing import Any
 
 from torch import Tensor
 
-PREFIX = "diffusion_model."
+from .lora_names import PREFIX, LeftOut
 
 
 class FittingPatches:
     """Mixed into the host's ModelPatcher: weight patches whose shape is not the weight's are left out.
 
     The latent source's patch embedder and final layer do not exist in a pixel model; the host would try the one at
-    every load of the model and fail with an error each time.
+    every load of the model and fail with an error each time. Patches return the left-out keys too, so that the host
+    does not report them once more.
     """
 
     def add_patches(
         self, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
     ) -> list[Any]:
-        """As the host's; returns the left-out keys too, so that the host does not report them once more."""
+        """As the host's."""
+        fitting, left_out = self._fitting(patches)
+        applied: list[Any] = super().add_patches(fitting, strength_patch, strength_model)  # type: ignore[misc]
+        return [*applied, *left_out]
+
+    def add_hook_patches(
+        self, hook: Any, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
+    ) -> list[Any]:
+        """As the host's, which has patches that conditioning switches on and off."""
+        fitting, left_out = self._fitting(patches)
+        applied: list[Any] = super().add_hook_patches(hook, fitting, strength_patch, strength_model)  # type: ignore[misc]
+        return [*applied, *left_out]
+
+    def _fitting(self, patches: dict[Any, Any]) -> tuple[dict[Any, Any], list[Any]]:
+        """The patches that fit, and the keys of the others."""
         weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[attr-defined]
         fitting = {key: patch for key, patch in patches.items() if fits(key, patch, weights)}
         left_out = [key for key in patches if key not in fitting and _name(key).startswith(PREFIX)]
-        if left_out and fitting:
-            names = sorted({_name(key).removeprefix(PREFIX).removesuffix(".weight") for key in left_out})
-            logging.info(
-                "L2P: %d weights patched; left out, being made for a latent model: %s",
-                len(fitting),
-                ", ".join(names),
-            )
-        applied: list[Any] = super().add_patches(fitting, strength_patch, strength_model)  # type: ignore[misc]
-        return [*applied, *left_out]
+        if left_out:
+            _report(len(fitting), {key: patches[key] for key in left_out})
+        return fitting, left_out
+
+
+def _report(patched: int, left_out: dict[Any, Any]) -> None:
+    parts: set[str] = set()
+    whole = 0
+    for key, patch in left_out.items():
+        if isinstance(patch, LeftOut):
+            parts |= patch.parts
+            whole += patch.whole
+        else:
+            name = _name(key).removeprefix(PREFIX).removesuffix(".weight")
+            parts.add("final_layer" if name.startswith("final_layer.") else name)
+    reasons = ["not being made for this model: " + ", ".join(sorted(parts))] if parts else []
+    if whole:
+        reasons.append(f"{whole} whole tensors of a delta, which belongs into L2P Loader's delta input")
+    logging.info("L2P: %d weights patched; left out, %s", patched, "; ".join(reasons))
 
 
 def fits(key: Any, patch: Any, weights: dict[str, Tensor]) -> bool:
     """Whether a patch of the host's kinds can be applied to the weight it names."""
     name = _name(key)
-    if name not in weights:
+    if name not in weights or isinstance(patch, LeftOut):
         return False
     shape = tuple(weights[name].shape)
     made_for = _shape_made_for(patch)
