@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
+from .fused_decoder import can_fuse, fused_stage
 from .region import Region, StageRegions, stage_regions
 
 
@@ -103,11 +104,32 @@ class DetailerHead(nn.Module):
         return _silu(self.bottleneck[0](torch.cat([x, features.to(x.dtype)], dim=1)))
 
     def _decode(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
+        up, dec = self._conv("up", stage, 1), self._conv("dec", stage, 0)
+        if can_fuse(up, dec, x, at.decoded.pixels):
+            return _silu(self._fused(stage, at, x, skip))
+        return _silu(self._merged(stage, at, x, skip))
+
+    def _merged(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
+        """The stage as written, before its SiLU; `x` covers what `at.upsampled` touches."""
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         x = _cropped(x, at.upsampled.halved().doubled(), at.upsampled)
         x = _cropped(self._conv("up", stage, 1)(x), at.upsampled, at.merged)
         x = torch.cat([x, _cropped(skip, at.encoded, at.merged)], dim=1)
-        return _silu(_cropped(self._conv("dec", stage, 0)(x), at.merged, at.decoded))
+        return _cropped(self._conv("dec", stage, 0)(x), at.merged, at.decoded)
+
+    def _fused(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
+        """The same with both convolutions in one, and the image's outermost pixels as written."""
+        coarse = at.upsampled.halved()
+        through, output = fused_stage(
+            x, _cropped(skip, at.encoded, at.merged), self._conv("up", stage, 1), self._conv("dec", stage, 0)
+        )
+        output = _cropped(output, at.merged, at.decoded)
+        output += _cropped(through, coarse.doubled(), at.decoded)
+        for edge in at.image_edges():
+            strip = at.narrowed(edge)
+            part = _cropped(x, coarse, strip.upsampled.halved())
+            output[edge.within(at.decoded).index] = self._merged(stage, strip, part, skip)
+        return output
 
     def _conv(self, part: str, stage: Stage, index: int) -> nn.Module:
         return self.get_submodule(f"{part}{stage.name}.{index}")

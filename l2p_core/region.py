@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import EllipsisType
@@ -20,6 +21,11 @@ class Region:
     def index(self) -> tuple[EllipsisType, slice, slice]:
         """The region as an index into (..., H, W)."""
         return ..., slice(self.top, self.bottom), slice(self.left, self.right)
+
+    @property
+    def pixels(self) -> int:
+        """Cells of the region."""
+        return (self.bottom - self.top) * (self.right - self.left)
 
     def tiles(self, side: int) -> Iterator[Region]:
         """Cut into squares of `side`, row by row; the last ones may be smaller."""
@@ -55,15 +61,33 @@ class Region:
 class StageRegions:
     """What one stage must compute: its encoder's output (the skip) and its decoder's, with what each reads.
 
-    A 3x3 convolution reads one cell more on every side than it writes, within the stage's frame; outside the
-    frame is zero padding, which is why reads are clipped to it and nothing else.
+    A 3x3 convolution reads one cell more on every side than it writes, within the stage's `frame`, the image on its
+    grid; outside the frame is zero padding, which is why reads are clipped to it and nothing else.
     """
 
+    frame: Region
     encoder_reads: Region
     encoded: Region
     upsampled: Region
     merged: Region
     decoded: Region
+
+    def image_edges(self) -> Iterator[Region]:
+        """The rows and columns of `decoded` that lie on the image's border, one cell wide."""
+        inside, frame = self.decoded, self.frame
+        if inside.top == frame.top:
+            yield dataclasses.replace(inside, bottom=inside.top + 1)
+        if inside.bottom == frame.bottom:
+            yield dataclasses.replace(inside, top=inside.bottom - 1)
+        if inside.left == frame.left:
+            yield dataclasses.replace(inside, right=inside.left + 1)
+        if inside.right == frame.right:
+            yield dataclasses.replace(inside, left=inside.right - 1)
+
+    def narrowed(self, decoded: Region) -> StageRegions:
+        """What the decoder must compute for a part of its output; the skip stays as it is."""
+        merged = decoded.grown(1, self.frame)
+        return dataclasses.replace(self, upsampled=merged.grown(1, self.frame), merged=merged, decoded=decoded)
 
 
 def stage_regions(wanted: Region, image: Region, n_stages: int) -> tuple[list[StageRegions], Region]:
@@ -90,6 +114,6 @@ def stage_regions(wanted: Region, image: Region, n_stages: int) -> tuple[list[St
     for frame, (upsampled, merged, decoded) in reversed(list(zip(frames, decoder, strict=False))):
         encoded = pooled.doubled()
         encoder_reads = encoded.grown(1, frame)
-        stages.append(StageRegions(encoder_reads, encoded, upsampled, merged, decoded))
+        stages.append(StageRegions(frame, encoder_reads, encoded, upsampled, merged, decoded))
         pooled = encoder_reads
     return stages[::-1], bottleneck

@@ -34,7 +34,7 @@ WATCHED = 96  # captions of a score on the way
 SCORES_ON_THE_WAY = 8
 SHOWN = 8  # images a row
 CURVE_POINTS = 40
-ABLATION_STEPS = 300
+ABLATION_STEPS = 600
 SOURCE = "latent source"
 MAIN = "L2P, full run"
 
@@ -113,9 +113,10 @@ def write_bundled_delta(folder: RunFolder, target: Path) -> None:
 def _train(arm: Arm, output: Path) -> RunFolder:
     """Train an arm, from where it stopped; the images are shared between arms."""
     folder = RunFolder(output / arm.folder)
+    # Also for a finished arm: one of another recipe must not pass for this one.
+    folder.begin(recipes.to_toml(arm.recipe), arm.recipe)
     if (folder.path / "finished").exists():
         return folder
-    folder.begin(recipes.to_toml(arm.recipe), arm.recipe)
     if not folder.init.exists():
         (_scratch if arm.from_scratch else _convert)(arm.recipe, folder.init)
     print(f"{arm.name}: {folder.path}")

@@ -1,0 +1,74 @@
+"""A decoder stage of the Detailer Head with its two convolutions as one.
+
+No activation stands between a stage's `up` (nearest x2, Conv 3x3) and its `dec` (concat skip, Conv 3x3), so `dec` after
+`up` is one linear map. On the coarse grid it is a 3x3 convolution with four outputs a cell, one for each of the four
+fine pixels there: the `up` convolution, more than a third of the head's multiplications, and the concatenation are not
+made at all. Only the image's outermost pixels differ, for `dec` pads with zeros what the fused map would continue; the
+caller computes those as written.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Composing weights costs as much as it saves at about 200 x 200 pixels.
+MIN_PIXELS = 512 * 512
+
+# A fine pixel p = 2i + a reads, by tap t of the 5x5 composition, fine pixel p + t - 2, which lies in the coarse cell
+# i + (a + t - 2) // 2. For each a: the coarse tap (0, 1, 2 for cells i-1, i, i+1) of the fine taps 0 to 4.
+_COARSE_TAPS = tuple(tuple((a + t - 2) // 2 + 1 for t in range(5)) for a in (0, 1))
+
+
+def can_fuse(up: nn.Module, dec: nn.Module, x: Tensor, pixels: int) -> bool:
+    """Whether to fuse: plain convolutions, no gradients, a CPU (where it was measured) and enough pixels to pay."""
+    # Exactly this class: a host's own layers cast, offload or patch their weights when they are called.
+    plain = type(up) is nn.Conv2d and type(dec) is nn.Conv2d
+    return plain and x.device.type == "cpu" and not torch.is_grad_enabled() and pixels >= MIN_PIXELS
+
+
+def compose(up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """The coarse convolution that equals nearest x2, `up` and the part of `dec` that reads its output.
+
+    Returns:
+        Weight (4 * out, in, 3, 3), outputs ordered by fine row, fine column and channel, and bias (out,).
+    """
+    up_weight, dec_weight = up.weight.float(), dec.weight[:, : up.out_channels].float()
+    # fine[o, i, s + t] = sum over s, t, c of dec[o, c, s] up[c, i, t]: a correlation with the flipped kernel, padded in
+    # full, over `up`'s inputs as a batch.
+    fine = F.conv2d(up_weight.transpose(0, 1), dec_weight.flip(2, 3), padding=2).transpose(0, 1)
+    rows = torch.zeros(2, *fine.shape[:2], 3, 5, dtype=fine.dtype)
+    for a, taps in enumerate(_COARSE_TAPS):
+        for tap, coarse in enumerate(taps):
+            rows[a, :, :, coarse] += fine[:, :, tap]
+    weight = torch.zeros(2, 2, *fine.shape[:2], 3, 3, dtype=fine.dtype)
+    for a, taps in enumerate(_COARSE_TAPS):
+        for tap, coarse in enumerate(taps):
+            weight[:, a, :, :, :, coarse] += rows[..., tap]
+    assert up.bias is not None and dec.bias is not None
+    bias = dec.bias.float() + dec_weight.sum(dim=(2, 3)) @ up.bias.float()
+    return weight.flatten(0, 2).to(up.weight.dtype), bias.to(up.weight.dtype)
+
+
+def fused_stage(x: Tensor, skip: Tensor, up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Both halves of `dec`'s output before its SiLU, to be added where their regions meet.
+
+    Args:
+        x: (B, in, h, w), the coarse input.
+        skip: (B, skip channels, ...), of any region.
+
+    Returns:
+        (B, out, 2h, 2w), what comes through `up`, right where all of its neighbours were in `x` or outside the image
+        by 2 or more pixels, and (B, out, ...) of the skip, with all of the bias.
+    """
+    weight, bias = compose(up, dec)
+    through = _fine(F.conv2d(x, weight, padding=1), dec.out_channels)
+    return through, F.conv2d(skip, dec.weight[:, up.out_channels :], bias, padding=1)
+
+
+def _fine(coarse: Tensor, channels: int) -> Tensor:
+    """(B, 4 * channels, h, w), ordered as `compose` has it -> (B, channels, 2h, 2w), channels last in memory."""
+    batch, _, height, width = coarse.shape
+    cells = coarse.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2, channels)
+    return cells.permute(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)

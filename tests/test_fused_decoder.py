@@ -1,0 +1,73 @@
+"""A fused decoder stage equals the two convolutions that it stands for, at the image's borders too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from golden_vectors import relative_error
+
+from comfyui_l2p.l2p_core import fused_decoder
+from comfyui_l2p.l2p_core.config import VARIANTS
+from comfyui_l2p.l2p_core.detailer import DetailerHead
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Fuse at any size, and count how often."""
+    calls = [0]
+    composed = fused_decoder.compose
+
+    def counted(up: torch.nn.Conv2d, dec: torch.nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
+        calls[0] += 1
+        return composed(up, dec)
+
+    monkeypatch.setattr(fused_decoder, "compose", counted)
+    monkeypatch.setattr(fused_decoder, "MIN_PIXELS", 0)
+    yield calls
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("tile", [None, 77])
+def test_fused_equals_as_written(variant: str, tile: int | None, count: list[int]) -> None:
+    torch.manual_seed(0)
+    row = VARIANTS[variant]
+    head = DetailerHead(row.head.scaled(0.1), 8)
+    side = 2 * row.patch_size
+    pixels = torch.randn(2, 3, side, 2 * side)
+    features = torch.randn(2, 8, 2, 4)
+    as_written = head(pixels, features).detach()
+    assert count == [0], "training must not fuse"
+    with torch.no_grad():
+        fused = head(pixels, features, tile)
+    assert count[0] >= len(head.stages)
+    assert relative_error(fused, as_written) < 1e-6
+    # A border that was wrong would hardly show in the norm over the whole image.
+    for edge in (fused[..., 0, :], fused[..., -1, :], fused[..., 0], fused[..., -1]):
+        assert edge.isfinite().all()
+    assert (fused - as_written).abs().max() < 1e-4 * as_written.abs().max()
+
+
+def test_composed_weights_are_those_of_the_two_convolutions() -> None:
+    torch.manual_seed(0)
+    up, dec = torch.nn.Conv2d(3, 4, 3, padding=1).double(), torch.nn.Conv2d(4 + 2, 5, 3, padding=1).double()
+    x, skip = torch.randn(1, 3, 6, 7).double(), torch.randn(1, 2, 12, 14).double()
+    with torch.no_grad():
+        through, rest = fused_decoder.fused_stage(x, skip, up, dec)
+        expected = dec(torch.cat([up(torch.nn.functional.interpolate(x, scale_factor=2.0)), skip], dim=1))
+    inside = (..., slice(1, -1), slice(1, -1))
+    # Weights are composed in float32.
+    assert relative_error((through + rest)[inside], expected[inside]) < 1e-6
+
+
+def test_layers_of_a_host_are_left_alone() -> None:
+    class Patched(torch.nn.Conv2d):
+        """As a host's layers, whose weights are not what they compute with."""
+
+    x = torch.zeros(1)
+    with torch.no_grad():
+        assert fused_decoder.can_fuse(torch.nn.Conv2d(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 1 << 30)
+        assert not fused_decoder.can_fuse(Patched(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 1 << 30)
+        assert not fused_decoder.can_fuse(torch.nn.Conv2d(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 100)
+    assert not fused_decoder.can_fuse(torch.nn.Conv2d(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 1 << 30)
