@@ -116,12 +116,14 @@ class Backbone(nn.Module):
     """Patch embedder, caption and timestep embedders, refiners and joint blocks; no output projection.
 
     `gradient_checkpointing` recomputes each block (and, in L2PModel, each stage of the head) in the backward pass.
+    `always_pad` gives the pad tokens a gradient, of zeros, where no padding is needed.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.always_pad = False
         patch_numel = config.patch_size**2 * config.in_channels
         self.x_embedder = nn.Linear(patch_numel, config.dim)
         self.t_embedder = TimestepEmbedder(config)
@@ -157,7 +159,8 @@ class Backbone(nn.Module):
         device = patches.device
         t = self.t_embedder(sigma)
 
-        image = pad_tokens(self.x_embedder(patches), self.x_pad_token, padded_size(n_image, TOKEN_MULTIPLE))
+        length = padded_size(n_image, TOKEN_MULTIPLE)
+        image = pad_tokens(self.x_embedder(patches), self.x_pad_token, length, self.always_pad)
         cap_lengths = [padded_size(len(caption), TOKEN_MULTIPLE) for caption in captions]
         cap, cap_mask = self._embed_captions(captions, cap_lengths)
         image_rope, cap_rope = _rope_of(self.config.rope_dims, grid, tuple(cap_lengths), device)
@@ -190,7 +193,7 @@ class Backbone(nn.Module):
         stacked = torch.cat([caption.to(device, dtype) for caption in captions])
         embedded = self.cap_embedder(stacked).split([len(caption) for caption in captions])
         padded = [
-            F.pad(pad_tokens(cap[None], self.cap_pad_token, length)[0], (0, 0, 0, longest - length))
+            F.pad(pad_tokens(cap[None], self.cap_pad_token, length, self.always_pad)[0], (0, 0, 0, longest - length))
             for cap, length in zip(embedded, lengths, strict=True)
         ]
         if min(lengths) == longest:
@@ -209,10 +212,10 @@ class Backbone(nn.Module):
                 )
 
 
-def pad_tokens(tokens: Tensor, pad_token: Tensor, length: int) -> Tensor:
-    """Extend (B, N, D) to (B, length, D) with a learned (1, D) token."""
+def pad_tokens(tokens: Tensor, pad_token: Tensor, length: int, always: bool = False) -> Tensor:
+    """Extend (B, N, D) to (B, length, D) with a learned (1, D) token; `always` depends on it even if N is length."""
     batch, n, dim = tokens.shape
-    if n == length:
+    if n == length and not always:
         return tokens
     return torch.cat([tokens, pad_token.to(tokens.dtype).expand(batch, length - n, dim)], dim=1)
 

@@ -24,8 +24,7 @@ def save(
         CheckpointError: if the target exists and `overwrite` is false, or it cannot be written.
     """
     metadata = {"format": "pt", **(metadata or {})}
-    # Wider numbers first, as the format's own writer does, so that every tensor is aligned.
-    names = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    names = writing_order(tensors)
     room = header_room(
         ((name, DTYPE_NAMES[tensors[name].dtype], tuple(tensors[name].shape)) for name in names), metadata
     )
@@ -37,6 +36,14 @@ def save(
             position = writer.add({name: tuple(tensor.shape)}, DTYPE_NAMES[tensor.dtype])
             writer.write(position, as_bytes(tensor.cpu().contiguous()))
         writer.finish(metadata)
+
+
+def writing_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The order that `save` reads and writes tensors in.
+
+    Wider numbers come first, as with the format's own writer, so that every tensor is aligned.
+    """
+    return sorted(tensors, key=lambda name: -tensors[name].element_size())
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -9,77 +9,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import flow, lora, training_state
+from . import flow, lora, sharding, training_state
+from .batch import Batch as Batch
+from .batch import BatchSource as BatchSource
 from .freeze import freeze_all_but, is_new, trainable_names
 from .model import L2PModel
+from .parallel import Ranks
 from .sample_randomness import draw
+from .sharding import local, whole
+from .step_metrics import SIGMA_EDGES as SIGMA_EDGES
+from .step_metrics import StepMetrics as StepMetrics
+from .step_metrics import step_metrics
 from .training_config import TrainingConfig
 
-SIGMA_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Losses are reported by range of sigma, for their mean hides failure: at low sigma the head's skips copy the input."""
-HIGH_SIGMA = 0.6
 COSINE_FLOOR = 0.1
-
-
-@dataclass
-class Batch:
-    """Samples of one micro-batch.
-
-    Attributes:
-        pixels: (B, 3, H, W) in [-1, 1].
-        captions: B tensors (L_i, caption_dim).
-        numbers: each sample's number in the run, counted over all epochs; its randomness depends on it.
-        seeds: the seed that the source drew each image's noise from, None where it is not known.
-    """
-
-    pixels: Tensor
-    captions: list[Tensor]
-    numbers: list[int]
-    seeds: list[int | None]
-
-
-class BatchSource(Protocol):
-    """Data as the loop sees it: a pure function of the micro-batch's number, shuffling included."""
-
-    def batch(self, number: int) -> Batch:
-        """The micro-batch `number`, counted from 0 over the whole run."""
-        ...
-
-
-@dataclass
-class StepMetrics:
-    """What one optimiser step reports.
-
-    Attributes:
-        step: optimiser steps done, this one included.
-        loss: mean velocity error of the step's samples.
-        high_sigma_loss: the same over those with sigma above 0.6; None where there were none.
-        lr: peak group's learning rate in this step.
-        grad_norm: total norm before clipping.
-        images: samples of the step.
-        seconds: how long it took.
-        sigma_loss: sum of the errors in each range of SIGMA_EDGES.
-        sigma_count: samples in each range.
-    """
-
-    step: int
-    loss: float
-    high_sigma_loss: float | None
-    lr: float
-    grad_norm: float
-    images: int
-    seconds: float
-    sigma_loss: list[float] = field(default_factory=list)
-    sigma_count: list[int] = field(default_factory=list)
 
 
 class TrainingDiverged(RuntimeError):
@@ -93,21 +43,34 @@ class Trainer:
         model: on the device to train on. Weights that train become float32; under "bf16" the others bfloat16.
         config: how to train.
         empty_caption: (L, caption_dim) features of the empty text, needed for caption dropout.
+        ranks: the processes that train together; every one makes all calls of this class at the same points. Of more
+            than one, each has the model on its device, or under "fsdp" on the CPU.
 
     Raises:
         ValueError: if captions are to be dropped and there is no empty one.
     """
 
-    def __init__(self, model: L2PModel, config: TrainingConfig, empty_caption: Tensor | None = None):
+    def __init__(
+        self,
+        model: L2PModel,
+        config: TrainingConfig,
+        empty_caption: Tensor | None = None,
+        ranks: Ranks | None = None,
+    ):
         if config.caption_dropout and empty_caption is None:
             raise ValueError("Caption dropout needs the features of the empty caption.")
         self.model = model
         self.config = config
         self.step = 0
-        self.device = model.x_pad_token.device
+        self.ranks = ranks or Ranks(device=model.x_pad_token.device)
+        self.device = self.ranks.device
         self._empty_caption = empty_caption
         self._sigmas = flow.training_sigmas(config.shift)
         self.parameters = self._prepare_parameters()
+        self._network: nn.Module = model
+        if self.ranks.count > 1:
+            self._network = sharding.distributed(model, self.parameters, self.ranks, config)
+            self.parameters = {name: p for name, p in model.named_parameters() if name in self.parameters}
         self._optimiser = self._make_optimiser()
         averaged = self.parameters if config.ema_decay else {}
         self._averages = {name: parameter.detach().clone() for name, parameter in averaged.items()}
@@ -127,7 +90,11 @@ class Trainer:
 
     def save(self, path: Path | str) -> None:
         """Write weights, averages, optimiser state and step to a safetensors file, whole or not at all."""
-        training_state.save(path, self._state(), step=self.step, config=self.config)
+
+        def write(state: Mapping[str, Tensor]) -> None:
+            training_state.save(path, state, step=self.step, config=self.config)
+
+        sharding.write_from_first(self.ranks, self._state(), write)
 
     def resume(self, path: Path | str) -> None:
         """Go on from a file that `save` wrote, bit for bit.
@@ -141,7 +108,10 @@ class Trainer:
                 self._optimiser.state[parameter]["step"].fill_(float(self.step))
 
     def trained(self, averaged: bool = True) -> dict[str, Tensor]:
-        """The trained weights by name, averaged ones where there are any and they are wanted; as `delta.save` takes."""
+        """The trained weights by name, averaged ones where there are any and they are wanted.
+
+        For `delta.save`; under FSDP2 cut among the processes, see `sharding.write_from_first`.
+        """
         if averaged and self._averages:
             return lora.with_alphas(self._averages, self.config.lora_alpha)
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
@@ -149,17 +119,37 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[L2PModel]:
-        """The model with the averaged weights in place, in evaluation mode; training weights return afterwards."""
+        """The model with the averaged weights in place, in evaluation mode and the run's precision; training weights
+        return afterwards."""
+        own = self._put_averages_in_place()
+        self.model.eval()
+        try:
+            # Under "bf16" frozen and trained weights differ in dtype, which only autocast brings together.
+            with self._autocast():
+                yield self.model
+        finally:
+            self._put_back(own)
+            self.model.train()
+
+    def _put_averages_in_place(self) -> dict[str, Tensor]:
+        """Hang the averages into the model; what hung there, for `_put_back`."""
+        if self._is_sharded():
+            # FSDP2 keeps the memory of its parameters to itself, so that only numbers can be exchanged.
+            sharding.exchange(self.parameters, self._averages)
+            return {}
         own = {name: parameter.data for name, parameter in self.parameters.items()}
         for name, average in self._averages.items():
             self.parameters[name].data = average
-        self.model.eval()
-        try:
-            yield self.model
-        finally:
-            for name, data in own.items():
-                self.parameters[name].data = data
-            self.model.train()
+        return own
+
+    def _put_back(self, own: dict[str, Tensor]) -> None:
+        if self._is_sharded():
+            sharding.exchange(self.parameters, self._averages)
+        for name, data in own.items():
+            self.parameters[name].data = data
+
+    def _is_sharded(self) -> bool:
+        return sharding.is_sharded(next(iter(self.parameters.values())))
 
     def _prepare_parameters(self) -> dict[str, Tensor]:
         """Freeze what does not train, add what the policy adds; master weights in float32."""
@@ -203,13 +193,18 @@ class Trainer:
 
     def _train_step(self, batches: BatchSource) -> StepMetrics:
         started = time.perf_counter()
-        errors, levels = [], []
-        for micro in range(self.config.accumulate):
-            error, sigma = self._backward(batches.batch(self.step * self.config.accumulate + micro))
-            errors.append(error)
-            levels.append(sigma)
-        error, sigma = torch.cat(errors), torch.cat(levels)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
+        errors: list[float] = []
+        levels: list[float] = []
+        own = self.ranks.micro_batches(self.config.accumulate)
+        for micro in own:
+            batch = batches.batch(self.step * self.config.accumulate + micro)
+            with sharding.averaging(self._network, last=micro == own[-1]):
+                batch_errors, batch_levels = self._backward(batch, len(own))
+            errors += batch_errors
+            levels += batch_levels
+        error, sigma = self._of_all(errors), self._of_all(levels)
+        self._drop_empty_gradients()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm))
         if not math.isfinite(float(norm)) or not bool(error.isfinite().all()):
             self._optimiser.zero_grad()
             raise TrainingDiverged(
@@ -221,10 +216,10 @@ class Trainer:
         self._optimiser.zero_grad()
         self._average()
         self.step += 1
-        return self._metrics(error, sigma, lr, float(norm), time.perf_counter() - started)
+        return step_metrics(self.step, error, sigma, lr, float(norm), time.perf_counter() - started)
 
-    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Add a micro-batch's gradients; its samples' errors and noise levels, (B,) each, on the CPU."""
+    def _backward(self, batch: Batch, micro_batches: int) -> tuple[list[float], list[float]]:
+        """Add the gradients of one of a step's micro-batches; its samples' errors and noise levels."""
         config = self.config
         draws = [
             draw(
@@ -245,14 +240,28 @@ class Trainer:
         ]
         with self._autocast():
             errors = flow.velocity_errors(
-                self.model,
+                self._network,
                 batch.pixels.to(self.device, non_blocking=True),
                 noise.to(self.device, non_blocking=True),
                 sigma.to(self.device),
                 [caption.to(self.device) for caption in captions],
             )
-        (errors.mean() / config.accumulate).backward()
-        return errors.detach().cpu(), sigma
+        (errors.mean() / micro_batches).backward()
+        return errors.detach().tolist(), sigma.tolist()
+
+    def _of_all(self, values: list[float]) -> Tensor:
+        """A value of each sample of this process's, joined with those of the others; (N,) float32."""
+        return torch.tensor([value for theirs in self.ranks.gather(values) for value in theirs])
+
+    def _drop_empty_gradients(self) -> None:
+        """Leave a pad token that no sample of the step needed as it is, without weight decay.
+
+        Several processes give each of them a gradient always, of zeros where it was not needed.
+        """
+        for name in ("x_pad_token", "cap_pad_token"):
+            token = self.parameters.get(name)
+            if token is not None and token.grad is not None and not bool(whole(token.grad).any()):
+                token.grad = None
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.config.precision == "fp32":
@@ -275,20 +284,5 @@ class Trainer:
             return
         # A young average would otherwise be mostly the untrained initialisation.
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self._averages.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
-
-    def _metrics(self, error: Tensor, sigma: Tensor, lr: float, norm: float, seconds: float) -> StepMetrics:
-        bins = torch.bucketize(sigma, torch.tensor(SIGMA_EDGES[1:-1]), right=False)
-        count = len(SIGMA_EDGES) - 1
-        high = error[sigma > HIGH_SIGMA]
-        return StepMetrics(
-            step=self.step,
-            loss=float(error.mean()),
-            high_sigma_loss=float(high.mean()) if len(high) else None,
-            lr=lr,
-            grad_norm=norm,
-            images=len(error),
-            seconds=seconds,
-            sigma_loss=torch.zeros(count).index_add(0, bins, error).tolist(),
-            sigma_count=torch.bincount(bins, minlength=count).tolist(),
-        )
+        averages = [local(average) for average in self._averages.values()]
+        torch._foreach_lerp_(averages, [local(p.detach()) for p in self.parameters.values()], 1 - decay)

@@ -11,6 +11,7 @@ _CHOICES = {
     "policy": POLICIES,
     "precision": ("bf16", "fp32"),
     "noise": ("seeded", "fresh"),
+    "parallel": ("auto", "ddp", "fsdp"),
 }
 
 
@@ -36,6 +37,8 @@ class TrainingConfig:
         lora_alpha: adapters are scaled by lora_alpha / lora_rank.
         precision: "bf16" computes in bfloat16 with float32 trained weights and bfloat16 frozen ones; or "fp32".
         gradient_checkpointing: recompute blocks and head stages in the backward pass, for less memory.
+        parallel: how several processes (torchrun) train together: "ddp", each with the whole model; "fsdp", the model
+            cut among them; or "auto", as memory allows.
         noise: "seeded" draws an image's noise from its own seed where it has one; "fresh" never does.
         seed: of everything random about the samples.
 
@@ -60,6 +63,7 @@ class TrainingConfig:
     lora_alpha: float = 16.0
     precision: str = "bf16"
     gradient_checkpointing: bool = True
+    parallel: str = "auto"
     noise: str = "seeded"
     seed: int = 0
 

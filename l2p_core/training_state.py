@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from .safetensors_header import CheckpointError, read_header, shown
+from .sharding import fill
 from .tensor_file import save as save_tensors
 from .tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
 from .training_config import TrainingConfig
 
 KIND_KEY = "l2p.kind"
 KIND = "training-state"
-# Training longer than first planned is no other run.
-_MAY_CHANGE = ("steps",)
+# Training longer than first planned, or on other machines, is no other run.
+_MAY_CHANGE = ("steps", "parallel")
 
 
 def save(path: str | Path, state: Mapping[str, Tensor], *, step: int, config: TrainingConfig) -> None:
@@ -51,7 +52,7 @@ def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfi
         for name, entry in header.tensors.items():
             assert TORCH_DTYPES[entry.dtype] == state[name].dtype
             piece = Piece(header.path, entry.start, entry.stop, entry.dtype)
-            state[name].copy_(reader.read(Stored(name, entry.dtype, entry.shape, (piece,))))
+            fill(state[name], reader.read(Stored(name, entry.dtype, entry.shape, (piece,))))
     return int(header.metadata["l2p.step"])
 
 

@@ -1,0 +1,58 @@
+"""Samples as the training loop takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Samples of one micro-batch.
+
+    Attributes:
+        pixels: (B, 3, H, W) in [-1, 1].
+        captions: B tensors (L_i, caption_dim).
+        numbers: each sample's number in the run, counted over all epochs; its randomness depends on it.
+        seeds: the seed that the source drew each image's noise from, None where it is not known.
+    """
+
+    pixels: Tensor
+    captions: list[Tensor]
+    numbers: list[int]
+    seeds: list[int | None]
+
+
+class BatchSource(Protocol):
+    """Data as the loop sees it: a pure function of the micro-batch's number, shuffling included."""
+
+    def batch(self, number: int) -> Batch:
+        """The micro-batch `number`, counted from 0 over the whole run; of it the part that is this process's."""
+        ...
+
+
+class Part:
+    """A batch source in memory, cut: of each of its micro-batches the samples that are one process's.
+
+    Args:
+        batches: gives whole micro-batches.
+        index, count: which of how many equal parts, see `parallel.Ranks.part`.
+    """
+
+    def __init__(self, batches: BatchSource, index: int, count: int):
+        self.batches, self.index, self.count = batches, index, count
+
+    def batch(self, number: int) -> Batch:
+        """The part of micro-batch `number`."""
+        batch = self.batches.batch(number)
+        size = len(batch.numbers) // self.count
+        own = slice(self.index * size, (self.index + 1) * size)
+        return replace(
+            batch,
+            pixels=batch.pixels[own],
+            captions=batch.captions[own],
+            numbers=batch.numbers[own],
+            seeds=batch.seeds[own],
+        )

@@ -1,0 +1,215 @@
+"""What each of two processes does in tests/test_parallel.py, which starts this file twice: python FILE FOLDER.
+
+Everything that is asserted about numbers is asserted there, on the files left in the folder; what only a process can
+see of itself is asserted here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from tiny_models import RandomBatches, captions, pixel_model
+
+from comfyui_l2p.l2p_core import delta, parallel, sharding
+from comfyui_l2p.l2p_core.batch import Batch, BatchSource, Part
+from comfyui_l2p.l2p_core.parallel import Ranks
+from comfyui_l2p.l2p_core.safetensors_header import CheckpointError
+from comfyui_l2p.l2p_core.tensor_file import save
+from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
+from comfyui_l2p.l2p_core.training_config import TrainingConfig
+
+STEPS = 4
+CONFIG = TrainingConfig(
+    steps=STEPS, lr=1e-3, blocks=1, precision="fp32", ema_decay=0.9, caption_dropout=0.3, warmup_steps=2, clip_norm=0.1
+)
+EMPTY = captions(1)[0]
+
+
+class Unpadded:
+    """Batches of two samples whose image tokens need no padding, and whose captions need some only in every third."""
+
+    def batch(self, number: int) -> Batch:
+        generator = torch.Generator().manual_seed(number)
+        pixels = torch.rand(2, 3, 64, 128, generator=generator) * 2 - 1
+        words = captions(*([40, 32] if number % 3 == 1 else [32, 64]), seed=number)
+        return Batch(pixels, words, [2 * number, 2 * number + 1], [None, None])
+
+
+def scene_config(name: str) -> TrainingConfig:
+    """Of a scene by its name, whose words say what is special about it."""
+    words = name.split("_")
+    special: dict[str, object] = {"parallel": words[0]}
+    if "lora" in words:
+        special |= {"policy": "lora", "lora_rank": 3}
+    if "bf16" in words:
+        special |= {"precision": "bf16"}
+    # One process does a step of four samples at once; two do two samples each.
+    special |= {"accumulate": 1 if "part" in words else 2}
+    return dataclasses.replace(CONFIG, **special)  # type: ignore[arg-type]
+
+
+def batches_of(name: str, ranks: Ranks) -> BatchSource:
+    """The data of a scene: both processes together see what one process sees."""
+    if "unpadded" in name:
+        return Unpadded()
+    if "part" in name:
+        return Part(RandomBatches(batch_size=4), *ranks.part(1, 4))
+    return RandomBatches(batch_size=2)
+
+
+def trainer(config: TrainingConfig, ranks: Ranks | None = None) -> Trainer:
+    return Trainer(pixel_model(), config, EMPTY, ranks)
+
+
+def run(trained: Trainer, batches: BatchSource, until: int = STEPS) -> list[float]:
+    """Train on; what the metrics said."""
+    said: list[float] = []
+    for metrics in trained.run(batches):
+        said += [metrics.loss, metrics.grad_norm, float(metrics.images)]
+        if metrics.step == until:
+            break
+    return said
+
+
+def train(folder: Path, name: str, ranks: Ranks) -> Trainer:
+    """A whole run, its state in NAME.safetensors and its metrics beside it."""
+    trained = trainer(scene_config(name), ranks)
+    said = run(trained, batches_of(name, ranks))
+    trained.save(folder / f"{name}.safetensors")
+    if ranks.first:
+        save({"said": torch.tensor(said)}, folder / f"{name}_said.safetensors")
+    assert all(other == said for other in ranks.gather(said))
+    return trained
+
+
+def resume(folder: Path, name: str, ranks: Ranks) -> None:
+    """Half a run, saved; another trainer does the rest, of that save and of one that a single process left."""
+    half = trainer(scene_config(name), ranks)
+    run(half, batches_of(name, ranks), STEPS // 2)
+    half.save(folder / f"{name}_half.safetensors")
+    for start in (f"{name}_half", "single_half"):
+        rest = trainer(scene_config(name), ranks)
+        rest.resume(folder / f"{start}.safetensors")
+        assert rest.step == STEPS // 2
+        run(rest, batches_of(name, ranks))
+        rest.save(folder / f"{name}_after_{start}.safetensors")
+
+
+def averages(folder: Path, name: str, ranks: Ranks, trained: Trainer) -> None:
+    """The averaged model's velocity, and the delta; afterwards all is as before."""
+    batch = RandomBatches().batch(0)
+    before = [sharding.local(p.detach()).clone() for p in trained.parameters.values()]
+    with trained.averaged() as model, torch.no_grad():
+        velocity = model(batch.pixels, torch.tensor([0.3, 0.9]), batch.captions)
+    if ranks.first:
+        save({"velocity": velocity}, folder / f"{name}_velocity.safetensors")
+    after = [sharding.local(p.detach()) for p in trained.parameters.values()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    sharding.write_from_first(
+        ranks,
+        trained.trained(),
+        lambda weights: delta.save(weights, folder / "base.safetensors", folder / f"{name}_delta.safetensors"),
+    )
+
+
+def divergence(ranks: Ranks, name: str) -> None:
+    """A number that is none in one process's data stops both before a weight changes."""
+
+    class Broken:
+        def batch(self, number: int) -> Batch:
+            batch = RandomBatches().batch(number)
+            if ranks.rank == 1:
+                batch.pixels[0, 0, 0, 0] = float("nan")
+            return batch
+
+    trained = trainer(scene_config(name), ranks)
+    before = [sharding.local(p.detach()).clone() for p in trained.parameters.values()]
+    try:
+        run(trained, Broken())
+    except TrainingDiverged:
+        after = [sharding.local(p.detach()) for p in trained.parameters.values()]
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    else:
+        raise AssertionError("the run went on")
+
+
+def full_disk(folder: Path, ranks: Ranks, trained: Trainer, name: str) -> None:
+    """A save that fails in the first process ends in both, and leaves the last one."""
+    path = folder / f"{name}.safetensors"
+    bytes_before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    usual, os.fsync = os.fsync, full
+    try:
+        trained.save(path)
+    except CheckpointError as error:
+        assert ranks.first and "disk" in str(error)
+    except SystemExit:
+        assert not ranks.first
+    else:
+        raise AssertionError("the save succeeded")
+    finally:
+        os.fsync = usual
+    if ranks.first:  # who goes on to write the next one
+        assert path.read_bytes() == bytes_before
+        assert not list(folder.glob("*.part"))
+    trained.save(folder / f"{name}_again.safetensors")
+
+
+def first_then_others(folder: Path, ranks: Ranks) -> None:
+    """The others find what the first has made; of its mistakes they hear without repeating them."""
+    made = folder / "made"
+
+    def make() -> str:
+        if not made.exists():
+            assert ranks.first
+            made.write_text("made", encoding="utf-8")
+        return made.read_text(encoding="utf-8")
+
+    assert ranks.first_then_others(make) == "made"
+
+    def mistake() -> None:
+        assert ranks.first
+        raise ValueError("a mistake")
+
+    try:
+        ranks.first_then_others(mistake)
+    except ValueError:
+        assert ranks.first
+    except SystemExit:
+        assert not ranks.first
+    else:
+        raise AssertionError("it went on")
+
+
+def main(folder: Path) -> None:
+    names = (folder / "scenes").read_text(encoding="utf-8").split()
+    # A flush of every save to the disk would take most of the time.
+    os.fsync = lambda _: None
+    with parallel.process_group(timeout=timedelta(seconds=60)) as ranks:
+        assert ranks.count == 2 and ranks.any(ranks.rank == 1) and not ranks.any(False)
+        assert ranks.gather(ranks.rank) == [0, 1]
+        first_then_others(folder, ranks)
+        for name in names:
+            trained = train(folder, name, ranks)
+            if name in ("ddp", "fsdp"):
+                averages(folder, name, ranks, trained)
+                full_disk(folder, ranks, trained, name)
+                resume(folder, name, ranks)
+                divergence(ranks, name)
+        (folder / f"done{ranks.rank}").write_text("done", encoding="utf-8")
+        if ranks.rank == 1:
+            os._exit(0)  # as a process ends that the system kills
+        run(trainer(scene_config("ddp"), ranks), RandomBatches())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
