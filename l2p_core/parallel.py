@@ -142,6 +142,11 @@ def launched() -> bool:
     return all(name in os.environ for name in _LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
 
 
+def speaks() -> bool:
+    """Whether this process shows what goes on: the only one, or the first."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
 @contextmanager
 def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     """The processes of this run, connected for the length of the block; just this one if it was not `launched`.

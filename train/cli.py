@@ -262,9 +262,12 @@ def _positive(text: str) -> int:
 
 
 def _is_failure_of_the_run(error: RuntimeError) -> bool:
+    from ..l2p_core.parallel import ProcessLost
     from ..l2p_core.trainer import TrainingDiverged
 
-    return isinstance(error, TrainingDiverged) or "allocate" in str(error) or "out of memory" in str(error)
+    return (
+        isinstance(error, (TrainingDiverged, ProcessLost)) or "allocate" in str(error) or "out of memory" in str(error)
+    )
 
 
 def _one_line(error: BaseException) -> str:
@@ -274,7 +277,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _complain(sentence: str, code: int) -> int:
-    print(f"l2p: {sentence}", file=sys.stderr)
+    # Of several processes that torchrun started the first speaks as if it were alone.
+    rank = os.environ.get("RANK", "0")
+    print(f"l2p{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr)
     return code
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from ..l2p_core.parallel import speaks
 from ..l2p_core.tensor_io import ProgressCallback
 from ..l2p_core.trainer import StepMetrics
 
@@ -59,7 +60,7 @@ def count_progress(text: str, unit: str) -> Iterator[ProgressCallback]:
 
 def bar(text: str, **options: object) -> tqdm:
     """A progress bar on standard error, where it does not mix with results."""
-    return tqdm(desc=text, file=sys.stderr, dynamic_ncols=True, **options)
+    return tqdm(desc=text, file=sys.stderr, dynamic_ncols=True, disable=not speaks(), **options)
 
 
 def _advance(shown: tqdm, done: int, total: int) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from ..l2p_core import convert, delta, tiny
+from ..l2p_core import convert, delta, parallel, sharding, tiny
+from ..l2p_core.batch import Part
 from ..l2p_core.checkpoint import load_model, open_checkpoint
 from ..l2p_core.config import variant_row
-from ..l2p_core.model import L2PModel
+from ..l2p_core.parallel import Ranks
 from ..l2p_core.tiny.words import CAPTION_DIM, Words
 from ..l2p_core.trainer import Trainer
 from . import bundled, data
@@ -42,18 +43,28 @@ def train(name: str, output: Path | None = None, restart: bool = False) -> None:
         ValueError: for a wrong recipe, or a folder that holds another run.
         KeyboardInterrupt: after Ctrl-C, when everything is saved.
     """
-    path = recipes.find(name)
-    recipe, text = recipes.load(path), path.read_text(encoding="utf-8")
-    folder = RunFolder(output or Path("runs") / path.stem)
-    if restart:
-        folder.clear()
-    folder.begin(text, recipe)
-    base = initialisation(recipe, path.parent, folder.init)
-    run = Run(recipe, folder, base, images(recipe.data, folder.images))
-    if run.trainer.step:
-        print(f"Going on after step {run.trainer.step} of {recipe.training.steps}.", file=sys.stderr)
-    run.go()
-    print(f"{folder.delta} written after {run.trainer.step} steps.")
+    with parallel.process_group() as ranks:
+
+        def prepare() -> tuple[Recipe, RunFolder, Path, data.ImageSet]:
+            path = recipes.find(name)
+            recipe, text = recipes.load(path), path.read_text(encoding="utf-8")
+            ranks.part(recipe.training.accumulate, recipe.data.batch_size)
+            folder = RunFolder(output or Path("runs") / path.stem)
+            if ranks.first:
+                if restart:
+                    folder.clear()
+                folder.begin(text, recipe)
+            base = initialisation(recipe, path.parent, folder.init)
+            _check_captions(base, recipe.data.kind)
+            return recipe, folder, base, images(recipe.data, folder.images)
+
+        recipe, folder, base, image_set = ranks.first_then_others(prepare)
+        run = Run(recipe, folder, base, image_set, ranks)
+        if run.trainer.step and ranks.first:
+            print(f"Going on after step {run.trainer.step} of {recipe.training.steps}.", file=sys.stderr)
+        run.go()
+        if ranks.first:
+            print(f"{folder.delta} written after {run.trainer.step} steps.")
 
 
 def initialisation(recipe: Recipe, beside: Path, target: Path) -> Path:
@@ -96,42 +107,54 @@ class Run:
         folder: where everything goes; `RunFolder.begin` has been called.
         base: the L2P file that training starts from.
         image_set: what it trains on.
+        ranks: the processes of the run; the first writes its files.
 
     Raises:
-        ValueError: if the model does not take the data's captions, or the save is of another run.
+        ValueError: if the save is of another run.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, base: Path, image_set: data.ImageSet):
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, base: Path, image_set: data.ImageSet, ranks: Ranks | None = None
+    ):
         self.recipe, self.folder, self.base = recipe, folder, base
-        model = load_model(base, dtype=torch.float32, device="cuda" if torch.cuda.is_available() else "cpu")
-        _check_captions(model, base, recipe.data.kind)
+        self.ranks = ranks or Ranks()
+        # Shards are cut on the way to the device, which need not hold the whole.
+        device = self.ranks.device if self.ranks.count == 1 else "cpu"
+        model = load_model(base, dtype=torch.float32, device=device)
         self.words: Words = tiny.load_words()
-        self.trainer = Trainer(model, recipe.training, empty_caption=self.words.encode(""))
+        self.trainer = Trainer(model, recipe.training, empty_caption=self.words.encode(""), ranks=self.ranks)
         if folder.state.exists():
             self.trainer.resume(folder.state)
-        folder.rewind(self.trainer.step)
-        self.batches = data.Batches(image_set, self.words.encode, recipe.data.batch_size, recipe.data.seed)
+        self.ranks.first_only(lambda: folder.rewind(self.trainer.step))
+        whole = data.Batches(image_set, self.words.encode, recipe.data.batch_size, recipe.data.seed)
+        self.batches = Part(whole, *self.ranks.part(recipe.training.accumulate, recipe.data.batch_size))
 
     def go(self, after_step: AfterStep | None = None) -> None:
         """Train to the end, or to Ctrl-C, saving on the way and then."""
         watch, total = self.recipe.watch, self.recipe.training.steps
         with deferred_interrupt() as interrupt, train_progress(total, self.trainer.step) as show:
             for metrics in self.trainer.run(self.batches):
-                self.folder.add_metrics(metrics)
+                if self.ranks.first:
+                    self.folder.add_metrics(metrics)
                 show(metrics)
                 finished = metrics.step == total
+                stopping = self.ranks.any(interrupt.requested)
                 if after_step:
                     after_step(self.trainer)
-                if finished or interrupt.requested or metrics.step % watch.save_every == 0:
+                if finished or stopping or metrics.step % watch.save_every == 0:
                     self._save()
                 if watch.prompts and (finished or metrics.step % watch.montage_every == 0):
                     self._montage()
-                if interrupt.requested and not finished:
+                if stopping and not finished:
                     raise KeyboardInterrupt
 
     def _save(self) -> None:
         """Delta and state, each whole or not at all; the state last, since it is what a run goes on from."""
-        delta.save(self.trainer.trained(), self.base, self.folder.delta, overwrite=True)
+        sharding.write_from_first(
+            self.ranks,
+            self.trainer.trained(),
+            lambda weights: delta.save(weights, self.base, self.folder.delta, overwrite=True),
+        )
         self.trainer.save(self.folder.state)
 
     def _montage(self) -> None:
@@ -148,12 +171,14 @@ class Run:
                 cfg=row.cfg if watch.cfg is None else watch.cfg,
             )
         target = self.folder.montage(self.trainer.step)
-        save_png(montage(pixels, MONTAGE_COLUMNS), target, overwrite=True, scale=MONTAGE_SCALE)
+        picture = montage(pixels, MONTAGE_COLUMNS)
+        self.ranks.first_only(lambda: save_png(picture, target, overwrite=True, scale=MONTAGE_SCALE))
 
 
-def _check_captions(model: L2PModel, base: Path, kind: str) -> None:
-    if model.config.caption_dim != CAPTION_DIM:
+def _check_captions(base: Path, kind: str) -> None:
+    width = open_checkpoint(base).config().caption_dim
+    if width != CAPTION_DIM:
         raise ValueError(
             f"Data of kind {kind!r} has the tiny model's captions, {CAPTION_DIM} numbers a token, but {base} takes "
-            f"{model.config.caption_dim}."
+            f"{width}."
         )
