@@ -13,7 +13,7 @@ from .kept import Kept, digest_of, parse_kept
 from .lora import LowRank
 from .model import key_shapes
 from .safetensors_header import CheckpointError
-from .tensor_io import ChunkReader
+from .tensor_io import ChunkReader, Progress, ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,21 @@ def open_merged(delta: str | Path, base: str | Path) -> Merged:
     return Merged(checkpoint, kept, adapters)
 
 
-def verify(merged: Merged) -> None:
+def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
     """Check that the base's numbers are those that the delta was made for.
+
+    Args:
+        progress: called with (bytes done, bytes in all); what it raises stops the work.
 
     Raises:
         CheckpointError: if they are not.
     """
-    for name, entry in merged.kept.items():
-        stored = merged.checkpoint.tensors[name]
-        if digest_of(stored) != entry.digest:
+    held = {name: merged.checkpoint.tensors[name] for name in merged.kept}
+    counter = Progress(sum(stored.nbytes for stored in held.values()), progress)
+    for name, stored in held.items():
+        if digest_of(stored) != merged.kept[name].digest:
             raise other_base(merged.checkpoint.path, stored.pieces[0].path, f"its '{name}' has other numbers")
+        counter.advance(stored.nbytes)
 
 
 def _read_adapters(delta: Checkpoint, kept: Mapping[str, Kept]) -> dict[str, LowRank]:

@@ -72,6 +72,11 @@ def new_file(name: str, overwrite: bool) -> Path:
     return path
 
 
+def private(name: str) -> Path:
+    """Where the pack may keep a file of its own between starts: in the host's user folder, out of the server's reach."""
+    return Path(folder_paths.get_system_user_directory("l2p")) / name
+
+
 def name_of(path: Path) -> str:
     """The name under which the host lists a file that `target` placed."""
     return str(path.relative_to(_output_root().resolve()))

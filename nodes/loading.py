@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from ..l2p_core.checkpoint import UNUSED_KEYS, Checkpoint, check_complete, open_
 from ..l2p_core.config import COMFY_PREFIX, ModelConfig
 from ..l2p_core.layouts import comfy_sources
 from ..l2p_core.lora import is_adapter
-from ..l2p_core.merged import open_merged, verify
+from ..l2p_core.merged import Merged, open_merged, verify
 from ..l2p_core.model import key_shapes
+from ..l2p_core.safetensors_header import CheckpointError
 from ..l2p_core.tensor_io import TORCH_DTYPES
+from ..l2p_core.verified import Verified
+from . import files
 from .host import WEIGHT_DTYPES, build_model
+from .jobs import progress_bar
 
 HEAD_TILES = {"auto": None, "whole": 0}
 """Words for the head's tile; a number of pixels is the third choice."""
@@ -87,7 +92,7 @@ def read_state(path: str, delta: str | None) -> tuple[dict[str, Tensor], dict[st
 def _read_merged(base: str, delta: str) -> tuple[dict[str, Tensor], dict[str, str] | None, ModelConfig]:
     """What merging the two would write, without writing it."""
     merged = open_merged(delta, base)
-    verify(merged)
+    _verify_once(merged)
     of_base, _ = _read(base)
     state, metadata = _read(delta)
     state = {name: tensor for name, tensor in state.items() if not is_adapter(name)}
@@ -95,6 +100,18 @@ def _read_merged(base: str, delta: str) -> tuple[dict[str, Tensor], dict[str, st
     for layer, adapter in merged.adapters.items():
         state[f"{layer}.weight"] = adapter.added_to(state[f"{layer}.weight"])
     return state, metadata, merged.checkpoint.config()
+
+
+def _verify_once(merged: Merged) -> None:
+    """Check the base's numbers, with the host's progress bar, unless these files have passed before."""
+    verified = Verified(files.private("verified.json"))
+    if merged in verified:
+        return
+    verify(merged, progress_bar())
+    try:
+        verified.add(merged)
+    except CheckpointError as error:
+        logging.warning("L2P: the next start has to check the delta's base again: %s", error)
 
 
 def _read(path: str) -> tuple[dict[str, Tensor], dict[str, str] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import golden_vectors as golden
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from comfyui_l2p.l2p_core import delta, kept, merged
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.nodes.loading import load_model, parse_head_tile
 
@@ -84,3 +86,30 @@ def check_head_tiles_do_not_change_the_image(tmp_path: Path, name: str) -> None:
         kit.velocity(kit.model(tmp_path, name, head_tile=tile), x, 0.5, features) for tile in ("whole", "80")
     )
     assert golden.relative_error(tiled, whole) < 1e-5
+
+
+def check_a_base_is_hashed_once_and_again_when_it_changes(
+    tmp_path: Path, user_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = kit.write(tmp_path, seed=3)
+    weights = to_comfy(golden.diffusers_weights(seed=3))
+    head = {key: value + 1 for key, value in weights.items() if key.startswith(("local_decoder.", "x_embedder."))}
+    change = tmp_path / "delta.safetensors"
+    delta.save(head, base, change)
+    os.utime(base, (1e9, 1e9))
+    kept._digest_of.cache_clear()
+    load_model(base, str(change))
+    assert (user_folder / "__l2p" / "verified.json").is_file()
+
+    kept._digest_of.cache_clear()
+    monkeypatch.setattr(merged, "digest_of", lambda stored: pytest.fail("hashed again"))
+    x, features = golden.array("x", (1, 3, 48, 64), 0), kit.caption()[0][0]
+    result = kit.velocity(load_model(base, str(change), weight_dtype="fp32"), x, 0.5, features)
+    save_file(weights | head, tmp_path / "whole.safetensors")
+    whole = load_model(str(tmp_path / "whole.safetensors"), weight_dtype="fp32")
+    assert torch.equal(result, kit.velocity(whole, x, 0.5, features))
+
+    monkeypatch.undo()
+    save_file(to_comfy(golden.diffusers_weights(seed=4)), base)
+    with pytest.raises(ValueError, match="was made for another base"):
+        load_model(base, str(change))

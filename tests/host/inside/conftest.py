@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [os.environ["COMFYUI_PATH"], str(ROOT / "tests"), str(Path(__file__).parent)]
 
@@ -26,3 +28,13 @@ assert spec is not None and spec.loader is not None
 pack = importlib.util.module_from_spec(spec)
 sys.modules["comfyui_l2p"] = pack
 spec.loader.exec_module(pack)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pack remembers between starts goes here, and not to the user's own."""
+    import folder_paths
+
+    folder = tmp_path_factory.mktemp("user")
+    folder_paths.set_user_directory(str(folder))
+    return folder
