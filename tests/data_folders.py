@@ -21,7 +21,9 @@ def grey(path: Path, value: int = 0, width: int = 8, height: int = 8) -> Path:
     return path
 
 
-def write_csv(path: Path, rows: Iterable[Sequence[object]], header: Sequence[str] = ("image", "prompt", "seed")) -> Path:
+def write_csv(
+    path: Path, rows: Iterable[Sequence[object]], header: Sequence[str] = ("image", "prompt", "seed")
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -31,7 +33,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]], header: Sequence[str
 
 
 def numbered(folder: Path, count: int, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
-    """Images of their number's grey, with the caption "image <number>" and the seed 1000 + number, in turn of `sizes`."""
+    """Images of their number's grey, captioned "image <number>", seed 1000 + number, their sizes in turn."""
     for number in range(count):
         grey(folder / f"{number:03d}.png", number, *sizes[number % len(sizes)])
     write_csv(folder / "metadata.csv", [(f"{n:03d}.png", f"image {n}", 1000 + n) for n in range(count)])

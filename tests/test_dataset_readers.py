@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_json_lines(tmp_path: Path) -> None:
         json.dumps({"text": "a hare", "file_name": "b.png", "width": 3}),
         json.dumps({"file_name": "c.png", "text": ["no text"]}),
         json.dumps(["no object"]),
+        r'{"file_name": "c.png", "text": "half a character \udc80"}',
         '{"file_name": "c.png", "text": "cut sho',
     ]
     (tmp_path / "metadata.jsonl").write_text("\r\n".join(rows), encoding="utf-8-sig")
@@ -78,7 +80,8 @@ def test_json_lines(tmp_path: Path) -> None:
     assert reasons(listing) == {
         "metadata.jsonl line 4": "image and caption must be texts",
         "metadata.jsonl line 5": "it is no JSON object",
-        "metadata.jsonl line 6": "it is no JSON",
+        "metadata.jsonl line 6": "it holds half a character (a lone surrogate)",
+        "metadata.jsonl line 7": "it is no JSON",
     }
     assert listing.unlisted == 1
 
@@ -194,6 +197,16 @@ def test_a_link_in_circles_ends(tmp_path: Path) -> None:
     if os.name != "nt":
         (tmp_path / "round").symlink_to(tmp_path, target_is_directory=True)
     assert len(read(tmp_path).samples) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
+def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+    images(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("a fox", encoding="utf-8")
+    grey(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))
+    listing = read(tmp_path)
+    assert content(listing) == [("a.png", "a fox", None)]
+    assert reasons(listing) == {r"caf\udce9.png": "its name is not UTF-8: rename it"}
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64), "1.5", "abc", "0x1", "9" * 5000])

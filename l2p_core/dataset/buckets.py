@@ -51,7 +51,8 @@ def sizes(area: int, multiple: int, max_aspect: float = MAX_ASPECT) -> list[Size
         height = area // width // step * step
         if height < multiple or width > max_aspect * height:
             break
-        wide[height] = max(width, wide.get(height, 0))
+        if height < side:
+            wide[height] = width  # a later one is wider and uses more of the area
     landscape = sorted((Size(width, height) for height, width in wide.items()), key=lambda size: size.height)
     portrait = [Size(size.height, size.width) for size in reversed(landscape) if size.width != size.height]
     return landscape + portrait

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "AVIF")
 """Raster formats only: others that Pillow knows run programs (EPS) or hold no pixels."""
-_ORIENTATION_TAG = 0x0112
+_WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
 _TURNED = (5, 6, 7, 8)
 _WORD = 257  # 65535 / 255, from 16 bits to 8
 _DRAFT_GAP = 2  # a JPEG is decoded at a smaller scale where that leaves at least this many pixels for each wanted one
@@ -34,14 +34,14 @@ def size(path: Path) -> tuple[int, int]:
 
     Raises:
         BrokenImage: if it is no image, or of more pixels than Pillow's guard against decompression bombs lets pass
-            (179 million; a square of 10240 pixels is 105 million).
+            (179 million; a square of 10240 pixels is 105 million, at which it warns once).
         OSError: if the file cannot be read, as when a disk fails.
     """
     with _opened(path) as image:
-        width, height = image.size
+        width, height = _shown_size(image)
         if min(width, height) < 1:
             raise BrokenImage("it has no pixels")
-        return (height, width) if _orientation(image) in _TURNED else (width, height)
+        return width, height
 
 
 def load(path: Path, width: int, height: int) -> Tensor:
@@ -118,7 +118,9 @@ def _verdict(error: Exception) -> Exception:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, as far as the header says; of a damaged one, 1."""
+    """The EXIF orientation that pixels are still to be turned by, 1 to 8; of a damaged header, 1."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself when it decodes
     try:
         # The base class's method: that of PNG decodes the whole image to look behind it.
         value = pillow().Image.getexif(image).get(_ORIENTATION_TAG, 1)
@@ -127,6 +129,16 @@ def _orientation(image: Image.Image) -> int:
     except Exception:
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _shown_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "TIFF":
+        # Whether an undecoded image's own size is that of the turned one depends on Pillow's version.
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        width, height, orientation = tags[_WIDTH_TAG], tags[_HEIGHT_TAG], tags.get(_ORIENTATION_TAG, 1)
+    else:
+        width, height, orientation = *image.size, _orientation(image)
+    return (height, width) if orientation in _TURNED else (width, height)
 
 
 def _draft(image: Image.Image, wanted: tuple[int, int]) -> None:

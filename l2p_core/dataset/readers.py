@@ -122,7 +122,10 @@ class _Files:
         suffix, name = path.suffix.lower(), _name(self.folder, path)
         if path.name.startswith(".") or suffix not in (*IMAGE_SUFFIXES, ".txt", *tables.SUFFIXES):
             return
-        if path.is_symlink() and not path.resolve().is_relative_to(self.folder):
+        if not tables.is_text(name):
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            problems.append(Problem(shown, "its name is not UTF-8: rename it"))
+        elif path.is_symlink() and not path.resolve().is_relative_to(self.folder):
             problems.append(Problem(name, _LINK_OUT))
         elif suffix in IMAGE_SUFFIXES:
             self.images[name] = path

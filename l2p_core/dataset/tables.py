@@ -77,6 +77,15 @@ def decoded(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text: save it as UTF-8.") from error
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be written as UTF-8; escapes in JSON and file names on Linux can hold what cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read_csv(text: str) -> Table | None:
     header, _, _ = text.lstrip().partition("\n")
     for delimiter in DELIMITERS:
@@ -159,6 +168,9 @@ def _add(table: Table, line: int, values: Mapping[str, Any]) -> None:
     image, caption = values["image"], values["caption"]
     if not isinstance(image, str) or not isinstance(caption, str | None):
         table.problems.append(Problem(f"line {line}", "image and caption must be texts"))
+        return
+    if not is_text(image) or not is_text(caption or ""):
+        table.problems.append(Problem(f"line {line}", "it holds half a character (a lone surrogate)"))
         return
     try:
         seed = _seed(values.get("seed"))
