@@ -131,8 +131,10 @@ class DetailerHead(nn.Module):
             output[edge.within(at.decoded).index] = self._merged(stage, strip, part, skip)
         return output
 
-    def _conv(self, part: str, stage: Stage, index: int) -> nn.Module:
-        return self.get_submodule(f"{part}{stage.name}.{index}")
+    def _conv(self, part: str, stage: Stage, index: int) -> nn.Conv2d:
+        layer = self.get_submodule(f"{part}{stage.name}.{index}")
+        assert isinstance(layer, nn.Conv2d)
+        return layer
 
     def _run(self, function: Any, *args: Any) -> Any:
         if self.gradient_checkpointing and torch.is_grad_enabled():

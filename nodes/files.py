@@ -73,7 +73,7 @@ def new_file(name: str, overwrite: bool) -> Path:
 
 
 def private(name: str) -> Path:
-    """Where the pack may keep a file of its own between starts: in the host's user folder, out of the server's reach."""
+    """Where the pack may keep a file of its own between starts: in the host's user folder, which it does not serve."""
     return Path(folder_paths.get_system_user_directory("l2p")) / name
 
 
