@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
 from .safetensors_header import CheckpointError
 
 _WINDOWS_DISK_FULL = 112
+_PART = re.compile(r"\.[0-9a-f]{8}\.part")
 
 
 @contextmanager
@@ -21,34 +23,94 @@ def atomic_file(target: Path, size: int, overwrite: bool) -> Iterator[FileIO]:
     """An unbuffered file that becomes `target` when the block ends without an exception.
 
     It is written beside the target and renamed over it, so that a kill, an interrupt or a full disk leaves the old
-    file or none. `size` is how many bytes it will have at most, to see beforehand whether they fit.
+    file or none. `size` is how many bytes it will have at most, to see beforehand whether they fit. Parts that killed
+    processes have left of the same target are removed first; one that a living process writes is not touched.
 
     Raises:
         CheckpointError: if the target exists and `overwrite` is false, its folder does not exist, the disk is full
             or the system refuses to write.
     """
-    _check_target(target, size, overwrite)
-    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+    _check_target(target, overwrite)
+    remove_leftovers(target)
+    _check_room(target, size)
+    part: Path | None = None
     try:
-        with open(part, "xb", buffering=0) as file:
+        part, file = _open_part(target)
+        with file:
             yield file
             os.fsync(file.fileno())
         os.replace(part, target)
     except BaseException as error:
-        part.unlink(missing_ok=True)
+        if part:
+            part.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise CheckpointError(_sentence(target, error)) from error
         raise
     _sync_folder(target.parent)
 
 
-def _check_target(target: Path, size: int, overwrite: bool) -> None:
+def write_bytes(target: Path, data: bytes) -> None:
+    """Replace a small file's content, whole or not at all; errors as for `atomic_file`."""
+    with atomic_file(target, len(data), overwrite=True) as file:
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
+
+
+def remove_leftovers(target: Path) -> None:
+    """Delete the parts of this target that processes have left which are no more.
+
+    A process holds a lock on the part it writes, which ends with it however it dies. Where the file system knows no
+    locks, parts stay.
+    """
+    with suppress(OSError):
+        for entry in list(os.scandir(target.parent)):
+            rest = entry.name.removeprefix(target.name)
+            if rest != entry.name and _PART.fullmatch(rest):
+                _remove_if_left(Path(entry.path))
+
+
+def _remove_if_left(part: Path) -> None:
+    with suppress(OSError):
+        if os.name != "posix":
+            part.unlink()  # refused by the system while a process has it open
+            return
+        with open(part, "r+b", buffering=0) as file:
+            _lock(file)
+            part.unlink()
+
+
+def _open_part(target: Path) -> tuple[Path, FileIO]:
+    """A new part, locked where the file system knows locks."""
+    while True:
+        part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+        file = open(part, "xb", buffering=0)  # noqa: SIM115 (the caller closes it)
+        with suppress(OSError):
+            _lock(file)
+        # Another process may have taken it for a leftover before it was locked.
+        if part.exists():
+            return part, file
+        file.close()
+
+
+def _lock(file: FileIO) -> None:
+    """Lock a file for as long as it is open; an OSError where another process has, or locks are unknown."""
+    if os.name == "posix":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder: give the name of the file to write.")
     if not target.parent.is_dir():
         raise CheckpointError(f"The folder {target.parent} does not exist: create it or choose another.")
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists already: choose another name or allow overwriting it.")
+
+
+def _check_room(target: Path, size: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if size > free:
         raise CheckpointError(

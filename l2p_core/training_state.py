@@ -18,8 +18,8 @@ from .training_config import TrainingConfig
 
 KIND_KEY = "l2p.kind"
 KIND = "training-state"
-# Training longer than first planned, or on other machines, is no other run.
-_MAY_CHANGE = ("steps", "parallel")
+MAY_CHANGE = ("steps", "parallel", "lr")
+"""Training longer than first planned, on other machines, or on from before a divergence is no other run."""
 
 
 def save(path: str | Path, state: Mapping[str, Tensor], *, step: int, config: TrainingConfig) -> None:
@@ -60,7 +60,7 @@ def _check_settings(path: str | Path, saved: Mapping[str, object], config: Train
     for choice in fields(TrainingConfig):
         # A run saved before there was this choice was made as its default does.
         ours, theirs = getattr(config, choice.name), saved.get(choice.name, choice.default)
-        if choice.name not in _MAY_CHANGE and ours != theirs:
+        if choice.name not in MAY_CHANGE and ours != theirs:
             raise CheckpointError(
                 f"{path} was trained with {choice.name} = {theirs!r}, but {ours!r} is asked for now: set it back to go "
                 "on, or start a new run."

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from comfyui_l2p.l2p_core.dataset.images import from_uint8, to_uint8
 from comfyui_l2p.l2p_core.tensor_file import save
+from comfyui_l2p.l2p_core.tiny import image_set as data
 from comfyui_l2p.l2p_core.tiny import judge
 from comfyui_l2p.l2p_core.trainer import Batch
-from comfyui_l2p.train import data
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -82,8 +83,8 @@ def test_renderings_show_their_captions() -> None:
 
 def test_pixels_survive_eight_bits() -> None:
     values = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(data.to_uint8(data.from_uint8(values)), values)
-    assert data.to_uint8(torch.tensor([-2.0, 2.0])).tolist() == [0, 255]
+    assert torch.equal(to_uint8(from_uint8(values)), values)
+    assert to_uint8(torch.tensor([-2.0, 2.0])).tolist() == [0, 255]
 
 
 def test_a_foreign_file_among_the_images_is_named(tmp_path: Path) -> None:

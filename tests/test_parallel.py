@@ -22,8 +22,9 @@ from comfyui_l2p.l2p_core import delta, parallel, sharding
 from comfyui_l2p.l2p_core.checkpoint import load_model, load_tensors, save
 from comfyui_l2p.l2p_core.model import LatentModel
 from comfyui_l2p.l2p_core.parallel import Ranks
+from comfyui_l2p.l2p_core.run.folder import RunFolder
+from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.train.run import train
-from comfyui_l2p.train.run_folder import RunFolder, read_metrics
 
 FSDP = hasattr(torch.cpu.Stream, "record_event")
 """Whether this torch's FSDP2 works on CPUs."""

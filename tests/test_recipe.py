@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
-from comfyui_l2p.train import recipe as recipes
+from comfyui_l2p.train.recipe import BUNDLED, find
 
 SMALLEST = {"model": {"base": "tiny"}}
 
@@ -39,7 +40,10 @@ def test_values_arrive() -> None:
         ({**SMALLEST, "training": {"decay": "linear"}}, "decay must be one of constant, cosine"),
         ({**SMALLEST, "watch": {"prompts": "a circle"}}, "prompts must be a list of texts"),
         ({**SMALLEST, "watch": {"save_every": 0}}, "save_every"),
-        ({**SMALLEST, "data": {"kind": "folder"}}, "kind must be tiny or renderings"),
+        ({**SMALLEST, "data": {"kind": "zip"}}, "kind must be folder, tiny or renderings"),
+        ({**SMALLEST, "data": {"kind": "folder"}}, "needs the key 'path'"),
+        ({**SMALLEST, "captions": {"encode": "x"}}, "did you mean 'encoder'?"),
+        ({**SMALLEST, "watch": {"divergence_factor": 1}}, "divergence_factor must be above 1"),
         ({**SMALLEST, "data": 3}, "must be a section"),
         ({"model": {}}, "needs the key 'base'"),
         ({}, "no section [model]"),
@@ -58,9 +62,9 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
         recipes.load(path)
 
 
-@pytest.mark.parametrize("path", sorted(recipes.BUNDLED.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.toml")), ids=lambda path: path.stem)
 def test_bundled_recipes_are_right_and_survive_writing(path: Path, tmp_path: Path) -> None:
-    recipe = recipes.load(recipes.find(path.stem))
+    recipe = recipes.load(find(path.stem))
     rewritten = tmp_path / "rewritten.toml"
     rewritten.write_text(recipes.to_toml(recipe), encoding="utf-8")
     assert recipes.load(rewritten) == recipe

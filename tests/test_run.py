@@ -14,11 +14,13 @@ from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.model import LatentModel
+from comfyui_l2p.l2p_core.run import recipe as recipes
+from comfyui_l2p.l2p_core.run.folder import RunFolder
+from comfyui_l2p.l2p_core.run.metrics import loss_by_sigma, read_metrics
+from comfyui_l2p.l2p_core.tiny import image_set
 from comfyui_l2p.l2p_core.trainer import Trainer
-from comfyui_l2p.train import data, run
-from comfyui_l2p.train import recipe as recipes
+from comfyui_l2p.train import run
 from comfyui_l2p.train.cli import main
-from comfyui_l2p.train.run_folder import RunFolder, loss_by_sigma, read_metrics
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -56,7 +58,7 @@ steps = 1
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a small latent source in it, and recipes beside."""
-    monkeypatch.setattr(data, "PART", 4)
+    monkeypatch.setattr(image_set, "PART", 4)
     torch.manual_seed(0)
     save(LatentModel(SOURCE).state_dict(), tmp_path / "source.safetensors")
     return tmp_path
@@ -85,7 +87,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     straight = train(folder, "straight")
     one_step = Trainer._train_step
 
-    def interrupted_in_step_three(self: Trainer, batches: data.Batches) -> object:
+    def interrupted_in_step_three(self: Trainer, batches: image_set.Batches) -> object:
         if self.step == 2:
             signal.raise_signal(signal.SIGINT)
         return one_step(self, batches)
@@ -97,7 +99,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     stopped = RunFolder(folder / "stopped")
     assert len(read_metrics(stopped.metrics)) == 3
     monkeypatch.undo()
-    monkeypatch.setattr(data, "PART", 4)
+    monkeypatch.setattr(image_set, "PART", 4)
     train(folder, "stopped")
     assert [line["step"] for line in read_metrics(stopped.metrics)] == [1, 2, 3, 4]
     expected, actual = load_tensors(straight.state)[0], load_tensors(stopped.state)[0]
@@ -107,9 +109,27 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
 
 def test_another_recipe_does_not_go_on_in_the_same_folder(folder: Path) -> None:
     train(folder, "run", steps=1)
-    with pytest.raises(ValueError, match=r"\[training\] lr = 0.001, but the recipe says 0.01"):
-        train(folder, "run", steps=1, lr=0.01)
-    train(folder, "run", steps=1, lr=0.01, restart=True)
+    other = RECIPE.replace("blocks = 1", "blocks = 0").format(steps=1, lr=1e-3)
+    (folder / "other.toml").write_text(other, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"\[training\] blocks = 1, but the recipe says 0"):
+        run.train(str(folder / "other.toml"), folder / "run")
+    run.train(str(folder / "other.toml"), folder / "run", restart=True)
+
+
+def test_the_learning_rate_may_be_lowered_on_the_way(folder: Path) -> None:
+    """It is what the sentence of a run that has diverged advises."""
+    train(folder, "run", steps=2)
+    made = train(folder, "run", steps=3, lr=1e-4)
+    assert [line["lr"] for line in read_metrics(made.metrics)] == [1e-3, 1e-3, 1e-4]
+
+
+def test_another_base_or_data_under_the_same_path_is_refused(folder: Path) -> None:
+    made = train(folder, "run", steps=1)
+    made.init.unlink()
+    torch.manual_seed(1)
+    save(LatentModel(SOURCE).state_dict(), folder / "source.safetensors", {}, True)
+    with pytest.raises(ValueError, match="another content of \\[model\\] base"):
+        train(folder, "run", steps=2)
 
 
 def test_metrics_after_the_last_save_are_dropped(tmp_path: Path) -> None:

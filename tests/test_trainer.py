@@ -152,8 +152,8 @@ def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.M
 def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     trainer().save(path)
-    with pytest.raises(ValueError, match="lr = 0.001"):
-        trainer(dataclasses.replace(CONFIG, lr=2e-3)).resume(path)
+    with pytest.raises(ValueError, match="weight_decay = 0.01"):
+        trainer(dataclasses.replace(CONFIG, weight_decay=0.1)).resume(path)
     with pytest.raises(ValueError, match="another model"):
         Trainer(pixel_model("4k"), CONFIG, EMPTY).resume(path)
     trainer(dataclasses.replace(CONFIG, steps=50)).resume(path)

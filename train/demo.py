@@ -12,12 +12,17 @@ import torch
 
 from ..l2p_core import convert, delta, tiny
 from ..l2p_core.checkpoint import load_model
+from ..l2p_core.run import recipe as recipes
+from ..l2p_core.run.data import RunData, tiny_images
+from ..l2p_core.run.folder import RunFolder
+from ..l2p_core.run.loop import Run
+from ..l2p_core.run.metrics import loss_by_sigma, read_metrics
+from ..l2p_core.run.recipe import Recipe
+from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.shapes import evaluation_captions
-from . import bundled, figure
-from . import recipe as recipes
-from .recipe import Recipe
-from .run import Run, images
-from .run_folder import RunFolder, loss_by_sigma, read_metrics
+from . import figure
+from .recipe import find
+from .run import shown
 from .scores import Scored, evaluate, score_table
 
 EVALUATED = 96  # captions a score is made of
@@ -43,7 +48,7 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
     recipe = _recipe(steps, seed)
     folder = RunFolder(output)
     folder.clear()
-    folder.begin(recipes.to_toml(recipe), recipe)
+    folder.begin(recipe)
 
     print("1. The bundled latent source becomes a pixel initialisation.")
     report = convert.convert(
@@ -57,11 +62,14 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
     print(report.summary())
 
     print(f"2. The source makes {recipe.data.images} images to train on.")
-    image_set = images(recipe.data, folder.images)
+    with shown(recipe.training.steps) as hooks:
+        images = tiny_images(recipe.data, folder.images, hooks.working)
 
     print("3. Its first and last blocks, embedders and the new head train on them; the middle stays frozen.")
-    run = Run(recipe, folder, folder.init, image_set)
-    run.go()
+    with shown(recipe.training.steps) as hooks:
+        finished = Run(recipe, folder, folder.init, RunData(images), hooks=hooks).go()
+    if not finished:
+        raise KeyboardInterrupt
 
     print(f"4. Every model draws the same {EVALUATED} captions, and the judge looks at them.")
     results = _evaluate(folder)
@@ -72,7 +80,7 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
 
 
 def _recipe(steps: int | None, seed: int) -> Recipe:
-    recipe = recipes.load(recipes.find("demo"))
+    recipe = recipes.load(find("demo"))
     training = dataclasses.replace(recipe.training, steps=steps or recipe.training.steps, seed=seed)
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, seed=seed), training=training)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..l2p_core import convert, delta
-from .bundled import resolve
+from ..l2p_core.tiny.bundled import resolve
 from .console import byte_progress, bytes_text
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

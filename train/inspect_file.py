@@ -13,7 +13,7 @@ from ..l2p_core import freeze
 from ..l2p_core.checkpoint import Checkpoint, check_complete, open_checkpoint
 from ..l2p_core.config import COMFY_PREFIX, ModelConfig
 from ..l2p_core.model import key_shapes
-from .bundled import resolve
+from ..l2p_core.tiny.bundled import resolve
 from .console import bytes_text, count_text
 
 _SHOWN_METADATA = 100  # characters of a value, unless everything is asked for as JSON

@@ -1,4 +1,4 @@
-"""Images to PNG files: single ones and montages."""
+"""Images from and to files."""
 
 from __future__ import annotations
 
@@ -12,25 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .data import to_uint8
-
-GAP = 2  # pixels between the images of a montage
-
-
-def picture(pixels: Tensor) -> Image.Image:
-    """One image (3, H, W) in [-1, 1]."""
-    return Image.fromarray(to_uint8(pixels).permute(1, 2, 0).contiguous().numpy())
-
-
-def montage(pixels: Tensor, columns: int) -> Tensor:
-    """Images (B, 3, H, W) in rows of `columns` on white, (3, rows * (H + gap), columns * (W + gap)) less a gap."""
-    count, _, height, width = pixels.shape
-    rows = -(-count // columns)
-    sheet = torch.ones(3, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP)
-    for i, image in enumerate(pixels):
-        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        sheet[:, top : top + height, left : left + width] = image
-    return sheet
+from ..l2p_core.pictures import enlarged, picture
 
 
 def save_png(
@@ -50,9 +32,7 @@ def save_png(
     """
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = picture(pixels)
-    if scale > 1:
-        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    image = enlarged(picture(pixels), scale)
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, value)

@@ -13,9 +13,9 @@ from ..l2p_core import delta, flow, tiny
 from ..l2p_core.checkpoint import load_model, load_tensors
 from ..l2p_core.config import ModelConfig, variant_row
 from ..l2p_core.model import L2PModel
+from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from ..l2p_core.tiny.words import CAPTION_DIM
-from . import bundled
 from .console import bar, byte_progress
 from .pictures import load_picture, refuse_existing, save_png
 

@@ -18,15 +18,21 @@ import torch
 
 from ...l2p_core import convert, delta, metadata, tiny
 from ...l2p_core.checkpoint import load_latent, save
+from ...l2p_core.dataset.images import from_uint8, to_uint8
 from ...l2p_core.model import L2PModel
+from ...l2p_core.run import recipe as recipes
+from ...l2p_core.run.data import RunData, tiny_images
+from ...l2p_core.run.folder import RunFolder
+from ...l2p_core.run.loop import Run
+from ...l2p_core.run.metrics import loss_by_sigma, read_metrics
+from ...l2p_core.run.recipe import Recipe
 from ...l2p_core.tensor_file import load_tensors
+from ...l2p_core.tiny import bundled
 from ...l2p_core.tiny.shapes import evaluation_captions
 from ...l2p_core.trainer import Trainer
-from .. import bundled, data, figure
-from .. import recipe as recipes
-from ..recipe import Recipe
-from ..run import Run, images
-from ..run_folder import RunFolder, loss_by_sigma, read_metrics
+from .. import figure
+from ..recipe import find
+from ..run import shown
 from ..scores import Scored, evaluate, score_table
 
 EVALUATED = 480  # captions of a final score: every combination of attributes once
@@ -65,7 +71,7 @@ def benchmark_transfer(
         renderings: also train on clean renderings instead of the source's images, as a comparison.
         write_delta: where to write the full run's delta on the source, in bfloat16, as it is bundled.
     """
-    recipe = recipes.load(recipes.find("tiny"))
+    recipe = recipes.load(find("tiny"))
     output.mkdir(parents=True, exist_ok=True)
     all_arms = arms(recipe, steps or recipe.training.steps, ablation_steps or ABLATION_STEPS, renderings)
     source = bundled.TinySource()
@@ -114,15 +120,19 @@ def _train(arm: Arm, output: Path) -> RunFolder:
     """Train an arm, from where it stopped; the images are shared between arms."""
     folder = RunFolder(output / arm.folder)
     # Also for a finished arm: one of another recipe must not pass for this one.
-    folder.begin(recipes.to_toml(arm.recipe), arm.recipe)
+    folder.begin(arm.recipe)
     if (folder.path / "finished").exists():
         return folder
     if not folder.init.exists():
         (_scratch if arm.from_scratch else _convert)(arm.recipe, folder.init)
     print(f"{arm.name}: {folder.path}")
-    run = Run(arm.recipe, folder, folder.init, images(arm.recipe.data, output / "images"))
     every = max(1, arm.recipe.training.steps // SCORES_ON_THE_WAY)
-    run.go(partial(_score_on_the_way, folder, every) if arm.name == MAIN else None)
+    with shown(arm.recipe.training.steps) as hooks:
+        images = tiny_images(arm.recipe.data, output / "images", hooks.working)
+        run = Run(arm.recipe, folder, folder.init, RunData(images), hooks=hooks)
+        finished = run.go(partial(_score_on_the_way, folder, every) if arm.name == MAIN else None)
+    if not finished:
+        raise KeyboardInterrupt
     (folder.path / "finished").write_text("", encoding="utf-8")
     return folder
 
@@ -175,9 +185,9 @@ def _score(folder: Path, name: str, make_sampler: Callable[[], Any]) -> Scored:
     path = folder / "evaluation.safetensors"
     if not path.exists():
         scored = evaluate(name, make_sampler(), EVALUATED)
-        save({"images": data.to_uint8(scored.images)}, path, {"scores": json.dumps(scored.scores)})
+        save({"images": to_uint8(scored.images)}, path, {"scores": json.dumps(scored.scores)})
     tensors, about = load_tensors(path)
-    return Scored(data.from_uint8(tensors["images"]), json.loads(about["scores"]))
+    return Scored(from_uint8(tensors["images"]), json.loads(about["scores"]))
 
 
 def _report(output: Path, main: Arm, results: dict[str, Scored]) -> None:

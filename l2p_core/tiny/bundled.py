@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..l2p_core import flow, tiny
-from ..l2p_core.model import L2PModel, LatentModel
-from ..l2p_core.tensor_io import ProgressCallback
-from ..l2p_core.tiny.autoencoder import Autoencoder
-from ..l2p_core.tiny.generate import CFG, STEPS
-from ..l2p_core.tiny.shapes import IMAGE_SIZE
-from ..l2p_core.tiny.words import Words
+from .. import flow, tiny
+from ..model import L2PModel, LatentModel
+from ..tensor_io import ProgressCallback
+from .autoencoder import Autoencoder
+from .generate import CFG, STEPS
+from .shapes import IMAGE_SIZE
+from .words import Words
 
 NAME = "tiny"
 SOURCE = tiny.SOURCE_PATH

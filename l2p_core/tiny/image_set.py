@@ -1,4 +1,4 @@
-"""Data sets and batches: images with captions and the seeds they were made from."""
+"""The tiny training set in memory: images with captions and the seeds they were made from, and batches of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..l2p_core.tensor_file import load_tensors, save
-from ..l2p_core.tensor_io import ProgressCallback
-from ..l2p_core.tiny import shapes
-from ..l2p_core.trainer import Batch
+from ..batch import Batch
+from ..dataset.images import from_uint8, to_uint8
+from ..tensor_file import load_tensors, save
+from ..tensor_io import ProgressCallback
+from . import shapes
 
 PART = 256  # images of a cached file: what a stop can lose
 
@@ -145,13 +146,3 @@ def _load_part(path: Path) -> ImageSet:
     if metadata.get("l2p.kind") != "images":
         raise ValueError(f"{path} is not a file of cached images: move it away, it will be made anew.")
     return ImageSet(tensors["pixels"], json.loads(metadata["captions"]), json.loads(metadata["seeds"]))
-
-
-def to_uint8(pixels: Tensor) -> Tensor:
-    """[-1, 1] to 0..255."""
-    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_uint8(pixels: Tensor) -> Tensor:
-    """0..255 to [-1, 1], float32."""
-    return pixels.float() / 127.5 - 1

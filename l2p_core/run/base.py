@@ -1,0 +1,59 @@
+"""What a run starts from: an L2P file, or a latent source that becomes one."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from .. import convert
+from ..checkpoint import open_checkpoint
+from ..safetensors_header import read_header
+from ..shards import files_of
+from ..tensor_io import ProgressCallback
+from ..tiny.bundled import resolve
+from .recipe import ModelSection
+
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+
+
+def initialisation(model: ModelSection, target: Path, progress: ProgressCallback | None = None) -> Path:
+    """The L2P file that training starts from.
+
+    A latent source is converted to `target` first, once: where that is there already, the source is not looked at.
+
+    Args:
+        model: with an absolute `base`.
+        target: the file to convert to.
+        progress: called with (bytes done, bytes in all) of the conversion.
+
+    Raises:
+        ValueError: if the base cannot be read or converted.
+    """
+    if target.exists():
+        return target
+    base = resolve(model.base)
+    if open_checkpoint(base).config().head is not None:
+        return base
+    convert.convert(
+        base,
+        target,
+        variant=model.variant,
+        seed=model.seed,
+        init=model.init,
+        head_width=model.head_width,
+        progress=progress,
+    )
+    return target
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of a model's headers and of 64 evenly spaced pieces of 64 KiB of each file, which takes no time."""
+    digest = hashlib.sha256()
+    for file in files_of(path):
+        header, size = read_header(file), file.stat().st_size
+        with file.open("rb") as content:
+            digest.update(f"{size} ".encode() + content.read(header.data_start))
+            for sample in range(_SAMPLES):
+                content.seek(header.data_start + (size - header.data_start) * sample // _SAMPLES)
+                digest.update(content.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

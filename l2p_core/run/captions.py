@@ -1,0 +1,37 @@
+"""Where a run's caption features come from: a cache on disk, filled before anything else is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import tiny
+from ..dataset.captions import CaptionCache, TextEncoder, WordEncoder
+
+
+@dataclass(frozen=True)
+class Captions:
+    """A cache and the encoder that fills it.
+
+    Attributes:
+        folder: of the cache, shared by encoders, data sets and runs.
+        identity: the encoder's, see `dataset.captions.TextEncoder`.
+        make_encoder: loads it; called only where something is missing, and let go of before training.
+    """
+
+    folder: Path
+    identity: str
+    make_encoder: Callable[[], TextEncoder]
+
+    def fill(self, captions: Iterable[str], progress: Callable[[int, int], None] | None = None) -> CaptionCache:
+        """The cache with these captions and the empty one in it; errors as for `CaptionCache.fill`."""
+        cache = CaptionCache(self.folder, self.identity)
+        cache.fill(captions, self.make_encoder, progress=progress)
+        return cache
+
+
+def of_words(folder: Path) -> Captions:
+    """The tiny model's words as the encoder."""
+    encoder = WordEncoder(tiny.load_words())
+    return Captions(folder, encoder.identity, lambda: encoder)

@@ -1,0 +1,152 @@
+"""A run's data: opened and made ready first, then streamed in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from .. import tiny
+from ..batch import BatchSource, Part
+from ..config import ModelConfig, variant_row
+from ..dataset.image_folder import ImageFolder, open_folder
+from ..dataset.loader import Loader
+from ..dataset.problems import Problem
+from ..parallel import Ranks
+from ..tiny import bundled, image_set
+from ..tiny.image_set import ImageSet
+from ..tiny.shapes import IMAGE_SIZE
+from .captions import Captions
+from .recipe import DataSection, Recipe
+
+Features = Callable[[str], Tensor]
+"""A caption's features, (L, caption_dim)."""
+
+Working = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains on, ready to be streamed.
+
+    Attributes:
+        images: a data folder, or the tiny set in memory.
+        features: of the captions, those of the montages and the empty one included.
+    """
+
+    images: ImageFolder | ImageSet
+    features: Features = field(default_factory=lambda: tiny.load_words().encode)
+
+    @property
+    def fingerprint(self) -> str:
+        """What the samples and their order depend on beside the recipe."""
+        return self.images.fingerprint if isinstance(self.images, ImageFolder) else ""
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what a user should know before training."""
+        return self.images.notes if isinstance(self.images, ImageFolder) else []
+
+    def stream(self, recipe: Recipe, ranks: Ranks) -> Stream:
+        """Batches of this process's part."""
+        index, parts = ranks.part(recipe.training.accumulate, recipe.data.batch_size)
+        if isinstance(self.images, ImageSet):
+            whole = image_set.Batches(self.images, self.features, recipe.data.batch_size, recipe.data.seed)
+            return Stream(Part(whole, index, parts))
+        loader = Loader(
+            self.images,
+            self.features,
+            batch_size=recipe.data.batch_size // parts,
+            seed=recipe.data.seed,
+            rank=index,
+            world_size=parts,
+            workers=recipe.data.workers,
+            max_bad_share=recipe.data.max_bad_share,
+            pin_memory=ranks.device.type == "cuda",
+        )
+        return Stream(loader, loader, lambda: loader.problems)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Batches, the block that they are to be used in, and what has been left out so far."""
+
+    batches: BatchSource
+    block: AbstractContextManager[object] = field(default_factory=nullcontext)
+    problems: Callable[[], list[Problem]] = list
+
+
+def prepare(
+    recipe: Recipe, config: ModelConfig, images: Path, index: Path, captions: Captions | None, working: Working
+) -> RunData:
+    """Open or make the images, and encode the captions that have no features yet.
+
+    Args:
+        recipe: with absolute paths.
+        config: of the pixel model.
+        images: folder for the images of the kinds "tiny" and "renderings".
+        index: file that remembers the sizes of a data folder's images.
+        captions: of the kind "folder"; None are the tiny model's words.
+        working: shows how far it is.
+
+    Raises:
+        ValueError: if the data cannot be read, or the captions are not what the model takes.
+    """
+    if recipe.data.kind == "folder":
+        return _prepare_folder(recipe, config, index, captions, working)
+    found = RunData(tiny_images(recipe.data, images, working))
+    _check_width(found.features, config, f"Data of kind {recipe.data.kind!r} has the tiny model's captions")
+    return found
+
+
+def tiny_images(section: DataSection, folder: Path, working: Working) -> ImageSet:
+    """The images of the kinds "tiny" and "renderings", from the cache in `folder` or made now."""
+    if section.kind == "renderings":
+        return image_set.generated(image_set.rendered, section.images, section.seed, folder, "renderings")
+    source = bundled.TinySource()
+    generate = partial(source.images, steps=section.steps, cfg=section.cfg)
+    name = source.name(section.steps, section.cfg)
+    progress = partial(working, "images of the source")
+    return image_set.generated(generate, section.images, section.seed, folder, name, progress)
+
+
+def image_side(recipe: Recipe, config: ModelConfig) -> int:
+    """The side in pixels of a square of the training images' area."""
+    if recipe.data.kind != "folder":
+        return IMAGE_SIZE
+    return recipe.data.size or variant_row(str(config.variant)).pixels
+
+
+def _prepare_folder(
+    recipe: Recipe, config: ModelConfig, index: Path, captions: Captions | None, working: Working
+) -> RunData:
+    if captions is None:
+        raise ValueError(
+            f"This model takes captions of {config.caption_dim} numbers a token: name their text encoder under "
+            "[captions] encoder, for Z-Image the folder or file of Qwen3-4B."
+        )
+    folder = open_folder(
+        recipe.data.path,
+        area=image_side(recipe, config) ** 2,
+        multiple=config.size_multiple,
+        max_bad_share=recipe.data.max_bad_share,
+        index=index,
+        progress=partial(working, "looking at images"),
+    )
+    cache = captions.fill([*folder.captions, *recipe.watch.prompts], partial(working, "encoding captions"))
+    _check_width(cache.read, config, f"The text encoder makes captions ({captions.identity})")
+    return RunData(folder, cache.read)
+
+
+def _check_width(features: Features, config: ModelConfig, whose: str) -> None:
+    width = features("").shape[-1]
+    if width != config.caption_dim:
+        raise ValueError(
+            f"{whose}, {width} numbers a token, but the model takes {config.caption_dim}: use the text encoder it was "
+            "made for."
+        )

@@ -1,0 +1,57 @@
+"""When a run has diverged short of NaN.
+
+The rule: the loss, smoothed over the last 100 steps or so (an exponential mean with memory 0.99), has stayed above
+`factor` times its own best for `patience` steps on end. The best counts from step 100 on, before which the mean is
+young. A step's loss alone says little: it varies tenfold with the noise levels that were drawn.
+
+The watch depends on the losses alone, so that a run that goes on rebuilds it from metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import math
+
+MEMORY = 0.99
+YOUNG = 100
+"""Steps before which the smoothed loss is no measure."""
+
+
+class DivergenceWatch:
+    """Follows the losses of a run.
+
+    Args:
+        factor: above 1.
+        patience: steps; 0 turns the rule off.
+    """
+
+    def __init__(self, factor: float, patience: int):
+        self.factor, self.patience = factor, patience
+        self.best = math.inf
+        self.steps_above = 0
+        self._sum = self._weight = 0.0
+        self._steps = 0
+
+    @property
+    def smoothed(self) -> float:
+        """The mean of the losses so far, later ones weighing more; NaN before the first."""
+        return self._sum / self._weight if self._weight else math.nan
+
+    @property
+    def rising(self) -> bool:
+        """Whether the loss is above the limit now, so that what is saved now may be no good."""
+        return self.steps_above > 0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it has been so for long enough to stop."""
+        return bool(self.patience) and self.steps_above >= self.patience
+
+    def add(self, loss: float) -> None:
+        """Take the loss of one more step."""
+        self._steps += 1
+        self._sum = MEMORY * self._sum + (1 - MEMORY) * loss
+        self._weight = MEMORY * self._weight + 1 - MEMORY
+        if not self.patience or self._steps < YOUNG:
+            return
+        self.best = min(self.best, self.smoothed)
+        self.steps_above = self.steps_above + 1 if self.smoothed > self.factor * self.best else 0

@@ -1,0 +1,261 @@
+"""A run from its recipe to its delta: prepared, trained, saved and shown on the way, stopped and gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import delta, sharding
+from ..atomic import write_bytes
+from ..checkpoint import load_model, open_checkpoint
+from ..parallel import Ranks
+from ..tiny.words import CAPTION_DIM
+from ..trainer import Trainer, TrainingDiverged
+from . import data, montage
+from .base import fingerprint, initialisation
+from .captions import Captions, of_words
+from .data import RunData
+from .divergence import DivergenceWatch
+from .folder import RunFolder
+from .metrics import Clock, RunMetrics, read_metrics
+from .recipe import Recipe
+
+AfterStep = Callable[[Trainer], None]
+"""Called after every optimiser step."""
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a run is watched and stopped; of several processes the first alone calls them, but for `should_stop`.
+
+    Attributes:
+        progress: called after every step with its metrics.
+        montage: called with the step and its montage's images, (B, 3, H, W) in [-1, 1] on the CPU.
+        should_stop: asked after every step; once it says so, everything is saved and the run returns.
+        note: called with sentences that the user should read.
+        working: called during preparation with (what, done, of how much).
+    """
+
+    progress: Callable[[RunMetrics], None] = _ignore
+    montage: Callable[[int, Tensor], None] = _ignore
+    should_stop: Callable[[], bool] = lambda: False
+    note: Callable[[str], None] = _ignore
+    working: Callable[[str, int, int], None] = _ignore
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has come to: its folder, the steps done, and whether these are all."""
+
+    folder: RunFolder
+    step: int
+    finished: bool
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    captions: Captions | None = None,
+    hooks: Hooks | None = None,
+    ranks: Ranks | None = None,
+    restart: bool = False,
+) -> Result:
+    """Train as the recipe says, from the last save in the folder if there is one.
+
+    It works under inference mode too, which it leaves for its length.
+
+    Args:
+        recipe: with absolute paths, see `recipe.with_paths`.
+        folder: of the run, made where it is missing; `folder.RunFolder` says what it holds afterwards.
+        captions: the cache of caption features for data of the kind "folder", and the encoder that fills it; may be
+            left out for the tiny model, which knows its words.
+        hooks: to watch and stop the run.
+        ranks: the processes that train together; each makes this call.
+        restart: forget what the folder holds.
+
+    Raises:
+        ValueError: for data, models and folders that cannot be used, or a full disk; the message says what to do.
+        TrainingDiverged: when the loss is no longer finite or keeps rising; the last good save stays.
+    """
+    hooks, ranks = hooks or Hooks(), ranks or Ranks()
+    with torch.inference_mode(False), torch.enable_grad():
+        run = prepare(recipe, RunFolder(folder), captions, hooks, ranks, restart)
+        finished = run.go()
+        return Result(run.folder, run.trainer.step, finished)
+
+
+def prepare(
+    recipe: Recipe, folder: RunFolder, captions: Captions | None, hooks: Hooks, ranks: Ranks, restart: bool = False
+) -> Run:
+    """The run, ready to go on; arguments and errors as for `train`."""
+
+    def make_files() -> tuple[Path, RunData]:
+        ranks.part(recipe.training.accumulate, recipe.data.batch_size)
+        if ranks.first:
+            if restart:
+                folder.clear()
+            folder.begin(recipe)
+        base = initialisation(recipe.model, folder.init, partial(hooks.working, "converting"))
+        config = open_checkpoint(base).config()
+        known = captions
+        if known is None and config.caption_dim == CAPTION_DIM:
+            known = of_words(caption_folder(recipe, folder.path))
+        found = data.prepare(recipe, config, folder.images, folder.index, known, hooks.working)
+        if ranks.first:
+            folder.identify({"base": fingerprint(base), "data": found.fingerprint})
+            for note in found.notes:
+                hooks.note(note)
+        return base, found
+
+    base, found = ranks.first_then_others(make_files)
+    return Run(recipe, folder, base, found, ranks, hooks)
+
+
+def caption_folder(recipe: Recipe, folder: Path) -> Path:
+    """Where a run in `folder` keeps caption features, unless told otherwise by its caller."""
+    return Path(recipe.captions.cache) if recipe.captions.cache else folder.resolve().parent / "captions"
+
+
+class Run:
+    """One training run in its folder, resumed from the last save there.
+
+    Args:
+        recipe: how to train.
+        folder: where everything goes; `RunFolder.begin` has been called.
+        base: the L2P file that training starts from.
+        found: what it trains on.
+        ranks: the processes of the run; the first writes its files.
+        hooks: to watch and stop it.
+
+    Raises:
+        ValueError: if the save is of another run.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        base: Path,
+        found: RunData,
+        ranks: Ranks | None = None,
+        hooks: Hooks | None = None,
+    ):
+        self.recipe, self.folder, self.base, self.data = recipe, folder, base, found
+        self.ranks, self.hooks = ranks or Ranks(), hooks or Hooks()
+        # Shards are cut on the way to the device, which need not hold the whole.
+        device = self.ranks.device if self.ranks.count == 1 else "cpu"
+        model = load_model(base, dtype=torch.float32, device=device)
+        self.trainer = Trainer(model, recipe.training, empty_caption=found.features(""), ranks=self.ranks)
+        if folder.state.exists():
+            self.trainer.resume(folder.state)
+        self.ranks.first_only(lambda: folder.rewind(self.trainer.step))
+        self.watch = self._divergence_watch()
+        self._saved_step = self.trainer.step
+        if self.trainer.step and self.ranks.first:
+            self.hooks.note(f"Going on after step {self.trainer.step} of {recipe.training.steps}.")
+
+    def go(self, after_step: AfterStep | None = None) -> bool:
+        """Train to the end, or until asked to stop; whether it came to the end. Both ways all is saved.
+
+        Raises:
+            TrainingDiverged: see `divergence`; the delta and the state of the last good save stay.
+        """
+        stream = self.data.stream(self.recipe, self.ranks)
+        total, clock = self.recipe.training.steps, Clock(self.recipe.training.steps, self.ranks.device)
+        self._make_up_montage()
+        finished, stopping = self.trainer.step >= total, False
+        with stream.block:
+            for plain in self.trainer.run(stream.batches):
+                metrics = clock.add(plain)
+                self._report_step(metrics)
+                self.watch.add(metrics.loss)
+                if after_step:
+                    after_step(self.trainer)
+                finished = metrics.step >= total
+                stopping = self.ranks.any(self.hooks.should_stop())
+                if self.watch.diverged:
+                    raise TrainingDiverged(self._sentence())
+                self._save_if_due(finished or stopping)
+                if self._montage_is_due(finished):
+                    self._montage()
+                if stopping:
+                    break
+        self._name_problems(stream)
+        return finished
+
+    def _report_step(self, metrics: RunMetrics) -> None:
+        self.ranks.first_only(lambda: self.folder.add_metrics(metrics))
+        if self.ranks.first:
+            self.hooks.progress(metrics)
+
+    def _save_if_due(self, last: bool) -> None:
+        """Save at intervals and at the end; not while the loss is rising, so that the last good save stays."""
+        if last or (self.trainer.step % self.recipe.watch.save_every == 0 and not self.watch.rising):
+            self._save()
+
+    def _save(self) -> None:
+        """Delta and state, each whole or not at all; the state last, since it is what a run goes on from."""
+        sharding.write_from_first(
+            self.ranks,
+            self.trainer.trained(),
+            lambda weights: delta.save(weights, self.base, self.folder.delta, overwrite=True),
+        )
+        self.trainer.save(self.folder.state)
+        self._saved_step = self.trainer.step
+
+    def _montage_is_due(self, finished: bool) -> bool:
+        due = finished or self.trainer.step % self.recipe.watch.montage_every == 0
+        return due and bool(self.recipe.watch.prompts)
+
+    def _make_up_montage(self) -> None:
+        """Make the montage that a kill between a save and its montage has left out."""
+        step = self.trainer.step
+        if step and self._montage_is_due(step >= self.recipe.training.steps):
+            missing = self.ranks.first and not self.folder.montage(step).exists()
+            if self.ranks.any(missing):
+                self._montage()
+
+    def _montage(self) -> None:
+        """The recipe's prompts as images, from the averaged weights."""
+        watch = self.recipe.watch
+        with self.trainer.averaged() as model:
+            side = watch.size or data.image_side(self.recipe, model.config)
+            pixels = montage.sample(model, self.data.features, watch, side, self.ranks.device)
+        target = self.folder.montage(self.trainer.step)
+        self.ranks.first_only(lambda: write_bytes(target, montage.file_content(pixels)))
+        if self.ranks.first:
+            self.hooks.montage(self.trainer.step, pixels)
+
+    def _divergence_watch(self) -> DivergenceWatch:
+        """The watch as it was at the save that the run goes on from."""
+        watch = DivergenceWatch(self.recipe.watch.divergence_factor, self.recipe.watch.divergence_steps)
+        if self.folder.metrics.exists():
+            for line in read_metrics(self.folder.metrics):
+                watch.add(line["loss"])
+        return watch
+
+    def _sentence(self) -> str:
+        watch = self.watch
+        return (
+            f"Training diverged: at step {self.trainer.step} the smoothed loss, {watch.smoothed:.4f}, has been above "
+            f"{watch.factor:g} times its best, {watch.best:.4f}, for {watch.steps_above} steps. The last save, of step "
+            f"{self._saved_step}, is from before that; go on from it with a lower learning rate."
+        )
+
+    def _name_problems(self, stream: data.Stream) -> None:
+        """Count what was left out, and list it in the run folder."""
+        problems = stream.problems()
+        if problems and self.ranks.first:
+            write_bytes(self.folder.problems, "".join(f"{problem}\n" for problem in problems).encode())
+            left_out = sum(problem.count for problem in problems)
+            self.hooks.note(f"{left_out} samples were left out; {self.folder.problems} lists them.")

@@ -1,0 +1,100 @@
+"""What a run reports after each step, and its record in metrics.jsonl."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..step_metrics import SIGMA_EDGES, StepMetrics
+
+_MEMORY = 0.95  # of the mean time of a step: about the last 20
+
+
+@dataclass
+class RunMetrics(StepMetrics):
+    """What one step of a run reports: `StepMetrics`, and of the run as a whole:
+
+    Attributes:
+        steps: of the whole run.
+        images_per_second: over about the last 20 steps, saves and montages included.
+        seconds_left: to the last step, at that speed.
+        memory_bytes: the most that this process has held so far: of the GPU's memory where it trains on one, else of
+            the computer's; None where the system does not say.
+    """
+
+    steps: int = 0
+    images_per_second: float = 0.0
+    seconds_left: float = 0.0
+    memory_bytes: int | None = None
+
+
+class Clock:
+    """Adds to a step's metrics what depends on the steps before it.
+
+    Args:
+        steps: of the whole run.
+        device: that the run trains on.
+    """
+
+    def __init__(self, steps: int, device: torch.device):
+        self._steps, self._device = steps, device
+        self._last = time.perf_counter()
+        self._seconds: float | None = None
+
+    def add(self, metrics: StepMetrics) -> RunMetrics:
+        """The metrics of the step that has just ended."""
+        now = time.perf_counter()
+        took, self._last = now - self._last, now
+        self._seconds = took if self._seconds is None else took + _MEMORY * (self._seconds - took)
+        own = {field.name: getattr(metrics, field.name) for field in dataclasses.fields(metrics)}
+        return RunMetrics(
+            **own,
+            steps=self._steps,
+            images_per_second=metrics.images / max(self._seconds, 1e-9),
+            seconds_left=(self._steps - metrics.step) * self._seconds,
+            memory_bytes=peak_memory(self._device),
+        )
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that this process has held: on its GPU, or in the computer's memory; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The steps of a metrics file; a last line that a kill cut short is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def loss_by_sigma(steps: Sequence[dict[str, Any]], window: int) -> tuple[list[int], dict[str, list[float]]]:
+    """Mean losses per range of sigma over windows of steps: the last step of each window, and a curve per range.
+
+    A range without samples in a window is NaN there.
+    """
+    ends = list(range(window, len(steps) + 1, window))
+    curves: dict[str, list[float]] = {}
+    for i, (low, high) in enumerate(zip(SIGMA_EDGES, SIGMA_EDGES[1:], strict=False)):
+        curve = []
+        for end in ends:
+            rows = steps[end - window : end]
+            count = sum(row["sigma_count"][i] for row in rows)
+            curve.append(sum(row["sigma_loss"][i] for row in rows) / count if count else math.nan)
+        curves[f"{low:.1f} to {high:.1f}"] = curve
+    return [steps[end - 1]["step"] for end in ends], curves
