@@ -1,7 +1,8 @@
 """When a run has diverged short of NaN.
 
 The rule: the loss, smoothed over the last 100 steps or so (an exponential mean with memory 0.99), has stayed above
-`factor` times its own best for `patience` steps on end. The best counts from step 100 on, before which the mean is
+`factor` times its own best for `patience` steps on end (2 and 200 unless a recipe says otherwise: a hump of
+a few steps has left the mean by then). The best counts from step 100 on, before which the mean is
 young. A step's loss alone says little: it varies tenfold with the noise levels that were drawn.
 
 The watch depends on the losses alone, so that a run that goes on rebuilds it from metrics.jsonl.

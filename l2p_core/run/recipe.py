@@ -127,7 +127,7 @@ class WatchSection:
     steps: int | None = None
     cfg: float | None = None
     divergence_factor: float = 2.0
-    divergence_steps: int = 100
+    divergence_steps: int = 200
 
     def __post_init__(self) -> None:
         sizes = [value for value in (self.size, self.steps) if value is not None]

@@ -1,0 +1,95 @@
+"""Files that appear whole or not at all, and what killed processes leave beside them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comfyui_l2p.l2p_core.atomic import atomic_file, remove_leftovers, write_bytes
+from comfyui_l2p.l2p_core.safetensors_header import CheckpointError
+
+WRITER = """
+import sys
+from pathlib import Path
+from comfyui_l2p.l2p_core.atomic import atomic_file
+with atomic_file(Path(sys.argv[1]), 100, overwrite=True) as file:
+    file.write(b"half of it")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.part"))
+
+
+def test_parts_of_the_killed_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    target = tmp_path / "state.safetensors"
+    write_bytes(target, b"first")
+    write_bytes(tmp_path / "state.safetensors.notes.part", b"the user's own")
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == b"writing"
+        write_bytes(target, b"second")
+        assert len(parts(tmp_path)) == 2, "the part of a living process was taken away"
+        process.kill()
+    assert len(parts(tmp_path)) == 2
+    write_bytes(tmp_path / "other", b"third")
+    assert len(parts(tmp_path)) == 2, "the part of another target was taken away"
+    write_bytes(target, b"fourth")
+    assert [path.name for path in parts(tmp_path)] == ["state.safetensors.notes.part"]
+    assert target.read_bytes() == b"fourth"
+
+
+def test_a_part_taken_for_a_leftover_before_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "file"
+    taken: list[Path] = []
+
+    def slow_to_lock(file: object) -> None:
+        if not taken:
+            taken.extend(parts(tmp_path))
+            taken[0].unlink()
+
+    monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._lock", slow_to_lock)
+    write_bytes(target, b"content")
+    assert taken and target.read_bytes() == b"content" and not parts(tmp_path)
+
+
+def test_leftovers_stay_where_locks_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "file.0123abcd.part"
+    left.write_bytes(b"?")
+
+    def unknown(file: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    if os.name == "posix":
+        monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._lock", unknown)
+        remove_leftovers(tmp_path / "file")
+        assert left.exists()
+        write_bytes(tmp_path / "file", b"content")
+        assert (tmp_path / "file").read_bytes() == b"content"
+        monkeypatch.undo()
+    remove_leftovers(tmp_path / "file")
+    assert not left.exists()
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_bytes(target, b"old")
+    with pytest.raises(CheckpointError, match="disk of .* is full"), atomic_file(target, 3, overwrite=True) as file:
+        file.write(b"n")
+        raise OSError(28, "No space left on device")
+    assert target.read_bytes() == b"old" and not parts(tmp_path)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        write_bytes(tmp_path / "nowhere" / "file", b"")

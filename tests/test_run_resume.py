@@ -1,0 +1,196 @@
+"""Runs that are killed, moved, or meet a full disk: they go on bit for bit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import data_folders
+import pytest
+import torch
+from test_run import SOURCE
+
+from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
+from comfyui_l2p.l2p_core.model import LatentModel
+from comfyui_l2p.l2p_core.run.folder import RunFolder
+from comfyui_l2p.l2p_core.run.metrics import read_metrics
+from comfyui_l2p.l2p_core.tensor_io import TensorWriter
+from comfyui_l2p.train.cli import main
+
+KILLS = 4
+RECIPE = """
+[model]
+base = "source.safetensors"
+head_width = 0.125
+
+[data]
+kind = "folder"
+path = "images"
+size = 64
+batch_size = 2
+workers = 2
+
+[training]
+steps = 6
+lr = 1e-3
+blocks = 1
+precision = "fp32"
+ema_decay = 0.9
+caption_dropout = 0.2
+gradient_checkpointing = false
+
+[watch]
+save_every = 2
+montage_every = 3
+prompts = ["a red circle"]
+size = 32
+steps = 1
+"""
+KILLED = """
+import os, signal, sys
+from comfyui_l2p.l2p_core.tensor_io import TensorWriter
+from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.train.cli import main
+
+left = int(sys.argv[1])
+
+def counted(function):
+    def call(*arguments, **named):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **named)
+    return call
+
+os.replace = counted(os.replace)
+TensorWriter.write = counted(TensorWriter.write)
+Trainer._train_step = counted(Trainer._train_step)
+before = left
+code = main(sys.argv[2:])
+print("moments:", before - left)
+sys.exit(code)
+"""
+"""`l2p train`, killed before a file is put in place, between two tensors of one, or before a step."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A recipe, a small latent source and a data folder of three buckets."""
+    torch.manual_seed(0)
+    save(LatentModel(SOURCE).state_dict(), tmp_path / "source.safetensors")
+    colours = ("red", "green", "blue", "white", "black")
+    for number in range(5):
+        data_folders.grey(tmp_path / "images" / f"{number}.png", 40 * number, *data_folders.SIZES[number % 3])
+    rows = [(f"{number}.png", f"a {colour} circle", number) for number, colour in enumerate(colours)]
+    data_folders.write_csv(tmp_path / "images" / "metadata.csv", rows)
+    (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    return tmp_path
+
+
+def arguments(folder: Path, output: str) -> list[str]:
+    return ["train", str(folder / "recipe.toml"), "--output", str(folder / output)]
+
+
+def assert_same(one: RunFolder, other: RunFolder) -> None:
+    """That two runs ended alike: every number of state and delta, every step's loss, every montage."""
+    for expected, actual in ((one.state, other.state), (one.delta, other.delta)):
+        numbers, others = load_tensors(expected)[0], load_tensors(actual)[0]
+        assert numbers.keys() == others.keys()
+        assert all(torch.equal(numbers[name], others[name]) for name in numbers)
+    losses = [[(line["step"], line["loss"]) for line in read_metrics(run.metrics)] for run in (one, other)]
+    assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, 7))
+    shown = [{path.name: path.read_bytes() for path in run.montages()} for run in (one, other)]
+    assert shown[0] == shown[1] and list(shown[0]) == ["montage-000003.png", "montage-000006.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no kill -9")
+@pytest.mark.usefixtures("unflushed")
+def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(folder: Path) -> None:
+    straight = run_killed(1_000_000, arguments(folder, "straight"))
+    count = int(straight.stdout.split("moments:")[1])
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"moments drawn with seed {seed}")  # pytest shows it when the test fails
+    moments = random.Random(seed)
+    for _ in range(KILLS):
+        # Each run after a kill has less to do.
+        done = run_killed(moments.randrange(count // 2), arguments(folder, "killed"))
+        assert done.returncode in (0, -9), done.stderr
+    assert count > 100, "there is hardly a moment to be killed at"
+    assert main(arguments(folder, "killed")) == 0
+    assert_same(RunFolder(folder / "straight"), RunFolder(folder / "killed"))
+    assert not list((folder / "killed").rglob("*.part")), "a killed process's part was left"
+
+
+def run_killed(moment: int, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """`l2p` with these arguments, killed at this one of its writes, renames and steps, counted from 0."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", KILLED, str(moment), *command], capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.mark.usefixtures("unflushed")
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_its_last_save(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(folder, "straight")) == 0
+    usual, full = TensorWriter.write, RunFolder(folder / "full")
+
+    def write(self: TensorWriter, *arguments: object) -> None:
+        if full.metrics.exists() and len(read_metrics(full.metrics)) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        usual(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TensorWriter, "write", write)
+    assert main(arguments(folder, "full")) == 2
+    assert "is full" in capsys.readouterr().err.splitlines()[-1]
+    assert load_tensors(full.state)[1]["l2p.step"] == "2"
+    monkeypatch.undo()
+    assert main(arguments(folder, "full")) == 0
+    assert_same(RunFolder(folder / "straight"), full)
+
+
+@pytest.mark.usefixtures("unflushed")
+def test_a_run_moved_with_its_data_goes_on_without_its_source(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(folder, "straight")) == 0
+    (folder / "recipe.toml").write_text(RECIPE.replace("steps = 6", "steps = 4"), encoding="utf-8")
+    assert main(arguments(folder, "moved")) == 0
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("moved", "images"):
+        shutil.move(folder / name, elsewhere / name)
+    shutil.rmtree(folder / "captions")
+    (elsewhere / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    assert main(arguments(elsewhere, "moved")) == 0
+    # Of four steps the last one was the end, where a montage is made too.
+    (elsewhere / "moved" / "montage-000004.png").unlink()
+    assert_same(RunFolder(folder / "straight"), RunFolder(elsewhere / "moved"))
+    data_folders.grey(elsewhere / "images" / "0.png", 0, 128, 64)
+    assert main(arguments(elsewhere, "moved")) == 2
+    assert "another content of [data] path" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("unflushed")
+def test_what_is_left_out_is_counted_and_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "recipe.toml").write_text(RECIPE.replace("workers", "max_bad_share = 0.5\nworkers"), encoding="utf-8")
+    data_folders.truncate(folder / "images" / "1.png")
+    assert main(arguments(folder, "run")) == 0
+    assert "1 samples were left out" in capsys.readouterr().err
+    assert RunFolder(folder / "run").problems.read_text(encoding="utf-8").startswith("1.png: ")
+
+
+@pytest.mark.usefixtures("unflushed")
+def test_captions_without_an_encoder_are_explained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import dataclasses
+
+    wide = dataclasses.replace(SOURCE, caption_dim=24)
+    save(LatentModel(wide).state_dict(), folder / "source.safetensors", {}, True)
+    assert main(arguments(folder, "run")) == 2
+    assert "[captions] encoder" in capsys.readouterr().err.splitlines()[-1]
