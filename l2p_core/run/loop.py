@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,12 @@ from ..checkpoint import load_model, open_checkpoint
 from ..parallel import Ranks
 from ..tiny.words import CAPTION_DIM
 from ..trainer import Trainer, TrainingDiverged
-from . import data, montage
+from . import data, montage, report
 from .base import fingerprint, initialisation
 from .captions import Captions, of_words
 from .data import RunData
 from .divergence import DivergenceWatch
+from .events import Events
 from .folder import RunFolder
 from .metrics import Clock, RunMetrics, read_metrics
 from .recipe import Recipe
@@ -161,6 +163,9 @@ class Run:
         self.ranks.first_only(lambda: folder.rewind(self.trainer.step))
         self.watch = self._divergence_watch()
         self._saved_step = self.trainer.step
+        self._events = Events(folder.events, self.trainer.step)
+        if self.ranks.first and not self._events.available:
+            self.hooks.note("TensorBoard is not installed, so that no event files are written; report.html shows it.")
         if self.trainer.step and self.ranks.first:
             self.hooks.note(f"Going on after step {self.trainer.step} of {recipe.training.steps}.")
 
@@ -170,38 +175,58 @@ class Run:
         Raises:
             TrainingDiverged: see `divergence`; the delta and the state of the last good save stay.
         """
+        try:
+            finished = self._go(after_step)
+        except TrainingDiverged as error:
+            # The report is second to saying what happened.
+            with suppress(ValueError):
+                self._write_report(str(error))
+            raise
+        finally:
+            self._events.close()
+        done = f"after {self.trainer.step} of {self.recipe.training.steps} steps"
+        self._write_report(f"Finished {done}." if finished else f"Stopped {done}; started again, it goes on there.")
+        return finished
+
+    def _go(self, after_step: AfterStep | None) -> bool:
         stream = self.data.stream(self.recipe, self.ranks)
         total, clock = self.recipe.training.steps, Clock(self.recipe.training.steps, self.ranks.device)
         self._make_up_montage()
-        finished, stopping = self.trainer.step >= total, False
+        finished = self.trainer.step >= total
         with stream.block:
             for plain in self.trainer.run(stream.batches):
                 metrics = clock.add(plain)
                 self._report_step(metrics)
-                self.watch.add(metrics.loss)
                 if after_step:
                     after_step(self.trainer)
                 finished = metrics.step >= total
                 stopping = self.ranks.any(self.hooks.should_stop())
                 if self.watch.diverged:
                     raise TrainingDiverged(self._sentence())
-                self._save_if_due(finished or stopping)
+                saved = self._save_if_due(finished or stopping)
                 if self._montage_is_due(finished):
                     self._montage()
                 if stopping:
                     break
+                if saved and not finished:
+                    left = report.duration(metrics.seconds_left)
+                    self._write_report(f"Running: step {metrics.step} of {total}, about {left} left.")
         self._name_problems(stream)
         return finished
 
     def _report_step(self, metrics: RunMetrics) -> None:
         self.ranks.first_only(lambda: self.folder.add_metrics(metrics))
+        self.watch.add(metrics.loss)
         if self.ranks.first:
+            self._events.add(metrics)
             self.hooks.progress(metrics)
 
-    def _save_if_due(self, last: bool) -> None:
+    def _save_if_due(self, last: bool) -> bool:
         """Save at intervals and at the end; not while the loss is rising, so that the last good save stays."""
-        if last or (self.trainer.step % self.recipe.watch.save_every == 0 and not self.watch.rising):
+        due = last or (self.trainer.step % self.recipe.watch.save_every == 0 and not self.watch.rising)
+        if due:
             self._save()
+        return due
 
     def _save(self) -> None:
         """Delta and state, each whole or not at all; the state last, since it is what a run goes on from."""
@@ -212,6 +237,11 @@ class Run:
         )
         self.trainer.save(self.folder.state)
         self._saved_step = self.trainer.step
+        self._events.flush()
+
+    def _write_report(self, status: str) -> None:
+        if self.ranks.first:
+            report.write(self.folder, status, self.recipe.watch.prompts)
 
     def _montage_is_due(self, finished: bool) -> bool:
         due = finished or self.trainer.step % self.recipe.watch.montage_every == 0
@@ -234,6 +264,7 @@ class Run:
         target = self.folder.montage(self.trainer.step)
         self.ranks.first_only(lambda: write_bytes(target, montage.file_content(pixels)))
         if self.ranks.first:
+            self._events.add_montage(self.trainer.step, pixels)
             self.hooks.montage(self.trainer.step, pixels)
 
     def _divergence_watch(self) -> DivergenceWatch:

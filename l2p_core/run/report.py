@@ -1,0 +1,127 @@
+"""A run's report: one HTML file that needs nothing else, neither a network nor the files beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..atomic import write_bytes
+from ..dataset.images import pillow
+from ..step_metrics import HIGH_SIGMA
+from .chart import chart
+from .folder import RunFolder
+from .metrics import loss_by_sigma, read_metrics
+
+POINTS = 200
+"""Of a curve at most; each is the mean over a window of steps."""
+MONTAGES = 8
+"""Shown at most: the first, the last and some between."""
+_WIDEST = 1536  # pixels that a montage is shrunk to
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; } td { padding: .15rem 1.2rem .15rem 0; }
+.charts { display: flex; flex-wrap: wrap; gap: 1rem; } svg { max-width: 100%; height: auto; }
+figure { margin: 0 0 1.5rem; } img { max-width: 100%; }
+pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; font-size: 13px; }
+"""
+
+
+def write(folder: RunFolder, status: str, prompts: Sequence[str]) -> None:
+    """Make the report anew from the folder's metrics, montages and recipe, whole or not at all.
+
+    Args:
+        folder: of the run.
+        status: a sentence on where it stands.
+        prompts: of the montages.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    steps = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    parts = [f"<h1>{_text(folder.path.resolve().name)}</h1>", f"<p><strong>{_text(status)}</strong></p>"]
+    if steps:
+        parts += [_facts(steps), '<div class="charts">', *_charts(steps), "</div>"]
+    parts += _montages(folder, prompts)
+    for title, path in (("Recipe", folder.recipe), ("Plan", folder.plan), ("Left out", folder.problems)):
+        if path.exists():
+            parts.append(f"<h2>{title}</h2><pre>{_text(path.read_text(encoding='utf-8'))}</pre>")
+    head = f'<meta charset="utf-8"><title>{_text(folder.path.resolve().name)}</title><style>{_STYLE}</style>'
+    page = f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
+    write_bytes(folder.report, page.encode())
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words: 45 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _facts(steps: Sequence[Mapping[str, Any]]) -> str:
+    last = steps[-1]
+    rows = [
+        ("Step", f"{last['step']} of {last['steps']}"),
+        ("Learning rate", f"{last['lr']:.3g}"),
+        ("Images a second", f"{last['images_per_second']:.3g}"),
+        ("Time left", duration(last["seconds_left"])),
+        ("Time trained", duration(sum(step["seconds"] for step in steps))),
+    ]
+    if last["memory_bytes"] is not None:
+        rows.append(("Most memory held", f"{last['memory_bytes'] / 1e9:.2f} GB"))
+    return "<table>" + "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in rows) + "</table>"
+
+
+def _charts(steps: Sequence[dict[str, Any]]) -> list[str]:
+    window = math.ceil(len(steps) / POINTS)
+    ends, curves = loss_by_sigma(steps, window)
+    high = {name: curve for name, curve in curves.items() if float(name.split()[0]) >= HIGH_SIGMA}
+    low = {name: curve for name, curve in curves.items() if name not in high}
+
+    def mean(name: str, scale: float = 1.0) -> list[float]:
+        values = [step[name] * scale if step[name] is not None else math.nan for step in steps]
+        return [sum(values[end - window : end]) / window for end in range(window, len(steps) + 1, window)]
+
+    return [
+        chart(f"Loss at sigma above {HIGH_SIGMA}: watch this one", ends, high, logarithmic=True),
+        chart(f"Loss at sigma up to {HIGH_SIGMA}, where skips can copy the input", ends, low, logarithmic=True),
+        chart("Mean loss", ends, {"loss": mean("loss")}, logarithmic=True),
+        chart("Gradient norm before clipping", ends, {"norm": mean("grad_norm")}, logarithmic=True),
+        chart("Learning rate", ends, {"rate": mean("lr")}),
+        chart("Images a second", ends, {"images": mean("images_per_second")}),
+        chart("Most memory held so far, GB", ends, {"memory": mean("memory_bytes", 1e-9)}),
+    ]
+
+
+def _montages(folder: RunFolder, prompts: Sequence[str]) -> Iterable[str]:
+    found = folder.montages()
+    if not found:
+        return
+    yield f"<h2>Montages</h2><p>In reading order: {_text(' | '.join(prompts))}</p>"
+    count = min(MONTAGES, len(found))
+    chosen = {round(i * (len(found) - 1) / max(1, count - 1)) for i in range(count)} | {len(found) - 1}
+    for i in sorted(chosen, reverse=True):
+        step = int(found[i].stem.removeprefix("montage-"))
+        image = f'<img alt="step {step}" src="{_data_url(found[i])}">'
+        yield f"<figure><figcaption>Step {step}</figcaption>{image}</figure>"
+
+
+def _data_url(path: Path) -> str:
+    """A picture inside the page; large ones shrunk and as JPEG, or a report would have hundreds of megabytes."""
+    with pillow().open(path) as image:
+        if image.width <= _WIDEST:
+            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        image.thumbnail((_WIDEST, 1 << 16))
+        content = io.BytesIO()
+        image.convert("RGB").save(content, format="JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _text(text: str) -> str:
+    return html.escape(text)
