@@ -60,7 +60,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     "command",
     [
-        [], ["demo"], ["inspect"], ["convert"], ["train"], ["merge"], ["delta"], ["sample"], ["benchmark"],
+        [], ["demo"], ["inspect"], ["convert"], ["cache"], ["train"], ["merge"], ["delta"], ["sample"], ["benchmark"],
         ["benchmark", "head"], ["benchmark", "checkpoint"], ["benchmark", "transfer"],
     ],
     ids=" ".join,

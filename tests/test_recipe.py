@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from comfyui_l2p.l2p_core.config import VARIANTS
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.train.recipe import BUNDLED, find
@@ -60,6 +62,27 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path.write_text("[model\n", encoding="utf-8")
     with pytest.raises(ValueError, match="broken.toml"):
         recipes.load(path)
+
+
+def test_the_recipes_for_z_image_are_the_published_one() -> None:
+    for variant in ("1k", "4k", "8k", "10k"):
+        recipe = recipes.load(find(f"z-image-{variant}"))
+        training = recipe.training
+        assert recipe.model.variant == variant and recipe.data.size == VARIANTS[variant].pixels
+        assert (training.lr, training.weight_decay, training.blocks) == (5e-5, 0.01, 5)
+        assert recipe.data.batch_size * training.accumulate == 8
+        assert training.gradient_checkpointing and training.policy == "shallow"
+    assert recipes.load(find("z-image-1k")).training == dataclasses.replace(TrainingConfig(), accumulate=8)
+
+
+def test_paths_start_where_they_are_said_to(tmp_path: Path) -> None:
+    values = {"model": {"base": "a.safetensors"}, "data": {"kind": "folder", "path": "../images"}}
+    recipe = recipes.with_paths(recipes.parse(values), tmp_path / "recipes")
+    assert recipe.model.base == str(tmp_path / "recipes" / "a.safetensors")
+    assert recipe.data.path == str(tmp_path / "images")
+    assert recipe.captions.encoder == ""
+    assert recipes.with_paths(recipe, Path("elsewhere")) == recipe
+    assert recipes.with_paths(recipes.parse(SMALLEST), tmp_path).model.base == "tiny"
 
 
 @pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.toml")), ids=lambda path: path.stem)

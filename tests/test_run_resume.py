@@ -16,10 +16,12 @@ import pytest
 import torch
 from test_run import SOURCE
 
-from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
+from comfyui_l2p.l2p_core.checkpoint import load_tensors, open_checkpoint, save
 from comfyui_l2p.l2p_core.model import LatentModel
+from comfyui_l2p.l2p_core.run import base
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
+from comfyui_l2p.l2p_core.run.recipe import ModelSection
 from comfyui_l2p.l2p_core.tensor_io import TensorWriter
 from comfyui_l2p.train.cli import main
 
@@ -54,6 +56,7 @@ steps = 1
 """
 KILLED = """
 import os, signal, sys
+from comfyui_l2p.l2p_core.run.recipe import ModelSection
 from comfyui_l2p.l2p_core.tensor_io import TensorWriter
 from comfyui_l2p.l2p_core.trainer import Trainer
 from comfyui_l2p.train.cli import main
@@ -194,3 +197,39 @@ def test_captions_without_an_encoder_are_explained(folder: Path, capsys: pytest.
     save(LatentModel(wide).state_dict(), folder / "source.safetensors", {}, True)
     assert main(arguments(folder, "run")) == 2
     assert "[captions] encoder" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("unflushed")
+def test_captions_are_cached_beforehand_and_places_given_on_the_command_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    shutil.move(folder / "images", folder / "photos")
+    assert main(["cache", "recipe.toml", "--output", "run", "--data", "photos"]) == 0
+    said = capsys.readouterr().out
+    assert "5 images (2 of 64x64" in said and "5 captions are encoded" in said
+    cached = {path: path.stat().st_mtime_ns for path in (folder / "captions").rglob("*.safetensors")}
+    assert len(cached) == 6, "five captions, and the empty one"
+    assert not RunFolder(folder / "run").init.exists()
+    assert main(["train", "recipe.toml", "--output", "run", "--data", "photos"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "captions").rglob("*.safetensors")} == cached
+    # The run folder alone says where everything is.
+    assert main(["train", "run"]) == 0
+    assert [line["step"] for line in read_metrics(RunFolder(folder / "run").metrics)] == list(range(1, 7))
+    assert main(["cache", "tiny"]) == 2
+    assert main(["train", "recipe.toml", "--encoder", "nowhere", "--data", "photos"]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("unflushed")
+def test_a_smaller_variant_is_converted_and_one_of_the_same_is_not(folder: Path) -> None:
+    source = folder / "source.safetensors"
+    smaller = base.initialisation(ModelSection(str(source), "1k", 0.125), folder / "1k.safetensors")
+    larger = base.initialisation(ModelSection(str(smaller), "4k", 0.125), folder / "4k.safetensors")
+    assert larger == folder / "4k.safetensors" and open_checkpoint(larger).config().variant == "4k"
+    for variant in ("1k", "4k"):
+        section = ModelSection(str(larger), variant)
+        assert base.initialisation(section, folder / "unused.safetensors") == larger
+        assert base.pixel_config(section, folder / "unused.safetensors").variant == "4k"
+    expected = open_checkpoint(larger).config()
+    assert base.pixel_config(ModelSection(str(source), "4k", 0.125), folder / "unused.safetensors") == expected

@@ -61,7 +61,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"l2p {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_inspect, _add_convert, _add_train, _add_merge, _add_delta, _add_sample, _add_benchmark):
+    for add in (
+        _add_demo,
+        _add_inspect,
+        _add_convert,
+        _add_cache,
+        _add_train,
+        _add_merge,
+        _add_delta,
+        _add_sample,
+        _add_benchmark,
+    ):
         add(commands)
     return parser
 
@@ -126,16 +136,37 @@ def _add_convert(commands: _Commands) -> None:
     parser.set_defaults(command=run)
 
 
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="TOML file, name of a bundled recipe such as 'tiny', or run folder to go on in"
+    )
+    parser.add_argument("--output", type=Path, default=None, help="run folder (default: runs/<name of the recipe>)")
+    parser.add_argument("--base", default=None, help=f"in place of the recipe's [model] base: {_MODEL_HELP}")
+    parser.add_argument("--data", default=None, metavar="FOLDER", help="in place of the recipe's [data] path")
+    parser.add_argument("--encoder", default=None, metavar="PATH", help="in place of the recipe's [captions] encoder")
+
+
+def _add_cache(commands: _Commands) -> None:
+    parser = _command(commands, "cache", "look at a recipe's images and encode their captions, before training")
+    _add_recipe(parser)
+
+    def run(args: argparse.Namespace) -> None:
+        from .run import Places, cache
+
+        cache(args.recipe, args.output, Places(args.base, args.data, args.encoder))
+
+    parser.set_defaults(command=run)
+
+
 def _add_train(commands: _Commands) -> None:
     parser = _command(commands, "train", "train as a recipe says; started again, it goes on where it stopped")
-    parser.add_argument("recipe", metavar="RECIPE", help="TOML file, or the name of a bundled recipe such as 'tiny'")
-    parser.add_argument("--output", type=Path, default=None, help="run folder (default: runs/<name of the recipe>)")
+    _add_recipe(parser)
     parser.add_argument("--restart", action="store_true", help="begin anew, over the run in the folder")
 
     def run(args: argparse.Namespace) -> None:
-        from .run import train
+        from .run import Places, train
 
-        train(args.recipe, args.output, restart=args.restart)
+        train(args.recipe, args.output, args.restart, Places(args.base, args.data, args.encoder))
 
     parser.set_defaults(command=run)
 

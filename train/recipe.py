@@ -5,21 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 BUNDLED = Path(__file__).parent / "recipes"
+RECIPE_OF_RUN = "recipe.toml"
 
 
 def find(name: str) -> Path:
-    """The recipe file that a path or the name of a bundled recipe means.
+    """The recipe file that a path, a run folder or the name of a bundled recipe means.
 
     Raises:
         ValueError: if there is no such file.
     """
     bundled = {path.stem: path for path in sorted(BUNDLED.glob("*.toml"))}
     path = Path(name)
+    if (path / RECIPE_OF_RUN).is_file():
+        return path / RECIPE_OF_RUN
     if path.is_file():
         return path
     if name in bundled:
         return bundled[name]
-    raise ValueError(f"There is no recipe {name}: give a TOML file or one of the bundled {', '.join(bundled)}.")
+    raise ValueError(
+        f"There is no recipe {name}: give a TOML file, a run folder or one of the bundled {', '.join(bundled)}."
+    )
 
 
 def beside(path: Path) -> Path:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..l2p_core import parallel
+from ..l2p_core.dataset.image_folder import ImageFolder
 from ..l2p_core.run import loop
 from ..l2p_core.run import recipe as recipes
+from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.captions import Captions
+from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.loop import Hooks, caption_folder
 from ..l2p_core.run.metrics import RunMetrics
 from ..l2p_core.run.recipe import Recipe
@@ -24,22 +29,30 @@ from .recipe import beside, find
 _BYTES = ("converting",)
 
 
-def train(name: str, output: Path | None = None, restart: bool = False) -> None:
+@dataclass(frozen=True)
+class Places:
+    """Paths that stand in for those of a recipe, from the current folder; None leaves the recipe's."""
+
+    base: str | None = None
+    data: str | None = None
+    encoder: str | None = None
+
+
+def train(name: str, output: Path | None = None, restart: bool = False, places: Places | None = None) -> None:
     """Train as the recipe says, from the last save in the run folder if there is one.
 
     Args:
-        name: a recipe file, or a bundled recipe's name.
-        output: the run folder; None is runs/<name of the recipe>.
+        name: a recipe file, a bundled recipe's name, or a run folder to go on in.
+        output: the run folder; None is runs/<name of the recipe>, or the run folder that `name` is.
         restart: forget what the folder holds.
+        places: see `Places`.
 
     Raises:
         ValueError: for a wrong recipe, or a folder that holds another run.
         KeyboardInterrupt: after Ctrl-C, when everything is saved.
     """
     with parallel.process_group() as ranks:
-        path = find(name)
-        recipe = recipes.with_paths(recipes.load(path), beside(path))
-        folder = output or Path("runs") / path.stem
+        recipe, folder = _read(name, output, places or Places())
         captions = captions_of(recipe, caption_folder(recipe, folder))
         with shown(recipe.training.steps) as hooks:
             result = loop.train(recipe, folder, captions=captions, hooks=hooks, ranks=ranks, restart=restart)
@@ -47,6 +60,38 @@ def train(name: str, output: Path | None = None, restart: bool = False) -> None:
             raise KeyboardInterrupt
         if ranks.first:
             print(f"{result.folder.delta} written after {result.step} steps.")
+
+
+def cache(name: str, output: Path | None = None, places: Places | None = None) -> None:
+    """Look at a recipe's data folder and encode its captions, so that training finds them; arguments as for `train`.
+
+    Raises:
+        ValueError: for a wrong recipe or data that cannot be used.
+    """
+    recipe, folder = _read(name, output, places or Places())
+    if recipe.data.kind != "folder":
+        raise ValueError(f"Data of kind {recipe.data.kind!r} brings its captions: there is nothing to cache.")
+    captions, run = captions_of(recipe, caption_folder(recipe, folder)), RunFolder(folder)
+    with shown(0) as hooks:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = loop.prepare_data(recipe, run, pixel_config(recipe.model, run.init), captions, hooks)
+    assert isinstance(found.images, ImageFolder)
+    sizes = ", ".join(f"{count} of {size}" for size, count in found.images.sizes.items())
+    print(f"{len(found.images.images)} images ({sizes}); {len(found.images.captions)} captions are encoded.")
+
+
+def _read(name: str, output: Path | None, places: Places) -> tuple[Recipe, Path]:
+    """The recipe with absolute paths, and the run folder."""
+    path = find(name)
+    recipe = recipes.load(path)
+    sections = {"model": ("base", places.base), "data": ("path", places.data), "captions": ("encoder", places.encoder)}
+    for section, (key, value) in sections.items():
+        if value is not None:
+            here = value if value == recipes.TINY else str(Path(value).resolve())
+            changed = dataclasses.replace(getattr(recipe, section), **{key: here})
+            recipe = dataclasses.replace(recipe, **{section: changed})
+    of_run = path.parent if Path(name).is_dir() else Path("runs") / path.stem
+    return recipes.with_paths(recipe, beside(path)), output or of_run
 
 
 def captions_of(recipe: Recipe, folder: Path) -> Captions | None:

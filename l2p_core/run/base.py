@@ -1,4 +1,4 @@
-"""What a run starts from: an L2P file, or a latent source that becomes one."""
+"""What a run starts from: an L2P file, or a latent source or smaller variant that becomes one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import convert
 from ..checkpoint import open_checkpoint
+from ..config import VARIANTS, ModelConfig, variant_row
 from ..safetensors_header import read_header
 from ..shards import files_of
 from ..tensor_io import ProgressCallback
@@ -19,7 +20,8 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 def initialisation(model: ModelSection, target: Path, progress: ProgressCallback | None = None) -> Path:
     """The L2P file that training starts from.
 
-    A latent source is converted to `target` first, once: where that is there already, the source is not looked at.
+    A latent source, or a smaller variant than is asked for, is converted to `target` first, once: where that is there
+    already, the source is not looked at.
 
     Args:
         model: with an absolute `base`.
@@ -32,7 +34,7 @@ def initialisation(model: ModelSection, target: Path, progress: ProgressCallback
     if target.exists():
         return target
     base = resolve(model.base)
-    if open_checkpoint(base).config().head is not None:
+    if not _is_converted(open_checkpoint(base).config(), model):
         return base
     convert.convert(
         base,
@@ -44,6 +46,19 @@ def initialisation(model: ModelSection, target: Path, progress: ProgressCallback
         progress=progress,
     )
     return target
+
+
+def pixel_config(model: ModelSection, target: Path) -> ModelConfig:
+    """The configuration of what training will start from, without converting anything; arguments as above."""
+    config = open_checkpoint(target if target.exists() else resolve(model.base)).config()
+    converted = not target.exists() and _is_converted(config, model)
+    return config.with_head(model.variant, model.head_width) if converted else config
+
+
+def _is_converted(config: ModelConfig, model: ModelSection) -> bool:
+    if config.head is None:
+        return True
+    return variant_row(model.variant).pixels > VARIANTS[str(config.variant)].pixels
 
 
 def fingerprint(path: Path) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import delta, sharding
 from ..atomic import write_bytes
 from ..checkpoint import load_model, open_checkpoint
+from ..config import ModelConfig
 from ..parallel import Ranks
 from ..tiny.words import CAPTION_DIM
 from ..trainer import Trainer, TrainingDiverged
@@ -109,18 +110,25 @@ def prepare(
             folder.begin(recipe)
         base = initialisation(recipe.model, folder.init, partial(hooks.working, "converting"))
         config = open_checkpoint(base).config()
-        known = captions
-        if known is None and config.caption_dim == CAPTION_DIM:
-            known = of_words(caption_folder(recipe, folder.path))
-        found = data.prepare(recipe, config, folder.images, folder.index, known, hooks.working)
+        found = prepare_data(recipe, folder, config, captions, hooks)
         if ranks.first:
             folder.identify({"base": fingerprint(base), "data": found.fingerprint})
-            for note in found.notes:
-                hooks.note(note)
         return base, found
 
     base, found = ranks.first_then_others(make_files)
     return Run(recipe, folder, base, found, ranks, hooks)
+
+
+def prepare_data(
+    recipe: Recipe, folder: RunFolder, config: ModelConfig, captions: Captions | None, hooks: Hooks
+) -> RunData:
+    """A run's data with all caption features in their cache; arguments and errors as for `train`."""
+    if captions is None and config.caption_dim == CAPTION_DIM:
+        captions = of_words(caption_folder(recipe, folder.path))
+    found = data.prepare(recipe, config, folder.images, folder.index, captions, hooks.working)
+    for note in found.notes:
+        hooks.note(note)
+    return found
 
 
 def caption_folder(recipe: Recipe, folder: Path) -> Path:

@@ -37,7 +37,8 @@ class ModelSection:
     Attributes:
         base: an L2P file, a latent source (converted into the run folder first), or "tiny" for the bundled source.
             A relative path starts at the recipe's folder.
-        variant, head_width, seed, init: how a latent source is converted, see `l2p convert`.
+        variant, head_width, seed, init: how a latent source is converted, see `l2p convert`; an L2P file of a smaller
+            variant is converted too, any other is taken as it is.
     """
 
     base: str
