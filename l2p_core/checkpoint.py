@@ -143,7 +143,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def load_model(
     path: str | Path | Checkpoint,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
 ) -> L2PModel:
@@ -151,7 +151,7 @@ def load_model(
 
     Args:
         path: a file, folder or opened checkpoint, in either key layout.
-        dtype: of all weights; None takes that of the patch embedder.
+        dtype: of all weights, or of each by its ComfyUI key; None takes that of the patch embedder.
         device: where the weights go, tensor by tensor.
         progress: called with (bytes read, bytes in all).
 
@@ -179,7 +179,7 @@ def load_latent(
 
 def load_any(
     path: str | Path | Checkpoint,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
 ) -> L2PModel | LatentModel:
@@ -188,7 +188,7 @@ def load_any(
     config = checkpoint.plain_config()
     expected = key_shapes(config)
     check_exact(checkpoint, expected)
-    name = checkpoint.tensors["x_embedder.weight"].dtype if dtype is None else DTYPE_NAMES[dtype]
+    names = _dtype_names(checkpoint, dtype, expected)
     with torch.device("meta"):
         model = build(config)
     state = {}
@@ -196,10 +196,19 @@ def load_any(
     with ChunkReader() as reader:
         for key in model.state_dict():
             stored = checkpoint.tensors[key]
-            state[key] = reader.read(stored.as_dtype(name)).to(device)
+            state[key] = reader.read(stored.as_dtype(names[key])).to(device)
             counter.advance(stored.nbytes)
     model.load_state_dict(state, assign=True)
     return model
+
+
+def _dtype_names(
+    checkpoint: Checkpoint, dtype: torch.dtype | Mapping[str, torch.dtype] | None, keys: Iterable[str]
+) -> dict[str, str]:
+    """The dtype to load each weight in, as `load_model` is asked for it."""
+    if isinstance(dtype, Mapping):
+        return {key: DTYPE_NAMES[dtype[key]] for key in keys}
+    return dict.fromkeys(keys, checkpoint.tensors["x_embedder.weight"].dtype if dtype is None else DTYPE_NAMES[dtype])
 
 
 def check_complete(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,26 @@ def test_the_last_good_save_survives_a_rising_loss(
     # Going on from there, the watch knows what the losses were.
     with pytest.raises(TrainingDiverged, match="at step 8 .* The last save, of step 4,"):
         train(folder, "run", steps=20)
+
+
+def test_a_run_stopped_while_its_loss_rises_keeps_the_last_good_save(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(divergence, "YOUNG", 2)
+    monkeypatch.setattr(divergence, "MEMORY", 0.1)
+    one_step = Trainer._train_step
+
+    def step(self: Trainer, batches: object) -> object:
+        metrics = one_step(self, batches)  # type: ignore[arg-type]
+        metrics.loss = 1.0 if metrics.step < 5 else 10.0
+        if metrics.step == 7:
+            signal.raise_signal(signal.SIGINT)
+        return metrics
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, "run", steps=20)
+    assert "the save of step 4 stays the last" in capsys.readouterr().err
+    assert load_tensors(folder / "run" / "state.safetensors")[1]["l2p.step"] == "4"

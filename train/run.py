@@ -119,10 +119,16 @@ def shown(steps: int) -> Iterator[Hooks]:
                 show = training.enter_context(train_progress(steps, metrics.step - 1))
             show(metrics)
 
+        def working(text: str, done: int, total: int) -> None:
+            # Preparation keeps what is done as it goes and has nothing to save.
+            if interrupt.requested:
+                raise KeyboardInterrupt
+            bars.show(text, done, total)
+
         def note(sentence: str) -> None:
             tqdm.write(sentence, file=sys.stderr)
 
-        yield Hooks(progress, should_stop=lambda: interrupt.requested, note=note, working=bars.show)
+        yield Hooks(progress, should_stop=lambda: interrupt.requested, note=note, working=working)
 
 
 class _Bars:

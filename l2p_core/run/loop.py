@@ -15,6 +15,8 @@ from .. import delta, sharding
 from ..atomic import write_bytes
 from ..checkpoint import load_model, open_checkpoint
 from ..config import ModelConfig
+from ..freeze import trainable_names
+from ..model import key_shapes
 from ..parallel import Ranks
 from ..tiny.words import CAPTION_DIM
 from ..trainer import Trainer, TrainingDiverged
@@ -45,7 +47,8 @@ class Hooks:
         montage: called with the step and its montage's images, (B, 3, H, W) in [-1, 1] on the CPU.
         should_stop: asked after every step; once it says so, everything is saved and the run returns.
         note: called with sentences that the user should read.
-        working: called during preparation with (what, done, of how much).
+        working: called during preparation with (what, done, of how much); what it raises stops the preparation, which
+            goes on where it was the next time.
     """
 
     progress: Callable[[RunMetrics], None] = _ignore
@@ -102,6 +105,9 @@ def prepare(
 ) -> Run:
     """The run, ready to go on; arguments and errors as for `train`."""
 
+    if not ranks.first:
+        hooks = Hooks(should_stop=hooks.should_stop, working=hooks.working)
+
     def make_files() -> tuple[Path, RunData]:
         ranks.part(recipe.training.accumulate, recipe.data.batch_size)
         if ranks.first:
@@ -136,6 +142,15 @@ def caption_folder(recipe: Recipe, folder: Path) -> Path:
     return Path(recipe.captions.cache) if recipe.captions.cache else folder.resolve().parent / "captions"
 
 
+def _dtypes(base: Path, recipe: Recipe) -> torch.dtype | dict[str, torch.dtype]:
+    """What the trainer makes of the weights: they are read so, and never held in more."""
+    if recipe.training.precision == "fp32":
+        return torch.float32
+    config = open_checkpoint(base).config()
+    trained = trainable_names(config, recipe.training.blocks, recipe.training.policy)
+    return {name: torch.float32 if name in trained else torch.bfloat16 for name in key_shapes(config)}
+
+
 class Run:
     """One training run in its folder, resumed from the last save there.
 
@@ -164,7 +179,7 @@ class Run:
         self.ranks, self.hooks = ranks or Ranks(), hooks or Hooks()
         # Shards are cut on the way to the device, which need not hold the whole.
         device = self.ranks.device if self.ranks.count == 1 else "cpu"
-        model = load_model(base, dtype=torch.float32, device=device)
+        model = load_model(base, _dtypes(base, recipe), device)
         self.trainer = Trainer(model, recipe.training, empty_caption=found.features(""), ranks=self.ranks)
         if folder.state.exists():
             self.trainer.resume(folder.state)
@@ -211,7 +226,7 @@ class Run:
                 stopping = self.ranks.any(self.hooks.should_stop())
                 if self.watch.diverged:
                     raise TrainingDiverged(self._sentence())
-                saved = self._save_if_due(finished or stopping)
+                saved = self._save_if_due(finished, stopping)
                 if self._montage_is_due(finished):
                     self._montage()
                 if stopping:
@@ -229,12 +244,21 @@ class Run:
             self._events.add(metrics)
             self.hooks.progress(metrics)
 
-    def _save_if_due(self, last: bool) -> bool:
-        """Save at intervals and at the end; not while the loss is rising, so that the last good save stays."""
-        due = last or (self.trainer.step % self.recipe.watch.save_every == 0 and not self.watch.rising)
-        if due:
-            self._save()
-        return due
+    def _save_if_due(self, finished: bool, stopping: bool) -> bool:
+        """Save at intervals, when asked to stop and at the end; before the end not while the loss is rising, so that
+        the last good save stays."""
+        due = finished or stopping or self.trainer.step % self.recipe.watch.save_every == 0
+        if not due:
+            return False
+        if self.watch.rising and self._saved_step:
+            if not finished:
+                if stopping and self.ranks.first:
+                    self.hooks.note(f"The loss is rising, so that the save of step {self._saved_step} stays the last.")
+                return False
+            if self.ranks.first:
+                self.hooks.note("The loss was rising at the end: look at the montages before using the delta.")
+        self._save()
+        return True
 
     def _save(self) -> None:
         """Delta and state, each whole or not at all; the state last, since it is what a run goes on from."""
