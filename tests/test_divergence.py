@@ -11,10 +11,13 @@ import pytest
 import test_run
 from test_run import folder, train  # noqa: F401 (a fixture)
 
+from comfyui_l2p.l2p_core.batch import Batch
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
 from comfyui_l2p.l2p_core.run import divergence
 from comfyui_l2p.l2p_core.run.divergence import DivergenceWatch
+from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
+from comfyui_l2p.train.cli import main
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -98,3 +101,26 @@ def test_a_run_stopped_while_its_loss_rises_keeps_the_last_good_save(
         train(folder, "run", steps=20)
     assert "the save of step 4 stays the last" in capsys.readouterr().err
     assert load_tensors(folder / "run" / "state.safetensors")[1]["l2p.step"] == "4"
+
+
+def test_a_loss_that_is_no_number_is_said_and_the_last_save_stays(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one_step = Trainer._backward
+
+    def backward(self: Trainer, batch: Batch, micro_batches: int) -> tuple[list[float], list[float]]:
+        if self.step == 3:
+            batch.pixels.fill_(float("inf"))
+        return one_step(self, batch, micro_batches)
+
+    monkeypatch.setattr(Trainer, "_backward", backward)
+    (folder / "recipe.toml").write_text(test_run.RECIPE.format(steps=6, lr=1e-3), encoding="utf-8")
+    assert main(["train", str(folder / "recipe.toml"), "--output", str(folder / "run")]) == 1
+    assert "diverged at step 4" in capsys.readouterr().err.splitlines()[-1]
+    made = RunFolder(folder / "run")
+    assert "Training diverged at step 4" in made.report.read_text(encoding="utf-8")
+    assert load_tensors(made.state)[1]["l2p.step"] == "2"
+    weights, _ = load_tensors(made.delta)
+    assert all(bool(weight.isfinite().all()) for weight in weights.values())
