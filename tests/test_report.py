@@ -142,3 +142,10 @@ def test_a_disk_that_refuses_events_does_not_end_the_run(tmp_path: Path) -> None
     events.flush()
     events.close()
     assert not events.available
+
+
+def test_curves_are_means_over_enough_samples() -> None:
+    assert report._window([{"images": 2}] * 4) == 1
+    assert report._window([{"images": 1}] * 200) == 20
+    assert report._window([{"images": 8}] * 200) == 5
+    assert report._window([{"images": 8}] * 10_000) == 100

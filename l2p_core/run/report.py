@@ -17,8 +17,10 @@ from .chart import chart
 from .folder import RunFolder
 from .metrics import loss_by_sigma, read_metrics
 
-POINTS = 200
+POINTS = 100
 """Of a curve at most; each is the mean over a window of steps."""
+_SAMPLES = 40
+"""In a window at least, where the run is long enough: a sample's loss varies tenfold with its noise level."""
 MONTAGES = 8
 """Shown at most: the first, the last and some between."""
 _WIDEST = 1536  # pixels that a montage is shrunk to
@@ -79,7 +81,7 @@ def _facts(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _charts(steps: Sequence[dict[str, Any]]) -> list[str]:
-    window = math.ceil(len(steps) / POINTS)
+    window = _window(steps)
     ends, curves = loss_by_sigma(steps, window)
     high = {name: curve for name, curve in curves.items() if float(name.split()[0]) >= HIGH_SIGMA}
     low = {name: curve for name, curve in curves.items() if name not in high}
@@ -97,6 +99,12 @@ def _charts(steps: Sequence[dict[str, Any]]) -> list[str]:
         chart("Images a second", ends, {"images": mean("images_per_second")}),
         chart("Most memory held so far, GB", ends, {"memory": mean("memory_bytes", 1e-9)}),
     ]
+
+
+def _window(steps: Sequence[Mapping[str, Any]]) -> int:
+    """Steps to a point of the curves."""
+    calm = min(math.ceil(_SAMPLES / steps[-1]["images"]), len(steps) // 10)
+    return max(1, calm, math.ceil(len(steps) / POINTS))
 
 
 def _montages(folder: RunFolder, prompts: Sequence[str]) -> Iterable[str]:
