@@ -26,6 +26,7 @@ from comfyui_l2p.l2p_core.tensor_io import TensorWriter
 from comfyui_l2p.train.cli import main
 
 KILLS = 4
+NEVER = 1_000_000
 RECIPE = """
 [model]
 base = "source.safetensors"
@@ -116,7 +117,7 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no kill -9")
 @pytest.mark.usefixtures("unflushed")
 def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(folder: Path) -> None:
-    straight = run_killed(1_000_000, arguments(folder, "straight"))
+    straight = run_killed(NEVER, arguments(folder, "straight"))
     count = int(straight.stdout.split("moments:")[1])
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"moments drawn with seed {seed}")  # pytest shows it when the test fails
@@ -126,7 +127,9 @@ def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(folder: 
         done = run_killed(moments.randrange(count // 2), arguments(folder, "killed"))
         assert done.returncode in (0, -9), done.stderr
     assert count > 100, "there is hardly a moment to be killed at"
-    assert main(arguments(folder, "killed")) == 0
+    # In a process like the others: sums over another number of threads are rounded differently.
+    last = run_killed(NEVER, arguments(folder, "killed"))
+    assert last.returncode == 0, last.stderr
     assert_same(RunFolder(folder / "straight"), RunFolder(folder / "killed"))
     assert not list((folder / "killed").rglob("*.part")), "a killed process's part was left"
 
