@@ -1,0 +1,141 @@
+"""The host's CLIP as the encoder of a run's captions, so that a model trains on what it is given in sampling."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ..l2p_core.dataset.captions import CaptionCache
+from ..l2p_core.run.captions import Captions
+
+PROBE = "A fox (asleep:1.2), seen from above."
+"""A caption whose tokens show the tokenizer, its template, and whether it reads weights out of a text."""
+
+_PIECES, _PIECE = 8, 1024  # of a tensor, of a piece's numbers
+
+
+def host_captions(clip: Any, folder: Path) -> Captions:
+    """The cache in `folder` that this CLIP fills.
+
+    The text encoder leaves the GPU first: patches for other models of the same weights may lie in them.
+
+    Raises:
+        ValueError: as `identity_of`.
+    """
+    unload(clip)
+    identity = identity_of(clip)
+    return HostCaptions(folder, identity, lambda: ClipEncoder(clip, identity), clip)
+
+
+def identity_of(clip: Any) -> str:
+    """What a cache of captions is named by: weights, patches on them, tokenizer, template and layer.
+
+    It is the same after every start. Of each weight, pieces are read and not all of it, so that 8 GB take a moment.
+
+    Raises:
+        ValueError: if the CLIP has hooks, which change it in the course of sampling.
+    """
+    if clip.patcher.forced_hooks is not None:
+        raise ValueError(
+            "This CLIP has hooks, which may change it in the course of sampling, and training needs one text encoder "
+            "for all of it: connect the CLIP without them."
+        )
+    digest = hashlib.sha256()
+    _add(digest, [clip.tokenize(PROBE), clip.layer_idx, clip.tokenizer_options])
+    _add(digest, clip.patcher.model_state_dict())
+    _add(digest, clip.patcher.patches)
+    kind = type(clip.cond_stage_model).__name__.rstrip("_")
+    return f"ComfyUI {kind} {digest.hexdigest()[:32]}"
+
+
+class ClipEncoder:
+    """A CLIP as a `TextEncoder` of `l2p_core.dataset.captions`."""
+
+    def __init__(self, clip: Any, identity: str):
+        self.identity = identity
+        self._clip = clip
+
+    def encode(self, captions: Sequence[str]) -> list[Tensor]:
+        """Features of each caption, (L_i, caption_dim), on the CPU.
+
+        Raises:
+            ValueError: if the CLIP makes something else of a caption than one sequence of vectors.
+        """
+        with torch.inference_mode():
+            features = [self._features(caption) for caption in captions]
+        # Copies made outside are ordinary tensors, which may be trained on.
+        return [matrix.clone() for matrix in features]
+
+    def _features(self, caption: str) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        conditioning = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption), show_pbar=False)
+        (features, extra), *more = conditioning
+        if more or features.ndim != 3 or features.shape[0] != 1:
+            raise ValueError(
+                f"This CLIP makes {len(conditioning)} x {tuple(features.shape)} of a caption, and L2P takes one "
+                "(1, tokens, width): connect the text encoder that the model was made for."
+            )
+        mask = extra.get("attention_mask")
+        return (features[0] if mask is None else features[0, mask.reshape(-1).bool()]).cpu()
+
+
+@dataclass(frozen=True)
+class HostCaptions(Captions):
+    """Captions whose encoder is the host's `clip`, which outlives it: it is taken off the GPU after use."""
+
+    clip: Any
+
+    def fill(self, captions: Iterable[str], progress: Callable[[int, int], None] | None = None) -> CaptionCache:
+        try:
+            return super().fill(captions, progress)
+        finally:
+            unload(self.clip)
+
+
+def unload(clip: Any) -> None:
+    """Take a text encoder, and clones of it, off the device it computes on."""
+    kept = [
+        loaded
+        for loaded in comfy.model_management.current_loaded_models
+        if loaded.model is None or not loaded.model.is_clone(clip.patcher)
+    ]
+    if len(kept) < len(comfy.model_management.current_loaded_models):
+        comfy.model_management.free_memory(1e30, clip.patcher.load_device, kept)
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Add anything that weights, patches and tokens are made of."""
+    if isinstance(value, Tensor):
+        _add_tensor(digest, value)
+    elif isinstance(value, dict):
+        for key in sorted(value, key=repr):
+            _add(digest, key)
+            _add(digest, value[key])
+    elif isinstance(value, list | tuple | set):
+        digest.update(f"{len(value)} ".encode())
+        for item in sorted(value, key=repr) if isinstance(value, set) else value:
+            _add(digest, item)
+    elif value is None or isinstance(value, str | bytes | int | float):
+        digest.update(f"{value!r} ".encode())
+    elif callable(value):
+        digest.update(f"{getattr(value, '__qualname__', type(value).__qualname__)} ".encode())
+    else:
+        # Weight adapters of the host: LoRA and its kin, with their tensors in attributes.
+        digest.update(f"{type(value).__qualname__} ".encode())
+        _add(digest, vars(value))
+
+
+def _add_tensor(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
+    numbers = tensor.detach().reshape(-1)
+    for piece in range(_PIECES):
+        start = len(numbers) * piece // _PIECES
+        stop = min(start + _PIECE, len(numbers) * (piece + 1) // _PIECES)
+        digest.update(numbers[start:stop].cpu().contiguous().view(torch.uint8).numpy().tobytes())
