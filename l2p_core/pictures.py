@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,8 +42,12 @@ def enlarged(image: Image.Image, scale: int) -> Image.Image:
     return image.resize((image.width * scale, image.height * scale), pillow().Resampling.NEAREST)
 
 
-def png(image: Image.Image) -> bytes:
-    """The image as the content of a PNG file."""
-    content = io.BytesIO()
-    image.save(content, format="PNG")
+def png(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """The image as the content of a PNG file, with `text` in the file's text fields."""
+    from PIL.PngImagePlugin import PngInfo
+
+    content, fields = io.BytesIO(), PngInfo()
+    for key, value in (text or {}).items():
+        fields.add_text(key, value)
+    image.save(content, format="PNG", pnginfo=fields)
     return content.getvalue()

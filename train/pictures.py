@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ..l2p_core.pictures import enlarged, picture
+from ..l2p_core.atomic import write_bytes
+from ..l2p_core.pictures import enlarged, picture, png
 
 
 def save_png(
@@ -32,16 +30,7 @@ def save_png(
     """
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = enlarged(picture(pixels), scale)
-    info = PngInfo()
-    for key, value in (text or {}).items():
-        info.add_text(key, value)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        image.save(part, format="PNG", pnginfo=info)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_bytes(path, png(enlarged(picture(pixels), scale), text))
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

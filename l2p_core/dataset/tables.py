@@ -60,6 +60,20 @@ def read(path: Path, required: bool) -> Table | None:
     return table
 
 
+def read_captions(path: Path) -> Table:
+    """Read a table's captions, whether it names images or not: CSV, TSV or JSON lines with one of CAPTION_COLUMNS.
+
+    Raises:
+        ValueError: if it has no such column, or is not text.
+    """
+    text = decoded(path)
+    of_captions = {"caption": CAPTION_COLUMNS}
+    table = _read_lines(text, of_captions) if path.suffix.lower() == ".jsonl" else _read_csv(text, of_captions)
+    if table is None:
+        raise ValueError(f"{path} has no column named {' or '.join(CAPTION_COLUMNS)}: name one so in its first line.")
+    return table
+
+
 def decoded(path: Path) -> str:
     """A text file's content: UTF-8 with or without a byte order mark, or UTF-16 with one.
 
@@ -86,14 +100,18 @@ def is_text(text: str) -> bool:
     return True
 
 
-def _read_csv(text: str) -> Table | None:
+_OF_IMAGES = {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS}
+"""What a table of images must have, each under one of these names."""
+
+
+def _read_csv(text: str, needed: Mapping[str, Sequence[str]] = _OF_IMAGES) -> Table | None:
     header, _, _ = text.lstrip().partition("\n")
     for delimiter in DELIMITERS:
         try:
             names = next(csv.reader([header.strip()], delimiter=delimiter), [])
         except csv.Error:
             continue
-        columns = _columns(names)
+        columns = _columns(names, needed)
         if columns:
             return _csv_rows(text, delimiter, columns)
     return None
@@ -103,7 +121,7 @@ def _csv_rows(text: str, delimiter: str, columns: Mapping[str, int]) -> Table:
     table = Table()
     # Strict: a stray quote would otherwise swallow the rows up to the next one without a word.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header_seen = False
+    width = 0
     while True:
         before = reader.line_num
         try:
@@ -115,8 +133,12 @@ def _csv_rows(text: str, delimiter: str, columns: Mapping[str, int]) -> Table:
             continue
         if not any(cell.strip() for cell in cells):
             continue
-        if not header_seen:
-            header_seen = True
+        if not width:
+            width = len(cells)
+            continue
+        if any(cell.strip() for cell in cells[width:]):
+            reason = f"it has more cells than there are columns: quote a text that has {delimiter!r} in it"
+            table.problems.append(Problem(f"line {before + 1}", reason))
             continue
         values = {kind: cells[column] if column < len(cells) else "" for kind, column in columns.items()}
         _add(table, before + 1, values)
@@ -128,7 +150,7 @@ def _malformed(table: Table, first: int, last: int, error: str) -> None:
     table.problems.append(Problem(lines, f"the quotes do not match ({error})", max(1, last - first + 1)))
 
 
-def _read_lines(text: str) -> Table | None:
+def _read_lines(text: str, needed: Mapping[str, Sequence[str]] = _OF_IMAGES) -> Table | None:
     table, known = Table(), False
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -141,31 +163,32 @@ def _read_lines(text: str) -> Table | None:
         if not isinstance(values, dict):
             table.problems.append(Problem(f"line {number}", "it is no JSON object"))
             continue
-        columns = _columns(list(values))
+        columns = _columns(list(values), needed)
         if columns:
             known = True
             cells = list(values.values())
             _add(table, number, {kind: cells[column] for kind, column in columns.items()})
         else:
-            table.problems.append(Problem(f"line {number}", "it names no image or has no caption"))
+            table.problems.append(Problem(f"line {number}", f"it has no {' or no '.join(needed)}"))
     return table if known else None
 
 
-def _columns(names: Sequence[str]) -> dict[str, int] | None:
-    """Which of the columns hold images, captions and seeds; None unless the first two are there."""
+def _columns(names: Sequence[str], needed: Mapping[str, Sequence[str]]) -> dict[str, int] | None:
+    """Which of the columns hold what is needed, and seeds; None unless all that is needed is there."""
     plain = [name.strip().lower() for name in names]
-    image = next((plain.index(name) for name in IMAGE_COLUMNS if name in plain), None)
-    caption = next((plain.index(name) for name in CAPTION_COLUMNS if name in plain), None)
-    if image is None or caption is None:
-        return None
-    columns = {"image": image, "caption": caption}
+    columns = {}
+    for kind, accepted in needed.items():
+        found = next((plain.index(name) for name in accepted if name in plain), None)
+        if found is None:
+            return None
+        columns[kind] = found
     if SEED_COLUMN in plain:
         columns["seed"] = plain.index(SEED_COLUMN)
     return columns
 
 
 def _add(table: Table, line: int, values: Mapping[str, Any]) -> None:
-    image, caption = values["image"], values["caption"]
+    image, caption = values.get("image", ""), values["caption"]
     if not isinstance(image, str) or not isinstance(caption, str | None):
         table.problems.append(Problem(f"line {line}", "image and caption must be texts"))
         return

@@ -1,0 +1,52 @@
+"""Lists of prompts to make images of: a text, a text file, or a table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from . import tables
+
+SUFFIXES = (".txt", *tables.SUFFIXES)
+_SHOWN = 3
+
+
+def read(path: Path) -> list[str]:
+    """The prompts of a file, each once, in their order.
+
+    A text file has one a line; a CSV, TSV or JSON-lines file has them in a column named prompt, text or caption.
+
+    Raises:
+        ValueError: if there is no such file, it has another suffix, or a row cannot be read, or there is no prompt.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path} is no list of prompts: give a file of the kind {', '.join(SUFFIXES)}.")
+    if path.suffix.lower() == ".txt":
+        return _some(from_text(tables.decoded(path)), path)
+    table = tables.read_captions(path)
+    if table.problems:
+        named = "; ".join(str(problem) for problem in table.problems[:_SHOWN])
+        raise ValueError(f"{len(table.problems)} rows of {path} cannot be read: {named}.")
+    return _some(_each_once(row.caption for row in table.rows), path)
+
+
+def from_text(text: str) -> list[str]:
+    """The prompts of a text, one a line, each once; empty lines do not count.
+
+    Raises:
+        ValueError: if the text holds what no file can, half a character.
+    """
+    if not tables.is_text(text):
+        raise ValueError("The prompts hold half a character (a lone surrogate): type them anew.")
+    return _each_once(io.StringIO(text, newline=None))
+
+
+def _each_once(prompts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(prompt.strip() for prompt in prompts if prompt.strip()))
+
+
+def _some(prompts: list[str], path: Path) -> list[str]:
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt: write one a line.")
+    return prompts

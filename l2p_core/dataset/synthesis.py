@@ -1,0 +1,230 @@
+"""A data folder in the making: images of prompts and seeds that a source model makes, with their metadata.csv.
+
+Every image is one of a list that follows from the prompts alone, under a name that follows from its prompt and number,
+so that work which was stopped, or shared between machines, goes on with what is missing. Published L2P trains on such
+images (arXiv 2605.12013, section 3.3) and draws the noise of each from the seed that the source drew it from.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..atomic import write_bytes
+from ..pictures import png
+from .images import BrokenImage, pillow
+from .tables import decoded
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+TABLE = "metadata.csv"
+COLUMNS = ("image", "prompt", "seed")
+TEXT_KEY = "l2p"
+"""The field of a PNG file that says what its image was made of, as JSON."""
+_SEED_BYTES = 6  # 2**48: exact in every program that keeps numbers as floats
+_SLUG = 40  # letters of the prompt in a file's name
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+
+Settings = Mapping[str, str | int | float]
+"""What the images depend on beside prompt and seed, by name."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to make.
+
+    Attributes:
+        prompt: its caption.
+        seed: of its noise, 0 to 2**48 - 1.
+        name: of its PNG file.
+    """
+
+    prompt: str
+    seed: int
+    name: str
+
+
+def items(prompts: Iterable[str], per_prompt: int, first: int = 0) -> list[Item]:
+    """The images to make of prompts, those of a prompt one after the other.
+
+    The seeds are drawn from the prompt and the image's number, `first` to `first + per_prompt - 1`: images of different
+    prompts share no noise, which training would otherwise see again and again, and no prompt's images depend on which
+    others there are.
+    """
+    return [_item(prompt, number) for prompt in dict.fromkeys(prompts) for number in range(first, first + per_prompt)]
+
+
+def _item(prompt: str, number: int) -> Item:
+    seed = hashlib.sha256(f"image {number} of {prompt}".encode()).digest()[:_SEED_BYTES]
+    slug = re.sub("[^a-z0-9]+", "-", prompt.lower())[:_SLUG].strip("-")
+    digest = hashlib.sha256(prompt.encode()).hexdigest()[:12]
+    return Item(prompt, int.from_bytes(seed, "big"), "-".join([*filter(None, [slug]), digest, str(number)]) + ".png")
+
+
+class SynthesisFolder:
+    """A data folder that takes images as they are made.
+
+    A kill at any moment leaves whole images and a table that names no missing one: an image appears whole or not at
+    all, then its row is added. What a kill left between the two is found again at the next start.
+
+    Args:
+        folder: made where it is missing; images of other prompts with the same settings stay.
+        wanted: the images to make, see `items`.
+        settings: what else the images depend on, by the names of the table's further columns.
+
+    Raises:
+        ValueError: if the folder's table was written by something else or for other settings, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, wanted: Sequence[Item], settings: Settings):
+        self.folder, self.wanted = folder, list(wanted)
+        self.settings = {name: str(value) for name, value in settings.items()}
+        self._table = folder / TABLE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"The folder {folder} could not be made: {error.strerror}.") from error
+        self._rows = self._recovered()
+
+    @property
+    def todo(self) -> list[Item]:
+        """What is still to be made, in its order."""
+        return [item for item in self.wanted if item.name not in self._rows]
+
+    @property
+    def done(self) -> list[Item]:
+        """What has been made of the wanted images."""
+        return [item for item in self.wanted if item.name in self._rows]
+
+    def path(self, item: Item) -> Path:
+        """The file of an item's image."""
+        return self.folder / item.name
+
+    def write(self, item: Item, image: Image.Image) -> None:
+        """Add an image.
+
+        Raises:
+            ValueError: if the disk is full or the system refuses to write.
+        """
+        write_bytes(self.path(item), png(image.convert("RGB"), {TEXT_KEY: self._text(item)}))
+        row = self._row(item)
+        if self._table.exists():
+            _append(self._table, _lines([row]))
+        else:
+            write_bytes(self._table, _lines([self._header, row]))
+        self._rows[item.name] = row
+
+    @property
+    def _header(self) -> list[str]:
+        return [*COLUMNS, *self.settings]
+
+    def _row(self, item: Item) -> list[str]:
+        return [item.name, item.prompt, str(item.seed), *self.settings.values()]
+
+    def _text(self, item: Item) -> str:
+        return json.dumps({"prompt": item.prompt, "seed": item.seed, **self.settings})
+
+    def _recovered(self) -> dict[str, list[str]]:
+        """The table's rows whose image is whole, by the image's name, with rows for images that have lost theirs."""
+        written = self._table.read_bytes() if self._table.exists() else b""
+        rows = {row[0]: row for row in self._read() if _is_whole(self.folder / row[0])}
+        for item in self.wanted:
+            if item.name not in rows and self._is_ours(item):
+                rows[item.name] = self._row(item)
+        content = _lines([self._header, *rows.values()])
+        if rows and content != written:
+            write_bytes(self._table, content)
+        elif not rows:
+            self._table.unlink(missing_ok=True)
+        return rows
+
+    def _read(self) -> list[list[str]]:
+        if not self._table.exists():
+            return []
+        text = decoded(self._table)
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
+        if header != self._header:
+            raise ValueError(
+                f"{self._table} has the columns {','.join(header)[:200]}, not {','.join(self._header)}: it was made by "
+                "something else, so choose another name for this data set."
+            )
+        # A power cut may have left a part of the last row.
+        if rows and (len(rows[-1]) != len(header) or not text.endswith("\n")):
+            rows.pop()
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(header):
+                raise ValueError(f"Row {number} of {self._table} is not whole: repair it, or choose another name.")
+            self._check_settings(row)
+        return rows
+
+    def _check_settings(self, row: Sequence[str]) -> None:
+        for (name, value), there in zip(self.settings.items(), row[len(COLUMNS) :], strict=True):
+            if value != there:
+                raise ValueError(
+                    f"The images in {self.folder} were made with {name} {there or 'empty'}, not {value or 'empty'}: "
+                    "take the same settings to go on, or another name for a new data set."
+                )
+
+    def _is_ours(self, item: Item) -> bool:
+        """Whether there is a whole image of just this item and these settings."""
+        path = self.path(item)
+        if not _is_whole(path):
+            return False
+        with pillow().open(path) as image:
+            return bool(image.info.get(TEXT_KEY) == self._text(item))
+
+
+def read_image(content: bytes) -> Image.Image:
+    """Decode an image file's content to RGB.
+
+    Raises:
+        BrokenImage: if it is none, or damaged.
+    """
+    try:
+        with pillow().open(io.BytesIO(content)) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BrokenImage(f"it is damaged or no image ({error})") from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a PNG file has its beginning and its end."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_PNG_START))
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return start == _PNG_START and file.read() == _PNG_END
+    except OSError:
+        return False
+
+
+def _lines(rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Add to a file, all of it or nothing."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(data) != len(data):
+                    raise OSError("the disk is full")
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise ValueError(f"{path} could not be written: {error.strerror or error}.") from error
