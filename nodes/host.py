@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..l2p_core.config import VARIANTS, ModelConfig
 from . import lora_names, memory
+from .limits import check_memory, check_pixels
 from .lora import FittingPatches
 from .network import L2PNextDiT
 
@@ -167,19 +168,25 @@ def build_model(
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "l2p", _areas_in_pixels)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "l2p", _before_sampling)
     logging.info("L2P: %s model, patch %d, %d blocks", config.variant, config.patch_size, config.n_layers)
     return patcher
 
 
-def _areas_in_pixels(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wraps the host's sampling: areas of conditioning come in eighths of a pixel's size, whatever the model."""
-    for conds in executor.class_obj.conds.values():
+def _before_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Wraps the host's sampling: refuses what cannot be sampled, and brings areas of conditioning to pixels.
+
+    Areas come in eighths of a pixel's size, whatever the model.
+    """
+    guider = executor.class_obj
+    check_pixels(noise.shape)
+    check_memory(guider.model_patcher, noise.shape[0], *noise.shape[2:])
+    for conds in guider.conds.values():
         for cond in conds:
             area = cond.get("area")
             if area is not None and area[0] != "percentage":
                 cond["area"] = tuple(8 * value for value in area)
-    return executor(*args, **kwargs)
+    return executor(noise, *args, **kwargs)
 
 
 def quantise_backbone(state: dict[str, Tensor]) -> None:

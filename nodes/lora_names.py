@@ -14,7 +14,7 @@ from typing import Any
 import comfy.weight_adapter
 from torch import Tensor
 
-from ..l2p_core.config import VARIANTS
+from ..l2p_core.config import LATENT_PATCH, VARIANTS
 
 PREFIX = "diffusion_model."
 
@@ -82,15 +82,18 @@ def make_known() -> None:
 
 def _other_names(x: str) -> list[str]:
     """What the weight of an L2P model that the host calls `x` may be called in files besides."""
+    names = [x.removeprefix(PREFIX)] if x.startswith(_HEAD) else []
     if x == _EMBEDDER:
-        names = [f"all_x_embedder.{row.patch_size}-1" for row in VARIANTS.values()]
-        return [form for name in names for form in (PREFIX + name, *_spellings(name))]
-    return _spellings(x.removeprefix(PREFIX)) if x.startswith(_HEAD) else []
+        # The latent source's is found too, so that it is left out for its shape and not reported as unknown.
+        patches = [LATENT_PATCH, *(row.patch_size for row in VARIANTS.values())]
+        names = ["x_embedder", *(f"all_x_embedder.{patch}-1" for patch in patches)]
+    return [form for name in names for form in _spellings(name) if form != x]
 
 
 def _spellings(name: str) -> list[str]:
     """As comfy/lora.py spells the names of Z-Image's other weights."""
-    return [f"transformer.{name}", f"lycoris_{name.replace('.', '_')}", name]
+    flat = name.replace(".", "_")
+    return [f"{PREFIX}{name}", f"transformer.{name}", f"lycoris_{flat}", f"lora_unet_{flat}", name]
 
 
 def _useless(lora: Mapping[str, Tensor]) -> LeftOut | None:

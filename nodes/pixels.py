@@ -7,9 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .limits import check_canvas
+
 
 def empty_pixels(width: int, height: int, batch: int) -> dict[str, Any]:
-    """A LATENT of mid-grey pixels, (batch, 3, height, width), for a sampler to fill."""
+    """A LATENT of mid-grey pixels, (batch, 3, height, width), for a sampler to fill.
+
+    Raises:
+        ValueError: if the computer's memory cannot hold it.
+    """
+    check_canvas(batch, height, width)
     # The ratio tells the host that these are pixels, not latents of an eighth of the size.
     return {"samples": torch.zeros(batch, 3, height, width), "downscale_ratio_spacial": 1}
 

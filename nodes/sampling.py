@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..l2p_core import flow
 from ..l2p_core.config import VARIANTS, Variant
 from .host import L2PBaseModel
+from .limits import check_memory
 from .pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
 
 PUBLISHED = "L2P (published)"
@@ -22,11 +22,6 @@ PUBLISHED = "L2P (published)"
 
 FROM_MODEL = -1
 """A number of steps, or a cfg, that stands for the variant's published one."""
-
-SAMPLER_COPIES = 5
-"""Float32 copies of the images that a sampler holds: noise, start, state, prediction, direction."""
-
-GIB = 1024**3
 
 
 @dataclass(frozen=True)
@@ -149,23 +144,3 @@ def variant_of(model: Any) -> Variant:
     name = model.model.l2p.variant
     assert name is not None
     return VARIANTS[name]
-
-
-def check_memory(model: Any, batch: int, height: int, width: int) -> None:
-    """Refuse a size that cannot fit, before the system starts to swap or ends the process.
-
-    Raises:
-        ValueError: naming the size, what it needs and what there is.
-    """
-    device = model.load_device
-    needed = model.model.memory_required([batch, 3, height, width]) + SAMPLER_COPIES * 4 * 3 * batch * height * width
-    if comfy.model_management.is_device_cpu(device):
-        there = comfy.model_management.get_free_memory(device)
-    else:
-        # Weights can leave the GPU to make room, so all of it counts.
-        there = comfy.model_management.get_total_memory(device)
-    if needed > there:
-        raise ValueError(
-            f"{batch} image(s) of {width}x{height} need about {needed / GIB:.0f} GiB for one step, but there are "
-            f"{there / GIB:.0f} GiB: choose a smaller size or batch, or a smaller head tile in L2P Loader."
-        )

@@ -44,7 +44,10 @@ class Refused(Exception):
 
 
 class Server:
-    """A running ComfyUI on the CPU; its base directory holds models, input, output and a link to the pack."""
+    """A running ComfyUI on the CPU; its base directory holds models, input, output and a link to the pack.
+
+    Where custom nodes lie there already, they are what it runs.
+    """
 
     def __init__(self, host: Host, base: Path, *flags: str):
         self.host, self.base, self.flags = host, base, flags
@@ -54,9 +57,9 @@ class Server:
     def __enter__(self) -> Server:
         for folder in ("models/diffusion_models", "models/loras", "input", "output", "custom_nodes"):
             (self.base / folder).mkdir(parents=True, exist_ok=True)
-        pack = self.base / "custom_nodes" / "ComfyUI-L2P"
-        if not pack.exists():
-            os.symlink(ROOT, pack, target_is_directory=True)
+        custom_nodes = self.base / "custom_nodes"
+        if not any(custom_nodes.iterdir()):
+            os.symlink(ROOT, custom_nodes / "ComfyUI-L2P", target_is_directory=True)
         command = [
             *(self.host.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", self.port),
             *("--base-directory", self.base, "--database-url", "sqlite:///:memory:"),

@@ -116,6 +116,13 @@ def test_wrong_settings_end_in_a_sentence(server: Server, changes: dict[str, Any
     assert picture(server, server.run(graphs.demo(steps=2, seed=7)), "5").any()
 
 
+def test_a_canvas_that_no_memory_holds_is_refused(server: Server) -> None:
+    graph = graphs.ksampler()
+    graph["4"]["inputs"] |= {"width": 16384, "height": 16384, "batch_size": 4096}
+    assert "of this computer's memory" in sentence(server.run(graph))
+    assert picture(server, server.run(graphs.ksampler(steps=1)), "8").shape == (64, 64, 3)
+
+
 def test_a_mask_of_another_size_is_named(server: Server) -> None:
     graph = graphs.demo(image=["6", 0], mask=["7", 0])
     graph["6"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}}

@@ -77,35 +77,42 @@ def check_diffusers_names_apply_in_full(
     assert not logged
 
 
+PREFIXES = ("diffusion_model.", "transformer.", "lora_unet_", "lycoris_", "")
+ENDS = {"kohya": ("lora_up", "lora_down"), "peft": ("lora_B", "lora_A")}
+
+
+@pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize(
-    ("key", "ends"),
+    ("embedder", "final"),
     [
-        ("diffusion_model.final_layer.linear", ("lora_up", "lora_down")),
-        ("lora_unet_final_layer_linear", ("lora_up", "lora_down")),
-        ("transformer.all_final_layer.2-1.linear", ("lora_B", "lora_A")),
-        ("diffusion_model.final_layer.adaLN_modulation.1", ("lora_B", "lora_A")),
+        ("x_embedder", "final_layer.linear"),
+        ("x_embedder", "final_layer.adaLN_modulation.1"),
+        ("all_x_embedder.2-1", "all_final_layer.2-1.linear"),
     ],
 )
-def check_final_layers_are_left_out_in_one_line(
-    tmp_path: Path, key: str, ends: tuple[str, str], caplog: pytest.LogCaptureFixture
+def check_the_latent_ends_are_left_out_in_one_line(
+    tmp_path: Path, embedder: str, final: str, ends: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A Z-Image LoRA under every name it comes with: what fits applies, and the host reports nothing of its own."""
     model = kit.model(tmp_path)
     dim = model.model.l2p.dim
     weights = to_comfy(golden.diffusers_weights())
     up, down = low_rank("out", (dim, dim))
     weights["layers.0.attention.out.weight"] += up @ down
-    file = {
-        "diffusion_model.layers.0.attention.out.lora_up.weight": up,
-        "diffusion_model.layers.0.attention.out.lora_down.weight": down,
-        f"{key}.{ends[0]}.weight": torch.ones(64, 2),
-        f"{key}.{ends[1]}.weight": torch.ones(2, dim),
-        f"{key}.alpha": torch.tensor(2.0),
-        "diffusion_model.x_embedder.lora_up.weight": torch.ones(dim, 2),
-        "diffusion_model.x_embedder.lora_down.weight": torch.ones(2, 64),
-    }
-    model, logged = patched(model, file, caplog)
-    assert logged == ["L2P: 1 weights patched; left out, not being made for this model: final_layer, x_embedder"]
-    assert torch.equal(output(model), output(with_weights(tmp_path, weights)))
+    expected = output(with_weights(tmp_path, weights))
+    high, low = ENDS[ends]
+    for prefix in PREFIXES:
+        file = {
+            "diffusion_model.layers.0.attention.out.lora_up.weight": up,
+            "diffusion_model.layers.0.attention.out.lora_down.weight": down,
+        }
+        for name, (rows, columns) in {embedder: (dim, 64), final: (64, dim)}.items():
+            key = prefix + (name.replace(".", "_") if prefix.endswith("_") else name)
+            file |= {f"{key}.{high}.weight": torch.ones(rows, 2), f"{key}.{low}.weight": torch.ones(2, columns)}
+            file[f"{key}.alpha"] = torch.tensor(2.0)
+        on_it, logged = patched(model, file, caplog)
+        assert logged == ["L2P: 1 weights patched; left out, not being made for this model: final_layer, x_embedder"]
+        assert torch.equal(output(on_it), expected)
 
 
 def check_a_lora_of_another_variant_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""An L2P MODEL in the hands of the host's other nodes: LoRA, merging, saving, patches, compiling, offloading."""
+"""An L2P MODEL in the hands of the host's other nodes: LoRA, merging, saving, patches, quantised files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import golden_vectors as golden
 import kit
 import pytest
 import torch
-from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras import nodes_model_merging
 from safetensors.torch import load_file
 from torch import Tensor
@@ -204,56 +203,12 @@ def check_patches_see_a_latent_and_change_the_image(tmp_path: Path) -> None:
     assert golden.relative_error(changed, plain) > 1e-4
 
 
-def check_torch_compile(tmp_path: Path) -> None:
-    model = kit.model(tmp_path)
-    expected = kit.ksample(model)
-    compiled = model.clone(disable_dynamic=True)
-    set_torch_compile_wrapper(model=compiled, backend="eager")
-    assert golden.relative_error(kit.ksample(compiled), expected) < 1e-5
-
-
 def check_the_host_can_load_the_model_anew(tmp_path: Path) -> None:
     model = kit.model(tmp_path)
     load, arguments = model.cached_patcher_init
     again = load(*arguments, disable_dynamic=True)
     assert again.model is not model.model
     assert torch.equal(output(again), output(model))
-
-
-def check_partly_loaded_weights_are_cast_at_use(tmp_path: Path) -> None:
-    """What --lowvram does on a GPU: only some weights are on the device, the others are brought for every use."""
-    model = kit.model(tmp_path, weight_dtype="bf16")
-    expected = output(model)
-    comfy.model_management.unload_all_models()
-    model.partially_unload(torch.device("cpu"), 1e12)
-    model.load(torch.device("cpu"), lowvram_model_memory=10_000)
-    with torch.inference_mode():
-        features = kit.caption()[0][0]
-        result = model.model.diffusion_model(
-            X, torch.tensor([0.7]), context=features, num_tokens=features.shape[1], transformer_options={}
-        )
-    assert model.model.model_lowvram and model.model.model_loaded_weight_memory < model.model_size() / 2
-    assert golden.relative_error(result, expected) < 1e-5
-
-
-def check_unloading_and_loading_again(tmp_path: Path) -> None:
-    model = kit.model(tmp_path)
-    expected = output(model)
-    comfy.model_management.unload_all_models()
-    assert torch.equal(output(model), expected)
-
-
-def check_a_dropped_model_frees_its_memory(tmp_path: Path) -> None:
-    import gc
-    import weakref
-
-    model = kit.model(tmp_path)
-    kit.ksample(model, steps=1)
-    network = weakref.ref(model.model.diffusion_model)
-    comfy.model_management.unload_all_models()
-    del model
-    gc.collect()
-    assert network() is None
 
 
 def check_previews_are_small(tmp_path: Path) -> None:

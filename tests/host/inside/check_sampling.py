@@ -16,14 +16,14 @@ from comfy_extras import nodes_custom_sampler, nodes_differential_diffusion, nod
 import nodes
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.checkpoint import load_model
-from comfyui_l2p.nodes.pixels import image_to_pixels, pixels_to_image
+from comfyui_l2p.nodes.pixels import empty_pixels, image_to_pixels, pixels_to_image
 from comfyui_l2p.nodes.sampling import PUBLISHED, Settings, sample_image
 
 SIZE = {"width": 64, "height": 48, "batch": 1}
 
 
 def sample(model: Any, scheduler: str = PUBLISHED, sampler: str = "euler", **changes: Any) -> torch.Tensor:
-    settings = Settings(1, 3, 2.0, sampler, scheduler, changes.pop("denoise", 1.0))
+    settings = Settings(1, 3, changes.pop("cfg", 2.0), sampler, scheduler, changes.pop("denoise", 1.0))
     with torch.inference_mode():
         return sample_image(model, kit.caption(), kit.caption("negative", 5), settings, **{**SIZE, **changes})
 
@@ -49,20 +49,29 @@ def check_image_to_image_and_ksampler_agree(tmp_path: Path) -> None:
     assert not torch.equal(ours, sample(model, "simple", image=image, denoise=0.9))
 
 
-def check_sampler_custom_advanced_agrees_on_published_sigmas(tmp_path: Path) -> None:
-    model = kit.model(tmp_path)
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(kit.caption(), kit.caption("negative", 5))
-    guider.set_cfg(2.0)
+def sample_advanced(guider: Any, seed: int = 1) -> torch.Tensor:
+    """What SamplerCustomAdvanced gives for a guider on the published sigmas, as an image."""
     with torch.inference_mode():
         output = nodes_custom_sampler.SamplerCustomAdvanced.execute(
-            nodes_custom_sampler.Noise_RandomNoise(1),
+            nodes_custom_sampler.Noise_RandomNoise(seed),
             guider,
             comfy.samplers.sampler_object("euler"),
             flow.sigmas(3, 3.0),
             {"samples": kit.latent()},
         )
-    assert torch.equal(sample(model), pixels_to_image(output.args[0]))
+    return pixels_to_image(output.args[0])
+
+
+def check_sampler_custom_advanced_agrees_on_published_sigmas(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    positive, negative = kit.caption(), kit.caption("negative", 5)
+    cfg = nodes_custom_sampler.CFGGuider.execute(model, positive, negative, 2.0).args[0]
+    assert torch.equal(sample(model), sample_advanced(cfg))
+    basic = nodes_custom_sampler.BasicGuider.execute(model, positive).args[0]
+    assert torch.equal(sample(model, cfg=1.0), sample_advanced(basic))
+    # Guiding by the same caption twice with cfg 2 and 1 is guiding by it once.
+    dual = nodes_custom_sampler.DualCFGGuider.execute(model, positive, negative, negative, 2.0, 1.0, "regular").args[0]
+    assert golden.relative_error(sample_advanced(dual), sample(model)) < 1e-5
 
 
 def check_host_samples_what_the_core_samples(tmp_path: Path) -> None:
@@ -88,6 +97,66 @@ def check_a_batch_is_its_images_one_by_one(tmp_path: Path) -> None:
     one = torch.cat([kit.velocity(model, noise[i : i + 1], 0.8, features[:1]) for i in range(2)])
     assert golden.relative_error(both, one) < 1e-5
     assert kit.ksample(model, kit.latent(batch=2)).shape == (2, 3, 48, 64)
+
+
+def check_a_batch_may_have_a_caption_for_each_image(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    captions = [kit.caption(text)[0][0] for text in ("first", "second")]
+    noise = golden.array("noise", (1, 3, 48, 64), 0).expand(2, -1, -1, -1)
+    both = kit.velocity(model, noise, 0.8, torch.cat(captions))
+    one = torch.cat([kit.velocity(model, noise[:1], 0.8, caption) for caption in captions])
+    assert golden.relative_error(both, one) < 1e-5
+    assert golden.relative_error(one[0], one[1]) > 1e-3
+
+
+@pytest.mark.parametrize("tokens", [7, 40])
+def check_combined_captions_of_any_lengths_are_averaged(tmp_path: Path, tokens: int) -> None:
+    model = kit.model(tmp_path)
+    first, second = kit.caption("first", 7), kit.caption("second", tokens)
+    settings = {"steps": 1, "cfg": 1.0}
+    alone = [kit.ksample(model, positive=caption, **settings) for caption in (first, second)]
+    both = kit.ksample(model, positive=first + second, **settings)
+    assert golden.relative_error(both, (alone[0] + alone[1]) / 2) < 1e-5
+
+
+def check_a_noise_mask_keeps_pixels_with_ksampler_too(tmp_path: Path) -> None:
+    image, mask = picture(), torch.zeros(1, 48, 64)
+    mask[:, 7:31, 13:42] = 1.0
+    latent = image_to_pixels(image, mask)
+    result = kit.ksample(kit.model(tmp_path), latent["samples"], noise_mask=latent["noise_mask"])
+    kept = (latent["noise_mask"] == 0).expand_as(result)
+    # The sampler's last sum rounds; Pixel Sampler puts the very pixels back.
+    assert torch.allclose(result[kept], latent["samples"][kept], atol=1e-6)
+    assert (result[~kept] != latent["samples"][~kept]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 8, 8), (1, 3, 2, 48, 64)])
+def check_latents_of_other_models_are_named(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="Empty Pixels or Image to Pixels, not with a VAE"):
+        kit.ksample(kit.model(tmp_path), torch.ones(shape))
+
+
+def check_an_empty_latent_of_the_hosts_becomes_pixels(tmp_path: Path) -> None:
+    """Empty Latent Image in place of Empty Pixels: the host itself brings it to the model's size."""
+    model, size = kit.model(tmp_path), {"width": 64, "height": 48, "batch_size": 1}
+    (latent,) = nodes.EmptyLatentImage().generate(**size)
+    settings = {"seed": 1, "steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
+    conds = kit.caption(), kit.caption("negative", 5)
+    with torch.inference_mode():
+        (result,) = nodes.KSampler().sample(model, *settings.values(), *conds, latent)
+    assert torch.equal(result["samples"], kit.ksample(model))
+
+
+def check_little_memory_is_said_to_every_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = kit.model(tmp_path)
+    noise = torch.zeros(1, 3, 48, 64)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(kit.caption(), kit.caption("negative", 5))
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device=None, torch_free_too=False: 1000)
+    with pytest.raises(ValueError, match="choose a smaller size or batch"):
+        guider.sample(noise, noise, comfy.samplers.sampler_object("euler"), flow.sigmas(3))
+    with pytest.raises(ValueError, match="of this computer's memory"):
+        empty_pixels(64, 64, 1)
 
 
 @pytest.mark.parametrize("size", [(50, 70), (17, 33), (104, 76)])

@@ -1,0 +1,71 @@
+"""Refusing what cannot be sampled, in a sentence, before the system starts to swap or ends the process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ..l2p_core.config import PIXEL_CHANNELS
+
+SAMPLER_COPIES = 5
+"""Float32 copies of the images that a sampler holds: noise, start, state, prediction, direction."""
+
+FLOAT32_BYTES = 4
+GIB = 1024**3
+
+
+def check_canvas(batch: int, height: int, width: int) -> None:
+    """Refuse images that do not even fit into the computer's own memory.
+
+    Raises:
+        ValueError: naming the size, what it takes and what is free.
+    """
+    needed = image_bytes(batch, height, width)
+    there = comfy.model_management.get_free_memory(torch.device("cpu"))
+    if needed > there:
+        raise ValueError(
+            f"{batch} image(s) of {width}x{height} take {needed / GIB:.0f} GiB of this computer's memory, but "
+            f"{there / GIB:.0f} GiB are free: choose a smaller size or batch."
+        )
+
+
+def check_memory(model: Any, batch: int, height: int, width: int) -> None:
+    """Refuse a size for which a step of sampling cannot fit.
+
+    Raises:
+        ValueError: naming the size, what it needs and what there is.
+    """
+    device = model.load_device
+    step = model.model.memory_required([batch, PIXEL_CHANNELS, height, width])
+    needed = step + SAMPLER_COPIES * image_bytes(batch, height, width)
+    if comfy.model_management.is_device_cpu(device):
+        there = comfy.model_management.get_free_memory(device)
+    else:
+        # Weights can leave the GPU to make room, so all of it counts.
+        there = comfy.model_management.get_total_memory(device)
+    if needed > there:
+        raise ValueError(
+            f"{batch} image(s) of {width}x{height} need about {needed / GIB:.0f} GiB for one step, but there are "
+            f"{there / GIB:.0f} GiB: choose a smaller size or batch, or a smaller head tile in L2P Loader."
+        )
+
+
+def check_pixels(shape: Sequence[int]) -> None:
+    """Refuse the LATENT of another kind of model.
+
+    Raises:
+        ValueError: unless the shape is (B, 3, H, W).
+    """
+    if len(shape) != 4 or shape[1] != PIXEL_CHANNELS:
+        raise ValueError(
+            f"This latent has the shape {tuple(shape)}, but an L2P model samples pixels, which have 3 channels: make "
+            "it with Empty Pixels or Image to Pixels, not with a VAE."
+        )
+
+
+def image_bytes(batch: int, height: int, width: int) -> int:
+    """What images take in float32."""
+    return FLOAT32_BYTES * PIXEL_CHANNELS * batch * height * width
