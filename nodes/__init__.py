@@ -5,9 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .convert_nodes import ConvertToL2P, MergeDelta, SaveDelta
-from .load_nodes import Demo, Loader
+from .load_nodes import Demo, DemoSource, Loader
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
 from .sampler_node import PixelSampler
+from .synthesize_node import SynthesizeDataset
 
 
 class L2PExtension(ComfyExtension):
@@ -24,5 +25,7 @@ class L2PExtension(ComfyExtension):
             ConvertToL2P,
             SaveDelta,
             MergeDelta,
+            SynthesizeDataset,
             Demo,
+            DemoSource,
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,10 @@ from torch import Tensor
 
 from ..l2p_core.dataset.captions import CaptionCache
 from ..l2p_core.run.captions import Captions
+from .content import content_digest
 
 PROBE = "A fox (asleep:1.2), seen from above."
 """A caption whose tokens show the tokenizer, its template, and whether it reads weights out of a text."""
-
-_PIECES, _PIECE = 8, 1024  # of a tensor, of a piece's numbers
 
 
 def host_captions(clip: Any, folder: Path) -> Captions:
@@ -47,12 +45,9 @@ def identity_of(clip: Any) -> str:
             "This CLIP has hooks, which may change it in the course of sampling, and training needs one text encoder "
             "for all of it: connect the CLIP without them."
         )
-    digest = hashlib.sha256()
-    _add(digest, [clip.tokenize(PROBE), clip.layer_idx, clip.tokenizer_options])
-    _add(digest, clip.patcher.model_state_dict())
-    _add(digest, clip.patcher.patches)
-    kind = type(clip.cond_stage_model).__name__.rstrip("_")
-    return f"ComfyUI {kind} {digest.hexdigest()[:32]}"
+    use = [clip.tokenize(PROBE), clip.layer_idx, clip.tokenizer_options]
+    digest = content_digest([use, clip.patcher.model_state_dict(), clip.patcher.patches])
+    return f"ComfyUI {type(clip.cond_stage_model).__name__.rstrip('_')} {digest[:32]}"
 
 
 class ClipEncoder:
@@ -108,34 +103,3 @@ def unload(clip: Any) -> None:
     ]
     if len(kept) < len(comfy.model_management.current_loaded_models):
         comfy.model_management.free_memory(1e30, clip.patcher.load_device, kept)
-
-
-def _add(digest: Any, value: Any) -> None:
-    """Add anything that weights, patches and tokens are made of."""
-    if isinstance(value, Tensor):
-        _add_tensor(digest, value)
-    elif isinstance(value, dict):
-        for key in sorted(value, key=repr):
-            _add(digest, key)
-            _add(digest, value[key])
-    elif isinstance(value, list | tuple | set):
-        digest.update(f"{len(value)} ".encode())
-        for item in sorted(value, key=repr) if isinstance(value, set) else value:
-            _add(digest, item)
-    elif value is None or isinstance(value, str | bytes | int | float):
-        digest.update(f"{value!r} ".encode())
-    elif callable(value):
-        digest.update(f"{getattr(value, '__qualname__', type(value).__qualname__)} ".encode())
-    else:
-        # Weight adapters of the host: LoRA and its kin, with their tensors in attributes.
-        digest.update(f"{type(value).__qualname__} ".encode())
-        _add(digest, vars(value))
-
-
-def _add_tensor(digest: Any, tensor: Tensor) -> None:
-    digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
-    numbers = tensor.detach().reshape(-1)
-    for piece in range(_PIECES):
-        start = len(numbers) * piece // _PIECES
-        stop = min(start + _PIECE, len(numbers) * (piece + 1) // _PIECES)
-        digest.update(numbers[start:stop].cpu().contiguous().view(torch.uint8).numpy().tobytes())

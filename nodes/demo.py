@@ -61,6 +61,9 @@ class WordsEncoder(nn.Module):
 
 def load_demo() -> tuple[Any, Any]:
     """MODEL and CLIP of the bundled tiny model."""
-    model = load_model(str(tiny.SOURCE_PATH), str(DELTA_PATH))
-    target = comfy.supported_models_base.ClipTarget(WordsTokenizer, WordsEncoder)
-    return model, comfy.sd.CLIP(target)
+    return load_model(str(tiny.SOURCE_PATH), str(DELTA_PATH)), load_words()
+
+
+def load_words() -> Any:
+    """The CLIP of both bundled models."""
+    return comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(WordsTokenizer, WordsEncoder))

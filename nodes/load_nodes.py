@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from . import files
 from .demo import load_demo
+from .demo_source import load_demo_source
 from .host import WEIGHT_DTYPES
 from .loading import load_model
 
@@ -91,3 +92,27 @@ class Demo(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(*load_demo())
+
+
+class DemoSource(io.ComfyNode):
+    """The bundled tiny latent model as MODEL, CLIP and VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PDemoSource",
+            display_name="L2P Demo Source",
+            category="L2P/train",
+            description="The tiny latent model that L2P Demo's model was made of, with its VAE: makes training images "
+            "of coloured shapes, 64 pixels wide, with nothing to download. For trying out training.",
+            search_aliases=["l2p example", "tiny model", "latent source", "test model"],
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(tooltip="Knows the words of its own captions only."),
+                io.Vae.Output(),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_demo_source())

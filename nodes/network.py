@@ -28,7 +28,45 @@ LATENT_CHANNELS = 16
 Patch = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class L2PNextDiT(NextDiT):
+class SizedNextDiT(NextDiT):
+    """The host's Z-Image backbone in the sizes of a checkpoint."""
+
+    def __init__(self, sizes: ModelConfig, device: Any = None, dtype: Any = None, operations: Any = None):
+        super().__init__(
+            patch_size=sizes.patch_size,
+            in_channels=sizes.in_channels,
+            dim=sizes.dim,
+            n_layers=sizes.n_layers,
+            n_refiner_layers=sizes.n_refiner_layers,
+            n_heads=sizes.n_heads,
+            n_kv_heads=sizes.n_heads,
+            # The host rounds int(multiplier * dim) up to multiple_of; the half keeps int() from landing one short.
+            multiple_of=1,
+            ffn_dim_multiplier=(sizes.ffn_dim + 0.5) / sizes.dim,
+            norm_eps=NORM_EPS,
+            qk_norm=True,
+            cap_feat_dim=sizes.caption_dim,
+            axes_dims=list(sizes.rope_dims),
+            rope_theta=ROPE_THETA,
+            z_image_modulation=True,
+            time_scale=1000.0,
+            pad_tokens_multiple=TOKEN_MULTIPLE,
+            device=device,
+            dtype=dtype,
+            operations=operations,
+        )
+        # The host sizes the timestep embedder for the 6B model; smaller ones have their own.
+        self.t_embedder = TimestepEmbedder(
+            sizes.t_hidden_dim,
+            frequency_embedding_size=sizes.t_freq_dim,
+            output_size=sizes.t_dim,
+            device=device,
+            dtype=dtype,
+            operations=operations,
+        )
+
+
+class L2PNextDiT(SizedNextDiT):
     """The host's NextDiT with a Detailer Head (`local_decoder`) in place of its final layer.
 
     Args:
@@ -46,39 +84,8 @@ class L2PNextDiT(NextDiT):
         **_: Any,
     ):
         assert l2p.head is not None
-        super().__init__(
-            patch_size=l2p.patch_size,
-            in_channels=l2p.in_channels,
-            dim=l2p.dim,
-            n_layers=l2p.n_layers,
-            n_refiner_layers=l2p.n_refiner_layers,
-            n_heads=l2p.n_heads,
-            n_kv_heads=l2p.n_heads,
-            # The host rounds int(multiplier * dim) up to multiple_of; the half keeps int() from landing one short.
-            multiple_of=1,
-            ffn_dim_multiplier=(l2p.ffn_dim + 0.5) / l2p.dim,
-            norm_eps=NORM_EPS,
-            qk_norm=True,
-            cap_feat_dim=l2p.caption_dim,
-            axes_dims=list(l2p.rope_dims),
-            rope_theta=ROPE_THETA,
-            z_image_modulation=True,
-            time_scale=1000.0,
-            pad_tokens_multiple=TOKEN_MULTIPLE,
-            device=device,
-            dtype=dtype,
-            operations=operations,
-        )
+        super().__init__(l2p, device, dtype, operations)
         del self.final_layer
-        # The host sizes the timestep embedder for the 6B model; smaller ones have their own.
-        self.t_embedder = TimestepEmbedder(
-            l2p.t_hidden_dim,
-            frequency_embedding_size=l2p.t_freq_dim,
-            output_size=l2p.t_dim,
-            device=device,
-            dtype=dtype,
-            operations=operations,
-        )
         self.local_decoder = DetailerHead(l2p.head, l2p.dim, operations, device=device, dtype=dtype)
         self.l2p = l2p
         self.head_tile = head_tile

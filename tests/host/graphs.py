@@ -62,6 +62,30 @@ def ksampler(steps: int = 4) -> Json:
     }
 
 
+def synthesize(**inputs: Any) -> Json:
+    """Synthesize L2P Dataset with the bundled tiny source: node 2."""
+    settings = {
+        "model": ["1", 0],
+        "clip": ["1", 1],
+        "vae": ["1", 2],
+        "dataset": "made",
+        "prompts": CAPTION,
+        "prompt_file": "none",
+        "images_per_prompt": 2,
+        "first_image": 0,
+        "width": 64,
+        "height": 64,
+        "steps": 4,
+        "cfg": 2.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "negative": "",
+        "batch_size": 1,
+    }
+    node = {"class_type": "L2PSynthesizeDataset", "inputs": settings | inputs}
+    return {"1": {"class_type": "L2PDemoSource", "inputs": {}}, "2": node}
+
+
 def loader(file: str, delta: str = "none") -> Json:
     """L2P Loader, with something that makes it run."""
     inputs = {"file": file, "delta": delta, "weight_dtype": "default", "head_tile": "auto"}

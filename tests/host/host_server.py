@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 180
+TEXT = 3  # the kind of a binary message that carries a node's progress text; the others are previews
 Json = dict[str, Any]
 
 
@@ -154,13 +155,18 @@ class Run:
         self.interrupted = False
         self.progress: list[tuple[str, int, int]] = []
         self.previews: list[bytes] = []
+        self.texts: list[str] = []
         self.outputs: dict[str, Json] = {}
         self.ran: set[str] = set()
 
     def take(self, message: bytes | Json) -> None:
         """Note one websocket message."""
         if isinstance(message, bytes):
-            self.previews.append(message)
+            kind, length = struct.unpack(">II", message[:8])
+            if kind == TEXT:
+                self.texts.append(message[8 + length :].decode())
+            else:
+                self.previews.append(message)
             return
         kind, data = message["type"], message["data"]
         if kind != "progress" and data.get("prompt_id") != self.prompt_id:

@@ -26,7 +26,9 @@ NODES = {
     "L2PConvert",
     "L2PSaveDelta",
     "L2PMergeDelta",
+    "L2PSynthesizeDataset",
     "L2PDemo",
+    "L2PDemoSource",
 }
 
 

@@ -1,0 +1,110 @@
+"""The bundled tiny latent source as the host's MODEL, CLIP and VAE.
+
+The host's own loader knows Z-Image in one size only, and no autoencoder of ours, so both are set up here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import torch
+from torch import Tensor
+
+from ..l2p_core import tiny
+from ..l2p_core.checkpoint import load_latent, open_checkpoint
+from ..l2p_core.config import ModelConfig
+from ..l2p_core.tiny.autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder
+from .demo import load_words
+from .network import SizedNextDiT
+
+DECODE_FLOATS = 4000
+"""Numbers that decoding holds for a latent cell: 64 pixels of the widest layers, and their inputs."""
+
+
+class SourceFormat(comfy.latent_formats.LatentFormat):
+    """The tiny autoencoder's latent, which needs no scale; previews show its linear part."""
+
+    latent_channels = LATENT_CHANNELS
+    spacial_downscale_ratio = DOWNSCALE
+
+    def __init__(self, autoencoder: Autoencoder | None = None):
+        inverse = (autoencoder or tiny.load_autoencoder()).inverse
+        assert inverse.bias is not None
+        self.latent_rgb_factors = inverse.weight.detach().mean((2, 3)).tolist()
+        self.latent_rgb_factors_bias = inverse.bias.detach().tolist()
+
+
+class SourceNetwork(SizedNextDiT):
+    """The backbone with the sizes that the host's configuration carries."""
+
+    def __init__(self, sizes: ModelConfig, device: Any = None, dtype: Any = None, operations: Any = None, **_: Any):
+        super().__init__(sizes, device, dtype, operations)
+
+
+class SourceConfig(comfy.supported_models.ZImage):
+    """The host's configuration object for the tiny source."""
+
+    latent_format = SourceFormat
+    supported_inference_dtypes = [torch.float32]
+
+    def __init__(self, sizes: ModelConfig):
+        super().__init__({"image_model": "lumina2", "sizes": sizes, "dim": sizes.dim, "n_layers": sizes.n_layers})
+
+    def get_model(self, state_dict: Mapping[str, Tensor], prefix: str = "", device: Any = None) -> SourceModel:
+        return SourceModel(self, device=device)
+
+
+class SourceModel(comfy.model_base.Lumina2):
+    """The host's Z-Image around the tiny network."""
+
+    def __init__(self, model_config: SourceConfig, device: Any = None):
+        comfy.model_base.BaseModel.__init__(
+            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=SourceNetwork
+        )
+        self.memory_usage_factor_conds = ("ref_latents",)
+
+
+def load_demo_source() -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of the bundled tiny source."""
+    return load_source_model(), load_words(), load_vae()
+
+
+def load_source_model(disable_dynamic: bool = False) -> Any:
+    """The tiny latent model as a ModelPatcher of the host, in float32."""
+    config = SourceConfig(open_checkpoint(tiny.SOURCE_PATH).config())
+    config.set_inference_dtype(torch.float32, None)
+    state = load_latent(tiny.SOURCE_PATH, dtype=torch.float32).state_dict()
+    model = config.get_model(state)
+    load_device = comfy.model_management.get_torch_device()
+    # A few megabytes: never worth the dynamic patcher's bookkeeping, which is for models that do not fit.
+    patcher = comfy.model_patcher.ModelPatcher(
+        model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device()
+    )
+    model.load_model_weights(state, "")
+    patcher.cached_patcher_init = (load_source_model, ())
+    return patcher
+
+
+def load_vae() -> Any:
+    """The tiny autoencoder behind the host's VAE interface, in float32."""
+    autoencoder = tiny.load_autoencoder()
+    # The host's class has no place for other networks than it knows; its simplest one sets up all the rest.
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    vae.first_stage_model = autoencoder
+    vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = LATENT_CHANNELS, DOWNSCALE, DOWNSCALE
+    vae.memory_used_encode = lambda shape, dtype: 8 * shape[2] * shape[3] * dtype.itemsize
+    vae.memory_used_decode = lambda shape, dtype: DECODE_FLOATS * shape[2] * shape[3] * dtype.itemsize
+    comfy.model_management.archive_model_dtypes(autoencoder)
+    vae.patcher = comfy.model_patcher.ModelPatcher(
+        autoencoder, load_device=vae.device, offload_device=comfy.model_management.vae_offload_device()
+    )
+    vae.size = None
+    vae.model_size()
+    return vae

@@ -1,0 +1,226 @@
+"""Making training images with a source model and the host's own sampler: what the Synthesize node does."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ..l2p_core.dataset.images import from_uint8, load
+from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder
+from ..l2p_core.pictures import picture
+from ..l2p_core.run.report import duration
+from .content import content_digest
+from .host import PixelFormat
+from .pixels import pixels_to_image
+
+ENCODED = 256
+"""Prompts encoded at a time: their features take some 200 MB, and text encoder and model change places seldom."""
+SHOWN = 4
+"""Images that the node gives out."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What makes the images, and how.
+
+    Attributes:
+        model: any MODEL of images.
+        clip: its CLIP.
+        vae: its VAE; None for an L2P MODEL, which makes pixels.
+        width: of the images in pixels, as height.
+        negative: the prompt to guide away from.
+        batch: images of a prompt made at once.
+    """
+
+    model: Any
+    clip: Any
+    vae: Any
+    width: int
+    height: int
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    negative: str
+    batch: int
+
+    def check(self) -> None:
+        """Raise ValueError where something is missing to make images."""
+        if self.clip is None:
+            raise ValueError("The CLIP is empty: connect the text encoder of this model; a checkpoint may have none.")
+        if self.vae is None and not self.makes_pixels:
+            raise ValueError("This model makes latents: connect its VAE. Only an L2P model needs none.")
+
+    @property
+    def makes_pixels(self) -> bool:
+        """Whether the model is L2P."""
+        return isinstance(self.model.get_model_object("latent_format"), PixelFormat)
+
+    def settings(self) -> Settings:
+        """What the images depend on beside prompt and seed."""
+        shift = getattr(self.model.get_model_object("model_sampling"), "shift", "")
+        return {
+            "steps": self.steps,
+            "cfg": self.cfg,
+            "sampler": self.sampler,
+            "scheduler": self.scheduler,
+            "shift": shift,
+            "width": self.width,
+            "height": self.height,
+            "negative": self.negative,
+            "model": model_name(self.model),
+        }
+
+    def conditioning(self, prompt: str) -> Any:
+        """What the CLIP makes of a prompt."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt), show_pbar=False)
+
+    def images(
+        self, seeds: Sequence[int], positive: Any, negative: Any, callback: Callable[[int, Tensor], None]
+    ) -> Tensor:
+        """Images (B, H, W, 3) in [0, 1] of B seeds, each from its own noise; `callback` gets (step, x0)."""
+        latent = self._empty(len(seeds))
+        noise = torch.cat([comfy.sample.prepare_noise(latent[i : i + 1], seed) for i, seed in enumerate(seeds)])
+        samples = comfy.sample.sample(
+            self.model,
+            noise,
+            self.steps,
+            self.cfg,
+            self.sampler,
+            self.scheduler,
+            positive,
+            negative,
+            latent,
+            callback=lambda step, x0, x, total: callback(step, x0),
+            disable_pbar=True,
+            seed=seeds[0],
+        )
+        return self._decoded(samples)
+
+    def _empty(self, count: int) -> Tensor:
+        form = self.model.get_model_object("latent_format")
+        ratio = form.spacial_downscale_ratio
+        # A side that the ratio does not divide grows to the next that it does, and is cut to size when decoded.
+        sides = -(-self.height // ratio), -(-self.width // ratio)
+        return comfy.sample.fix_empty_latent_channels(
+            self.model, torch.zeros(count, form.latent_channels, *sides), ratio
+        )
+
+    def _decoded(self, samples: Tensor) -> Tensor:
+        images = pixels_to_image({"samples": samples}) if self.makes_pixels else self.vae.decode(samples)
+        images = images.reshape(-1, *images.shape[-3:])[:, : self.height, : self.width, :3]
+        if images.shape[1:] != (self.height, self.width, 3):
+            raise ValueError(
+                f"The VAE makes images of the shape {tuple(images.shape[1:])}, not of {self.width}x{self.height} "
+                "pixels: connect the VAE that belongs to the model."
+            )
+        return images
+
+
+def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -> SynthesisFolder:
+    """Make the images that are missing, each written as soon as it is there.
+
+    Args:
+        folder: of the data set.
+        wanted: the images that it is to have.
+        source: makes them.
+        say: shows how far the work is, with the time left.
+
+    Raises:
+        ValueError: for a source that lacks something, or a folder with other images of that name.
+        InterruptProcessingException: the host's, where the user stops it; what is made stays.
+    """
+    source.check()
+    made = SynthesisFolder(folder, wanted, source.settings())
+    todo = made.todo
+    if todo:
+        work = _Work(made, source, len(todo), say)
+        for part in _by_prompts(todo, ENCODED):
+            work.make(part)
+    say(f"{len(made.wanted)} images, {len(todo)} of them made now")
+    return made
+
+
+class _Work:
+    """One start of the work: its progress, and what lasts from one part to the next."""
+
+    def __init__(self, made: SynthesisFolder, source: Source, count: int, say: Say):
+        self._made, self._source, self._say = made, source, say
+        self._count, self._done, self._seconds = count, 0, 0.0
+        self._negative: Any = None
+        model = source.model
+        self._bar = comfy.utils.ProgressBar(count * source.steps)
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def make(self, part: Sequence[Item]) -> None:
+        """Encode the prompts of some images and make them."""
+        encoded = self._encode([item.prompt for item in part])
+        for prompt, images in itertools.groupby(part, key=lambda item: item.prompt):
+            of_prompt = list(images)
+            for start in range(0, len(of_prompt), self._source.batch):
+                self._sample(of_prompt[start : start + self._source.batch], encoded[prompt])
+
+    def _encode(self, prompts: Sequence[str]) -> dict[str, Any]:
+        if self._negative is None:
+            self._negative = self._source.conditioning(self._source.negative)
+        encoded: dict[str, Any] = {}
+        for prompt in dict.fromkeys(prompts):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            encoded[prompt] = self._source.conditioning(prompt)
+        return encoded
+
+    def _sample(self, batch: Sequence[Item], positive: Any) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        begun = time.perf_counter()
+
+        def step_done(step: int, x0: Tensor) -> None:
+            preview = self._previewer.decode_latent_to_preview_image("JPEG", x0) if self._previewer else None
+            steps = self._done * self._source.steps + (step + 1) * len(batch)
+            self._bar.update_absolute(steps, self._count * self._source.steps, preview)
+
+        images = self._source.images([item.seed for item in batch], positive, self._negative, step_done)
+        for item, image in zip(batch, images, strict=True):
+            self._made.write(item, picture(image.movedim(-1, 0).float() * 2 - 1))
+        self._done += len(batch)
+        self._seconds += time.perf_counter() - begun
+        left = self._seconds / self._done * (self._count - self._done)
+        there = len(self._made.wanted) - self._count + self._done
+        self._say(f"{there} of {len(self._made.wanted)} images, about {duration(left)} left")
+
+
+def examples(made: SynthesisFolder) -> Tensor:
+    """The first images of a data set, (B, H, W, 3) in [0, 1]."""
+    settings = made.settings
+    paths = [made.path(item) for item in made.done[:SHOWN]]
+    images = torch.stack([load(path, int(settings["width"]), int(settings["height"])) for path in paths])
+    return ((from_uint8(images) + 1) / 2).movedim(1, -1).contiguous()
+
+
+def model_name(model: Any) -> str:
+    """The files that a MODEL was loaded from, where the host knows them, else its kind; and a word for its patches."""
+    _, arguments = getattr(model, "cached_patcher_init", None) or (None, ())
+    paths = [Path(value) for value in arguments if isinstance(value, str)]
+    names = [path.name for path in paths if path.suffix.lower() in (".safetensors", ".sft", ".gguf")]
+    name = " + ".join(names) or type(model.model).__name__
+    return f"{name}, patched {content_digest(model.patches)[:8]}" if model.patches else name
+
+
+def _by_prompts(todo: Sequence[Item], count: int) -> Iterator[list[Item]]:
+    """The items in parts of at most so many prompts."""
+    groups = [list(group) for _, group in itertools.groupby(todo, key=lambda item: item.prompt)]
+    for start in range(0, len(groups), count):
+        yield [item for group in groups[start : start + count] for item in group]

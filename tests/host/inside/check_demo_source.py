@@ -1,0 +1,103 @@
+"""The bundled latent source in the host: the core's network, sampler and autoencoder, by the host's interfaces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import golden_vectors as golden
+import kit
+import pytest
+import torch
+
+from comfyui_l2p.l2p_core import tiny
+from comfyui_l2p.l2p_core.tiny import judge
+from comfyui_l2p.l2p_core.tiny.image_set import rendered
+from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
+from comfyui_l2p.nodes.demo_source import load_demo_source
+from comfyui_l2p.nodes.synthesis import Source, model_name
+
+SEEDS = [3, 4, 5, 6]
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[Any, Any, Any]:
+    return load_demo_source()
+
+
+def source(parts: tuple[Any, Any, Any], **changed: Any) -> Source:
+    settings = {"width": 64, "height": 64, "steps": 20, "cfg": 2.0, "sampler": "euler", "scheduler": "simple"}
+    return Source(*parts, **{**settings, "negative": "", "batch": 4, **changed})
+
+
+def check_network_agrees_with_the_core(parts: tuple[Any, Any, Any]) -> None:
+    latent, features = golden.array("x", (1, 16, 8, 12), 0), tiny.load_words().encode("a red circle")[None]
+    with torch.no_grad():
+        wanted = tiny.load_source()(latent, torch.tensor([0.7]), [features[0]])
+    assert golden.relative_error(kit.velocity(parts[0], latent, 0.7, features), wanted) < 1e-5
+
+
+def check_images_are_those_of_the_core(parts: tuple[Any, Any, Any]) -> None:
+    """From the same seeds, where the host's schedule is the published one: at 50 steps."""
+    caption = evaluation_captions(1)[0]
+    of_core = tiny.generate(
+        tiny.load_source(), tiny.load_autoencoder(), tiny.load_words(), [caption] * 2, SEEDS[:2], steps=50
+    )
+    here = source(parts, steps=50)
+    with torch.inference_mode():
+        positive, negative = here.conditioning(caption), here.conditioning("")
+        images = here.images(SEEDS[:2], positive, negative, lambda step, x0: None)
+    assert images.shape == (2, 64, 64, 3) and float(images.min()) >= 0 and float(images.max()) <= 1
+    error = (images.movedim(-1, 1) * 2 - 1 - of_core).abs()
+    assert float(error.mean()) < 0.005 and float(error.max()) < 0.2
+
+
+def check_images_show_their_captions(parts: tuple[Any, Any, Any]) -> None:
+    here, captions = source(parts, steps=10), evaluation_captions(6)
+    with torch.inference_mode():
+        negative = here.conditioning("")
+        images = [here.images([9], here.conditioning(text), negative, lambda step, x0: None) for text in captions]
+    score = judge.score(torch.cat(images).movedim(-1, 1) * 2 - 1, captions)
+    assert score.colour > 0.8 and score.background > 0.8 and score.whole >= 0.5
+
+
+def check_an_image_does_not_depend_on_its_batch(parts: tuple[Any, Any, Any]) -> None:
+    here, caption = source(parts, steps=4), evaluation_captions(1)[0]
+    with torch.inference_mode():
+        conditioning = here.conditioning(caption), here.conditioning("")
+        together = here.images(SEEDS, *conditioning, lambda step, x0: None)
+        alone = here.images(SEEDS[2:3], *conditioning, lambda step, x0: None)
+    assert float((together[2] - alone[0]).abs().max()) < 1e-3
+
+
+def check_sizes_that_latents_do_not_divide_are_cut(parts: tuple[Any, Any, Any]) -> None:
+    here = source(parts, width=60, height=75, steps=2)
+    with torch.inference_mode():
+        conditioning = here.conditioning("a red circle"), here.conditioning("")
+        assert here.images([1], *conditioning, lambda step, x0: None).shape == (1, 75, 60, 3)
+
+
+def check_vae_goes_there_and_back(parts: tuple[Any, Any, Any]) -> None:
+    _, _, vae = parts
+    pixels = (rendered(evaluation_captions(2), [1, 2]).movedim(1, -1) + 1) / 2
+    with torch.inference_mode():
+        latent = vae.encode(pixels)
+        back = vae.decode(latent)
+        tiled = vae.decode_tiled(latent, tile_x=8, tile_y=8, overlap=2)
+    assert latent.shape == (2, 16, 8, 8) and back.shape == pixels.shape == tiled.shape
+    assert float((back - pixels).abs().mean()) < 0.03
+    assert torch.equal(vae.encode(pixels), tiny.load_autoencoder().encode(pixels.movedim(-1, 1) * 2 - 1))
+    assert vae.spacial_compression_decode() == 8
+    comfy.model_management.unload_all_models()
+
+
+def check_the_name_of_a_model_tells_its_file_and_its_patches(parts: tuple[Any, Any, Any], tmp_path: Any) -> None:
+    assert model_name(parts[0]) == "SourceModel"
+    model = kit.model(tmp_path)
+    assert model_name(model) == "dit_16-comfy-None.safetensors"
+    names, bias = [], model.model.diffusion_model.x_embedder.bias
+    for strength in (1.0, 0.5, 1.0):
+        patched = model.clone()
+        patched.add_patches({"diffusion_model.x_embedder.bias": ("diff", (torch.ones(bias.shape),))}, strength)
+        names.append(model_name(patched))
+    assert names[0] == names[2] != names[1] and names[0].startswith("dit_16-comfy-None.safetensors, patched ")

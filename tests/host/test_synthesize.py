@@ -1,0 +1,111 @@
+"""Synthesize L2P Dataset on a running server: a folder to train on, that goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import graphs
+import pytest
+from host_server import Refused, Run, Server
+
+from comfyui_l2p.l2p_core.dataset import readers
+
+OTHER = "a green triangle at the top left on a black background"
+
+
+@pytest.fixture
+def data(server: Server) -> Iterator[Path]:
+    """The server's datasets folder, empty."""
+    folder = server.base / "datasets"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def sentence(run: Run) -> str:
+    assert run.error is not None
+    return str(run.error["exception_message"])
+
+
+def test_prompts_become_a_data_set(server: Server, data: Path) -> None:
+    (server.base / "input" / "more.csv").write_text(f"caption,n\n{OTHER},1\n", encoding="utf-8")
+    run = server.run(graphs.synthesize(prompt_file="more.csv", dataset="deep/made", batch_size=2))
+    assert run.error is None, run.error
+    listing = readers.read(data / "deep" / "made")
+    assert not listing.problems and len({sample.seed for sample in listing.samples}) == 4
+    assert sorted(sample.caption for sample in listing.samples) == sorted([graphs.CAPTION, OTHER] * 2)
+    first = rows(data / "deep" / "made")[0]
+    settings = {"steps": "4", "cfg": "2.0", "sampler": "euler", "scheduler": "simple", "shift": "3.0", "width": "64"}
+    assert settings.items() <= first.items()
+    assert len(run.outputs["2"]["images"]) == 4
+    assert run.progress[-1][1:] == (16, 16) and len(run.previews) >= 4
+    assert run.texts[-1] == "4 images, 4 of them made now" and "2 of 4 images, about" in run.texts[0]
+    assert server.get("/system_stats")
+
+
+def test_it_is_stopped_and_goes_on(server: Server, data: Path) -> None:
+    graph = graphs.synthesize(prompts=f"{graphs.CAPTION}\n{OTHER}", images_per_prompt=3)
+    stopped = server.run(graph, interrupt_at=10)
+    assert stopped.interrupted
+    done = {path: path.stat().st_mtime_ns for path in (data / "made").glob("*.png")}
+    assert len(done) == len(rows(data / "made")) and 2 <= len(done) < 6
+    finished = server.run(graph)
+    assert finished.error is None and finished.texts[-1] == f"6 images, {6 - len(done)} of them made now"
+    assert len(rows(data / "made")) == 6
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+
+
+def test_what_is_missing_is_made_again_and_is_the_same(server: Server, data: Path) -> None:
+    assert server.run(graphs.synthesize()).error is None
+    gone = sorted((data / "made").glob("*.png"))[0]
+    content = gone.read_bytes()
+    gone.unlink()
+    assert server.run(graphs.synthesize()).texts[-1] == "2 images, 1 of them made now"
+    assert gone.read_bytes() == content
+
+
+def test_a_pixel_model_needs_no_vae(server: Server, data: Path) -> None:
+    graph = graphs.synthesize(images_per_prompt=1)
+    graph["1"]["class_type"] = "L2PDemo"
+    del graph["2"]["inputs"]["vae"]
+    assert server.run(graph).error is None
+    (row,) = rows(data / "made")
+    assert row["model"] == "source.safetensors + delta.safetensors"
+
+
+def test_the_outputs_are_wired_on(server: Server, data: Path) -> None:
+    graph = graphs.synthesize(images_per_prompt=1)
+    for node, output in (("3", 0), ("4", 1)):
+        graph[node] = {"class_type": "PreviewAny", "inputs": {"source": ["2", output]}}
+    graph["5"] = {"class_type": "PreviewImage", "inputs": {"images": ["2", 2]}}
+    run = server.run(graph)
+    assert run.outputs["3"]["text"] == ["made"] and run.outputs["4"]["text"] == ["1"]
+    assert len(run.outputs["5"]["images"]) == 1
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "", " ", "."])
+def test_it_stays_in_its_folder(server: Server, data: Path, name: str) -> None:
+    with pytest.raises(Refused) as refused:
+        server.run(graphs.synthesize(dataset=name))
+    assert "data set is empty" in refused.value.sentences() or "leads out of the datasets" in refused.value.sentences()
+    assert not (server.base / "out").exists()
+
+
+def test_mistakes_are_the_nodes_own_sentences(server: Server, data: Path) -> None:
+    assert "There are no prompts" in sentence(server.run(graphs.synthesize(prompts=" \n")))
+    graph = graphs.synthesize()
+    del graph["2"]["inputs"]["vae"]
+    assert "connect its VAE" in sentence(server.run(graph))
+    assert "does not know the word 'hippo'" in sentence(server.run(graphs.synthesize(prompts="a hippo")))
+    (server.base / "input" / "words.csv").write_text("words\nx\n", encoding="utf-8")
+    assert "no column named prompt" in sentence(server.run(graphs.synthesize(prompt_file="words.csv")))
+    assert not list(data.rglob("*.png"))
+    assert server.run(graphs.synthesize()).error is None
+    assert "made with cfg 2.0, not 3.0" in sentence(server.run(graphs.synthesize(cfg=3.0)))
