@@ -179,7 +179,7 @@ class Backbone(nn.Module):
 
     def _run(self, block: nn.Module, x: Tensor, rope: Rope, mask: Tensor | None, t: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, rope, mask, t, use_reentrant=False)
+            return checkpoint(block, x, rope, mask, t, use_reentrant=False, preserve_rng_state=False)
         return block(x, rope, mask, t)
 
     def _embed_captions(self, captions: Sequence[Tensor], lengths: list[int]) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ quantised weights are recognised and refused by whatever needs the numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def load_model(
     path: str | Path | Checkpoint,
-    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
 ) -> L2PModel:
@@ -151,7 +151,7 @@ def load_model(
 
     Args:
         path: a file, folder or opened checkpoint, in either key layout.
-        dtype: of all weights, or of each by its ComfyUI key; None takes that of the patch embedder.
+        dtype: of all weights; None takes that of the patch embedder.
         device: where the weights go, tensor by tensor.
         progress: called with (bytes read, bytes in all).
 
@@ -179,36 +179,47 @@ def load_latent(
 
 def load_any(
     path: str | Path | Checkpoint,
-    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
 ) -> L2PModel | LatentModel:
     """Load a pixel or latent model, whichever it is; arguments and errors as for `load_model`."""
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
-    config = checkpoint.plain_config()
-    expected = key_shapes(config)
-    check_exact(checkpoint, expected)
-    names = _dtype_names(checkpoint, dtype, expected)
-    with torch.device("meta"):
-        model = build(config)
-    state = {}
-    counter = Progress(checkpoint.nbytes, progress)
-    with ChunkReader() as reader:
-        for key in model.state_dict():
-            stored = checkpoint.tensors[key]
-            state[key] = reader.read(stored.as_dtype(names[key])).to(device)
-            counter.advance(stored.nbytes)
-    model.load_state_dict(state, assign=True)
+    model = empty_model(checkpoint)
+    name = checkpoint.tensors["x_embedder.weight"].dtype if dtype is None else DTYPE_NAMES[dtype]
+    weights = read_weights(checkpoint, dict.fromkeys(model.state_dict(), name), progress)
+    model.load_state_dict({key: weight.to(device) for key, weight in weights}, assign=True)
     return model
 
 
-def _dtype_names(
-    checkpoint: Checkpoint, dtype: torch.dtype | Mapping[str, torch.dtype] | None, keys: Iterable[str]
-) -> dict[str, str]:
-    """The dtype to load each weight in, as `load_model` is asked for it."""
-    if isinstance(dtype, Mapping):
-        return {key: DTYPE_NAMES[dtype[key]] for key in keys}
-    return dict.fromkeys(keys, checkpoint.tensors["x_embedder.weight"].dtype if dtype is None else DTYPE_NAMES[dtype])
+def empty_model(checkpoint: Checkpoint) -> L2PModel | LatentModel:
+    """The model that a checkpoint holds the weights of, without any (on the device "meta").
+
+    Raises:
+        CheckpointError: if the checkpoint is not one complete model, or is quantised.
+    """
+    config = checkpoint.plain_config()
+    check_exact(checkpoint, key_shapes(config))
+    with torch.device("meta"):
+        return build(config)
+
+
+def read_weights(
+    checkpoint: Checkpoint, dtypes: Mapping[str, str], progress: ProgressCallback | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights one by one, on the CPU.
+
+    Args:
+        checkpoint: to read.
+        dtypes: which weights, in this order, and the name that safetensors gives the dtype of each.
+        progress: called with (bytes read, bytes in all).
+    """
+    counter = Progress(sum(checkpoint.tensors[key].nbytes for key in dtypes), progress)
+    with ChunkReader() as reader:
+        for key, dtype in dtypes.items():
+            stored = checkpoint.tensors[key]
+            yield key, reader.read(stored.as_dtype(dtype))
+            counter.advance(stored.nbytes)
 
 
 def check_complete(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:

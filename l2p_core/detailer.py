@@ -138,7 +138,7 @@ class DetailerHead(nn.Module):
 
     def _run(self, function: Any, *args: Any) -> Any:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *args, use_reentrant=False)
+            return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
         return function(*args)
 
 

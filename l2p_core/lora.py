@@ -58,8 +58,10 @@ def adapter_shapes(config: ModelConfig, layers: Iterable[str], rank: int) -> dic
     return shapes
 
 
-def attach(model: nn.Module, layers: Iterable[str], *, rank: int, alpha: float, seed: int) -> set[str]:
-    """Put an adapter into each of these linear layers, in float32 on the layer's device.
+def attach(
+    model: nn.Module, layers: Iterable[str], *, rank: int, alpha: float, seed: int, device: torch.device | None = None
+) -> set[str]:
+    """Put an adapter into each of these layers, linear ones or `frozen_store.FrozenLinear`, in float32.
 
     `down` begins as a linear layer of its size does (uniform within 1 / sqrt(in)), drawn from the seed and the layer's
     name alone.
@@ -78,7 +80,6 @@ def attach(model: nn.Module, layers: Iterable[str], *, rank: int, alpha: float, 
                 f"lora_rank is {rank}, but {layer} has only {min(linear.in_features, linear.out_features)} "
                 "dimensions: choose a lower one."
             )
-        device = next(linear.parameters()).device
         linear.lora_down = nn.Linear(linear.in_features, rank, bias=False, device=device)
         linear.lora_up = nn.Linear(rank, linear.out_features, bias=False, device=device)
         with torch.no_grad():

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from .freeze import POLICIES
 
-_CHOICES = {
+_CHOICES: dict[str, tuple[object, ...]] = {
     "decay": ("constant", "cosine"),
     "policy": POLICIES,
     "precision": ("bf16", "fp32"),
+    "frozen": ("full", "fp8"),
+    "optimiser_bits": (32, 8),
     "noise": ("seeded", "fresh"),
     "parallel": ("auto", "ddp", "fsdp"),
 }
@@ -36,6 +38,11 @@ class TrainingConfig:
         lora_rank: of the adapters under "lora".
         lora_alpha: adapters are scaled by lora_alpha / lora_rank.
         precision: "bf16" computes in bfloat16 with float32 trained weights and bfloat16 frozen ones; or "fp32".
+        frozen: what weights of linear layers in blocks that do not train are kept in: "full", what `precision` computes
+            in; or "fp8", float8 with a factor for each row, which takes half of bfloat16's memory.
+        stream: keep these weights in CPU memory and bring them to the device block by block.
+        optimiser_bits: of AdamW's two moments of every trained number: 32, or 8, which needs the library bitsandbytes.
+        offload: keep trained weights (float32), moments and averages in CPU memory and step them there; see `offload`.
         gradient_checkpointing: recompute blocks and head stages in the backward pass, for less memory.
         parallel: how several processes (torchrun) train together: "ddp", each with the whole model; "fsdp", the model
             cut among them; or "auto", as memory allows.
@@ -62,6 +69,10 @@ class TrainingConfig:
     lora_rank: int = 16
     lora_alpha: float = 16.0
     precision: str = "bf16"
+    frozen: str = "full"
+    stream: bool = False
+    optimiser_bits: int = 32
+    offload: bool = False
     gradient_checkpointing: bool = True
     parallel: str = "auto"
     noise: str = "seeded"
@@ -70,7 +81,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)!r}.")
         least_values = {"steps": 1, "accumulate": 1, "warmup_steps": 0, "blocks": 0, "lora_rank": 1, "weight_decay": 0}
         for name, least in least_values.items():
             if not getattr(self, name) >= least:
@@ -81,3 +92,5 @@ class TrainingConfig:
         for name in ("caption_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 to below 1, not {getattr(self, name)}.")
+        if self.policy == "all" and (self.frozen != "full" or self.stream):
+            raise ValueError('frozen and stream are about what does not train, but policy "all" trains everything.')

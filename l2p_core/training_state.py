@@ -18,8 +18,9 @@ from .training_config import TrainingConfig
 
 KIND_KEY = "l2p.kind"
 KIND = "training-state"
-MAY_CHANGE = ("steps", "parallel", "lr")
-"""Training longer than first planned, on other machines, or on from before a divergence is no other run."""
+MAY_CHANGE = ("steps", "parallel", "lr", "stream", "offload")
+"""Training longer than first planned, on other machines, or on from before a divergence is no other run; nor is keeping
+the same numbers elsewhere."""
 
 
 def save(path: str | Path, state: Mapping[str, Tensor], *, step: int, config: TrainingConfig) -> None:

@@ -48,6 +48,8 @@ def scene_config(name: str) -> TrainingConfig:
     special: dict[str, object] = {"parallel": words[0]}
     if "lora" in words:
         special |= {"policy": "lora", "lora_rank": 3}
+    if "fp8" in words:
+        special |= {"frozen": "fp8", "stream": True}
     if "bf16" in words:
         special |= {"precision": "bf16"}
     # One process does a step of four samples at once; two do two samples each.

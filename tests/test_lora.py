@@ -78,8 +78,8 @@ def test_resuming_continues_bit_for_bit(tmp_path: Path) -> None:
     resumed, straight = trainer(), run(trainer(), 4)
     resumed.resume(tmp_path / "state.safetensors")
     run(resumed, 4)
-    for name, value in straight._state().items():
-        assert torch.equal(value, resumed._state()[name]), name
+    for name, value in straight._weights.state().items():
+        assert torch.equal(value, resumed._weights.state()[name]), name
     with pytest.raises(ValueError, match="lora_alpha = 6.0"):
         trainer(dataclasses.replace(CONFIG, lora_alpha=3.0)).resume(tmp_path / "state.safetensors")
 

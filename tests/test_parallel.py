@@ -29,7 +29,7 @@ from comfyui_l2p.train.run import train
 FSDP = hasattr(torch.cpu.Stream, "record_event")
 """Whether this torch's FSDP2 works on CPUs."""
 KINDS = ["ddp", *(["fsdp"] if FSDP else [])]
-SCENES = ["ddp", "ddp_unpadded"] + FSDP * ["fsdp", "fsdp_lora_bf16"]
+SCENES = ["ddp", "ddp_unpadded", "ddp_fp8"] + FSDP * ["fsdp", "fsdp_lora_bf16", "fsdp_lora_fp8"]
 
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch cannot connect processes"),
@@ -80,7 +80,7 @@ def alone(name: str, accumulate: int = 1) -> tuple[dict[str, Tensor], list[float
     trained = trainer(dataclasses.replace(scene_config(name), accumulate=accumulate))
     data = RandomBatches(batch_size=4) if accumulate == 1 else batches_of(name, Ranks())
     said = run(trained, data)
-    return trained._state(), said
+    return trained._weights.state(), said
 
 
 def error(state: dict[str, Tensor], path: Path) -> float:
@@ -127,7 +127,7 @@ def test_runs_go_on_with_another_number_of_processes(kind: str, folder: Path) ->
     resumed = trainer(scene_config(kind))
     resumed.resume(folder / f"{kind}_half.safetensors")
     run(resumed, batches_of(kind, Ranks()))
-    assert error(resumed._state(), folder / f"{kind}.safetensors") < 1e-5
+    assert error(resumed._weights.state(), folder / f"{kind}.safetensors") < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)

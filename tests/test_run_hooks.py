@@ -10,7 +10,8 @@ import torch
 from test_run_resume import RECIPE, folder  # noqa: F401 (a fixture)
 from torch import Tensor
 
-from comfyui_l2p.l2p_core.checkpoint import load_model, load_tensors
+from comfyui_l2p.l2p_core import training_model
+from comfyui_l2p.l2p_core.checkpoint import load_tensors
 from comfyui_l2p.l2p_core.dataset.captions import TextEncoder, WordEncoder
 from comfyui_l2p.l2p_core.parallel import Ranks
 from comfyui_l2p.l2p_core.run import loop
@@ -56,7 +57,7 @@ def test_a_run_is_watched_stopped_and_gone_on_with(folder: Path) -> None:  # noq
     assert (result.step, result.finished) == (4, False)
     assert load_tensors(result.folder.state)[1]["l2p.step"] == "4"
     assert [step for step, _ in montages] == [3] and montages[0][1].shape == (1, 3, 32, 32)
-    assert set(worked) == {"converting", "looking at images", "encoding captions"} and len(loaded) == 1
+    assert set(worked) == {"converting", "looking at images", "encoding captions", "loading"} and len(loaded) == 1
     assert list((folder / "features").rglob("*.safetensors")), "the features are not where the caller wanted them"
     result = loop.train(recipe, folder / "run", captions=captions, hooks=hooks)
     assert (result.step, result.finished) == (6, True)
@@ -92,13 +93,11 @@ def test_two_processes_share_the_samples_of_one(folder: Path) -> None:  # noqa: 
 
 
 def test_frozen_weights_are_read_in_the_precision_they_are_kept_in(folder: Path) -> None:  # noqa: F811
-    recipe = recipe_in(folder)
-    base = loop.prepare(recipe, RunFolder(folder / "run"), None, Hooks(), Ranks(device=torch.device("cpu"))).base
-    assert loop._dtypes(base, recipe) is torch.float32
-    half = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, precision="bf16"))
-    dtypes = loop._dtypes(base, half)
-    assert isinstance(dtypes, dict)
-    weights = load_model(base, dtypes).state_dict()
-    assert {name: value.dtype for name, value in weights.items()} == dtypes
+    recipe, ranks = recipe_in(folder), Ranks(device=torch.device("cpu"))
+    base = loop.prepare(recipe, RunFolder(folder / "run"), None, Hooks(), ranks).base
+    weights = training_model.load(base, recipe.training, ranks).state_dict()
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    half = dataclasses.replace(recipe.training, precision="bf16")
+    dtypes = {name: value.dtype for name, value in training_model.load(base, half, ranks).state_dict().items()}
     assert dtypes["layers.1.attention.qkv.weight"] == torch.bfloat16
     assert dtypes["x_embedder.weight"] == dtypes["layers.0.attention.qkv.weight"] == torch.float32

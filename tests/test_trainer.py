@@ -88,8 +88,8 @@ def test_resuming_continues_bit_for_bit(tmp_path: Path) -> None:
     second.resume(tmp_path / "state.safetensors")
     assert second.step == 3
     assert losses + run(second, 6) == expected
-    for name, value in straight._state().items():
-        assert torch.equal(value, second._state()[name]), name
+    for name, value in straight._weights.state().items():
+        assert torch.equal(value, second._weights.state()[name]), name
 
 
 KILLED_RUN = """
@@ -127,8 +127,8 @@ def test_a_killed_run_goes_on_from_a_whole_save(tmp_path: Path) -> None:
     resumed.resume(state)
     assert resumed.step >= 2
     run(straight, resumed.step)
-    for name, value in straight._state().items():
-        assert torch.equal(value, resumed._state()[name]), name
+    for name, value in straight._weights.state().items():
+        assert torch.equal(value, resumed._weights.state()[name]), name
 
 
 def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,8 +176,9 @@ def test_warm_up_then_cosine_to_a_tenth() -> None:
     rates = []
     for step in range(40):
         trained.step = step
-        rates.append(trained._set_learning_rate())
-        new, known = (group["lr"] for group in trained._optimiser.param_groups)
+        rates.append(trained._learning_rate())
+        trained._weights.begin(step, rates[-1])
+        new, known = (group["lr"] for group in trained._weights.optimiser.param_groups)
         assert known == pytest.approx(0.12 * new)
     assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
     assert rates[4] == pytest.approx(1e-3)
@@ -204,7 +205,7 @@ def test_clipping_bounds_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
         gradients = [p.grad for p in trained.parameters.values() if p.grad is not None]
         handed.append(float(torch.stack([g.norm() for g in gradients]).norm()))
 
-    monkeypatch.setattr(trained._optimiser, "step", step)
+    monkeypatch.setattr(trained._weights.optimiser, "step", step)
     metrics = next(iter(trained.run(RandomBatches())))
     assert metrics.grad_norm > 1e-3
     assert handed == [pytest.approx(1e-3, rel=1e-2)]

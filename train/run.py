@@ -26,7 +26,7 @@ from .console import bar, train_progress
 from .interrupt import deferred_interrupt
 from .recipe import beside, find
 
-_BYTES = ("converting",)
+_BYTES = ("converting", "loading")
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import delta, sharding
+from .. import delta, sharding, training_model
 from ..atomic import write_bytes
-from ..checkpoint import load_model, open_checkpoint
+from ..checkpoint import open_checkpoint
 from ..config import ModelConfig
-from ..freeze import trainable_names
-from ..model import key_shapes
 from ..parallel import Ranks
 from ..tiny.words import CAPTION_DIM
-from ..trainer import Trainer, TrainingDiverged
+from ..trainer import Trainer, TrainingDiverged, check_possible
 from . import data, montage, report
 from .base import fingerprint, initialisation
 from .captions import Captions, of_words
@@ -110,6 +108,7 @@ def prepare(
 
     def make_files() -> tuple[Path, RunData]:
         ranks.part(recipe.training.accumulate, recipe.data.batch_size)
+        check_possible(recipe.training, ranks)
         if ranks.first:
             if restart:
                 folder.clear()
@@ -142,15 +141,6 @@ def caption_folder(recipe: Recipe, folder: Path) -> Path:
     return Path(recipe.captions.cache) if recipe.captions.cache else folder.resolve().parent / "captions"
 
 
-def _dtypes(base: Path, recipe: Recipe) -> torch.dtype | dict[str, torch.dtype]:
-    """What the trainer makes of the weights: they are read so, and never held in more."""
-    if recipe.training.precision == "fp32":
-        return torch.float32
-    config = open_checkpoint(base).config()
-    trained = trainable_names(config, recipe.training.blocks, recipe.training.policy)
-    return {name: torch.float32 if name in trained else torch.bfloat16 for name in key_shapes(config)}
-
-
 class Run:
     """One training run in its folder, resumed from the last save there.
 
@@ -177,9 +167,7 @@ class Run:
     ):
         self.recipe, self.folder, self.base, self.data = recipe, folder, base, found
         self.ranks, self.hooks = ranks or Ranks(), hooks or Hooks()
-        # Shards are cut on the way to the device, which need not hold the whole.
-        device = self.ranks.device if self.ranks.count == 1 else "cpu"
-        model = load_model(base, _dtypes(base, recipe), device)
+        model = training_model.load(base, recipe.training, self.ranks, partial(self.hooks.working, "loading"))
         self.trainer = Trainer(model, recipe.training, empty_caption=found.features(""), ranks=self.ranks)
         if folder.state.exists():
             self.trainer.resume(folder.state)

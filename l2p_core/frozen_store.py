@@ -1,0 +1,233 @@
+"""Frozen blocks in few bits, or in CPU memory: how the weights that do not train are kept while others do.
+
+A frozen linear layer needs its weight twice a step, for its output and for the gradient of its input, and never a
+gradient of its own. So the weight may be stored as float8 with a factor for each output row, or in bfloat16, and is
+turned into the numbers of the computation where it is used: only the stored form outlives that. Streamed, even this
+lies in CPU memory; the device has room for two blocks, the one that is computed and the one that comes next, which is
+copied meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .backbone import Backbone, Block
+from .block_stream import BlockStream, StreamedTensor
+from .training_config import TrainingConfig
+
+FLOAT8 = torch.float8_e4m3fn
+_LARGEST_EXPONENT = 8  # of float8 e4m3fn, which reaches 448 = 1.75 * 2^8
+_MOST_SHIFTED = 100  # binary places; rows of numbers yet smaller are as good as zero
+_NEVER_FLOAT8 = "adaLN_modulation"
+"""A layer that stays bfloat16: a fiftieth of a block's numbers, and its errors would scale whole tokens."""
+_AT_ONCE = 1 << 20  # numbers that a CPU converts at a time, for their indices take four bytes each
+
+Put = Callable[[Tensor], None]
+"""Takes the numbers of a weight or bias, of any float dtype, from any device."""
+
+
+class Stored(NamedTuple):
+    """A weight as it is kept: numbers (rows, columns) and, of float8, the factor (rows, 1) float32 of each row."""
+
+    numbers: Tensor
+    scale: Tensor | None
+
+    def as_dtype(self, dtype: torch.dtype) -> Tensor:
+        """The weight in `dtype`, exactly what the stored numbers mean, in float32 and bfloat16."""
+        if self.scale is None:
+            return self.numbers.to(dtype)
+        return _from_float8(self.numbers, dtype).mul_(self.scale.to(dtype))
+
+
+def stored(weight: Tensor, dtype: torch.dtype) -> Stored:
+    """A weight (rows, columns) as it is kept in `dtype`."""
+    return quantised(weight) if dtype == FLOAT8 else Stored(weight.to(dtype), None)
+
+
+def quantised(weight: Tensor) -> Stored:
+    """A weight (rows, columns) in float8 (e4m3fn), each row scaled to its range.
+
+    Factors are powers of two, so that multiplying by them is exact in every dtype: all error is that of rounding to
+    three bits, at most 1/16 of a number, or 2^-17 of the largest in its row where that is more, as long as that
+    largest is above 1e-27.
+    """
+    weight = weight.float()
+    largest = weight.abs().amax(dim=1, keepdim=True)
+    # largest = m 2^exponent with m in [0.5, 1), so that it is scaled to [128, 256).
+    exponent = torch.frexp(largest).exponent
+    shift = torch.where(largest > 0, _LARGEST_EXPONENT - exponent, 0).clamp(max=_MOST_SHIFTED).float()
+    return Stored((weight * shift.exp2()).to(FLOAT8), (-shift).exp2())
+
+
+def _from_float8(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    if numbers.device.type != "cpu":
+        return numbers.to(dtype)
+    # On CPUs torch converts number by number; to look the 256 values up takes a fifth of the time.
+    values = torch.arange(256).to(torch.uint8).view(FLOAT8).to(dtype)
+    converted = torch.empty(numbers.shape, dtype=dtype)
+    codes = numbers.view(torch.uint8).flatten()
+    for part, target in zip(codes.split(_AT_ONCE), converted.view(-1).split(_AT_ONCE), strict=True):
+        torch.index_select(values, 0, part.int(), out=target)
+    return converted
+
+
+class Resident:
+    """A weight that stays on the device.
+
+    Args:
+        dtype: to keep it in.
+        device: to compute on.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self._dtype, self._device = dtype, device
+        self._stored: Stored | None = None
+
+    def put(self, weight: Tensor) -> None:
+        """Set the numbers."""
+        self._stored = stored(weight.detach().to(self._device), self._dtype)
+
+    def read(self) -> Stored:
+        """The weight on the device."""
+        assert self._stored is not None, "read before it was put"
+        return self._stored
+
+
+class Streamed:
+    """A weight that comes with its block.
+
+    Args:
+        dtype: to keep it in.
+        device: to compute on.
+        numbers: its place in the block.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, numbers: StreamedTensor):
+        self._dtype, self._device, self._numbers = dtype, device, numbers
+        self._scale: Tensor | None = None
+
+    def put(self, weight: Tensor) -> None:
+        """Set the numbers."""
+        numbers, self._scale = stored(weight.detach().to(self._device), self._dtype)
+        self._numbers.fill(numbers)
+
+    def read(self) -> Stored:
+        """The weight on the device, to be used before another block is asked for."""
+        return Stored(self._numbers.read(), self._scale)
+
+
+class FrozenLinear(nn.Module):
+    """A linear layer that takes gradients of its input only.
+
+    Computes in the dtype of autocast where that is on, else in that of its input. Its weight and bias are neither
+    parameters nor buffers: nothing shall train, synchronise or convert them.
+    """
+
+    def __init__(self, layer: nn.Linear, weight: Resident | Streamed, device: torch.device):
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self._weight, self._device = weight, device
+        self._bias: Tensor | None = None
+
+    def put_bias(self, bias: Tensor) -> None:
+        """Set the bias; without a call there is none."""
+        self._bias = bias.detach().to(self._device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        bias = None if self._bias is None else self._bias.to(dtype)
+        return _Product.apply(x.to(dtype), self._weight, bias)
+
+
+class _Product(torch.autograd.Function):
+    """x weight^T + bias, remembering for its backward pass where the weight is, not the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Resident | Streamed, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight.read().as_dtype(x.dtype), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient @ ctx.weight.read().as_dtype(gradient.dtype), None, None
+
+
+def wanted(config: TrainingConfig) -> bool:
+    """Whether a run keeps its frozen blocks in another way than as a model's own layers."""
+    return config.frozen == "fp8" or config.stream
+
+
+def store_frozen(
+    model: Backbone, trained: Collection[str], config: TrainingConfig, device: torch.device
+) -> dict[str, Put]:
+    """Put a `FrozenLinear` in the place of every linear layer of the blocks that do not train.
+
+    Args:
+        model: on any device, even "meta".
+        trained: names of the parameters that train. A block with none of them is frozen.
+        config: `frozen` and `precision` say what weights are kept in; `stream`, whether in CPU memory, pinned where
+            the device is a GPU.
+        device: to compute on.
+
+    Returns:
+        By the keys that the model's state dict has lost, what takes the numbers of each.
+    """
+    full = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    found = [(name, _linears(block)) for name, block in _frozen_blocks(model, trained)]
+    # Of a model whose frozen layers are stored already, see `training_model`, none is left.
+    blocks = [(name, linears) for name, linears in found if linears]
+    dtypes = [{name: _dtype(name, config, full) for name in linears} for _, linears in blocks]
+    stream = None
+    if config.stream and blocks:
+        shapes = [
+            [(kept[name], layer.weight.shape) for name, layer in linears.items()]
+            for (_, linears), kept in zip(blocks, dtypes, strict=True)
+        ]
+        stream = BlockStream(shapes, device)
+    puts: dict[str, Put] = {}
+    for number, (block, linears) in enumerate(blocks):
+        for position, (name, layer) in enumerate(linears.items()):
+            dtype = dtypes[number][name]
+            weight: Resident | Streamed = Resident(dtype, device)
+            if stream:
+                weight = Streamed(dtype, device, stream.tensor(number, position))
+            frozen = FrozenLinear(layer, weight, device)
+            puts[f"{block}.{name}.weight"] = weight.put
+            if layer.bias is not None:
+                puts[f"{block}.{name}.bias"] = frozen.put_bias
+            parent, _, child = f"{block}.{name}".rpartition(".")
+            setattr(model.get_submodule(parent), child, frozen)
+    return puts
+
+
+def store_loaded(model: Backbone, trained: Collection[str], config: TrainingConfig, device: torch.device) -> None:
+    """`store_frozen` of a model that has its weights, each of which is let go of as soon as it is stored."""
+    weights = model.state_dict()
+    for key, put in store_frozen(model, trained, config, device).items():
+        put(weights.pop(key))
+
+
+def _dtype(name: str, config: TrainingConfig, full: torch.dtype) -> torch.dtype:
+    if config.frozen != "fp8":
+        return full
+    return torch.bfloat16 if _NEVER_FLOAT8 in name else FLOAT8
+
+
+def _frozen_blocks(model: Backbone, trained: Collection[str]) -> Iterator[tuple[str, Block]]:
+    """In the order in which they are computed."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Block) and not any(own.startswith(f"{name}.") for own in trained):
+            yield name, module
+
+
+def _linears(block: Block) -> dict[str, nn.Linear]:
+    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
