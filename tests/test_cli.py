@@ -60,8 +60,8 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     "command",
     [
-        [], ["demo"], ["inspect"], ["convert"], ["cache"], ["train"], ["merge"], ["delta"], ["sample"], ["benchmark"],
-        ["benchmark", "head"], ["benchmark", "checkpoint"], ["benchmark", "transfer"],
+        [], ["demo"], ["inspect"], ["convert"], ["synth"], ["cache"], ["train"], ["merge"], ["delta"], ["sample"],
+        ["benchmark"], ["benchmark", "head"], ["benchmark", "checkpoint"], ["benchmark", "transfer"],
     ],
     ids=" ".join,
 )  # fmt: skip

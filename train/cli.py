@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_demo,
         _add_inspect,
         _add_convert,
+        _add_synth,
         _add_cache,
         _add_train,
         _add_merge,
@@ -132,6 +133,30 @@ def _add_convert(commands: _Commands) -> None:
         from .files import convert_command
 
         convert_command(args)
+
+    parser.set_defaults(command=run)
+
+
+def _add_synth(commands: _Commands) -> None:
+    parser = _command(commands, "synth", "make the images to train on: in running hosts, or with the bundled source")
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="ComfyUI workflow in API format with {prompt} in a text, or 'tiny'"
+    )
+    parser.add_argument("output", type=Path, metavar="FOLDER", help="where the images and metadata.csv go")
+    parser.add_argument("--prompts", type=Path, default=None, metavar="FILE", help="text file, one a line, or a table")
+    parser.add_argument("--seeds", type=_positive, default=1, metavar="N", help="images of each prompt")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of each prompt's first image")
+    parser.add_argument(
+        "--host", action="append", default=[], metavar="ADDRESS", help="of a running ComfyUI; several share the work"
+    )
+    parser.add_argument("--patience", type=float, default=60, metavar="SECONDS", help="for a host that does not answer")
+    parser.add_argument("--steps", type=_positive, default=None, help="with 'tiny': Euler steps")
+    parser.add_argument("--cfg", type=float, default=None, help="with 'tiny': guidance")
+
+    def run(args: argparse.Namespace) -> None:
+        from .synth import synth_command
+
+        synth_command(args)
 
     parser.set_defaults(command=run)
 

@@ -2,7 +2,7 @@
 
 Every image is one of a list that follows from the prompts alone, under a name that follows from its prompt and number,
 so that work which was stopped, or shared between machines, goes on with what is missing. Published L2P trains on such
-images (arXiv 2605.12013, section 3.3) and draws the noise of each from the seed that the source drew it from.
+images (arXiv 2605.12013) and draws the noise of each from the seed that the source drew it from.
 """
 
 from __future__ import annotations

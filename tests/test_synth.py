@@ -1,0 +1,216 @@
+"""`l2p synth`: from the bundled source, and through hosts that fail in every way."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_host import WORKFLOW, FakeHost
+from PIL import Image
+from test_cli import mistake
+
+from comfyui_l2p.l2p_core.dataset import readers
+from comfyui_l2p.l2p_core.dataset.synthesis import SynthesisFolder, items
+from comfyui_l2p.train.cli import main
+from comfyui_l2p.train.fleet import Fleet
+from comfyui_l2p.train.host_client import HostClient
+from comfyui_l2p.train.workflow import Workflow
+
+pytestmark = pytest.mark.usefixtures("unflushed")
+
+PROMPTS = [f'a "{name}", asleep' for name in ("fox", "hare", "owl", "newt", "crow")]
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> Path:
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(WORKFLOW), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS), encoding="utf-8")
+    return path
+
+
+def command(workflow: Path, folder: Path, prompts: Path, *hosts: FakeHost) -> list[str]:
+    addresses = [word for host in hosts for word in ("--host", host.address)]
+    arguments = [*map(str, ("synth", workflow, folder)), "--prompts", str(prompts), "--seeds", "2", *addresses]
+    return [*arguments, "--patience", "0.2"]
+
+
+def check(folder: Path, count: int = 10) -> None:
+    """All images are there, each of its own seed, and read as training data."""
+    listing = readers.read(folder)
+    assert not listing.problems and len(listing.samples) == count
+    for sample in listing.samples:
+        assert sample.seed is not None
+        with Image.open(sample.path) as image:
+            assert image.mode == "RGB" and image.getpixel((0, 0)) == tuple(sample.seed.to_bytes(6, "big")[-3:])
+
+
+def test_hosts_share_the_work(tmp_path: Path, workflow: Path, prompts: Path) -> None:
+    both_at_work = threading.Barrier(2)
+
+    def behave(number: int) -> str:
+        if number == 1:
+            both_at_work.wait(60)
+        return "ok"
+
+    with FakeHost(behave) as one, FakeHost(behave) as two:
+        assert main(command(workflow, tmp_path / "set", prompts, one, two)) == 0
+        assert len(one.taken) + len(two.taken) == 10
+        assert not one.history and not two.history
+        assert {taken["1"]["inputs"]["text"] for taken in one.taken + two.taken} == {f"photo, {p}" for p in PROMPTS}
+        assert {taken["3"]["class_type"] for taken in one.taken} == {"PreviewImage"}
+    check(tmp_path / "set")
+    with (tmp_path / "set" / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        row = next(csv.DictReader(file))
+    assert (row["steps"], row["cfg"], row["sampler"], row["scheduler"]) == ("8", "1.5", "euler", "")
+
+
+def test_a_host_that_goes_gives_its_work_to_the_others(
+    tmp_path: Path, workflow: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeHost() as good, FakeHost() as bad:
+
+        def dies(number: int) -> str:
+            bad.server.socket.close()
+            return "hang"
+
+        bad.behave = dies
+        assert main(command(workflow, tmp_path / "set", prompts, bad, good)) == 0
+        assert len(bad.taken) >= 1 and len(good.taken) == 10
+    check(tmp_path / "set")
+    assert f"{bad.address} does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["error", "two", "broken", "refuse", "drop"])
+def test_a_host_that_always_fails_is_given_up(
+    tmp_path: Path, workflow: Path, prompts: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    sentences = {
+        "error": "out of memory",
+        "two": "gives 2 images, not one: take batch size 1",
+        "broken": "cannot be read",
+        "refuse": "does not take the workflow: Value not in list unet_name",
+        "drop": "has dropped a workflow",
+    }
+    with FakeHost(lambda number: kind) as bad:
+        said = mistake(capsys, *command(workflow, tmp_path / "set", prompts, bad))
+        assert "10 images could not be made" in said and sentences[kind] in said and "start again to go on" in said
+        assert not list((tmp_path / "set").glob("*.png"))
+        with FakeHost() as good:
+            assert main(command(workflow, tmp_path / "set", prompts, bad, good)) in (0, 2)
+            assert main(command(workflow, tmp_path / "set", prompts, good)) == 0
+    check(tmp_path / "set")
+
+
+def test_an_image_that_fails_for_good_leaves_the_others(
+    tmp_path: Path, workflow: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeHost() as host:
+        host.behave = lambda number: "error" if "newt" in host.taken[-1]["1"]["inputs"]["text"] else "ok"
+        said = mistake(capsys, *command(workflow, tmp_path / "set", prompts, host))
+        assert "2 images could not be made (" in said and "out of memory" in said
+    check(tmp_path / "set", 8)
+
+
+def test_it_is_stopped_and_goes_on(tmp_path: Path, workflow: Path, prompts: Path) -> None:
+    wanted, template = items(PROMPTS, 2), Workflow.load(workflow)
+    with FakeHost(lambda number: "ok" if number <= 4 else "hang") as host:
+        made = SynthesisFolder(tmp_path / "set", wanted, template.settings())
+        written: list[Any] = []
+        fleet = Fleet([HostClient(host.address)], template, 1.0, lambda sentence: None)
+        with pytest.raises(KeyboardInterrupt):
+            for item in fleet.make(made, lambda: len(written) == 4 and len(host.running) == 2):
+                written.append(item)
+        assert len(host.interrupts) == 2 and not host.running
+        check(tmp_path / "set", 4)
+        host.behave = lambda number: "ok"
+        assert main(command(workflow, tmp_path / "set", prompts, host)) == 0
+        assert len(host.taken) == 4 + 2 + 6
+    check(tmp_path / "set")
+
+
+def test_a_fault_of_our_own_ends_the_work(tmp_path: Path, workflow: Path) -> None:
+    template = Workflow.load(workflow)
+    made = SynthesisFolder(tmp_path / "set", items(PROMPTS, 2), template.settings())
+    template.filled = lambda prompt, seed: 1 / 0  # type: ignore[assignment, return-value]
+    fleet = Fleet([HostClient("127.0.0.1:1")], template, 1.0, lambda sentence: None)
+    with pytest.raises(ZeroDivisionError):
+        list(fleet.make(made, lambda: False))
+
+
+def test_prompts_and_seeds_have_their_places() -> None:
+    nodes = copy.deepcopy(WORKFLOW)
+    nodes["2"]["inputs"]["seed"] = ["4", 0]
+    nodes["4"] = {"class_type": "PrimitiveInt", "inputs": {"value": 3}}
+    nodes["5"] = {"class_type": "RandomNoise", "inputs": {"noise_seed": 7, "note": "{prompt} twice: {prompt}"}}
+    filled = Workflow(nodes, "w").filled('a "fox"\\', 42)
+    assert filled["1"]["inputs"] == {"text": 'photo, a "fox"\\', "clip": ["9", 1]}
+    assert filled["2"]["inputs"]["seed"] == ["4", 0] and filled["4"]["inputs"]["value"] == 42
+    assert filled["5"]["inputs"] == {"noise_seed": 42, "note": 'a "fox"\\ twice: a "fox"\\'}
+    assert nodes["5"]["inputs"]["noise_seed"] == 7
+
+
+def test_the_settings_follow_the_workflow_and_not_its_seed() -> None:
+    changed, reseeded = copy.deepcopy(WORKFLOW), copy.deepcopy(WORKFLOW)
+    changed["9"] = {"class_type": "LoraLoader", "inputs": {"lora_name": "x"}}
+    reseeded["2"]["inputs"]["seed"] = 6
+    first = Workflow(WORKFLOW, "w").settings()
+    assert Workflow(reseeded, "w").settings() == first
+    assert Workflow(changed, "w").settings()["workflow"] != first["workflow"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "is no workflow in API format"),
+        ('{"nodes": [], "links": []}', "export it in API format"),
+        (json.dumps(WORKFLOW).replace("{prompt}", "a fox"), "holds {prompt}: write that for the positive prompt"),
+        (json.dumps(WORKFLOW).replace('"seed"', '"number"'), "has an input named seed or noise_seed"),
+    ],
+)
+def test_what_is_no_workflow_is_one_line(
+    tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str], content: str, sentence: str
+) -> None:
+    path = tmp_path / "w.json"
+    path.write_text(content, encoding="utf-8")
+    assert sentence in mistake(capsys, "synth", path, tmp_path / "set", "--prompts", prompts, "--host", "127.0.0.1:1")
+    assert not (tmp_path / "set").exists()
+
+
+def test_mistakes_are_one_line(
+    tmp_path: Path, workflow: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "set"
+    assert "--host 127.0.0.1:8188" in mistake(capsys, "synth", workflow, target, "--prompts", prompts)
+    assert "--prompts FILE" in mistake(capsys, "synth", workflow, target, "--host", "x:1")
+    assert "no address" in mistake(capsys, "synth", workflow, target, "--prompts", prompts, "--host", "ftp://x")
+    assert "needs no host" in mistake(capsys, "synth", "tiny", target, "--host", "x:1")
+    assert "does not know the word 'fox'" in mistake(capsys, "synth", "tiny", target, "--prompts", prompts)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_the_bundled_source_makes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt\na red circle in the centre on a white background\n", encoding="utf-8")
+    arguments = ["synth", "tiny", str(tmp_path / "set"), "--prompts", str(path), "--steps", "2"]
+    assert main([*arguments, "--seeds", "2"]) == 0
+    assert "2 images, 2 of them made now" in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in (tmp_path / "set").iterdir()}
+    assert main([*arguments, "--seeds", "3"]) == 0
+    assert "3 images, 1 of them made now" in capsys.readouterr().out
+    assert all(path.read_bytes() == content for path, content in before.items() if path.suffix == ".png")
+    listing = readers.read(tmp_path / "set")
+    assert not listing.problems and len({sample.seed for sample in listing.samples}) == 3
+    assert "made with steps 2, not 3" in mistake(capsys, *arguments[:-1], "3")

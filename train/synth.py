@@ -1,0 +1,103 @@
+"""`l2p synth`: prompts become a folder of images to train on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..l2p_core.dataset import prompts
+from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder, items
+from ..l2p_core.pictures import picture
+from ..l2p_core.tiny.bundled import NAME, TinySource
+from ..l2p_core.tiny.generate import CFG, STEPS
+from ..l2p_core.tiny.shapes import IMAGE_SIZE, all_captions
+from .console import bar
+from .fleet import Fleet
+from .host_client import HostClient
+from .interrupt import deferred_interrupt
+from .workflow import Workflow
+
+BATCH = 32
+
+
+def synth_command(args: argparse.Namespace) -> None:
+    """Make what is missing of the images.
+
+    Raises:
+        ValueError: for prompts, a workflow or hosts that cannot be used, or a folder with other images.
+        KeyboardInterrupt: after Ctrl-C; what was made is whole.
+    """
+    tiny = str(args.source) == NAME
+    _check(args, tiny)
+    wanted = items(prompts.read(args.prompts) if args.prompts else all_captions(), args.seeds, args.first)
+    if tiny:
+        settings = {"steps": args.steps or STEPS, "cfg": CFG if args.cfg is None else args.cfg}
+        _from_tiny(args.output, wanted, int(settings["steps"]), float(settings["cfg"]))
+    else:
+        _from_hosts(args.output, wanted, Workflow.load(args.source), args.host, args.patience)
+
+
+def _check(args: argparse.Namespace, tiny: bool) -> None:
+    if tiny and args.host:
+        raise ValueError("The bundled source needs no host: leave --host out, or give a workflow in place of tiny.")
+    if not tiny and not args.host:
+        raise ValueError(f"{args.source} needs a running ComfyUI: give its address with --host 127.0.0.1:8188.")
+    if not tiny and not args.prompts:
+        raise ValueError("Give the prompts with --prompts FILE.")
+    if not tiny and (args.steps or args.cfg is not None):
+        raise ValueError("--steps and --cfg are for the bundled source: the workflow has its own.")
+
+
+def _from_tiny(folder: Path, wanted: Sequence[Item], steps: int, cfg: float) -> None:
+    source = TinySource()
+    for prompt in dict.fromkeys(item.prompt for item in wanted):
+        source.words.encode(prompt)  # an unknown word is named before anything is made
+    settings: Settings = {
+        "steps": steps,
+        "cfg": cfg,
+        "sampler": "euler",
+        "scheduler": "simple",
+        "shift": 3.0,
+        "width": IMAGE_SIZE,
+        "height": IMAGE_SIZE,
+        "model": source.name(steps, cfg).split("-steps")[0],
+    }
+    made = SynthesisFolder(folder, wanted, settings)
+    todo = made.todo
+    with deferred_interrupt() as interrupt, _shown(made) as progress:
+        for start in range(0, len(todo), BATCH):
+            batch = todo[start : start + BATCH]
+            pixels = source.images([item.prompt for item in batch], [item.seed for item in batch], steps, cfg)
+            for item, image in zip(batch, pixels, strict=True):
+                made.write(item, picture(image))
+                progress.update()
+            if interrupt.requested:
+                raise KeyboardInterrupt
+    _report(made, len(todo))
+
+
+def _from_hosts(
+    folder: Path, wanted: Sequence[Item], workflow: Workflow, addresses: Sequence[str], patience: float
+) -> None:
+    hosts = [HostClient(address) for address in dict.fromkeys(addresses)]
+    made = SynthesisFolder(folder, wanted, workflow.settings())
+    todo = made.todo
+    with deferred_interrupt() as interrupt, _shown(made) as progress:
+        fleet = Fleet(hosts, workflow, patience, partial(tqdm.write, file=sys.stderr))
+        for _ in fleet.make(made, lambda: interrupt.requested):
+            progress.update()
+    _report(made, len(todo))
+
+
+def _shown(made: SynthesisFolder) -> tqdm:
+    """A bar over all images, with the time left."""
+    return bar("images", unit="image", total=len(made.wanted), initial=len(made.done))
+
+
+def _report(made: SynthesisFolder, now: int) -> None:
+    print(f"{made.folder}: {len(made.done)} images, {now} of them made now.")
