@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_host import WORKFLOW, FakeHost
 from PIL import Image
 from test_cli import mistake
 
+from comfyui_l2p.l2p_core import tiny
 from comfyui_l2p.l2p_core.dataset import readers
+from comfyui_l2p.l2p_core.dataset.image_folder import open_folder
+from comfyui_l2p.l2p_core.dataset.loader import Loader
 from comfyui_l2p.l2p_core.dataset.synthesis import SynthesisFolder, items
+from comfyui_l2p.l2p_core.tiny.shapes import IMAGE_SIZE, all_captions
 from comfyui_l2p.train.cli import main
 from comfyui_l2p.train.fleet import Fleet
 from comfyui_l2p.train.host_client import HostClient
@@ -23,6 +28,23 @@ from comfyui_l2p.train.workflow import Workflow
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
+RECIPE = """
+[model]
+base = "tiny"
+head_width = 0.125
+
+[data]
+kind = "folder"
+path = "set"
+size = 64
+batch_size = 2
+
+[training]
+steps = 1
+blocks = 1
+precision = "fp32"
+gradient_checkpointing = false
+"""
 PROMPTS = [f'a "{name}", asleep' for name in ("fox", "hare", "owl", "newt", "crow")]
 
 
@@ -214,3 +236,21 @@ def test_the_bundled_source_makes_a_data_set(tmp_path: Path, capsys: pytest.Capt
     listing = readers.read(tmp_path / "set")
     assert not listing.problems and len({sample.seed for sample in listing.samples}) == 3
     assert "made with steps 2, not 3" in mistake(capsys, *arguments[:-1], "3")
+
+
+def test_training_reads_it_with_the_images_own_seeds(tmp_path: Path) -> None:
+    folder, prompts = tmp_path / "set", tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(all_captions()[:2]), encoding="utf-8")
+    assert main(["synth", "tiny", str(folder), "--prompts", str(prompts), "--seeds", "2", "--steps", "1"]) == 0
+    data, words = open_folder(folder, area=IMAGE_SIZE**2, multiple=16), tiny.load_words()
+    wanted = {item.seed: words.encode(item.prompt) for item in items(all_captions()[:2], 2)}
+    with Loader(data, words.encode, batch_size=4, seed=0) as loader:
+        batch = loader.batch(0)
+    assert batch.pixels.shape == (4, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert batch.seeds is not None and sorted(filter(None, batch.seeds)) == sorted(wanted)
+    for seed, caption in zip(batch.seeds, batch.captions, strict=True):
+        assert seed is not None and torch.equal(caption, wanted[seed])
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "delta.safetensors").exists()

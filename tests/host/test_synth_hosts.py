@@ -1,0 +1,101 @@
+"""`l2p synth` with running hosts: stopped, going on, and one of them killed at work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import graphs
+import pytest
+from host_server import Host, Server
+
+from comfyui_l2p.l2p_core.dataset import readers
+from comfyui_l2p.l2p_core.tiny.shapes import all_captions
+
+PROMPTS, SEEDS = all_captions()[:10], 2
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process's Ctrl-C is sent as SIGINT")
+
+
+@pytest.fixture(scope="module")
+def other(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(host, tmp_path_factory.mktemp("other")) as running:
+        yield running
+
+
+def workflow(path: Path) -> Path:
+    """Text to image with stock nodes and the tiny source, as a user would export it."""
+    nodes: dict[str, Any] = {
+        "1": {"class_type": "L2PDemoSource", "inputs": {}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "{prompt}"}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+        "4": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "5": {"class_type": "PrimitiveInt", "inputs": {"value": 0}},
+        "6": {
+            "class_type": "KSampler",
+            "inputs": {
+                **graphs.ksampler(4)["6"]["inputs"],
+                **{"model": ["1", 0], "latent_image": ["4", 0], "seed": ["5", 0]},
+            },
+        },
+        "7": {"class_type": "VAEDecode", "inputs": {"vae": ["1", 2], "samples": ["6", 0]}},
+        "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "synth"}},
+    }
+    path.write_text(json.dumps(nodes), encoding="utf-8")
+    return path
+
+
+def start(folder: Path, *servers: Server) -> subprocess.Popen[str]:
+    prompts = folder.with_name("prompts.txt")
+    prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
+    hosts = [word for server in servers for word in ("--host", f"127.0.0.1:{server.port}")]
+    command = [*("synth", workflow(folder.with_name("w.json")), folder), "--prompts", prompts, "--seeds", SEEDS, *hosts]
+    return subprocess.Popen(
+        [sys.executable, "-m", "comfyui_l2p.train", *map(str, command), "--patience", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not reached():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_work_is_stopped_shared_and_survives_a_killed_host(server: Server, other: Server, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    process = start(folder, server)
+    wait_until(lambda: len(images(folder)) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130 and error.splitlines()[-1] == "l2p: stopped."
+    queue = server.get("/queue")
+    assert not queue["queue_pending"]
+    first = images(folder)
+    assert 3 <= len(first) < len(PROMPTS) * SEEDS and not readers.read(folder).problems
+
+    process = start(folder, server, other)
+    wait_until(lambda: len(list((other.base / "temp").glob("*.png"))) >= 1, process)
+    other.process.kill()
+    output, error = process.communicate(timeout=400)
+    assert process.returncode == 0, error
+    assert f"127.0.0.1:{other.port} does not answer" in error
+    assert f"20 images, {20 - len(first)} of them made now" in output
+    listing = readers.read(folder)
+    assert not listing.problems and len(listing.samples) == len({sample.seed for sample in listing.samples}) == 20
+    assert first.items() <= images(folder).items()
+    # Nothing was put into the host's output, and in its history there is at most what was taken back.
+    assert not list((server.base / "output").glob("synth*"))
+    assert all(entry["status"]["status_str"] == "error" for entry in server.get("/history").values())
