@@ -1,0 +1,57 @@
+"""The training benchmark compares ways that do the same, at sizes of no meaning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.train.benchmark import train
+from comfyui_l2p.train.benchmark.plain_trainer import StandIn, tokens
+
+SCALE = train.Scale(
+    ModelConfig(
+        dim=64, head_dim=16, n_layers=5, n_refiner_layers=1, ffn_dim=96, caption_dim=64, t_hidden_dim=64
+    ).with_head("1k", head_width=0.125),
+    side=32,
+    batch=2,
+    steps=4,
+)
+
+
+def test_our_way_takes_the_same_steps_as_the_plain_one(tmp_path: Path) -> None:
+    train.prepare(tmp_path, SCALE)
+    plain = train.measure(train.PLAIN, tmp_path, "fp32", SCALE)["losses"]
+    for way in ("ours", "ours, nothing computed twice"):
+        ours = train.measure(way, tmp_path, "fp32", SCALE)["losses"]
+        # Frozen weights in float8 are a little off.
+        assert ours == pytest.approx(plain, rel=1e-5 if way == "ours" else 0.02)
+    assert len(set(plain)) == SCALE.steps, "each step must have had its own samples"
+
+
+def test_the_stand_in_is_as_large_as_asked_and_reads_its_words() -> None:
+    encoder = StandIn(64, 700_000)
+    numbers = sum(parameter.numel() for parameter in encoder.parameters())
+    assert abs(numbers - 700_000) < 30_000
+    red, blue = (encoder(tokens(f"a {colour} circle")) for colour in ("red", "blue"))
+    assert red.shape == (3, 64) and not red.equal(blue) and not red.requires_grad
+
+
+def test_the_report_names_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_module(_: str, way: str, *rest: str) -> dict[str, Any]:
+        plain = way == train.PLAIN
+        return {"seconds": 4.0 if plain else 3.0, "memory": 8e9 if plain else 4e9, "losses": [1.0], "loss": 0.25}
+
+    monkeypatch.setattr(train, "run_module", run_module)
+    monkeypatch.setattr(train, "prepare", lambda *_: 58_000_000)
+    train.benchmark_train(quick=True, precision="fp32", json_file=tmp_path / "train.json")
+    text = capsys.readouterr().out
+    for number in ("4.00 s", "0.75", "8 GB", "0.50", "0.2500", "58M", "fp32"):
+        assert number in text
+    ways = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))["ways"]
+    assert ways.keys() >= {train.PLAIN, "ours"}

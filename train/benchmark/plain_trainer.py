@@ -1,0 +1,84 @@
+"""The plain way of training that the published trainer takes: the baseline of `l2p benchmark train`.
+
+Every block is checkpointed, the weights that train are changed in the precision that is computed in, AdamW goes tensor
+by tensor, and the text encoder stays in memory to encode the captions of each step.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ...l2p_core import flow
+from ...l2p_core.batch import BatchSource
+from ...l2p_core.freeze import freeze_all_but, trainable_names
+from ...l2p_core.model import L2PModel
+from ...l2p_core.sample_randomness import draw
+from ...l2p_core.training_config import TrainingConfig
+
+VOCABULARY = 4096
+SHARE = 4.02 / 6.17
+"""Numbers of Qwen3-4B for each of Z-Image's."""
+
+
+def tokens(caption: str) -> Tensor:
+    """A caption's words as numbers, (words,) int64."""
+    return torch.tensor([zlib.crc32(word.encode()) % VOCABULARY for word in caption.split()])
+
+
+class StandIn(nn.Module):
+    """A text encoder of random weights, as large beside the model to be trained as Z-Image's is.
+
+    Args:
+        width: of its features.
+        numbers: that it has about.
+    """
+
+    def __init__(self, width: int, numbers: int):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, dropout=0.0, batch_first=True)
+        of_layer = sum(parameter.numel() for parameter in layer.parameters())
+        count = max(1, round((numbers - self.embedding.weight.numel()) / of_layer))
+        self.layers = nn.TransformerEncoder(layer, count, enable_nested_tensor=False)
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(words,) -> (words, width), in the dtype of the weights."""
+        return self.layers(self.embedding(tokens[None]))[0]
+
+
+def train_plainly(model: L2PModel, encoder: StandIn, batches: BatchSource, config: TrainingConfig) -> Iterator[float]:
+    """Train in place, with the samples and noise that `Trainer` would take; yields the loss of each step.
+
+    Args:
+        model: in the precision to compute in.
+        encoder: of the captions, in the same.
+        batches: a micro-batch each step, its captions as `tokens`.
+        config: of which steps, lr, weight_decay, blocks, shift and seed count.
+    """
+    names = trainable_names(model.config, config.blocks)
+    freeze_all_but(model, names)
+    model.train()
+    model.gradient_checkpointing = True
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, foreach=False, fused=False)
+    levels = flow.training_sigmas(config.shift)
+    for step in range(config.steps):
+        batch = batches.batch(step)
+        draws = [
+            draw(config.seed, number, batch.pixels.shape[1:], levels=len(levels), dropout=0.0, own_seed=None)
+            for number in batch.numbers
+        ]
+        features = [encoder(caption) for caption in batch.captions]
+        sigma, noise = levels[[d.sigma_index for d in draws]], torch.stack([d.noise for d in draws])
+        loss = flow.velocity_loss(model, batch.pixels, noise, sigma, features)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        yield float(loss.detach())

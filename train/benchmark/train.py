@@ -1,0 +1,212 @@
+"""`l2p benchmark train`: a scaled model trained our way and the plain way (see `plain_trainer`), in one run.
+
+All ways train the same initialisation on the same images, captions, noise levels and noise. Each is a process of its
+own: time is the median of a step, memory the most that the process held beyond what it held before it loaded anything,
+and the loss is the mean over the last half of the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ...l2p_core import training_model
+from ...l2p_core.checkpoint import load_model, load_tensors, save
+from ...l2p_core.config import ModelConfig
+from ...l2p_core.dataset.images import to_uint8
+from ...l2p_core.model import L2PModel
+from ...l2p_core.parallel import Ranks
+from ...l2p_core.tensor_file import save as save_tensors
+from ...l2p_core.tiny.image_set import Batches, ImageSet, caption_of, rendered
+from ...l2p_core.trainer import Trainer
+from ...l2p_core.training_config import TrainingConfig
+from ..console import bytes_text, count_text, table
+from .plain_trainer import SHARE, StandIn, tokens, train_plainly
+from .process import peak_memory, run_module
+
+PLAIN = "plain"
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "ours, frozen fp8": {"frozen": "fp8"},
+    "ours, frozen fp8, 8-bit moments": {"frozen": "fp8", "optimiser_bits": 8},
+    "ours, nothing computed twice": {"frozen": "fp8", "gradient_checkpointing": False},
+}
+"""Choices of the training beside those that all ways share."""
+
+BLOCKS = 2
+WARM_UP = 2  # steps that are not timed
+IMAGES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How large everything is."""
+
+    model: ModelConfig
+    side: int
+    batch: int
+    steps: int
+
+
+_FULL = Scale(
+    ModelConfig(dim=512, head_dim=64, n_layers=12, ffn_dim=1365, caption_dim=512, t_hidden_dim=512).with_head(
+        "1k", head_width=0.5
+    ),
+    side=256,
+    batch=2,
+    steps=20,
+)
+_QUICK = Scale(
+    ModelConfig(
+        dim=64, head_dim=16, n_layers=4, n_refiner_layers=1, ffn_dim=128, caption_dim=64, t_hidden_dim=64
+    ).with_head("1k", head_width=0.125),
+    side=64,
+    batch=2,
+    steps=4,
+)
+
+
+def benchmark_train(quick: bool = False, precision: str | None = None, json_file: Path | None = None) -> None:
+    """Measure every way, print a table, and write the numbers to `json_file` if one is given.
+
+    Args:
+        quick: small sizes, to see that it runs.
+        precision: "bf16" or "fp32"; None takes bf16 where the processor computes in it.
+        json_file: see above.
+    """
+    precision = precision or ("bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32")
+    scale = _QUICK if quick else _FULL
+    with tempfile.TemporaryDirectory(prefix="l2p-benchmark-") as name:
+        folder = Path(name)
+        numbers = prepare(folder, scale)
+        ways = [PLAIN, *(way for way, choices in OURS.items() if _is_possible(choices))]
+        flags = ["--quick"] if quick else []
+        measured = {way: run_module(__name__, way, str(folder), precision, *flags) for way in ways}
+    results = {
+        "quick": quick,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numbers": numbers,
+        "side": scale.side,
+        "batch": scale.batch,
+        "steps": scale.steps,
+        "ways": measured,
+    }
+    print(report(results))
+    if json_file:
+        json_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def prepare(folder: Path, scale: Scale) -> int:
+    """Write the initialisation and the cached caption features; how many numbers the model has."""
+    torch.manual_seed(0)
+    model = L2PModel(scale.model)
+    save(model.state_dict(), folder / "init.safetensors")
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    encoder = StandIn(scale.model.caption_dim, round(SHARE * numbers))
+    captions = sorted({caption_of(number) for number in range(IMAGES)})
+    features = {str(i): encoder(tokens(caption)) for i, caption in enumerate(captions)}
+    save_tensors(features, folder / "captions.safetensors", {"captions": json.dumps(captions)})
+    return numbers
+
+
+def images_of(scale: Scale) -> ImageSet:
+    """Clean renderings, enlarged."""
+    captions = [caption_of(number) for number in range(IMAGES)]
+    pixels = F.interpolate(rendered(captions, range(IMAGES)), (scale.side, scale.side), mode="bilinear")
+    return ImageSet(to_uint8(pixels), captions, list(range(IMAGES)))
+
+
+def measure(way: str, folder: Path, precision: str, scale: Scale) -> dict[str, Any]:
+    """Train one way in this process."""
+    config = TrainingConfig(
+        steps=scale.steps, lr=2e-4, blocks=BLOCKS, precision=precision, noise="fresh", clip_norm=1e9
+    )
+    images = images_of(scale)
+    before = peak_memory()
+    run = _plain if way == PLAIN else _ours
+    seconds, losses = [], []
+    started = time.perf_counter()
+    for loss in run(way, folder, config, scale, images):
+        now = time.perf_counter()
+        seconds.append(now - started)
+        losses.append(loss)
+        started = now
+    return {
+        "seconds": statistics.median(seconds[WARM_UP:]),
+        "memory": peak_memory() - before,
+        "losses": losses,
+        "loss": statistics.mean(losses[len(losses) // 2 :]),
+    }
+
+
+def _plain(way: str, folder: Path, config: TrainingConfig, scale: Scale, images: ImageSet) -> Iterator[float]:
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    model = load_model(folder / "init.safetensors", dtype)
+    encoder = StandIn(scale.model.caption_dim, round(SHARE * sum(p.numel() for p in model.parameters()))).to(dtype)
+    yield from train_plainly(model, encoder, Batches(images, tokens, scale.batch, seed=0), config)
+
+
+def _ours(way: str, folder: Path, config: TrainingConfig, scale: Scale, images: ImageSet) -> Iterator[float]:
+    config = dataclasses.replace(config, **OURS[way])
+    ranks = Ranks(device=torch.device("cpu"))
+    features, metadata = load_tensors(folder / "captions.safetensors")
+    by_caption = {caption: features[str(i)] for i, caption in enumerate(json.loads(metadata["captions"]))}
+    model = training_model.load(folder / "init.safetensors", config, ranks)
+    batches = Batches(images, by_caption.__getitem__, scale.batch, seed=0)
+    for step in Trainer(model, config, ranks=ranks).run(batches):
+        yield step.loss
+
+
+def _is_possible(choices: dict[str, Any]) -> bool:
+    return choices.get("optimiser_bits") != 8 or importlib.util.find_spec("bitsandbytes") is not None
+
+
+def report(results: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    ways, plain = results["ways"], results["ways"][PLAIN]
+    rows = [
+        [
+            way,
+            f"{found['seconds']:.2f} s",
+            f"{found['seconds'] / plain['seconds']:.2f}",
+            bytes_text(found["memory"]),
+            f"{found['memory'] / plain['memory']:.2f}",
+            f"{found['loss']:.4f}",
+        ]
+        for way, found in ways.items()
+    ]
+    first = (
+        f"{count_text(results['numbers'])} numbers, {results['side']} px, {results['batch']} images a step, "
+        f"{results['steps']} steps, {results['precision']}, {results['threads']} threads, torch {results['torch']}"
+        + (" (quick check, small sizes)" if results["quick"] else "")
+    )
+    header = ["way of training", "time a step", "ratio", "peak memory", "ratio", "loss, last half"]
+    return f"{first}\n\n{table(header, rows)}"
+
+
+def main() -> None:
+    """Train one way in this process; prints its numbers as JSON."""
+    parser = argparse.ArgumentParser(description="One way of training, for its time and peak memory.")
+    parser.add_argument("way", choices=[PLAIN, *OURS])
+    parser.add_argument("folder", type=Path, help="what `prepare` has written")
+    parser.add_argument("precision", choices=["bf16", "fp32"])
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    print(json.dumps(measure(args.way, args.folder, args.precision, _QUICK if args.quick else _FULL)))
+
+
+if __name__ == "__main__":
+    main()
