@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...l2p_core import flow
@@ -22,6 +23,8 @@ from ...l2p_core.training_config import TrainingConfig
 VOCABULARY = 4096
 SHARE = 4.02 / 6.17
 """Numbers of Qwen3-4B for each of Z-Image's."""
+PADDED = 32
+"""Tokens that a caption is padded to: an eighth of a 256-pixel image's, as 512 are of a 1024-pixel one's."""
 
 
 def tokens(caption: str) -> Tensor:
@@ -50,7 +53,8 @@ class StandIn(nn.Module):
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> Tensor:
         """(words,) -> (words, width), in the dtype of the weights."""
-        return self.layers(self.embedding(tokens[None]))[0]
+        padded = F.pad(tokens, (0, max(0, PADDED - len(tokens))))
+        return self.layers(self.embedding(padded[None]))[0, : len(tokens)]
 
 
 def train_plainly(model: L2PModel, encoder: StandIn, batches: BatchSource, config: TrainingConfig) -> Iterator[float]:
