@@ -1,6 +1,5 @@
 // Shows the report of Convert to L2P, Save L2P Delta and Merge L2P Delta in the node itself.
 import { app } from "../../scripts/app.js";
-import { ComfyWidgets } from "../../scripts/widgets.js";
 
 const NODES = new Set(["L2PConvert", "L2PSaveDelta", "L2PMergeDelta"]);
 const NAME = "report";
@@ -8,7 +7,7 @@ const NAME = "report";
 function reportWidget(node) {
   const existing = node.widgets?.find((widget) => widget.name === NAME);
   if (existing) return existing;
-  const { widget } = ComfyWidgets.STRING(node, NAME, ["STRING", { multiline: true }], app);
+  const { widget } = app.widgets.STRING(node, NAME, ["STRING", { multiline: true }], app);
   // Neither saved with the workflow nor sent to the server, which has no such input.
   widget.serialize = false;
   widget.options = { ...widget.options, serialize: false };

@@ -23,7 +23,7 @@ def test_checks_inside_the_host(host: Host) -> None:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=900,
+        timeout=3600,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"

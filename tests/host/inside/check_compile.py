@@ -1,0 +1,40 @@
+"""The host's torch.compile node on an L2P MODEL."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import golden_vectors as golden
+import kit
+import pytest
+import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_torch_compile import TorchCompileModel
+from torch._dynamo.utils import counters
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def check_the_graph_is_captured(tmp_path: Path) -> None:
+    """Without a compiler behind it, so that it runs everywhere."""
+    model = kit.model(tmp_path)
+    expected = kit.ksample(model)
+    compiled = model.clone(disable_dynamic=True)
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    assert golden.relative_error(kit.ksample(compiled), expected) < 1e-5
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor needs a C++ compiler on a CPU")
+def check_the_node_with_inductor(tmp_path: Path) -> None:
+    model = kit.model(tmp_path)
+    expected = kit.ksample(model)
+    compiled = TorchCompileModel.execute(model, "inductor").args[0]
+    result = kit.ksample(compiled)
+    assert counters["inductor"] and counters["stats"]["unique_graphs"] > 0
+    assert golden.relative_error(result, expected) < 1e-4
