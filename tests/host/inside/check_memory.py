@@ -24,7 +24,32 @@ def model(variant: str, **settings: Any) -> Any:
     """One block of a wide backbone with the published head."""
     config = WIDE.with_head(variant)
     weights = {key: torch.zeros(shape) for key, shape in key_shapes(config).items()}
-    return build_model(weights, None, config, weight_dtype="fp32", **settings)
+    return build_model(weights, None, config, **{"weight_dtype": "fp32", **settings})
+
+
+def used_by(patcher: Any, batch: int, height: int, width: int, caption: int = CAPTION) -> int:
+    """Bytes that a forward pass takes."""
+    comfy.model_management.load_models_gpu([patcher])
+    pixels, features = torch.zeros(batch, 3, height, width), torch.zeros(batch, caption, WIDE.caption_dim)
+    with torch.inference_mode(), Peak() as used:
+        patcher.model.apply_model(
+            pixels, torch.full((batch,), 0.5), c_crossattn=features, num_tokens=caption, transformer_options={}
+        )
+    return used.peak
+
+
+def measure(
+    variant: str, height: int, width: int, tile: int | None, batch: int, caption: int = CAPTION, dtype: str = "fp32"
+) -> tuple[float, int]:
+    """Bytes that the host is asked for, and that a forward pass took."""
+    patcher = model(variant, head_tile=tile, weight_dtype=dtype)
+    conds = {"c_crossattn": [[batch, caption, WIDE.caption_dim]]}
+    estimate = patcher.model.memory_required([batch, 3, height, width], conds)
+    return estimate, used_by(patcher, batch, height, width, caption)
+
+
+def agree(estimate: float, used: int) -> None:
+    assert 0.7 < estimate / used < 1.3, f"{estimate / 2**20:.0f} MiB asked for, {used / 2**20:.0f} MiB used"
 
 
 @pytest.mark.parametrize(
@@ -34,24 +59,42 @@ def model(variant: str, **settings: Any) -> Any:
         ("1k", 192, 320, 0, 2),
         ("1k", 512, 512, 128, 1),
         ("1k", 512, 512, None, 1),
+        ("1k", 200, 333, 128, 3),
         ("4k", 512, 768, 0, 1),
         ("4k", 1024, 1024, 256, 1),
+        ("4k", 700, 500, None, 2),
         ("8k", 512, 1024, 0, 1),
         ("8k", 1024, 1024, 256, 1),
         ("10k", 640, 960, 0, 1),
+        ("10k", 640, 640, 320, 2),
         ("10k", 1280, 1280, 320, 1),
     ],
 )
 def check_estimates(variant: str, height: int, width: int, tile: int | None, batch: int) -> None:
-    patcher = model(variant, head_tile=tile)
-    comfy.model_management.load_models_gpu([patcher])
-    pixels, features = torch.zeros(batch, 3, height, width), torch.zeros(batch, CAPTION, WIDE.caption_dim)
-    with torch.inference_mode(), Peak() as used:
-        patcher.model.apply_model(
-            pixels, torch.full((batch,), 0.5), c_crossattn=features, num_tokens=CAPTION, transformer_options={}
-        )
-    estimate = patcher.model.memory_required([batch, 3, height, width], {"c_crossattn": [[batch, CAPTION, 64]]})
-    assert 0.7 < estimate / used.peak < 1.3, f"{estimate / 2**20:.0f} MiB asked for, {used.peak / 2**20:.0f} MiB used"
+    agree(*measure(variant, height, width, tile, batch))
+
+
+def check_estimates_for_long_captions_and_other_precision() -> None:
+    agree(*measure("1k", 256, 256, 0, 2, caption=500))
+    agree(*measure("4k", 512, 512, 256, 1, dtype="bf16"))
+
+
+@pytest.mark.parametrize(("variant", "side"), [("1k", 512), ("4k", 1024)])
+def check_auto_takes_the_tile_that_little_memory_allows(
+    variant: str, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With little free, a step in auto tiles takes less than the whole would, and the head no more than is free."""
+    whole = measure(variant, side, side, 0, 1)[1]
+    free = 120 * 2**20
+
+    def free_memory(device: Any = None, torch_free_too: bool = False) -> Any:
+        return (free, free) if torch_free_too else free
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", free_memory)
+    config = WIDE.with_head(variant)
+    tile = memory.choose_tile(config, side, side, CAPTION, 4, free=free)
+    assert tile is not None and memory.head_bytes(config, side, side, tile, 4) < free
+    assert used_by(model(variant), 1, side, side) < 0.7 * whole
 
 
 def check_auto_keeps_the_head_within_its_budget() -> None:
