@@ -113,7 +113,7 @@ def check_a_batch_may_have_a_caption_for_each_image(tmp_path: Path) -> None:
 def check_combined_captions_of_any_lengths_are_averaged(tmp_path: Path, tokens: int) -> None:
     model = kit.model(tmp_path)
     first, second = kit.caption("first", 7), kit.caption("second", tokens)
-    settings = {"steps": 1, "cfg": 1.0}
+    settings: dict[str, Any] = {"steps": 1, "cfg": 1.0}
     alone = [kit.ksample(model, positive=caption, **settings) for caption in (first, second)]
     both = kit.ksample(model, positive=first + second, **settings)
     assert golden.relative_error(both, (alone[0] + alone[1]) / 2) < 1e-5
@@ -140,7 +140,7 @@ def check_an_empty_latent_of_the_hosts_becomes_pixels(tmp_path: Path) -> None:
     """Empty Latent Image in place of Empty Pixels: the host itself brings it to the model's size."""
     model, size = kit.model(tmp_path), {"width": 64, "height": 48, "batch_size": 1}
     (latent,) = nodes.EmptyLatentImage().generate(**size)
-    settings = {"seed": 1, "steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
+    settings: dict[str, Any] = {"seed": 1, "steps": 3, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple"}
     conds = kit.caption(), kit.caption("negative", 5)
     with torch.inference_mode():
         (result,) = nodes.KSampler().sample(model, *settings.values(), *conds, latent)
