@@ -9,6 +9,7 @@ from .load_nodes import Demo, DemoSource, Loader
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
 from .sampler_node import PixelSampler
 from .synthesize_node import SynthesizeDataset
+from .train_node import TrainL2P
 
 
 class L2PExtension(ComfyExtension):
@@ -26,6 +27,7 @@ class L2PExtension(ComfyExtension):
             SaveDelta,
             MergeDelta,
             SynthesizeDataset,
+            TrainL2P,
             Demo,
             DemoSource,
         ]

@@ -26,7 +26,7 @@ def _file_name(default: str) -> io.String.Input:
 
 
 def _file(id: str, tooltip: str) -> io.Combo.Input:
-    return io.Combo.Input(id, options=files.choices(), tooltip=tooltip)
+    return io.Combo.Input(id, options=files.models(), tooltip=tooltip)
 
 
 def _outputs() -> list[io.Output]:

@@ -9,6 +9,7 @@ import folder_paths
 from ..l2p_core.dataset.synthesis import TABLE
 
 FOLDER = "datasets"
+_DEPTH = 2  # of folders below it that are offered
 
 
 def root() -> Path:
@@ -30,6 +31,26 @@ def folder(name: str) -> Path:
         raise ValueError("The name of the data set is empty: give it one.")
     if not path.is_relative_to(root()):
         raise ValueError(f"The name {name!r} leads out of the {FOLDER} folder: give a name inside it.")
+    return path
+
+
+def choices() -> list[str]:
+    """Names of the data sets there are: of the folders in the datasets folder, and of those in them."""
+    return sorted(_folders(root(), _DEPTH))
+
+
+def existing(name: str) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        ValueError: as `folder`, and if there is none of that name.
+    """
+    path = folder(name)
+    if not path.is_dir():
+        raise ValueError(
+            f"There is no data set {name!r} in {root()}: put a folder of captioned images there, or make one with "
+            "Synthesize L2P Dataset."
+        )
     return path
 
 
@@ -67,3 +88,13 @@ def fingerprint(name: str | None, prompts: str | None) -> list[tuple[str, int, i
     if prompts:
         paths.append(input_file(prompts))
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+
+
+def _folders(parent: Path, depth: int) -> list[str]:
+    if not depth or not parent.is_dir():
+        return []
+    found = []
+    for path in parent.iterdir():
+        if path.is_dir() and not path.name.startswith("."):
+            found += [path.name, *(f"{path.name}/{below}" for below in _folders(path, depth - 1))]
+    return found

@@ -6,8 +6,12 @@ from pathlib import Path, PurePath
 
 import folder_paths
 
+from ..l2p_core.tiny import SOURCE_PATH
+
 FOLDER = "diffusion_models"
 NO_FILE = "none"
+TINY = "tiny source (comes with L2P)"
+"""Stands for the bundled latent model among the files of the folder."""
 
 
 def choices() -> list[str]:
@@ -16,12 +20,19 @@ def choices() -> list[str]:
     return [name for name in names if name.lower().endswith((".safetensors", ".sft"))]
 
 
+def models() -> list[str]:
+    """`choices`, and the bundled latent model after them."""
+    return [*choices(), TINY]
+
+
 def existing(name: str) -> str:
-    """The full path of a file in the diffusion_models folders.
+    """The full path of a file in the diffusion_models folders, or of the bundled latent model.
 
     Raises:
         ValueError: if there is none of that name.
     """
+    if name == TINY:
+        return str(SOURCE_PATH)
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise ValueError(f"There is no file {name!r} in models/{FOLDER}: put it there, or press R to refresh the list.")

@@ -29,7 +29,7 @@ class Loader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=files.choices(),
+                    options=files.models(),
                     tooltip="From models/diffusion_models: an L2P model, or the base that the delta was made for.",
                 ),
                 io.Combo.Input(

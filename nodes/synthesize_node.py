@@ -101,7 +101,9 @@ class SynthesizeDataset(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="dataset", tooltip="The data set's name."),
+                io.Combo.Output(
+                    display_name="dataset", options=datasets.choices(), tooltip="The data set's name, for Train L2P."
+                ),
                 io.Int.Output(display_name="count", tooltip="How many images there are."),
                 io.Image.Output(display_name="examples", tooltip="The first few of them."),
             ],

@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from comfyui_l2p.l2p_core.pictures import picture
+from comfyui_l2p.l2p_core.tiny import image_set
+
 SIZES = ((64, 64), (96, 64), (64, 96))
 
 
@@ -49,3 +52,15 @@ def truncate(path: Path) -> None:
     """Cut an image file short, its header staying whole."""
     raw = path.read_bytes()
     path.write_bytes(raw[: len(raw) - 30])
+
+
+def tiny_set(folder: Path, count: int) -> Path:
+    """The first images of the tiny training set as clean renderings, with metadata.csv."""
+    captions = [image_set.caption_of(number) for number in range(count)]
+    seeds = [image_set.seed_of(number) for number in range(count)]
+    folder.mkdir(parents=True)
+    for number, pixels in enumerate(image_set.rendered(captions, seeds)):
+        picture(pixels).save(folder / f"{number:03d}.png")
+    rows = [(f"{n:03d}.png", caption, seed) for n, (caption, seed) in enumerate(zip(captions, seeds, strict=True))]
+    write_csv(folder / "metadata.csv", rows)
+    return folder

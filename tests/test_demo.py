@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
+from comfyui_l2p.l2p_core.run import find as finder
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.l2p_core.run.recipe import load
 from comfyui_l2p.l2p_core.tiny import bundled, image_set
 from comfyui_l2p.train import demo, figure
-from comfyui_l2p.train import recipe as recipes
 from comfyui_l2p.train.benchmark import transfer
 from comfyui_l2p.train.scores import evaluate, score_table
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("unflushed")
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "EVALUATED", 8)
     monkeypatch.setattr(demo, "SAMPLING_STEPS", 2)
-    monkeypatch.setattr(recipes, "BUNDLED", Path(__file__).parent / "recipes")
+    monkeypatch.setattr(finder, "BUNDLED", Path(__file__).parent / "recipes")
     monkeypatch.setattr(image_set, "PART", 8)
 
 
@@ -62,7 +62,7 @@ def test_a_table_says_what_is_kept() -> None:
 
 
 def test_the_ablation_differs_in_one_thing_at_a_time() -> None:
-    recipe = load(recipes.find("tiny"))
+    recipe = load(finder.find("tiny"))
     full, shallow, everything, scratch, renderings = transfer.arms(recipe, 100, 30, renderings=True)
     assert full.recipe.training.steps == 100
     assert {arm.recipe.training.steps for arm in (shallow, everything, scratch, renderings)} == {30}

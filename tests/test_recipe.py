@@ -9,8 +9,8 @@ import pytest
 
 from comfyui_l2p.l2p_core.config import VARIANTS
 from comfyui_l2p.l2p_core.run import recipe as recipes
+from comfyui_l2p.l2p_core.run.find import BUNDLED, find
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
-from comfyui_l2p.train.recipe import BUNDLED, find
 
 SMALLEST = {"model": {"base": "tiny"}}
 

@@ -14,6 +14,7 @@ from ..l2p_core import convert, delta, tiny
 from ..l2p_core.checkpoint import load_model
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.data import RunData, tiny_images
+from ..l2p_core.run.find import find
 from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.loop import Run
 from ..l2p_core.run.metrics import loss_by_sigma, read_metrics
@@ -21,7 +22,6 @@ from ..l2p_core.run.recipe import Recipe
 from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.shapes import evaluation_captions
 from . import figure
-from .recipe import find
 from .run import shown
 from .scores import Scored, evaluate, score_table
 

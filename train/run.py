@@ -17,6 +17,7 @@ from ..l2p_core.run import loop
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.captions import Captions
+from ..l2p_core.run.find import beside, find
 from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.loop import Hooks, caption_folder
 from ..l2p_core.run.metrics import RunMetrics
@@ -24,7 +25,6 @@ from ..l2p_core.run.recipe import Recipe
 from . import qwen
 from .console import bar, train_progress
 from .interrupt import deferred_interrupt
-from .recipe import beside, find
 
 _BYTES = ("converting", "loading")
 

@@ -46,7 +46,7 @@ class RunFolder:
         self.report = path / "report.html"
 
     def begin(self, recipe: Recipe) -> None:
-        """Make the folder and keep the recipe in it.
+        """Make the folder and keep the recipe in it. A run that has saved nothing yet gives way to another.
 
         Raises:
             ValueError: if the folder holds a run with another model, other data or other training settings, or
@@ -54,7 +54,12 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.recipe.exists():
-            _check_same(recipes.load(self.recipe), recipe, self.path)
+            try:
+                _check_same(recipes.load(self.recipe), recipe, self.path)
+            except ValueError:
+                if self.state.exists():
+                    raise
+                self.clear()
         write_bytes(self.recipe, recipes.to_toml(recipe).encode())
 
     def identify(self, identity: dict[str, str]) -> None:
@@ -66,7 +71,7 @@ class RunFolder:
         Raises:
             ValueError: if they are others than the folder's run began with.
         """
-        if self.identity.exists():
+        if self.identity.exists() and self.state.exists():
             before = json.loads(self.identity.read_text(encoding="utf-8"))
             for what, where in (("base", "[model] base"), ("data", "[data] path")):
                 if before.get(what) != identity[what]:
@@ -125,5 +130,5 @@ def _check_same(before: Recipe, now: Recipe, path: Path) -> None:
             if old[name] != new[name] and name not in free:
                 raise ValueError(
                     f"{path} holds a run with [{section}] {name} = {old[name]!r}, but the recipe says {new[name]!r}: "
-                    "choose another --output, or --restart to begin anew."
+                    "keep to what it began with, choose another folder or begin anew."
                 )

@@ -156,12 +156,13 @@ def load(path: Path) -> Recipe:
         ValueError: naming the file, the key and what was expected; a misspelt key with the nearest right one.
     """
     try:
-        return parse(_toml(path.read_text(encoding="utf-8")))
+        return parse(read_toml(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _toml(text: str) -> dict[str, Any]:
+def read_toml(text: str) -> dict[str, Any]:
+    """A TOML document; a ValueError says where it is none."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:

@@ -103,6 +103,45 @@ def convert(source: str, filename: str = "converted", overwrite: bool = False, v
     return {**graph, "3": {"class_type": "L2PConvert", "inputs": inputs}}
 
 
+TINY = "tiny source (comes with L2P)"
+
+
+def train(run_name: str, **settings: Any) -> Json:
+    """Train L2P on the tiny source in few, small steps: node 2 trains, 3 shows the montage, 4 the losses."""
+    inputs = {
+        "dataset": "shapes",
+        "model": TINY,
+        "clip": ["1", 1],
+        "recipe": "auto",
+        "run_name": run_name,
+        "start": "go on where it stopped",
+        "steps": 3,
+        "learning_rate": 0.0,
+        "image_size": 0,
+        "batch_size": 2,
+        "accumulate": 0,
+        "policy": "as the recipe",
+        "blocks": 1,
+        "precision": "fp32",
+        "memory": "as the recipe",
+        "seed": 0,
+        "prompts": "a red circle\na blue square",
+        "filename": "",
+        "overwrite": False,
+        "save_every": 0,
+        "montage_every": 0,
+        "changes": "",
+        **settings,
+    }
+    few = '[training]\ndecay = "constant"\nwarmup_steps = 0\n[watch]\nsteps = 1\n'
+    return {
+        "1": {"class_type": "L2PDemo", "inputs": {}},
+        "2": {"class_type": "L2PTrain", "inputs": {**inputs, "changes": inputs["changes"] or few}},
+        "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 2]}},
+        "4": {"class_type": "LossGraphNode", "inputs": {"loss": ["2", 1], "filename_prefix": "loss"}},
+    }
+
+
 def from_workflow(workflow: Json, object_info: Json) -> Json:
     """A saved workflow in API form, as the frontend would send it (subgraphs aside)."""
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
@@ -116,7 +155,7 @@ def from_workflow(workflow: Json, object_info: Json) -> Json:
         for name, spec in (defined.get("required", {}) | defined.get("optional", {})).items():
             if isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
                 inputs[name] = next(values)
-                if name == "seed":
+                if name == "seed" and spec[1].get("control_after_generate", True):
                     next(values)  # What becomes of the seed after a run.
         wired = {entry["name"]: links[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs | wired}

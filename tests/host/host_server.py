@@ -12,7 +12,9 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,11 +122,14 @@ class Server:
             text = answer.read()
         return json.loads(text) if text else {}
 
-    def run(self, prompt: Json, interrupt_at: int | None = None) -> Run:
+    def run(
+        self, prompt: Json, interrupt_at: int | None = None, interrupt_when: Callable[[Run], bool] | None = None
+    ) -> Run:
         """Queue a workflow in API form and follow it to its end over the websocket.
 
         Args:
             interrupt_at: stop it as soon as a node reports this much progress.
+            interrupt_when: stop it as soon as this says so of what has been reported.
 
         Raises:
             Refused: if the server does not accept it.
@@ -136,13 +141,19 @@ class Server:
             except urllib.error.HTTPError as error:
                 raise Refused(json.loads(error.read())) from None
             run = Run(prompt_id)
+            if interrupt_at is not None:
+                interrupt_when = partial(_has_come_to, interrupt_at)
             while not run.ended:
                 message = socket_.receive()
                 run.take(message)
-                if interrupt_at is not None and run.progress and run.progress[-1][1] >= interrupt_at:
+                if interrupt_when is not None and interrupt_when(run):
                     self.post("/interrupt", {})
-                    interrupt_at = None
+                    interrupt_when = None
         return run
+
+
+def _has_come_to(progress: int, run: Run) -> bool:
+    return bool(run.progress) and run.progress[-1][1] >= progress
 
 
 class Run:

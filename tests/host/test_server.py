@@ -27,6 +27,7 @@ NODES = {
     "L2PSaveDelta",
     "L2PMergeDelta",
     "L2PSynthesizeDataset",
+    "L2PTrain",
     "L2PDemo",
     "L2PDemoSource",
 }
@@ -81,7 +82,9 @@ def test_ksampler_and_pixel_sampler_make_the_same_image(server: Server) -> None:
 
 
 def test_an_interrupted_workflow_runs_again(server: Server) -> None:
-    run = server.run(graphs.demo(steps=2000), interrupt_at=3)
+    run = server.run(
+        graphs.demo(steps=2000), interrupt_when=lambda run: bool(run.progress) and run.progress[-1][1] >= 3
+    )
     assert run.interrupted and run.progress[-1][1] < 2000
     assert picture(server, server.run(graphs.demo(steps=3)), "5").shape == (64, 64, 3)
 

@@ -22,6 +22,7 @@ from ...l2p_core.dataset.images import from_uint8, to_uint8
 from ...l2p_core.model import L2PModel
 from ...l2p_core.run import recipe as recipes
 from ...l2p_core.run.data import RunData, tiny_images
+from ...l2p_core.run.find import find
 from ...l2p_core.run.folder import RunFolder
 from ...l2p_core.run.loop import Run
 from ...l2p_core.run.metrics import loss_by_sigma, read_metrics
@@ -31,7 +32,6 @@ from ...l2p_core.tiny import bundled
 from ...l2p_core.tiny.shapes import evaluation_captions
 from ...l2p_core.trainer import Trainer
 from .. import figure
-from ..recipe import find
 from ..run import shown
 from ..scores import Scored, evaluate, score_table
 

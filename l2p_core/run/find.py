@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-BUNDLED = Path(__file__).parent / "recipes"
+BUNDLED = Path(__file__).parents[2] / "train" / "recipes"
 RECIPE_OF_RUN = "recipe.toml"
+
+
+def bundled() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(BUNDLED.glob("*.toml"))}
 
 
 def find(name: str) -> Path:
@@ -14,16 +19,15 @@ def find(name: str) -> Path:
     Raises:
         ValueError: if there is no such file.
     """
-    bundled = {path.stem: path for path in sorted(BUNDLED.glob("*.toml"))}
     path = Path(name)
     if (path / RECIPE_OF_RUN).is_file():
         return path / RECIPE_OF_RUN
     if path.is_file():
         return path
-    if name in bundled:
-        return bundled[name]
+    if name in bundled():
+        return bundled()[name]
     raise ValueError(
-        f"There is no recipe {name}: give a TOML file, a run folder or one of the bundled {', '.join(bundled)}."
+        f"There is no recipe {name}: give a TOML file, a run folder or one of the bundled {', '.join(bundled())}."
     )
 
 

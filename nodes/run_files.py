@@ -1,0 +1,86 @@
+"""Where a training run's things are in the host: its folder, what it leaves to load."""
+
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path, PurePath
+
+import folder_paths
+
+from ..l2p_core.atomic import atomic_file
+from . import datasets, files
+
+RUNS = "l2p_runs"
+CAPTIONS = "captions"
+"""Beside the runs, which share it; so no run can be called that."""
+
+_CHUNK = 1 << 24
+
+
+def dataset_fingerprint(name: str | None) -> list[tuple[str, int, int]]:
+    """What tells that a data set has changed: its tables' and folder's names, sizes and times."""
+    if name is None:
+        return []
+    folder = datasets.folder(name)
+    tables = [path for pattern in ("*.csv", "*.jsonl") for path in folder.glob(pattern)]
+    stats = [(path.name, path.stat()) for path in sorted([folder, *tables]) if path.exists()]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run in the host's output folder, so that its report and montages are found.
+
+    Raises:
+        ValueError: for an empty name, or one that leads out of the folder of all runs.
+    """
+    root = Path(folder_paths.get_output_directory(), RUNS).resolve()
+    path = (root / PurePath(name.strip().replace("\\", "/"))).resolve()
+    if path == root:
+        raise ValueError("The run has no name: give it one.")
+    if not path.is_relative_to(root):
+        raise ValueError(f"The run's name {name!r} leads out of output/{RUNS}: give a name inside it.")
+    if path.relative_to(root).parts[0] == CAPTIONS:
+        raise ValueError(f"The folder {CAPTIONS!r} in output/{RUNS} holds caption features: give the run another name.")
+    return path
+
+
+def caption_folder() -> Path:
+    """Where caption features are kept, for all runs."""
+    return Path(folder_paths.get_output_directory(), RUNS, CAPTIONS)
+
+
+def served(path: Path) -> dict[str, str]:
+    """How the frontend asks the host for a file of the output folder."""
+    relative = path.relative_to(Path(folder_paths.get_output_directory()).resolve())
+    return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}
+
+
+def check_target(filename: str, overwrite: bool, delta: Path) -> Path:
+    """Where a run's delta is to go in the models folder: asked before training, which may take days.
+
+    Args:
+        filename: as the user gave it.
+        overwrite: whether another file there may be replaced.
+        delta: the run's own, which may be there already, from an earlier end of the same run.
+
+    Raises:
+        ValueError: for a name that leads out of the folder, or a file that is there and may not be replaced.
+    """
+    path = files.target(filename)
+    own = path.exists() and delta.exists() and filecmp.cmp(path, delta, shallow=False)
+    return files.new_file(filename, overwrite or own)
+
+
+def publish(delta: Path, target: Path) -> None:
+    """Copy a run's delta into the models folder, whole or not at all.
+
+    Raises:
+        ValueError: if the disk is full or refuses.
+    """
+    if target.exists() and filecmp.cmp(delta, target, shallow=False):
+        return
+    with delta.open("rb") as source, atomic_file(target, delta.stat().st_size, overwrite=True) as copy:
+        while chunk := source.read(_CHUNK):
+            left = memoryview(chunk)
+            while left:
+                left = left[copy.write(left) :]

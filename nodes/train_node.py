@@ -1,0 +1,168 @@
+"""Train L2P: a data set and a model in, a delta out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..l2p_core.freeze import POLICIES
+from ..l2p_core.run.find import bundled
+from . import datasets, files, run_files
+from .training import AS_RECIPE, AUTO, MEMORY, Choices, train
+
+GO_ON, ANEW = "go on where it stopped", "begin anew"
+_RECIPES = [AUTO, *bundled()]
+
+
+def _number(id: str, tooltip: str, largest: int = 1_000_000, **more: Any) -> io.Int.Input:
+    """A whole number that 0 leaves to the recipe."""
+    return io.Int.Input(id, default=0, min=0, max=largest, tooltip=f"{tooltip} 0: as the recipe.", **more)
+
+
+class TrainL2P(io.ComfyNode):
+    """Shallow training in the graph."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PTrain",
+            display_name="Train L2P",
+            category="L2P/train",
+            description="Trains an L2P model on a folder of captioned images and leaves a delta for L2P Loader. "
+            "Interrupt saves; queued again, the run goes on where it stopped. Its folder in output/l2p_runs holds "
+            "report.html, montages and the state.",
+            search_aliases=["train", "finetune", "fine-tune", "l2p training", "pixel training", "lora training"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "dataset",
+                    options=datasets.choices(),
+                    tooltip="A folder of captioned images in ComfyUI's datasets folder.",
+                ),
+                io.Combo.Input(
+                    "model",
+                    options=files.models(),
+                    tooltip="From models/diffusion_models: a latent Z-Image model, which becomes a pixel model first, "
+                    "or an L2P model to train on. The tiny source needs no download.",
+                ),
+                io.Clip.Input("clip", tooltip="The model's text encoder; encodes the captions once, then leaves."),
+                io.Combo.Input(
+                    "recipe",
+                    options=_RECIPES,
+                    default=AUTO,
+                    tooltip="Where settings left at 0 or 'as the recipe' come from; auto takes the one for the model.",
+                ),
+                io.String.Input(
+                    "run_name", default="my_l2p", tooltip="The run's folder in output/l2p_runs; folders are allowed."
+                ),
+                io.Combo.Input(
+                    "start",
+                    options=[GO_ON, ANEW],
+                    default=GO_ON,
+                    tooltip="What to do with a run of that name that is there already: go on after its last save, or "
+                    "forget it.",
+                ),
+                _number("steps", "Optimiser steps of the whole run; may grow in a run that goes on."),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    tooltip="Of the optimiser. 0: as the recipe.",
+                ),
+                _number("image_size", "Side of a square of the area that images are brought to.", 16384),
+                _number("batch_size", "Images that go through the model at once.", 4096),
+                _number("accumulate", "How many such batches make one step.", 4096),
+                io.Combo.Input(
+                    "policy",
+                    options=[AS_RECIPE, *POLICIES],
+                    default=AS_RECIPE,
+                    tooltip="shallow trains embedders, head, first and last blocks; lora adds small adapters to all "
+                    "other blocks; all trains everything.",
+                ),
+                io.Int.Input(
+                    "blocks",
+                    default=-1,
+                    min=-1,
+                    max=1000,
+                    tooltip="Blocks trained in full at each end, under shallow and lora. -1: as the recipe.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=[AS_RECIPE, "bf16", "fp32"],
+                    default=AS_RECIPE,
+                    tooltip="What is computed in; weights that train are float32 either way.",
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=list(MEMORY),
+                    default=AS_RECIPE,
+                    tooltip="Where weights are kept, for GPUs from large to small: all on the GPU; weights that do not "
+                    "train in fp8; these in CPU memory, with the trained ones and their optimiser.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Of everything random in the run: new weights, order, noise.",
+                ),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    placeholder="montage prompts, one a line; empty: the recipe's",
+                    tooltip="Captions that the montages show, a line each; empty takes the recipe's.",
+                ),
+                io.String.Input(
+                    "filename",
+                    default="",
+                    tooltip="The delta's name in models/diffusion_models; empty is the run's name.",
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="Whether another file of that name may be replaced; off refuses, before training.",
+                ),
+                _number("save_every", "Steps between saves; interrupting saves too.", advanced=True),
+                _number("montage_every", "Steps between montages.", advanced=True),
+                io.String.Input(
+                    "changes",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    placeholder='[training]\nwarmup_steps = 100\ndecay = "cosine"',
+                    tooltip="Anything else of the recipe, as TOML; it has the last word.",
+                ),
+            ],
+            outputs=[
+                io.Combo.Output(
+                    display_name="delta", options=files.choices(), tooltip="The delta's name, for L2P Loader."
+                ),
+                io.LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
+                io.Image.Output(display_name="montage", tooltip="The last montage."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, dataset: str | None = None) -> bool | str:
+        # The host repeats the sentence for every input named here, so the others are asked about when the node runs.
+        try:
+            if dataset is not None:
+                datasets.existing(dataset)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, dataset: str | None = None, model: str | None = None, **settings: Any) -> Any:
+        return run_files.dataset_fingerprint(dataset), files.fingerprint(model), sorted(settings.items(), key=str)
+
+    @classmethod
+    def execute(cls, clip: Any, start: str, **settings: Any) -> io.NodeOutput:
+        done = train(Choices(anew=start == ANEW, **settings), clip, str(cls.hidden.unique_id))
+        return io.NodeOutput(done.delta, {"loss": done.losses}, done.montage, ui={"l2p_training": [done.state]})

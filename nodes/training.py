@@ -1,0 +1,268 @@
+"""A training run inside the host: its memory, its interruption and its ways of showing are used, the loop is the
+core's."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..l2p_core.checkpoint import open_checkpoint
+from ..l2p_core.dataset.images import pillow
+from ..l2p_core.run import loop
+from ..l2p_core.run import recipe as recipes
+from ..l2p_core.run.changes import changed, read_changes
+from ..l2p_core.run.find import find
+from ..l2p_core.run.folder import RunFolder
+from ..l2p_core.run.live import arguments_of
+from ..l2p_core.run.loop import Hooks
+from ..l2p_core.run.metrics import RunMetrics, read_metrics
+from ..l2p_core.run.recipe import Recipe
+from ..l2p_core.tiny.shapes import IMAGE_SIZE
+from ..l2p_core.tiny.words import CAPTION_DIM
+from . import datasets, files, run_files
+from .captions import host_captions
+from .live import Live
+
+AUTO = "auto"
+AS_RECIPE = "as the recipe"
+MEMORY: dict[str, dict[str, Any]] = {
+    AS_RECIPE: {},
+    "on the GPU": {"frozen": "full", "stream": False, "offload": False},
+    "frozen in fp8": {"frozen": "fp8", "stream": False, "offload": False},
+    "offloaded": {"frozen": "fp8", "stream": True, "offload": True},
+}
+"""What is kept where, for GPUs from large to small."""
+
+FIXED = {"model": ("base",), "data": ("kind", "path"), "captions": ("encoder", "tokenizer", "cache")}
+"""What a run's changes may not name: the node has inputs for it."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user has chosen for a run; numbers of 0 (of `blocks`, -1) and `AS_RECIPE` leave the recipe's.
+
+    Attributes:
+        dataset: name of a folder in the host's datasets folder.
+        model: a file in models/diffusion_models, or `files.TINY`.
+        recipe: name of a bundled recipe, or `AUTO` for the one that fits the model.
+        run_name: of the folder in output/l2p_runs.
+        anew: forget what that folder holds.
+        filename: of the delta in models/diffusion_models; empty is the run's name.
+        overwrite: whether another file of that name may be replaced.
+        prompts: of the montages, a line each; empty leaves the recipe's.
+        changes: more of the recipe, as TOML.
+    """
+
+    dataset: str
+    model: str
+    recipe: str
+    run_name: str
+    anew: bool
+    steps: int
+    learning_rate: float
+    image_size: int
+    batch_size: int
+    accumulate: int
+    policy: str
+    blocks: int
+    precision: str
+    memory: str
+    seed: int
+    prompts: str
+    filename: str
+    overwrite: bool
+    save_every: int
+    montage_every: int
+    changes: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has come to.
+
+    Attributes:
+        delta: its name in models/diffusion_models.
+        losses: of every step from the first.
+        montage: the last one, (1, H, W, 3) in [0, 1].
+        state: as `Live.state`.
+    """
+
+    delta: str
+    losses: list[float]
+    montage: Tensor
+    state: dict[str, Any]
+
+
+def recipe_of(choices: Choices) -> Recipe:
+    """The recipe that the choices come to, with absolute paths.
+
+    Raises:
+        ValueError: for a data set, model or recipe that is not there, and for values out of range.
+    """
+    base = files.existing(choices.model)
+    name = _fitting_recipe(base) if choices.recipe == AUTO else choices.recipe
+    recipe = recipes.load(find(name))
+    data = recipe.data.size if recipe.data.kind == "folder" else IMAGE_SIZE
+    prompts = [line.strip() for line in choices.prompts.splitlines() if line.strip()] or recipe.watch.prompts
+    fixed: dict[str, dict[str, Any]] = {
+        "model": {"base": recipes.TINY if choices.model == files.TINY else base, "seed": choices.seed},
+        "data": {
+            "kind": "folder",
+            "path": str(datasets.existing(choices.dataset)),
+            "size": choices.image_size or data or AS_RECIPE,
+            "batch_size": choices.batch_size or AS_RECIPE,
+            "seed": choices.seed,
+        },
+        "captions": {"encoder": "", "tokenizer": "", "cache": ""},
+        "training": {
+            "steps": choices.steps or AS_RECIPE,
+            "lr": choices.learning_rate or AS_RECIPE,
+            "accumulate": choices.accumulate or AS_RECIPE,
+            "policy": choices.policy,
+            "blocks": AS_RECIPE if choices.blocks < 0 else choices.blocks,
+            "precision": choices.precision,
+            **MEMORY[choices.memory],
+            "seed": choices.seed,
+        },
+        # Without a prompt there is still something to look at: what the model makes of the empty one.
+        "watch": {
+            "prompts": prompts or [""],
+            "save_every": choices.save_every or AS_RECIPE,
+            "montage_every": choices.montage_every or AS_RECIPE,
+        },
+    }
+    own = {name: {k: v for k, v in of_one.items() if v != AS_RECIPE} for name, of_one in fixed.items()}
+    return changed(changed(recipe, own), read_changes(choices.changes, FIXED))
+
+
+def train(choices: Choices, clip: Any, node_id: str) -> Trained:
+    """Train to the end, or from the last save of that run, and lay the delta where L2P Loader finds it.
+
+    Raises:
+        ValueError: for choices that cannot be, data or models that do not fit, a full memory or disk; the message says
+            what to do.
+        comfy.model_management.InterruptProcessingException: when the user has interrupted; all is saved.
+    """
+    folder = RunFolder(run_files.run_folder(choices.run_name))
+    recipe = recipe_of(choices)
+    target = run_files.check_target(choices.filename.strip() or choices.run_name, choices.overwrite, folder.delta)
+    live = Live(node_id, choices.run_name.strip())
+    try:
+        with _memory_of_the_host():
+            captions = host_captions(clip, run_files.caption_folder())
+            hooks = _hooks(live, folder)
+            result = loop.train(recipe, folder.path, captions=captions, hooks=hooks, restart=choices.anew)
+        if not result.finished:
+            live.end("stopped", f"Stopped after {result.step} of {recipe.training.steps} steps; all is saved.")
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        if live.is_empty:
+            _show_earlier(live, folder, result.step + 1)
+        run_files.publish(folder.delta, target)
+    except comfy.model_management.InterruptProcessingException:
+        if live.state["status"] != "stopped":
+            live.end("stopped", "Stopped; run it again to go on.")
+        raise
+    except Exception as error:
+        live.end("failed", str(error))
+        raise
+    name = files.name_of(target)
+    live.end("finished", f"Finished after {result.step} steps: {name}")
+    losses = [line["loss"] for line in read_metrics(folder.metrics)]
+    return Trained(name, losses, _last_montage(folder), dict(live.state))
+
+
+def _fitting_recipe(base: str) -> str:
+    """The bundled recipe for a model: by its size and variant; a latent model becomes a 1k one."""
+    config = open_checkpoint(base).config()
+    if config.caption_dim == CAPTION_DIM:
+        return "tiny"
+    return f"z-image-{config.variant if config.head is not None else '1k'}"
+
+
+def _hooks(live: Live, folder: RunFolder) -> Hooks:
+    bars: dict[str, Any] = {}
+
+    def show(work: str, done: int, total: int) -> None:
+        # A bar for each kind of work: the host's leaves out what is not far enough from what it has shown last.
+        if work not in bars:
+            bars[work] = comfy.utils.ProgressBar(total)
+        bars[work].update_absolute(done, max(1, total))
+
+    def progress(metrics: RunMetrics) -> None:
+        if "training" not in bars:
+            _show_earlier(live, folder, metrics.step)
+        live.step(metrics)
+        show("training", metrics.step, metrics.steps)
+
+    def working(text: str, done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        live.work(text, done, total)
+        show(text, done, total)
+
+    def note(text: str) -> None:
+        logging.info("L2P: %s", text)
+        live.note(text)
+
+    return Hooks(
+        progress=progress,
+        montage=lambda step, _: live.montage(step, folder.montage(step)),
+        should_stop=comfy.model_management.processing_interrupted,
+        note=note,
+        working=working,
+    )
+
+
+def _show_earlier(live: Live, folder: RunFolder, first: int) -> None:
+    """The steps and the montage of a run before it went on at step `first`."""
+    for line in read_metrics(folder.metrics):
+        if line["step"] < first:
+            live.curves.add(*arguments_of(line))
+    if (montages := folder.montages()) and live.state["montage"] is None:
+        live.montage(int(montages[-1].stem.removeprefix("montage-")), montages[-1])
+
+
+@contextmanager
+def _memory_of_the_host() -> Iterator[None]:
+    """Within the block the host's models are out of its memory; afterwards, errors or not, nothing of the block's is
+    left in it."""
+    manager = comfy.model_management
+    manager.unload_all_models()
+    manager.soft_empty_cache()
+    manager.in_training = True
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        _let_go(error)
+        raise ValueError(
+            "Training ran out of memory; what was saved last is kept. Choose fewer blocks, the policy lora, a smaller "
+            "image_size or batch_size (with more accumulate), then begin anew."
+        ) from None
+    except BaseException as error:
+        _let_go(error)
+        raise
+    finally:
+        manager.in_training = False
+        gc.collect()
+        manager.soft_empty_cache()
+
+
+def _let_go(error: BaseException) -> None:
+    """Keep an error from holding on to the model that was trained when it came about."""
+    traceback.clear_frames(error.__traceback__)
+
+
+def _last_montage(folder: RunFolder) -> Tensor:
+    with pillow().open(folder.montages()[-1]) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(pixels / 255)[None]

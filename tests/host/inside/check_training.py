@@ -1,0 +1,134 @@
+"""A run inside the host leaves the host as it was: its memory, its flags, its folders."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as manager
+import data_folders
+import folder_paths
+import kit
+import pytest
+import torch
+
+from comfyui_l2p.l2p_core.model import L2PModel
+from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
+from comfyui_l2p.nodes import datasets, files, training
+from comfyui_l2p.nodes.demo import load_demo
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders of its own, with a data set."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda name: [str(tmp_path / name)])
+    monkeypatch.setattr(datasets, "root", lambda: tmp_path / "datasets")
+    (tmp_path / "diffusion_models").mkdir()
+    data_folders.tiny_set(tmp_path / "datasets" / "shapes", 4)
+    return tmp_path
+
+
+def choices(**changed: Any) -> training.Choices:
+    few = '[training]\ndecay = "constant"\n[watch]\nsteps = 1\n'
+    values: dict[str, Any] = {
+        **{"dataset": "shapes", "model": files.TINY, "recipe": "auto", "run_name": "run", "anew": False},
+        **{"steps": 2, "learning_rate": 0.0, "image_size": 0, "batch_size": 1, "accumulate": 0, "seed": 0},
+        **{
+            "policy": training.AS_RECIPE,
+            "blocks": 1,
+            "precision": "fp32",
+            "memory": training.AS_RECIPE,
+            "prompts": "a red circle",
+        },
+        **{
+            "memory": training.AS_RECIPE,
+            "filename": "",
+            "overwrite": False,
+            "save_every": 0,
+            "montage_every": 0,
+            "changes": few,
+        },
+    }
+    return training.Choices(**values | changed)
+
+
+def train(**changed: Any) -> training.Trained:
+    """As the node does, under inference mode."""
+    with torch.inference_mode():
+        return training.train(choices(**changed), load_demo()[1], "1")
+
+
+def is_left_alone() -> bool:
+    gc.collect()
+    models = [thing for thing in gc.get_objects() if type(thing) is L2PModel]
+    return not models and not manager.in_training and not manager.current_loaded_models
+
+
+def check_memory_is_freed_first_and_given_back(host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = kit.model(tmp_path)  # kept, or the host forgets it by itself
+    manager.load_models_gpu([model])
+    assert manager.current_loaded_models
+    seen = []
+    step = Trainer._train_step
+
+    def noted(trainer: Trainer, batches: Any) -> Any:
+        seen.append((list(manager.current_loaded_models), manager.in_training, torch.is_inference_mode_enabled()))
+        return step(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "_train_step", noted)
+    done = train()
+    assert seen == [([], True, False)] * 2 and is_left_alone()
+    assert len(done.losses) == 2 and done.montage.shape == (1, 128, 128, 3) and 0 <= done.montage.min() <= 1
+    assert (host / "diffusion_models" / done.delta).is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (TrainingDiverged("Training diverged at step 2."), TrainingDiverged, "diverged"),
+        (torch.OutOfMemoryError("CUDA out of memory"), ValueError, "Choose fewer blocks"),
+        (manager.InterruptProcessingException(), manager.InterruptProcessingException, None),
+    ],
+)
+def check_errors_give_memory_back(
+    host: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: Any, words: str | None
+) -> None:
+    step = Trainer._train_step
+
+    def fails(trainer: Trainer, batches: Any) -> Any:
+        if trainer.step == 1:
+            raise error
+        return step(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "_train_step", fails)
+    with pytest.raises(raised, match=words) as caught:
+        train()
+    assert is_left_alone(), "an error that is still held holds the model"
+    del caught
+    assert not list((host / "diffusion_models").iterdir())
+
+
+def check_a_full_disk_is_named_and_nothing_half_written(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train()
+    (host / "diffusion_models" / "run.safetensors").unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, 0))
+    with pytest.raises(ValueError, match="make room"):
+        train(filename="other")
+    assert is_left_alone() and not list((host / "diffusion_models").iterdir())
+
+
+def check_the_recipe_follows_the_model(host: Path) -> None:
+    recipe = training.recipe_of(choices(blocks=-1, batch_size=0, steps=0, changes="[training]\nlr = 0.5"))
+    assert (recipe.training.blocks, recipe.training.steps, recipe.training.lr) == (2, 4800, 0.5)
+    assert (recipe.data.kind, recipe.data.size, recipe.data.batch_size) == ("folder", 64, 32)
+    published = training.recipe_of(choices(recipe="z-image-1k", learning_rate=1e-5, precision=training.AS_RECIPE))
+    assert (published.data.size, published.training.lr, published.training.precision) == (1024, 1e-5, "bf16")
+    small = training.recipe_of(choices(memory="offloaded")).training
+    assert (small.frozen, small.stream, small.offload) == ("fp8", True, True)
+    assert published.captions.encoder == "" and published.model.base == "tiny"

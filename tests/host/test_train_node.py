@@ -1,0 +1,129 @@
+"""Train L2P on a running server: it trains, stops, goes on, and says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import data_folders
+import golden_vectors as golden
+import graphs
+import pytest
+import torch
+from host_server import Refused, Run, Server
+from safetensors.torch import save_file
+from test_server import picture, sentence
+
+from comfyui_l2p.l2p_core import tiny
+from comfyui_l2p.l2p_core.checkpoint import load_tensors
+from comfyui_l2p.l2p_core.run.folder import RunFolder
+from comfyui_l2p.l2p_core.run.metrics import read_metrics
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes(server: Server) -> Path:
+    """A data set of clean tiny images."""
+    folder = server.base / "datasets" / "shapes"
+    return data_folders.tiny_set(folder, 6)
+
+
+@pytest.fixture
+def models(server: Server) -> Path:
+    return server.base / "models" / "diffusion_models"
+
+
+def run_folder(server: Server, name: str) -> RunFolder:
+    return RunFolder(server.base / "output" / "l2p_runs" / name)
+
+
+def trained(run: Run) -> bool:
+    """Whether a step or more of a long run has been reported."""
+    return any(node == "2" and total == 500 and value >= 2 for node, value, total in run.progress)
+
+
+def refusal(server: Server, graph: dict[str, Any]) -> str:
+    """What the user reads at once, or when the node has run."""
+    try:
+        return sentence(server.run(graph))
+    except Refused as refused:
+        return refused.sentences()
+
+
+def test_it_trains_and_its_delta_is_loaded_and_sampled_from(server: Server, models: Path) -> None:
+    """With the loss graph and the montage wired, after the same server has sampled."""
+    assert server.run(graphs.demo(steps=1)).error is None
+    graph = graphs.train("first/run")
+    load = {"file": graphs.TINY, "delta": ["2", 0], "weight_dtype": "default", "head_tile": "auto"}
+    sampling = graphs.demo(model=["5", 0], steps=2)
+    graph |= {"5": {"class_type": "L2PLoader", "inputs": load}, "12": sampling["2"], "13": sampling["3"]}
+    graph["14"] = sampling["4"] | {"inputs": sampling["4"]["inputs"] | {"positive": ["12", 0], "negative": ["13", 0]}}
+    graph["15"] = {"class_type": "SaveImage", "inputs": {"images": ["14", 0], "filename_prefix": "trained"}}
+    run = server.run(graph)
+    assert picture(server, run, "15").shape == (64, 64, 3)
+    assert ("2", 3, 3) in run.progress
+    assert picture(server, run, "4").std() > 0, "the host's loss graph is empty"
+    folder = run_folder(server, "first/run")
+    assert picture(server, run, "3").shape[:2] == (128, 128 * 2 + 4)
+    assert folder.report.is_file() and (models / "first" / "run.safetensors").read_bytes() == folder.delta.read_bytes()
+    assert [line["step"] for line in read_metrics(folder.metrics)] == [1, 2, 3]
+    (live,) = run.outputs["2"]["l2p_training"]
+    assert live["status"] == "finished" and live["curves"]["steps"] == [1, 2, 3]
+    assert live in server.get("/l2p/training")
+    file = live["montage"]
+    assert server.get(f"/view?filename={file['filename']}&subfolder={file['subfolder']}&type=output")[:4] == b"\x89PNG"
+    # What is finished is not trained again, nor refused for the delta that it has laid there itself.
+    again = server.run(graphs.train("first/run", montage_every=7))
+    assert again.error is None and len(read_metrics(folder.metrics)) == 3
+
+
+def test_interrupting_saves_and_going_on_is_exact(server: Server) -> None:
+    stopped = server.run(graphs.train("stopped", steps=500), interrupt_when=trained)
+    folder = run_folder(server, "stopped")
+    done = int(load_tensors(folder.state)[1]["l2p.step"])
+    assert stopped.interrupted and 2 <= done < 500
+    assert server.get("/l2p/training")[-1]["status"] == "stopped"
+    assert server.run(graphs.train("stopped", steps=done + 2)).error is None
+    assert server.run(graphs.train("whole", steps=done + 2)).error is None
+    gone_on, whole = (load_tensors(run_folder(server, name).state)[0] for name in ("stopped", "whole"))
+    assert gone_on.keys() == whole.keys() and all(torch.equal(gone_on[name], whole[name]) for name in whole)
+    assert "[training] blocks = 1" in sentence(server.run(graphs.train("stopped", steps=done + 2, blocks=2)))
+    assert server.run(graphs.train("stopped", steps=2, blocks=2, start="begin anew", overwrite=True)).error is None
+
+
+def test_preparation_can_be_interrupted(server: Server) -> None:
+    run = server.run(graphs.train("early"), interrupt_when=lambda run: any(node == "2" for node, *_ in run.progress))
+    assert run.interrupted or run.error is None
+    assert server.run(graphs.train("early", steps=2)).error is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataset": "missing"}, "There is no data set 'missing'"),
+        ({"dataset": "../output"}, "leads out of the datasets folder"),
+        ({"dataset": "bare"}, "caption"),
+        ({"run_name": "../outside"}, "leads out of output/l2p_runs"),
+        ({"run_name": " "}, "The run has no name"),
+        ({"run_name": "captions"}, "holds caption features"),
+        ({"filename": "../outside"}, "leads out of models/diffusion_models"),
+        ({"filename": "taken"}, "exists already"),
+        ({"model": "broken.safetensors"}, "broken.safetensors"),
+        ({"model": "wide.safetensors"}, "use the text encoder it was made for"),
+        ({"changes": "[training]\nwarmup_step = 1"}, "did you mean 'warmup_steps'?"),
+        ({"changes": '[data]\npath = "/"'}, "[data] path may not be changed here"),
+        ({"prompts": "a purple elephant"}, "elephant"),
+        ({"learning_rate": 1.0, "changes": "[training]\nlr = -1"}, "lr must be above 0"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(server: Server, models: Path, changes: dict[str, Any], expected: str) -> None:
+    data_folders.grey(server.base / "datasets" / "bare" / "0.png", 3)
+    (models / "broken.safetensors").write_bytes(b"no model")
+    (models / "taken.safetensors").write_bytes(tiny.DELTA_PATH.read_bytes())
+    save_file(golden.diffusers_weights(), models / "wide.safetensors")
+    assert expected in refusal(server, graphs.train(**{"run_name": "mistaken", **changes}))
+    assert (models / "taken.safetensors").read_bytes() == tiny.DELTA_PATH.read_bytes()
+    assert not (server.base / "output" / "outside").exists()
+
+
+def test_the_server_is_well_after_mistakes(server: Server) -> None:
+    assert picture(server, server.run(graphs.demo(steps=2, seed=11)), "5").any()

@@ -1,0 +1,214 @@
+// Shows a run of Train L2P in the node while it goes: where it stands, its loss by range of sigma, the last montage.
+// Every message of the server holds all of that, so that a page that was reloaded is right again with the next one.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+
+const NODE = "L2PTrain";
+const EVENT = "l2p.training";
+const HIGH = ["#e4572e", "#f3a712"]; // sigma above 0.6, where failure shows
+const LOW = ["#7fa3c7", "#86b8a8", "#a898c8"];
+const CHART_HEIGHT = 150;
+const LEAST = 1e-6; // a logarithmic axis has no zero
+const PAD = { left: 46, right: 8, top: 22, bottom: 18 };
+
+const STYLE = {
+  root: "display:flex;flex-direction:column;gap:4px;font:12px sans-serif;color:var(--fg-color,#ddd);overflow:hidden;",
+  text: "min-height:15px;white-space:normal;",
+  chart: `width:100%;height:${CHART_HEIGHT}px;flex:0 0 ${CHART_HEIGHT}px;display:none;`,
+  montage: "width:100%;flex:1 1 0;min-height:0;object-fit:contain;image-rendering:auto;display:none;",
+  notes: "font-size:11px;opacity:.75;display:none;max-height:60px;overflow:auto;",
+};
+
+function element(tag, style) {
+  const made = document.createElement(tag);
+  made.style.cssText = style;
+  return made;
+}
+
+function view(node) {
+  if (node.l2pTraining) return node.l2pTraining;
+  const root = element("div", STYLE.root);
+  const parts = {
+    root,
+    text: element("div", STYLE.text),
+    chart: element("canvas", STYLE.chart),
+    montage: element("img", STYLE.montage),
+    notes: element("div", STYLE.notes),
+    state: null,
+    height: 40,
+  };
+  parts.text.textContent = "Not trained yet";
+  root.append(parts.text, parts.chart, parts.montage, parts.notes);
+  // Neither saved with the workflow nor sent to the server, which has no such input.
+  parts.widget = node.addDOMWidget("training", "l2p_training", root, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => parts.height,
+  });
+  parts.widget.serialize = false;
+  new ResizeObserver(() => draw(parts)).observe(parts.chart);
+  node.l2pTraining = parts;
+  return parts;
+}
+
+function show(node, state) {
+  const parts = view(node);
+  parts.state = state;
+  parts.text.textContent = state.text;
+  parts.text.style.color = state.status === "failed" ? "var(--error-text, #ff6b6b)" : "";
+  const curves = state.curves.steps.length > 1;
+  parts.chart.style.display = curves ? "block" : "none";
+  parts.notes.style.display = state.notes.length ? "block" : "none";
+  parts.notes.replaceChildren(
+    ...state.notes.map((note) => Object.assign(document.createElement("div"), { textContent: note })),
+  );
+  if (state.montage) {
+    const { step, ...file } = state.montage;
+    const url = api.apiURL(`/view?${new URLSearchParams({ ...file, step, run: state.run })}`);
+    if (parts.montage.getAttribute("src") !== url) {
+      parts.montage.onload = () => grow(node, parts);
+      parts.montage.src = url;
+      parts.montage.alt = parts.montage.title = `Montage of step ${step}`;
+    }
+  }
+  parts.montage.style.display = state.montage ? "block" : "none";
+  draw(parts);
+  grow(node, parts);
+}
+
+// Make room for what has come in, once; a node that the user has made larger stays so.
+function grow(node, parts) {
+  const { montage, state } = parts;
+  const width = node.size[0] - 30;
+  const share = montage.naturalWidth ? montage.naturalHeight / montage.naturalWidth : 0;
+  let height = 40;
+  if (state.curves.steps.length > 1) height += CHART_HEIGHT;
+  if (state.montage && share) height += Math.min(width * share, 360) + 8;
+  if (state.notes.length) height += 50;
+  if (height <= parts.height) return;
+  parts.height = height;
+  const [least, lowest] = node.computeSize();
+  node.setSize([Math.max(node.size[0], least), Math.max(node.size[1], lowest)]);
+  node.graph?.setDirtyCanvas(true, true);
+}
+
+function draw({ chart, state }) {
+  if (!state || !chart.clientWidth) return;
+  const scale = window.devicePixelRatio || 1;
+  const width = chart.clientWidth;
+  chart.width = width * scale;
+  chart.height = CHART_HEIGHT * scale;
+  const pen = chart.getContext("2d");
+  pen.scale(scale, scale);
+  pen.font = "10px sans-serif";
+  const ink = getComputedStyle(chart).color;
+  const { steps, ranges } = state.curves;
+  const levels = ranges.flatMap((range) => range.values.filter((value) => value !== null)).map(level);
+  if (!levels.length) return;
+  let [low, high] = [Math.min(...levels), Math.max(...levels)];
+  const margin = (high - low) * 0.06 || 0.1;
+  [low, high] = [low - margin, high + margin];
+  const first = steps[0];
+  const last = Math.max(steps[steps.length - 1], first + 1);
+  const x = (step) => PAD.left + ((step - first) / (last - first)) * (width - PAD.left - PAD.right);
+  const y = (value) => CHART_HEIGHT - PAD.bottom - ((value - low) / (high - low)) * (CHART_HEIGHT - PAD.top - PAD.bottom);
+  axes(pen, ink, width, { first, last, low, high }, x, y);
+  const colours = { true: [...HIGH], false: [...LOW] };
+  let place = PAD.left;
+  pen.textAlign = "left";
+  for (const range of ranges) {
+    const colour = colours[range.high].shift();
+    line(pen, steps, range, colour, x, y);
+    pen.globalAlpha = 1;
+    pen.fillStyle = colour;
+    pen.font = range.high ? "bold 10px sans-serif" : "10px sans-serif";
+    const name = place === PAD.left ? `loss at sigma ${range.name}` : range.name;
+    pen.fillText(name, place, 12);
+    place += pen.measureText(name).width + 10;
+  }
+}
+
+const level = (value) => Math.log10(Math.max(value, LEAST));
+
+function line(pen, steps, range, colour, x, y) {
+  pen.strokeStyle = colour;
+  pen.lineWidth = range.high ? 2 : 1;
+  pen.globalAlpha = range.high ? 1 : 0.7;
+  pen.beginPath();
+  let open = false;
+  range.values.forEach((value, i) => {
+    // Early windows are short and miss ranges by chance, so that a gap is crossed.
+    if (value === null) return;
+    const at = [x(steps[i]), y(level(value))];
+    open ? pen.lineTo(...at) : pen.moveTo(...at);
+    open = true;
+  });
+  pen.stroke();
+}
+
+function axes(pen, ink, width, { first, last, low, high }, x, y) {
+  for (let i = 0; i <= 3; i++) {
+    const value = low + (i / 3) * (high - low);
+    const step = first + (i / 3) * (last - first);
+    pen.globalAlpha = 0.2;
+    pen.strokeStyle = ink;
+    pen.lineWidth = 1;
+    pen.beginPath();
+    pen.moveTo(PAD.left, y(value));
+    pen.lineTo(width - PAD.right, y(value));
+    pen.stroke();
+    pen.globalAlpha = 0.8;
+    pen.fillStyle = ink;
+    pen.textAlign = "right";
+    pen.fillText((10 ** value).toPrecision(2), PAD.left - 4, y(value) + 3);
+    pen.textAlign = i === 0 ? "left" : i === 3 ? "right" : "center";
+    pen.fillText(Math.round(step), x(step), CHART_HEIGHT - 5);
+  }
+}
+
+// A node in a subgraph is named by the ids on the way to it, 12:3.
+function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph;
+  let node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number(part)) ?? graph?.getNodeById(part);
+    graph = node?.subgraph;
+  }
+  return node?.comfyClass === NODE || node?.type === NODE ? node : null;
+}
+
+// The name is compared too, for another workflow's node may have the same id.
+function showState(state) {
+  const node = nodeOf(state.node);
+  const name = node?.widgets?.find((widget) => widget.name === "run_name")?.value;
+  if (name?.trim() === state.run) show(node, state);
+}
+
+async function showLast() {
+  const answer = await api.fetchApi("/l2p/training");
+  if (!answer.ok) return;
+  for (const state of await answer.json()) showState(state);
+}
+
+app.registerExtension({
+  name: "L2P.Training",
+  setup() {
+    api.addEventListener(EVENT, ({ detail }) => showState(detail));
+  },
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (nodeData.name !== NODE) return;
+    const { onNodeCreated, onExecuted } = nodeType.prototype;
+    nodeType.prototype.onNodeCreated = function () {
+      onNodeCreated?.apply(this, arguments);
+      view(this);
+    };
+    nodeType.prototype.onExecuted = function (message) {
+      onExecuted?.apply(this, arguments);
+      const state = message?.l2p_training?.[0];
+      if (state) show(this, state);
+    };
+  },
+  afterConfigureGraph() {
+    showLast();
+  },
+});
