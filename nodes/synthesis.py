@@ -128,6 +128,11 @@ class Source:
                 f"The VAE makes images of the shape {tuple(images.shape[1:])}, not of {self.width}x{self.height} "
                 "pixels: connect the VAE that belongs to the model."
             )
+        if not bool(images.isfinite().all()):
+            raise ValueError(
+                "An image came out with numbers that are not finite: the model or its VAE overflows in its number "
+                "type, so load it in bf16 or fp32."
+            )
         return images
 
 
@@ -178,8 +183,10 @@ class _Work:
         if self._negative is None:
             self._negative = self._source.conditioning(self._source.negative)
         encoded: dict[str, Any] = {}
-        for prompt in dict.fromkeys(prompts):
+        different = list(dict.fromkeys(prompts))
+        for number, prompt in enumerate(different, start=1):
             comfy.model_management.throw_exception_if_processing_interrupted()
+            self._say(f"encoding prompts: {number} of {len(different)}")
             encoded[prompt] = self._source.conditioning(prompt)
         return encoded
 
@@ -189,17 +196,23 @@ class _Work:
 
         def step_done(step: int, x0: Tensor) -> None:
             preview = self._previewer.decode_latent_to_preview_image("JPEG", x0) if self._previewer else None
-            steps = self._done * self._source.steps + (step + 1) * len(batch)
-            self._bar.update_absolute(steps, self._count * self._source.steps, preview)
+            self._show(self._done * self._source.steps + (step + 1) * len(batch), preview)
 
         images = self._source.images([item.seed for item in batch], positive, self._negative, step_done)
-        for item, image in zip(batch, images, strict=True):
-            self._made.write(item, picture(image.movedim(-1, 0).float() * 2 - 1))
+        pictures = [picture(image.movedim(-1, 0).float() * 2 - 1) for image in images]
+        for item, made in zip(batch, pictures, strict=True):
+            self._made.write(item, made)
         self._done += len(batch)
+        # What stays in the node is an image that was made, and not the last guess at one.
+        finished = ("JPEG", pictures[-1], latent_preview.MAX_PREVIEW_RESOLUTION) if self._previewer else None
+        self._show(self._done * self._source.steps, finished)
         self._seconds += time.perf_counter() - begun
         left = self._seconds / self._done * (self._count - self._done)
         there = len(self._made.wanted) - self._count + self._done
         self._say(f"{there} of {len(self._made.wanted)} images, about {duration(left)} left")
+
+    def _show(self, steps: int, preview: tuple[str, Any, int] | None) -> None:
+        self._bar.update_absolute(steps, self._count * self._source.steps, preview)
 
 
 def examples(made: SynthesisFolder) -> Tensor:

@@ -77,6 +77,13 @@ def check_sizes_that_latents_do_not_divide_are_cut(parts: tuple[Any, Any, Any]) 
         assert here.images([1], *conditioning, lambda step, x0: None).shape == (1, 75, 60, 3)
 
 
+def check_an_image_of_no_numbers_is_refused(parts: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    here = source(parts, steps=1)
+    monkeypatch.setattr(parts[2], "decode", lambda samples: torch.full((1, 64, 64, 3), float("nan")))
+    with torch.inference_mode(), pytest.raises(ValueError, match="overflows in its number type"):
+        here.images([1], here.conditioning(""), here.conditioning(""), lambda step, x0: None)
+
+
 def check_vae_goes_there_and_back(parts: tuple[Any, Any, Any]) -> None:
     _, _, vae = parts
     pixels = (rendered(evaluation_captions(2), [1, 2]).movedim(1, -1) + 1) / 2
