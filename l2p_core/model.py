@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from einops import rearrange
@@ -98,6 +99,11 @@ def build(config: ModelConfig) -> L2PModel | LatentModel:
 
 def key_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every key of the model's state dict (ComfyUI layout) with its shape, without allocating any weight."""
+    return dict(_key_shapes(config))
+
+
+@lru_cache(maxsize=16)
+def _key_shapes(config: ModelConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
     with torch.device("meta"):
         model = build(config)
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    return tuple((key, tuple(tensor.shape)) for key, tensor in model.state_dict().items())

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
+from .arguments import MODEL_HELP as _MODEL_HELP
+from .arguments import Commands as _Commands
+from .arguments import add_recipe as _add_recipe
+from .arguments import command as _command
+from .arguments import positive as _positive
+from .arguments import positive_number as _positive_number
 
 EXIT_MISTAKE = 2
 EXIT_FAILURE = 1
 EXIT_INTERRUPT = 130  # what shells report for SIGINT
-
-_MODEL_HELP = "safetensors file, folder of shards, or 'tiny' for the bundled source"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_convert,
         _add_synth,
         _add_cache,
+        _add_plan,
         _add_train,
         _add_merge,
         _add_delta,
@@ -75,15 +80,6 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         add(commands)
     return parser
-
-
-_Commands = argparse._SubParsersAction  # argparse has no public name for it
-
-
-def _command(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
 
 
 def _add_demo(commands: _Commands) -> None:
@@ -161,16 +157,6 @@ def _add_synth(commands: _Commands) -> None:
     parser.set_defaults(command=run)
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="TOML file, name of a bundled recipe such as 'tiny', or run folder to go on in"
-    )
-    parser.add_argument("--output", type=Path, default=None, help="run folder (default: runs/<name of the recipe>)")
-    parser.add_argument("--base", default=None, help=f"in place of the recipe's [model] base: {_MODEL_HELP}")
-    parser.add_argument("--data", default=None, metavar="FOLDER", help="in place of the recipe's [data] path")
-    parser.add_argument("--encoder", default=None, metavar="PATH", help="in place of the recipe's [captions] encoder")
-
-
 def _add_cache(commands: _Commands) -> None:
     parser = _command(commands, "cache", "look at a recipe's images and encode their captions, before training")
     _add_recipe(parser)
@@ -179,6 +165,21 @@ def _add_cache(commands: _Commands) -> None:
         from .run import Places, cache
 
         cache(args.recipe, args.output, Places(args.base, args.data, args.encoder))
+
+    parser.set_defaults(command=run)
+
+
+def _add_plan(commands: _Commands) -> None:
+    parser = _command(commands, "plan", "say what a recipe needs of memory, before anything is there or loaded")
+    _add_recipe(parser, output=False)
+    parser.add_argument("--gpu-memory", type=_positive_number, default=None, metavar="GB", help="that it must fit into")
+    parser.add_argument("--cards", action="store_true", help="print what makes it fit into usual GPUs")
+
+    def run(args: argparse.Namespace) -> None:
+        from .plan import plan_command
+        from .run import Places
+
+        plan_command(args.recipe, Places(args.base, args.data, args.encoder), args.gpu_memory, args.cards)
 
     parser.set_defaults(command=run)
 
@@ -320,13 +321,6 @@ def _add_benchmark(commands: _Commands) -> None:
         )
 
     transfer.set_defaults(command=run_transfer)
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.lstrip("+-").isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
 
 
 def _is_failure_of_the_run(error: RuntimeError) -> bool:

@@ -52,7 +52,7 @@ def train(name: str, output: Path | None = None, restart: bool = False, places: 
         KeyboardInterrupt: after Ctrl-C, when everything is saved.
     """
     with parallel.process_group() as ranks:
-        recipe, folder = _read(name, output, places or Places())
+        recipe, folder = read_recipe(name, output, places or Places())
         captions = captions_of(recipe, caption_folder(recipe, folder))
         with shown(recipe.training.steps) as hooks:
             result = loop.train(recipe, folder, captions=captions, hooks=hooks, ranks=ranks, restart=restart)
@@ -68,7 +68,7 @@ def cache(name: str, output: Path | None = None, places: Places | None = None) -
     Raises:
         ValueError: for a wrong recipe or data that cannot be used.
     """
-    recipe, folder = _read(name, output, places or Places())
+    recipe, folder = read_recipe(name, output, places or Places())
     if recipe.data.kind != "folder":
         raise ValueError(f"Data of kind {recipe.data.kind!r} brings its captions: there is nothing to cache.")
     captions, run = captions_of(recipe, caption_folder(recipe, folder)), RunFolder(folder)
@@ -80,7 +80,7 @@ def cache(name: str, output: Path | None = None, places: Places | None = None) -
     print(f"{len(found.images.images)} images ({sizes}); {len(found.images.captions)} captions are encoded.")
 
 
-def _read(name: str, output: Path | None, places: Places) -> tuple[Recipe, Path]:
+def read_recipe(name: str, output: Path | None, places: Places) -> tuple[Recipe, Path]:
     """The recipe with absolute paths, and the run folder."""
     path = find(name)
     recipe = recipes.load(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +18,16 @@ from ..config import ModelConfig
 from ..parallel import Ranks
 from ..tiny.words import CAPTION_DIM
 from ..trainer import Trainer, TrainingDiverged, check_possible
+from ..training_config import TrainingConfig
 from . import data, montage, report
-from .base import fingerprint, initialisation
+from .base import fingerprint, initialisation, pixel_config
 from .captions import Captions, of_words
 from .data import RunData
 from .divergence import DivergenceWatch
 from .events import Events
 from .folder import RunFolder
 from .metrics import Clock, RunMetrics, read_metrics
+from .planning import planned
 from .recipe import Recipe
 
 AfterStep = Callable[[Trainer], None]
@@ -106,22 +108,35 @@ def prepare(
     if not ranks.first:
         hooks = Hooks(should_stop=hooks.should_stop, working=hooks.working)
 
-    def make_files() -> tuple[Path, RunData]:
+    def make_files() -> tuple[Path, RunData, TrainingConfig]:
         ranks.part(recipe.training.accumulate, recipe.data.batch_size)
         check_possible(recipe.training, ranks)
         if ranks.first:
             if restart:
                 folder.clear()
             folder.begin(recipe)
+        training = _plan(recipe, folder, hooks, ranks)
         base = initialisation(recipe.model, folder.init, partial(hooks.working, "converting"))
         config = open_checkpoint(base).config()
         found = prepare_data(recipe, folder, config, captions, hooks)
         if ranks.first:
             folder.identify({"base": fingerprint(base), "data": found.fingerprint})
-        return base, found
+        return base, found, training
 
-    base, found = ranks.first_then_others(make_files)
-    return Run(recipe, folder, base, found, ranks, hooks)
+    base, found, training = ranks.first_then_others(make_files)
+    if ranks.any(training.parallel == "fsdp"):
+        training = replace(training, parallel="fsdp")
+    return Run(replace(recipe, training=training), folder, base, found, ranks, hooks)
+
+
+def _plan(recipe: Recipe, folder: RunFolder, hooks: Hooks, ranks: Ranks) -> TrainingConfig:
+    """State what the run needs of memory; its configuration with the way of several processes decided."""
+    found, training = planned(recipe, pixel_config(recipe.model, folder.init), ranks)
+    if ranks.first:
+        sentence = found.sentence(ranks.device.type)
+        write_bytes(folder.plan, f"{sentence}\n".encode())
+        hooks.note(sentence)
+    return training
 
 
 def prepare_data(

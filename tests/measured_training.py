@@ -1,0 +1,92 @@
+"""One training in a process of its own: python FILE SETTINGS prints, as JSON, its plan and the memory that it took.
+
+SETTINGS is JSON: choices of the training, and "size" in pixels. Memory is the peak resident set beyond what the process
+held before the model was loaded, everything that torch loads on first use included.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import tiny_models
+import torch
+from torch import Tensor
+
+from comfyui_l2p.l2p_core import plan, training_model
+from comfyui_l2p.l2p_core.activations import Workload
+from comfyui_l2p.l2p_core.batch import Batch
+from comfyui_l2p.l2p_core.checkpoint import save
+from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.model import key_shapes
+from comfyui_l2p.l2p_core.parallel import Ranks
+from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.training_config import TrainingConfig
+
+CONFIG = ModelConfig(
+    dim=512, head_dim=64, n_layers=10, n_refiner_layers=1, caption_dim=128, ffn_dim=1536, t_freq_dim=64,
+    t_hidden_dim=128, t_dim=128,
+).with_head("1k", 0.5)  # fmt: skip
+TOKENS = 64
+CPU = torch.device("cpu")
+
+
+class OneBatch:
+    """The same image and caption in every step."""
+
+    def __init__(self, size: int, width: int):
+        self.pixels = torch.rand(1, 3, size, size) * 2 - 1
+        self.captions = [torch.randn(TOKENS, width)]
+
+    def batch(self, number: int) -> Batch:
+        return Batch(self.pixels, self.captions, [number], [None])
+
+
+def weights() -> dict[str, Tensor]:
+    """Random ones of that size, in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: (torch.randn(shape, generator=generator) * 0.02).bfloat16() for name, shape in key_shapes(CONFIG).items()
+    }
+
+
+def train(trainer: Trainer, size: int) -> None:
+    for _ in trainer.run(OneBatch(size, trainer.model.config.caption_dim)):
+        pass
+
+
+def resident(what: str) -> int:
+    """Bytes: "VmRSS", held now, or "VmHWM", the most since `forget_peak`."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.findall(rf"{what}:\s+(\d+) kB", status)[0]) * 1024
+
+
+def forget_peak() -> None:
+    """Give freed memory back to the system, and count the peak from now on."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def main(settings: dict[str, object]) -> None:
+    size = int(str(settings.pop("size")))
+    config = TrainingConfig(steps=2, lr=1e-4, blocks=2, **settings)  # type: ignore[arg-type]
+    train(Trainer(tiny_models.pixel_model(), config), 32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save(weights(), path)
+        planned = plan.plan(CONFIG, config, Workload(1, size, size, TOKENS), device_type="cpu")
+        forget_peak()
+        before = resident("VmRSS")
+        train(Trainer(training_model.load(path, config, Ranks(device=CPU)), config), size)
+        measured = resident("VmHWM") - before
+    print(json.dumps({"planned": planned.device_bytes, "measured": measured, "parts": planned.device}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

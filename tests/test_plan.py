@@ -1,0 +1,200 @@
+"""The memory plan: held to what is measured, and to what a user reads of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from torch import nn
+
+from comfyui_l2p.l2p_core import plan as plans
+from comfyui_l2p.l2p_core.activations import Part, Peak, Workload, parts_for, peak
+from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.live_memory import Traced, trace
+from comfyui_l2p.l2p_core.parallel import Ranks
+from comfyui_l2p.l2p_core.plan import GB, changes, fitting, plan, refuse_if_too_much
+from comfyui_l2p.l2p_core.run.planning import planned, workload
+from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
+from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.training_config import TrainingConfig
+from comfyui_l2p.train.cli import main
+
+Z_IMAGE = ModelConfig().with_head("1k")
+PUBLISHED = TrainingConfig(accumulate=8)
+AT_1024 = Workload(1, 1024, 1024, 512)
+SMALL = tiny_models.SOURCE.with_head("1k", 0.125)
+SMALL_WORK = Workload(2, 64, 32, 40)
+
+
+def of_z_image(**choices: object) -> plans.Plan:
+    return plan(Z_IMAGE, dataclasses.replace(PUBLISHED, **choices), AT_1024)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
+@pytest.mark.parametrize("settings", [
+    {"precision": "fp32", "size": 256},
+    {"precision": "fp32", "gradient_checkpointing": False, "size": 256},
+    {"precision": "fp32", "frozen": "fp8", "stream": True, "offload": True, "size": 256},
+    {"precision": "bf16", "size": 64},
+], ids=["shallow", "without checkpointing", "fp8, streamed and offloaded", "bf16"])  # fmt: skip
+def test_what_is_measured_is_within_15_percent_of_the_plan(settings: dict[str, object]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("measured_training.py")), json.dumps(settings)],
+        # Let freed memory go back to the system at once, so that what is measured is what was in use.
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "1",
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+            "MALLOC_TRIM_THRESHOLD_": "0",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["measured"] == pytest.approx(found["planned"], rel=0.15), found
+
+
+def test_a_trace_counts_what_lives_at_once() -> None:
+    layers = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 50)).to("meta")
+    x = torch.empty(10, 100, device="meta", requires_grad=True)
+    found = trace(layers, [x], layers.parameters())
+    hidden, output, weight = 4 * 10 * 200, 4 * 10 * 50, 4 * 200 * 100
+    # Of the hidden numbers ReLU keeps its own output; those before it are let go of.
+    assert found.output == output and found.retained == hidden + output
+    # At the end: gradients of the input, of the hidden numbers and of the first weight.
+    assert found.retained + output < found.peak <= 3 * hidden + 2 * output + 2 * weight
+    assert all(weight.grad is None for weight in layers.parameters()) and x.grad is None
+
+
+def test_the_worst_moment_of_a_step_is_found() -> None:
+    parts = [
+        Part(("a",), Traced(10, 100, 300), True),
+        Part(("b",), Traced(20, 200, 500), True, takes=40),
+        Part(("c",), Traced(30, 300, 310), True, reaches_back=40),
+    ]
+    sizes = {"a": 1000, "b": 100, "c": 10}
+
+    def gradients(part: Part) -> int:
+        return sizes[part.names[0]]
+
+    def none(_: Part) -> int:
+        return 0
+
+    assert peak(parts, checkpointing=True, gradients=none, all_along=False) == Peak(10 + 500 + 40, 0)
+    assert peak(parts, checkpointing=False, gradients=none, all_along=False) == Peak(100 + 500 + 40, 0)
+    assert peak(parts, checkpointing=True, gradients=gradients, all_along=False) == Peak(300, 1110)
+    assert peak(parts, checkpointing=True, gradients=gradients, all_along=True) == Peak(550, 1110)
+
+
+@pytest.mark.parametrize("choices", [
+    {}, {"precision": "fp32"}, {"policy": "lora", "lora_rank": 3}, {"policy": "all"},
+    {"offload": True, "ema_decay": 0.9},
+], ids=str)  # fmt: skip
+def test_weights_and_states_are_counted_exactly(choices: dict[str, object]) -> None:
+    config = TrainingConfig(blocks=1, **choices)  # type: ignore[arg-type]
+    found = plan(SMALL, config, SMALL_WORK)
+    trained = Trainer(tiny_models.pixel_model(), config)
+    named = dict(trained.model.named_parameters())
+
+    def size(tensors: object) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # type: ignore[attr-defined]
+
+    place = found.computer if config.offload else found.device
+    state = trained._weights.state()
+    assert found.device["trained weights"] == size(trained.parameters.values())
+    assert found.device["frozen weights"] == size(p for name, p in named.items() if name not in trained.parameters)
+    assert place["optimiser"] == size(tensor for name, tensor in state.items() if name.startswith("exp_avg"))
+    assert place["averages"] == size(trained._weights.averages.values())
+    if not config.offload:
+        parts = parts_for(SMALL, config, SMALL_WORK)
+        names = [name for part in parts for name in trained.parameters if name.startswith(part.names or ("none",))]
+        assert sorted(names) == sorted(trained.parameters), "every trained weight is in exactly one part"
+
+
+def test_the_6b_model_at_1024_fits_16_gb() -> None:
+    assert (
+        refuse_if_too_much(
+            Z_IMAGE, dataclasses.replace(PUBLISHED, frozen="fp8", offload=True), AT_1024, 16 * GB
+        ).device["trained weights"]
+        == 2 * 2_548_257_795
+    )
+    assert fitting(Z_IMAGE, PUBLISHED, AT_1024, 16 * GB) is not None
+
+
+def test_each_setting_saves_what_it_is_there_for() -> None:
+    plain = of_z_image()
+    assert plain.device["frozen weights"] > 1.9 * of_z_image(frozen="fp8").device["frozen weights"]
+    streamed = of_z_image(frozen="fp8", stream=True)
+    assert streamed.device["frozen weights"] < 0.5 * GB < 3 * GB < streamed.computer["frozen weights"]
+    assert plain.device["optimiser"] > 3.9 * of_z_image(optimiser_bits=8).device["optimiser"]
+    offloaded = of_z_image(offload=True)
+    assert offloaded.device["trained weights"] == plain.device["trained weights"] // 2
+    assert "optimiser" not in offloaded.device and offloaded.computer["optimiser"] == plain.device["optimiser"]
+    assert of_z_image(offload=True, accumulate=1).computer["gradients"] < GB < offloaded.computer["gradients"]
+    assert of_z_image(gradient_checkpointing=False).device["activations"] > 10 * plain.device["activations"]
+    shared = plan(Z_IMAGE, dataclasses.replace(PUBLISHED, parallel="fsdp"), AT_1024, processes=8)
+    assert shared.device_bytes < plain.device_bytes / 3
+
+
+def test_what_cannot_fit_is_refused_with_the_least_change_that_would() -> None:
+    with pytest.raises(ValueError, match=r"Needs about 52\.\d GB of GPU memory: frozen weights 7\.2, .* There are 16"):
+        refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, 16 * GB)
+    with pytest.raises(ValueError, match=r"would fit with optimiser_bits = 8: then about 3\d\.\d GB\.$"):
+        refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, 48 * GB)
+    with pytest.raises(ValueError, match="No setting makes it fit"):
+        refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, GB)
+    with pytest.raises(ValueError, match="size = "):
+        refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, 8 * GB)
+
+
+def test_changes_are_settings_first_and_smaller_batches_keep_the_step() -> None:
+    found = list(changes(dataclasses.replace(PUBLISHED, accumulate=2), AT_1024._replace(batch=4)))
+    assert found[0].words == "" and found[0].training.accumulate == 2
+    single = next(change for change in found if change.work.batch == 1)
+    assert single.training.accumulate == 8 and single.words == "batch_size = 1 and accumulate = 8"
+    assert not any("frozen" in change.words for change in changes(TrainingConfig(policy="all"), AT_1024))
+
+
+def recipe(**training: object) -> Recipe:
+    data = DataSection(kind="folder", path="images", size=100, batch_size=4)
+    return Recipe(ModelSection("x"), data, training=TrainingConfig(accumulate=1, **training))  # type: ignore[arg-type]
+
+
+def test_processes_are_replicas_where_these_fit() -> None:
+    ranks = Ranks(0, 2, torch.device("cpu"))
+    config = TrainingConfig(accumulate=1)
+    work = workload(recipe(), SMALL, 2)
+    assert work == Workload(2, 96, 96, 512)
+    replica, shard = (
+        plan(SMALL, dataclasses.replace(config, parallel=kind), work, device_type="cpu", processes=2).device_bytes
+        for kind in ("ddp", "fsdp")
+    )
+    assert planned(recipe(), SMALL, ranks)[1].parallel == "ddp"
+    assert planned(recipe(), SMALL, ranks, limit=replica)[1].parallel == "ddp"
+    assert planned(recipe(), SMALL, ranks, limit=max(shard, replica - 1))[1].parallel == "fsdp"
+    with pytest.raises(ValueError, match="There are"):
+        planned(recipe(), SMALL, ranks, limit=shard // 100)
+
+
+def test_the_command_plans_the_6b_model_without_its_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "z-image-1k-16gb", "--gpu-memory", "16"]) == 0
+    assert "planned for the 6B Z-Image" in (said := capsys.readouterr().out) and "Needs about 12." in said
+    assert main(["plan", "z-image-1k", "--gpu-memory", "16"]) == 2
+    assert "It would fit with" in capsys.readouterr().err
+    assert main(["plan", "z-image-1k", "--cards"]) == 0
+    rows = capsys.readouterr().out.strip().splitlines()[-5:]
+    assert [row.split("|")[1].strip() for row in rows] == ["12 GB", "16 GB", "24 GB", "48 GB", "80 GB"]
+    assert main(["plan", "tiny"]) == 0 and "GPU memory" in capsys.readouterr().out
+    assert main(["plan", "z-image-1k", "--base", "missing"]) == 2

@@ -1,0 +1,60 @@
+"""`l2p plan`: what a recipe needs of memory, without its data, and without its model where that is the 6B Z-Image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..l2p_core.config import ModelConfig
+from ..l2p_core.plan import GB, fitting, plan, refuse_if_too_much
+from ..l2p_core.run.base import pixel_config
+from ..l2p_core.run.planning import workload
+from ..l2p_core.run.recipe import TINY, Recipe
+from .console import table
+from .run import Places, read_recipe
+
+CARDS = (12, 16, 24, 48, 80)
+
+
+def plan_command(name: str, places: Places, gpu_memory: float | None, cards: bool) -> None:
+    """Print the plan of a recipe; with `cards`, a table of what makes it fit into usual GPUs.
+
+    Args:
+        name: a recipe file, a bundled recipe's name, or a run folder.
+        places: see `run.Places`.
+        gpu_memory: in GB (10^9 bytes), that it must fit into.
+
+    Raises:
+        ValueError: if it does not fit, with the change that would make it fit.
+    """
+    recipe, folder = read_recipe(name, None, places)
+    config = _config(recipe, folder, given=places.base is not None)
+    work = workload(recipe, config)
+    if cards:
+        print(card_table(config, recipe))
+    elif gpu_memory is None:
+        print(plan(config, recipe.training, work).sentence())
+    else:
+        print(refuse_if_too_much(config, recipe.training, work, round(gpu_memory * GB)).sentence())
+
+
+def card_table(config: ModelConfig, recipe: Recipe) -> str:
+    """What to change in a recipe for each usual GPU, and what it then needs, as a Markdown table."""
+    rows = []
+    for card in CARDS:
+        found = fitting(config, recipe.training, workload(recipe, config), card * GB)
+        if found is None:
+            rows.append([f"{card} GB", "does not fit", "", ""])
+            continue
+        change, needed = found
+        settings = ", ".join(f"`{words}`" for words in change.words.split(" and ")) if change.words else "none"
+        sizes = [f"{size / GB:.1f} GB" if size else "" for size in (needed.device_bytes, needed.computer_bytes)]
+        rows.append([f"{card} GB", settings, *sizes])
+    return table(["GPU", "changes", "GPU memory", "computer's memory"], rows)
+
+
+def _config(recipe: Recipe, folder: Path, given: bool) -> ModelConfig:
+    base = recipe.model.base
+    if base == TINY or given or Path(base).exists():
+        return pixel_config(recipe.model, folder / "init.safetensors")
+    print(f"There is no {base} yet; planned for the 6B Z-Image.")
+    return ModelConfig().with_head(recipe.model.variant, recipe.model.head_width)
