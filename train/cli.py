@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from .arguments import MODEL_HELP as _MODEL_HELP
+from . import file_commands
 from .arguments import Commands as _Commands
 from .arguments import add_recipe as _add_recipe
 from .arguments import command as _command
@@ -67,14 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         _add_demo,
-        _add_inspect,
-        _add_convert,
+        file_commands.add_inspect,
+        file_commands.add_convert,
         _add_synth,
         _add_cache,
         _add_plan,
         _add_train,
-        _add_merge,
-        _add_delta,
+        file_commands.add_merge,
+        file_commands.add_delta,
         _add_sample,
         _add_benchmark,
     ):
@@ -92,43 +92,6 @@ def _add_demo(commands: _Commands) -> None:
         from .demo import demo
 
         demo(args.output, steps=args.steps, seed=args.seed)
-
-    parser.set_defaults(command=run)
-
-
-def _add_inspect(commands: _Commands) -> None:
-    parser = _command(commands, "inspect", "say what a file is: layout, variant, sizes, number types, metadata")
-    parser.add_argument("file", type=Path, metavar="FILE", help=_MODEL_HELP)
-    parser.add_argument("--keys", action="store_true", help="list every tensor too")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-    def run(args: argparse.Namespace) -> None:
-        from .inspect_file import inspect
-
-        inspect(args.file, keys=args.keys, as_json=args.json)
-
-    parser.set_defaults(command=run)
-
-
-def _add_convert(commands: _Commands) -> None:
-    parser = _command(commands, "convert", "make a pixel initialisation from a latent source or a smaller variant")
-    parser.add_argument("source", type=Path, metavar="SOURCE", help=_MODEL_HELP)
-    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
-    parser.add_argument("--variant", default="1k", help="1k, 4k, 8k or 10k")
-    parser.add_argument("--seed", type=int, default=0, help="of what is initialised")
-    parser.add_argument("--init", default="random", help="how the patch embedder and the head begin: random or scaled")
-    parser.add_argument(
-        "--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="of all weights (default: kept)"
-    )
-    parser.add_argument("--head-width", type=float, default=1.0, metavar="FACTOR", help="of the head's channels")
-    parser.add_argument("--layout", choices=("comfy", "diffusers"), default="comfy", help="of the keys written")
-    parser.add_argument("--keys", action="store_true", help="print the fate of every key, not just the counts")
-    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
-
-    def run(args: argparse.Namespace) -> None:
-        from .files import convert_command
-
-        convert_command(args)
 
     parser.set_defaults(command=run)
 
@@ -193,36 +156,6 @@ def _add_train(commands: _Commands) -> None:
         from .run import Places, train
 
         train(args.recipe, args.output, args.restart, Places(args.base, args.data, args.encoder))
-
-    parser.set_defaults(command=run)
-
-
-def _add_merge(commands: _Commands) -> None:
-    parser = _command(commands, "merge", "put a delta onto its base: the pixel initialisation or the latent source")
-    parser.add_argument("delta", type=Path, metavar="DELTA", help="file that `l2p delta` or `l2p train` wrote")
-    parser.add_argument("base", type=Path, metavar="BASE", help=_MODEL_HELP)
-    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
-
-    def run(args: argparse.Namespace) -> None:
-        from .files import merge_command
-
-        merge_command(args)
-
-    parser.set_defaults(command=run)
-
-
-def _add_delta(commands: _Commands) -> None:
-    parser = _command(commands, "delta", "keep only what training changed, as a small file to share")
-    parser.add_argument("trained", type=Path, metavar="TRAINED", help="trained L2P model")
-    parser.add_argument("base", type=Path, metavar="BASE", help=_MODEL_HELP)
-    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
-
-    def run(args: argparse.Namespace) -> None:
-        from .files import delta_command
-
-        delta_command(args)
 
     parser.set_defaults(command=run)
 

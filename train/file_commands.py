@@ -1,0 +1,79 @@
+"""The commands on model files: inspect, convert, merge and delta."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arguments import MODEL_HELP, Commands, command
+
+
+def add_inspect(commands: Commands) -> None:
+    """`l2p inspect`."""
+    parser = command(commands, "inspect", "say what a file is: layout, variant, sizes, number types, metadata")
+    parser.add_argument("file", type=Path, metavar="FILE", help=MODEL_HELP)
+    parser.add_argument("--keys", action="store_true", help="list every tensor too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+    def run(args: argparse.Namespace) -> None:
+        from .inspect_file import inspect
+
+        inspect(args.file, keys=args.keys, as_json=args.json)
+
+    parser.set_defaults(command=run)
+
+
+def add_convert(commands: Commands) -> None:
+    """`l2p convert`."""
+    parser = command(commands, "convert", "make a pixel initialisation from a latent source or a smaller variant")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help=MODEL_HELP)
+    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument("--variant", default="1k", help="1k, 4k, 8k or 10k")
+    parser.add_argument("--seed", type=int, default=0, help="of what is initialised")
+    parser.add_argument("--init", default="random", help="how the patch embedder and the head begin: random or scaled")
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="of all weights (default: kept)"
+    )
+    parser.add_argument("--head-width", type=float, default=1.0, metavar="FACTOR", help="of the head's channels")
+    parser.add_argument("--layout", choices=("comfy", "diffusers"), default="comfy", help="of the keys written")
+    parser.add_argument("--keys", action="store_true", help="print the fate of every key, not just the counts")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+
+    def run(args: argparse.Namespace) -> None:
+        from .files import convert_command
+
+        convert_command(args)
+
+    parser.set_defaults(command=run)
+
+
+def add_merge(commands: Commands) -> None:
+    """`l2p merge`."""
+    parser = command(commands, "merge", "put a delta onto its base: the pixel initialisation or the latent source")
+    parser.add_argument("delta", type=Path, metavar="DELTA", help="file that `l2p delta` or `l2p train` wrote")
+    parser.add_argument("base", type=Path, metavar="BASE", help=MODEL_HELP)
+    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+
+    def run(args: argparse.Namespace) -> None:
+        from .files import merge_command
+
+        merge_command(args)
+
+    parser.set_defaults(command=run)
+
+
+def add_delta(commands: Commands) -> None:
+    """`l2p delta`."""
+    parser = command(commands, "delta", "keep only what training changed, as a small file to share")
+    parser.add_argument("trained", type=Path, metavar="TRAINED", help="trained L2P model")
+    parser.add_argument("base", type=Path, metavar="BASE", help=MODEL_HELP)
+    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+
+    def run(args: argparse.Namespace) -> None:
+        from .files import delta_command
+
+        delta_command(args)
+
+    parser.set_defaults(command=run)
