@@ -141,13 +141,12 @@ def build_model(
 ) -> Any:
     """Put an L2P state dict (ComfyUI layout, no prefix) into a ModelPatcher. Takes the tensors out of `state`."""
     lora_names.make_known()
-    if weight_dtype == "fp8_e4m3fn":
-        quantise_backbone(state)
-    state, metadata = comfy.utils.convert_old_quants(state, "", metadata=metadata)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-
     model_config = L2PModelConfig(config, head_tile)
+    if weight_dtype == "fp8_e4m3fn" or (weight_dtype == "default" and _host_takes_fp8(state, model_config)):
+        quantise_backbone(state)
+    state, metadata = comfy.utils.convert_old_quants(state, "", metadata=metadata)
     model_config.quant_config = comfy.utils.detect_layer_quantization(state, "") or None
     supported = model_config.supported_inference_dtypes
     quantised = model_config.quant_config is not None
@@ -156,6 +155,9 @@ def build_model(
         supported_dtypes=supported,
         weight_dtype=None if quantised else comfy.utils.weight_dtype(state),
     )
+    if dtype.itemsize == 1:
+        # By the host's flag; the linear layers are quantised already, and nothing else may be.
+        dtype = torch.bfloat16
     cast = comfy.model_management.unet_manual_cast(None if quantised else dtype, load_device, supported)
     model_config.set_inference_dtype(dtype, cast)
 
@@ -171,6 +173,21 @@ def build_model(
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "l2p", _before_sampling)
     logging.info("L2P: %s model, patch %d, %d blocks", config.variant, config.patch_size, config.n_layers)
     return patcher
+
+
+def _host_takes_fp8(state: dict[str, Tensor], model_config: L2PModelConfig) -> bool:
+    """Whether the host would keep all weights in 8 bits, the head's too: by its flag, or as the file has most of them.
+
+    Not for files that are quantised layer by layer, which stay as they are.
+    """
+    if comfy.utils.detect_layer_quantization(state, "") or "scaled_fp8" in state:
+        return False
+    dtype: torch.dtype = comfy.model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state),
+        supported_dtypes=model_config.supported_inference_dtypes,
+        weight_dtype=comfy.utils.weight_dtype(state),
+    )
+    return dtype.itemsize == 1
 
 
 def _before_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -201,8 +218,10 @@ def quantise_backbone(state: dict[str, Tensor]) -> None:
         if f"{layer}.comfy_quant" in state or not state[key].dtype.is_floating_point:
             continue
         weight = state[key]
-        scale = (weight.abs().amax().float() / FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-        state[key] = (weight.float() / scale).to(torch.float8_e4m3fn)
+        scale = torch.ones(())
+        if weight.dtype != torch.float8_e4m3fn:
+            scale = (weight.float().abs().amax() / FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+            state[key] = (weight.float() / scale).to(torch.float8_e4m3fn)
         state[f"{layer}.weight_scale"] = scale
         state[f"{layer}.comfy_quant"] = torch.tensor(list(layer_format), dtype=torch.uint8)
 

@@ -38,7 +38,7 @@ def installed(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Any:
         target = base / "custom_nodes" / NAME / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target)
-    with Server(host, base, "--disable-dynamic-vram", "--cache-none") as server:
+    with Server(host, base, "--cache-none") as server:
         yield server
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import comfy.cli_args
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
@@ -135,6 +136,25 @@ def check_fp8_concerns_only_the_blocks_linears(tmp_path: Path) -> None:
     for key, value in small.model.diffusion_model.local_decoder.state_dict().items():
         assert torch.equal(value, head[key])
     assert 0 < golden.relative_error(output(small), output(whole)) < 0.05
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def check_the_hosts_own_fp8_leaves_the_head_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw: bool) -> None:
+    """The flag --fp8_e4m3fn-unet, with a whole file and with one whose weights were cast to 8 bits without scales."""
+    monkeypatch.setattr(comfy.cli_args.args, "fp8_e4m3fn_unet", True)
+    weights = to_comfy(golden.diffusers_weights())
+    stored = {
+        key: value.to(torch.float8_e4m3fn) if raw and key.startswith("layers.") and value.ndim == 2 else value
+        for key, value in weights.items()
+    }
+    kit.save_file(stored, tmp_path / "file.safetensors")
+    model = kit.load_model(str(tmp_path / "file.safetensors"))
+    state = model.model.diffusion_model.state_dict()
+    assert state["layers.0.attention.qkv.weight"].dtype == torch.float8_e4m3fn
+    for key in [key for key in weights if key.startswith(("local_decoder.", "x_embedder."))]:
+        # bfloat16 at the worst; 8 bits would be off by 0.03.
+        assert golden.relative_error(state[key].float(), weights[key]) < 0.003, key
+    assert 0 < golden.relative_error(output(model), output(kit.model(tmp_path))) < 0.1
 
 
 @pytest.mark.parametrize("weight_dtype", ["bf16", "default"])
