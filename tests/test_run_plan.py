@@ -1,0 +1,67 @@
+"""A run states its plan before anything is loaded, and is refused where it cannot fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from test_run_hooks import recipe_in
+from test_run_resume import folder  # noqa: F401 (a fixture)
+
+from comfyui_l2p.l2p_core import training_model
+from comfyui_l2p.l2p_core.run import loop, planning
+from comfyui_l2p.l2p_core.run.folder import RunFolder
+from comfyui_l2p.l2p_core.run.loop import Hooks
+
+pytestmark = pytest.mark.usefixtures("unflushed")
+
+
+class Loaded(Exception):
+    """The model is about to be loaded."""
+
+
+def not_yet(*_: object) -> None:
+    raise Loaded
+
+
+def test_the_plan_is_stated_and_kept_before_the_model_is_loaded(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training_model, "load", not_yet)
+    recipe = recipe_in(folder)
+    notes: list[str] = []
+    training = dataclasses.replace(recipe.training, frozen="fp8", offload=True)
+    with pytest.raises(Loaded):
+        loop.train(dataclasses.replace(recipe, training=training), folder / "run", hooks=Hooks(note=notes.append))
+    assert notes[0].startswith("Needs about ") and "frozen weights" in notes[0]
+    assert RunFolder(folder / "run").plan.read_text(encoding="utf-8") == f"{notes[0]}\n"
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
+    worked: list[str] = []
+    with pytest.raises(ValueError, match="There are"):
+        loop.train(recipe_in(folder), folder / "run", hooks=Hooks(working=lambda text, *_: worked.append(text)))
+    assert not worked and not RunFolder(folder / "run").init.exists()
+
+
+def test_a_run_with_all_that_saves_memory_goes_on_to_the_same_end(folder: Path) -> None:  # noqa: F811
+    recipe = recipe_in(folder)
+    training = dataclasses.replace(recipe.training, frozen="fp8", stream=True, offload=True, precision="bf16")
+    recipe = dataclasses.replace(recipe, training=training)
+    asked: list[int] = []
+
+    def should_stop() -> bool:
+        asked.append(1)
+        return len(asked) == 3
+
+    assert not loop.train(recipe, folder / "run", hooks=Hooks(should_stop=should_stop)).finished
+    assert loop.train(recipe, folder / "run").finished and loop.train(recipe, folder / "straight").finished
+    for name in ("state", "delta"):
+        one, other = (getattr(RunFolder(folder / run), name).read_bytes() for run in ("run", "straight"))
+        assert one == other, name
