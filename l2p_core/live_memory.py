@@ -2,7 +2,8 @@
 
 Every tensor that comes out of an operation is watched until torch lets go of it, in the forward and in the backward
 pass, so that what is counted is what the very code of the model keeps, not a formula beside it. Attention is taken to
-keep no table of tokens by tokens, as torch's fused kernels do not.
+keep no table of tokens by tokens, as torch's fused kernels do not. Other operations count as torch takes them apart
+without a device; where a GPU has a fused kernel for one (newer versions for RMS norm), it keeps less.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,7 +147,9 @@ def test_each_setting_saves_what_it_is_there_for() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_the_least_change_that_would() -> None:
-    with pytest.raises(ValueError, match=r"Needs about 52\.\d GB of GPU memory: frozen weights 7\.2, .* There are 16"):
+    with pytest.raises(
+        ValueError, match=r"Needs about 5[12]\.\d GB of GPU memory: frozen weights 7\.2, .* There are 16"
+    ):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, 16 * GB)
     with pytest.raises(ValueError, match=r"would fit with optimiser_bits = 8: then about 3\d\.\d GB\.$"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, 48 * GB)
@@ -190,7 +193,9 @@ def test_the_command_plans_the_6b_model_without_its_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "z-image-1k-16gb", "--gpu-memory", "16"]) == 0
-    assert "planned for the 6B Z-Image" in (said := capsys.readouterr().out) and "Needs about 12." in said
+    assert "planned for the 6B Z-Image" in (said := capsys.readouterr().out) and re.search(
+        r"Needs about 1[12]\.\d GB", said
+    )
     assert main(["plan", "z-image-1k", "--gpu-memory", "16"]) == 2
     assert "It would fit with" in capsys.readouterr().err
     assert main(["plan", "z-image-1k", "--cards"]) == 0
