@@ -18,10 +18,11 @@ OTHER = "a green triangle at the top left on a black background"
 
 @pytest.fixture
 def data(server: Server) -> Iterator[Path]:
-    """The server's datasets folder, empty."""
+    """The server's datasets folder, without what these tests put there."""
     folder = server.base / "datasets"
     yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("made", "deep"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -88,6 +89,20 @@ def test_the_outputs_are_wired_on(server: Server, data: Path) -> None:
     run = server.run(graph)
     assert run.outputs["3"]["text"] == ["made"] and run.outputs["4"]["text"] == ["1"]
     assert len(run.outputs["5"]["images"]) == 1
+
+
+def test_train_l2p_takes_it_over_a_wire(server: Server, data: Path) -> None:
+    """In one go, from nothing: the data set is made, then trained on with the seeds of its images."""
+    graph = graphs.train("wired", steps=2)
+    made = graphs.synthesize(prompts=f"{graphs.CAPTION}\n{OTHER}", dataset="deep/wired")
+    graph |= {"21": made["1"], "22": made["2"]}
+    graph["22"]["inputs"] |= {"model": ["21", 0], "clip": ["21", 1], "vae": ["21", 2]}
+    graph["2"]["inputs"]["dataset"] = ["22", 0]
+    run = server.run(graph)
+    assert run.error is None, run.error
+    (live,) = run.outputs["2"]["l2p_training"]
+    assert live["status"] == "finished" and live["curves"]["steps"] == [1, 2]
+    assert len(rows(data / "deep" / "wired")) == 4
 
 
 @pytest.mark.parametrize("name", ["../out", "a/../../out", "", " ", "."])
