@@ -147,9 +147,7 @@ def test_each_setting_saves_what_it_is_there_for() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_the_least_change_that_would() -> None:
-    with pytest.raises(
-        ValueError, match=r"Needs about 5[12]\.\d GB of GPU memory: frozen weights 7\.2, .* are 16"
-    ):
+    with pytest.raises(ValueError, match=r"Needs about 5[12]\.\d GB of GPU memory: frozen weights 7\.2, .* are 16"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, 16 * GB)
     with pytest.raises(ValueError, match=r"would fit with optimiser_bits = 8: then about 3\d\.\d GB\.$"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, 48 * GB)
