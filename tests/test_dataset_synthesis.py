@@ -134,6 +134,12 @@ def test_a_table_of_someone_elses_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "metadata.csv").exists()
 
 
+def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("x" * 200_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"metadata.csv cannot be read \(field larger"):
+        SynthesisFolder(tmp_path, items(PROMPTS, 1), SETTINGS)
+
+
 def test_a_full_disk_leaves_the_table_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = items(PROMPTS, 1)
     made = SynthesisFolder(tmp_path, wanted, SETTINGS)

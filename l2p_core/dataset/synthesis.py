@@ -152,7 +152,10 @@ class SynthesisFolder:
         if not self._table.exists():
             return []
         text = decoded(self._table)
-        header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
+        try:
+            header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
+        except csv.Error as error:
+            raise ValueError(f"{self._table} cannot be read ({error}): choose another name.") from error
         if header != self._header:
             raise ValueError(
                 f"{self._table} has the columns {','.join(header)[:200]}, not {','.join(self._header)}: it was made by "
