@@ -10,9 +10,10 @@ from pathlib import Path
 SCRIPT = """
 import asyncio, importlib.util, sys
 sys.path.insert(0, sys.argv[1])
+import utils.extra_config  # These are what main.py imports before it loads custom nodes.
 from comfy.cli_args import args
 args.cpu = True
-import nodes, latent_preview, comfy_api.latest
+import server, nodes, latent_preview, comfy_api.latest
 import comfy_extras.nodes_custom_sampler
 before = set(sys.modules)
 root = sys.argv[2]
