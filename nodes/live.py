@@ -3,12 +3,12 @@ is opened or reloaded later."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from server import PromptServer
 
 from ..l2p_core.run.live import LossCurves, sentence
 from ..l2p_core.run.metrics import RunMetrics
@@ -95,7 +95,8 @@ class Live:
 
 
 def _server() -> Any:
-    return getattr(PromptServer, "instance", None)
+    """The running server; None where the host's modules are used without one, which may not even import it."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 async def _last_states(_: web.Request) -> web.Response:
