@@ -50,11 +50,9 @@ class Plan:
     def sentence(self, device_type: str = "cuda") -> str:
         """What is needed, in words."""
         of = "GPU memory" if device_type == "cuda" else "memory"
-        parts = ", ".join(f"{what} {_gb(size)}" for what, size in self.device.items() if size)
-        sentence = f"Needs about {_gb(self.device_bytes)} GB of {of}: {parts}"
+        sentence = f"Needs about {_gb(self.device_bytes)} GB of {of}: {_listed(self.device)}"
         if self.computer_bytes:
-            parts = ", ".join(f"{what} {_gb(size)}" for what, size in self.computer.items() if size)
-            sentence += f"; and {_gb(self.computer_bytes)} GB of the computer's memory: {parts}"
+            sentence += f"; and {_gb(self.computer_bytes)} GB of the computer's memory: {_listed(self.computer)}"
         return sentence + "."
 
 
@@ -314,6 +312,12 @@ def _product(shape: tuple[int, ...]) -> int:
 
 def _toml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _listed(sizes: dict[str, int]) -> str:
+    """What takes a hundredth of it all or more, in GB."""
+    least = sum(sizes.values()) / 100
+    return ", ".join(f"{what} {_gb(size)}" for what, size in sizes.items() if size and size >= least)
 
 
 def _gb(size: int) -> str:

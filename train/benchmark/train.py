@@ -61,12 +61,12 @@ class Scale:
 
 
 _FULL = Scale(
-    ModelConfig(dim=512, head_dim=64, n_layers=12, ffn_dim=1365, caption_dim=512, t_hidden_dim=512).with_head(
-        "1k", head_width=0.5
+    ModelConfig(dim=384, head_dim=64, n_layers=12, ffn_dim=1024, caption_dim=384, t_hidden_dim=384).with_head(
+        "1k", head_width=0.25
     ),
     side=256,
-    batch=2,
-    steps=20,
+    batch=1,
+    steps=16,
 )
 _QUICK = Scale(
     ModelConfig(
