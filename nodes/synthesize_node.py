@@ -8,12 +8,10 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..l2p_core.dataset import prompts
-from ..l2p_core.dataset.synthesis import items
 from . import datasets
 from .files import NO_FILE
 from .pixel_nodes import MAX_SIDE
 from .progress import say_at
-from .synthesis import Source, examples, synthesize
 
 
 class SynthesizeDataset(io.ComfyNode):
@@ -142,6 +140,10 @@ class SynthesizeDataset(io.ComfyNode):
         batch_size: int,
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
+        # Not above: the host shall start without what is only needed here.
+        from ..l2p_core.dataset.synthesis import items
+        from .synthesis import Source, examples, synthesize
+
         folder = datasets.folder(dataset)
         wanted = items(_prompts(prompts, prompt_file), images_per_prompt, first_image)
         source = Source(model, clip, vae, width, height, steps, cfg, sampler_name, scheduler, negative, batch_size)

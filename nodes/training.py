@@ -33,58 +33,10 @@ from ..l2p_core.tiny.words import CAPTION_DIM
 from . import datasets, files, run_files
 from .captions import host_captions
 from .live import Live
-
-AUTO = "auto"
-AS_RECIPE = "as the recipe"
-MEMORY: dict[str, dict[str, Any]] = {
-    AS_RECIPE: {},
-    "on the GPU": {"frozen": "full", "stream": False, "offload": False},
-    "frozen in fp8": {"frozen": "fp8", "stream": False, "offload": False},
-    "offloaded": {"frozen": "fp8", "stream": True, "offload": True},
-}
-"""What is kept where, for GPUs from large to small."""
+from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
 FIXED = {"model": ("base",), "data": ("kind", "path"), "captions": ("encoder", "tokenizer", "cache")}
 """What a run's changes may not name: the node has inputs for it."""
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a user has chosen for a run; numbers of 0 (of `blocks`, -1) and `AS_RECIPE` leave the recipe's.
-
-    Attributes:
-        dataset: name of a folder in the host's datasets folder.
-        model: a file in models/diffusion_models, or `files.TINY`.
-        recipe: name of a bundled recipe, or `AUTO` for the one that fits the model.
-        run_name: of the folder in output/l2p_runs.
-        anew: forget what that folder holds.
-        filename: of the delta in models/diffusion_models; empty is the run's name.
-        overwrite: whether another file of that name may be replaced.
-        prompts: of the montages, a line each; empty leaves the recipe's.
-        changes: more of the recipe, as TOML.
-    """
-
-    dataset: str
-    model: str
-    recipe: str
-    run_name: str
-    anew: bool
-    steps: int
-    learning_rate: float
-    image_size: int
-    batch_size: int
-    accumulate: int
-    policy: str
-    blocks: int
-    precision: str
-    memory: str
-    seed: int
-    prompts: str
-    filename: str
-    overwrite: bool
-    save_every: int
-    montage_every: int
-    changes: str
 
 
 @dataclass(frozen=True)

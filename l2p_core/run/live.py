@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..step_metrics import HIGH_SIGMA, SIGMA_EDGES
-from .metrics import RunMetrics
-from .report import duration
+from .metrics import RunMetrics, duration
 
 POINTS = 160
 """Of a curve at most. When there are more, each two become one."""

@@ -26,7 +26,7 @@ from .data import RunData
 from .divergence import DivergenceWatch
 from .events import Events
 from .folder import RunFolder
-from .metrics import Clock, RunMetrics, read_metrics
+from .metrics import Clock, RunMetrics, duration, read_metrics
 from .planning import planned
 from .recipe import Recipe
 
@@ -235,7 +235,7 @@ class Run:
                 if stopping:
                     break
                 if saved and not finished:
-                    left = report.duration(metrics.seconds_left)
+                    left = duration(metrics.seconds_left)
                     self._write_report(f"Running: step {metrics.step} of {total}, about {left} left.")
         self._name_problems(stream)
         return finished

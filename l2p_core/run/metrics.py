@@ -98,3 +98,10 @@ def loss_by_sigma(steps: Sequence[dict[str, Any]], window: int) -> tuple[list[in
             curve.append(sum(row["sigma_loss"][i] for row in rows) / count if count else math.nan)
         curves[f"{low:.1f} to {high:.1f}"] = curve
     return [steps[end - 1]["step"] for end in ends], curves
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words: 45 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -15,7 +15,7 @@ from ..dataset.images import pillow
 from ..step_metrics import HIGH_SIGMA
 from .chart import chart
 from .folder import RunFolder
-from .metrics import loss_by_sigma, read_metrics
+from .metrics import duration, loss_by_sigma, read_metrics
 
 POINTS = 100
 """Of a curve at most; each is the mean over a window of steps."""
@@ -57,13 +57,6 @@ def write(folder: RunFolder, status: str, prompts: Sequence[str]) -> None:
     head = f'<meta charset="utf-8"><title>{_text(folder.path.resolve().name)}</title><style>{_STYLE}</style>'
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
     write_bytes(folder.report, page.encode())
-
-
-def duration(seconds: float) -> str:
-    """A length of time in words: 45 seconds, 12 minutes, 3.5 hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _facts(steps: Sequence[Mapping[str, Any]]) -> str:

@@ -23,6 +23,7 @@ sys.modules["pack"] = pack
 spec.loader.exec_module(pack)
 asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print("HEAVY", *[name for name in ("pack.l2p_core.trainer", "pack.nodes.training") if name in sys.modules])
 print("RESULT", *sorted(new - {"pack"} - set(sys.stdlib_module_names)))
 """
 
@@ -39,3 +40,4 @@ def check_importing_brings_no_module_the_host_has_not_loaded() -> None:
     results = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert results, done.stderr[-2000:]
     assert results[0] == []
+    assert "HEAVY\n" in done.stdout, "training is loaded with the pack, before anybody trains"
