@@ -19,6 +19,7 @@ from comfyui_l2p.l2p_core.model import L2PModel
 from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.nodes import datasets, files, training
 from comfyui_l2p.nodes.demo import load_demo
+from comfyui_l2p.nodes.training_choices import AS_RECIPE, Choices
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -34,28 +35,15 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def choices(**changed: Any) -> training.Choices:
+def choices(**changed: Any) -> Choices:
     few = '[training]\ndecay = "constant"\n[watch]\nsteps = 1\n'
     values: dict[str, Any] = {
         **{"dataset": "shapes", "model": files.TINY, "recipe": "auto", "run_name": "run", "anew": False},
         **{"steps": 2, "learning_rate": 0.0, "image_size": 0, "batch_size": 1, "accumulate": 0, "seed": 0},
-        **{
-            "policy": training.AS_RECIPE,
-            "blocks": 1,
-            "precision": "fp32",
-            "memory": training.AS_RECIPE,
-            "prompts": "a red circle",
-        },
-        **{
-            "memory": training.AS_RECIPE,
-            "filename": "",
-            "overwrite": False,
-            "save_every": 0,
-            "montage_every": 0,
-            "changes": few,
-        },
+        **{"policy": AS_RECIPE, "blocks": 1, "precision": "fp32", "memory": AS_RECIPE, "prompts": "a red circle"},
+        **{"filename": "", "overwrite": False, "save_every": 0, "montage_every": 0, "changes": few},
     }
-    return training.Choices(**values | changed)
+    return Choices(**values | changed)
 
 
 def train(**changed: Any) -> training.Trained:
@@ -127,7 +115,7 @@ def check_the_recipe_follows_the_model(host: Path) -> None:
     recipe = training.recipe_of(choices(blocks=-1, batch_size=0, steps=0, changes="[training]\nlr = 0.5"))
     assert (recipe.training.blocks, recipe.training.steps, recipe.training.lr) == (2, 4800, 0.5)
     assert (recipe.data.kind, recipe.data.size, recipe.data.batch_size) == ("folder", 64, 32)
-    published = training.recipe_of(choices(recipe="z-image-1k", learning_rate=1e-5, precision=training.AS_RECIPE))
+    published = training.recipe_of(choices(recipe="z-image-1k", learning_rate=1e-5, precision=AS_RECIPE))
     assert (published.data.size, published.training.lr, published.training.precision) == (1024, 1e-5, "bf16")
     small = training.recipe_of(choices(memory="offloaded")).training
     assert (small.frozen, small.stream, small.offload) == ("fp8", True, True)
