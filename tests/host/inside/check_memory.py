@@ -76,7 +76,8 @@ def check_estimates(variant: str, height: int, width: int, tile: int | None, bat
 
 def check_estimates_for_long_captions_and_other_precision() -> None:
     agree(*measure("1k", 256, 256, 0, 2, caption=500))
-    agree(*measure("4k", 512, 512, 256, 1, dtype="bf16"))
+    # Small: a processor without bfloat16 takes minutes for more.
+    agree(*measure("1k", 192, 192, 0, 1, dtype="bf16"))
 
 
 @pytest.mark.parametrize(("variant", "side"), [("1k", 512), ("4k", 1024)])
