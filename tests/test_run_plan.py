@@ -35,7 +35,7 @@ def test_the_plan_is_stated_and_kept_before_the_model_is_loaded(
     training = dataclasses.replace(recipe.training, frozen="fp8", offload=True)
     with pytest.raises(Loaded):
         loop.train(dataclasses.replace(recipe, training=training), folder / "run", hooks=Hooks(note=notes.append))
-    assert notes[0].startswith("Needs about ") and "frozen weights" in notes[0]
+    assert notes[0].startswith("Needs about ") and "trained weights" in notes[0]
     assert RunFolder(folder / "run").plan.read_text(encoding="utf-8") == f"{notes[0]}\n"
 
 

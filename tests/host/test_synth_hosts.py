@@ -18,6 +18,7 @@ from host_server import Host, Server
 
 from comfyui_l2p.l2p_core.dataset import readers
 from comfyui_l2p.l2p_core.tiny.shapes import all_captions
+from comfyui_l2p.train.fleet import IN_FLIGHT
 
 PROMPTS, SEEDS = all_captions()[:10], 2
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process's Ctrl-C is sent as SIGINT")
@@ -96,7 +97,7 @@ def test_work_is_stopped_shared_and_survives_a_killed_host(server: Server, other
     listing = readers.read(folder)
     assert not listing.problems and len(listing.samples) == len({sample.seed for sample in listing.samples}) == 20
     assert first.items() <= images(folder).items()
-    # Nothing was put into the host's output, and in its history there is at most what was taken back.
+    # Nothing was put into the host's output, and its history holds at most what was under way as work was taken back.
     assert not list((server.base / "output").glob("synth*"))
     new = {id: entry for id, entry in server.get("/history").items() if id not in history}
-    assert all(entry["status"]["status_str"] == "error" for entry in new.values())
+    assert len(new) <= IN_FLIGHT
