@@ -38,7 +38,7 @@ _PATTERN_BYTES = 8 << 20
 def benchmark_checkpoint(gigabytes: float = 1.0, folder: Path | None = None, rounds: int = ROUNDS) -> None:
     """Measure on a source of about this size, in a new folder inside `folder` that is removed again, and print.
 
-    The disk needs room for five such files.
+    The disk needs room for four such files.
     """
     with tempfile.TemporaryDirectory(prefix="l2p-benchmark-", dir=folder) as name:
         work = Path(name)
@@ -47,6 +47,7 @@ def benchmark_checkpoint(gigabytes: float = 1.0, folder: Path | None = None, rou
         write_source(config, source)
         convert.convert(source, init)
         write_trained(init, trained)
+        init.unlink()
         delta_file, result = work / "delta.safetensors", work / "result.safetensors"
         delta.extract(trained, source, delta_file)
         tasks = {
