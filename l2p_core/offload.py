@@ -1,33 +1,26 @@
 """Trained weights, optimiser states and averages in CPU memory, stepped there as gradients arrive.
 
-The device holds a working copy of each weight, bfloat16 under "bf16", and gradients of one layer at a time: torch calls
-a hook when a weight's gradient is complete, in the middle of the backward pass, and the hook takes it away. With one
-micro-batch a step the weight is stepped at once and its working copy renewed, which no later part of the backward pass
-reads any more. With several, gradients are summed in CPU memory and all weights are stepped after the last.
-
-Clipping needs the norm of all gradients, which is not known while weights are stepped early: then each weight's
-gradient is scaled down to `clip_norm` by itself. Where the total is within `clip_norm`, neither way changes anything;
-above it this way clips less. Summed gradients are clipped by their total, as without offloading.
+The device holds a working copy of each weight, bfloat16 under "bf16", and gradients of one layer at a time: as soon as
+one is complete it is taken away. With one micro-batch a step the weight is stepped at once (see `early`) and its
+working copy renewed. With several, gradients are summed in CPU memory, clipped by their total, and all weights are
+stepped after the last.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from . import adamw
-from .trained_weights import TrainedWeights, total_norm
+from .early import EarlyWeights
 from .training_config import TrainingConfig
 
 CPU = torch.device("cpu")
 
 
-class OffloadedWeights(TrainedWeights):
+class OffloadedWeights(EarlyWeights):
     """float32 weights, moments and averages in CPU memory, and working copies in the model.
 
     Args:
@@ -45,10 +38,6 @@ class OffloadedWeights(TrainedWeights):
         self._staging = torch.empty(largest, dtype=self._dtype, pin_memory=True) if device.type == "cuda" else None
         super().__init__(parameters, config)
         self._sums: dict[str, Tensor] = {}
-        self._arrived: set[str] = set()
-        self._norms: list[float] = []
-        for name, parameter in self.parameters.items():
-            parameter.register_post_accumulate_grad_hook(partial(self._take, name))
 
     def _own(self) -> dict[str, Tensor]:
         masters = {}
@@ -62,57 +51,21 @@ class OffloadedWeights(TrainedWeights):
         super().resumed(step)
         self._renew(self.masters)
 
-    def begin(self, step: int, lr: float) -> None:
-        super().begin(step, lr)
-        self._arrived.clear()
-        self._norms.clear()
-
-    @torch.no_grad()
-    def _take(self, name: str, parameter: Tensor) -> None:
-        """Take the gradient that a backward pass has completed off the device."""
-        assert parameter.grad is not None
-        gradient = self._to_cpu(parameter.grad)
-        parameter.grad = None
-        if self.steps_early:
-            self._arrived.add(name)
-            self._step_one(name, gradient.float())
-        elif name in self._arrived:
-            self._sums[name] += gradient
-        else:
-            self._arrived.add(name)
-            if name not in self._sums:
-                self._sums[name] = torch.empty_like(self.masters[name])
-            self._sums[name].copy_(gradient)
-
-    def _step_one(self, name: str, gradient: Tensor) -> None:
-        master = self.masters[name]
-        master.grad = gradient
-        self._norms.append(float(torch.nn.utils.clip_grad_norm_([master], self.config.clip_norm)))
-        # From the first gradient on that is no number nothing changes any more; the trainer stops after this pass.
-        if math.isfinite(total_norm(self._norms)):
-            self.optimiser.step()
-            self._renew({name: master})
-            self._average([name])
-        master.grad = None
-
     def clip(self) -> float:
-        if self.steps_early:
-            return total_norm(self._norms)
-        for name in self._arrived:
-            self.masters[name].grad = self._sums[name]
+        if not self.steps_early:
+            for name in self._arrived:
+                self.masters[name].grad = self._sums[name]
         return super().clip()
 
     @torch.no_grad()
     def step(self) -> None:
-        rest = self.masters.keys() - self._arrived
         if not self.steps_early:
-            self.optimiser.step()
+            for optimiser in self.optimisers:
+                optimiser.step()
             self._renew({name: self.masters[name] for name in self._arrived})
             self._average(self._arrived)
             self.drop_gradients()
-        for name in rest:
-            adamw.set_step(self.optimiser, self.masters[name], self._step + 1)
-        self._average(rest)
+        super().step()
 
     @contextmanager
     def averages_in_place(self) -> Iterator[None]:
@@ -132,9 +85,25 @@ class OffloadedWeights(TrainedWeights):
                 weight = self._staging[: weight.numel()].view(weight.shape).copy_(weight)
             working.copy_(weight)
 
-    def _average(self, names: set[str] | list[str]) -> None:
-        for name in names if self.averages else ():
-            self.averages[name].lerp_(self.masters[name], 1 - self._decay())
+    @torch.no_grad()
+    def _take(self, name: str, parameter: Tensor) -> None:
+        if self.steps_early:
+            super()._take(name, parameter)
+            return
+        assert parameter.grad is not None
+        if name not in self._sums:
+            self._sums[name] = torch.empty_like(self.masters[name])
+        gradient = self._to_cpu(parameter.grad)
+        if name in self._arrived:
+            self._sums[name] += gradient
+        else:
+            self._sums[name].copy_(gradient)
+        self._arrived.add(name)
+        parameter.grad = None
+
+    def _step_one(self, name: str, gradient: Tensor) -> None:
+        super()._step_one(name, self._to_cpu(gradient).float())
+        self._renew({name: self.masters[name]})
 
     def _to_cpu(self, gradient: Tensor) -> Tensor:
         """It in CPU memory, good until the next one is asked for."""

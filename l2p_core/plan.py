@@ -184,7 +184,7 @@ class _Planner:
         )
 
     def _gradients(self, part: Part) -> int:
-        if self.training.offload or not part.names:
+        if self.training.offload or self.training.step_early or not part.names:
             return 0
         return 4 * sum(self._numbers(name) for name in self.trained if name.startswith(part.names))
 
@@ -202,6 +202,7 @@ _SAVINGS: tuple[tuple[str, object, int], ...] = (
     ("gradient_checkpointing", True, 1),
     ("frozen", "fp8", 2),
     ("optimiser_bits", 8, 2),
+    ("step_early", True, 2),
     ("offload", True, 4),
     ("stream", True, 4),
 )
@@ -219,10 +220,17 @@ def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
     sets.sort(key=lambda chosen: sum(cost for *_, cost in chosen))
     for batch in dict.fromkeys((work.batch, 1)):
         for chosen in sets:
-            yield _change(training, work, work._replace(batch=batch), chosen)
+            if _go_together(chosen, training.accumulate * work.batch // batch):
+                yield _change(training, work, work._replace(batch=batch), chosen)
+    possible = [setting for setting in possible if setting[0] != "step_early"]  # offloading does as much
     for share in (3 / 4, 1 / 2, 1 / 4):
         smaller = work._replace(batch=1, height=_scaled(work.height, share), width=_scaled(work.width, share))
         yield _change(training, work, smaller, tuple(possible))
+
+
+def _go_together(settings: Iterable[tuple[str, object, int]], accumulate: int) -> bool:
+    names = {name for name, *_ in settings}
+    return "step_early" not in names or (accumulate == 1 and "offload" not in names)
 
 
 def _change(
@@ -255,7 +263,7 @@ def fitting(
 ) -> tuple[Change, Plan] | None:
     """The least change with which a run fits into `limit` bytes of a device's memory; None if there is none."""
     for change in changes(training, work):
-        if change.training.offload and processes > 1:
+        if processes > 1 and (change.training.offload or change.training.step_early):
             continue
         found = plan(config, change.training, change.work, device_type=device_type, processes=processes)
         if found.device_bytes <= limit:

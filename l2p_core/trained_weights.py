@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -31,7 +31,8 @@ class TrainedWeights:
         self.parameters = dict(parameters)
         self.config = config
         self.masters = self._own()
-        self.optimiser = adamw.make(self.masters, config)
+        self.optimiser_of = self._optimisers()
+        self.optimisers = list(dict.fromkeys(self.optimiser_of.values()))
         averaged = self.masters if config.ema_decay else {}
         self.averages = {name: master.detach().clone() for name, master in averaged.items()}
 
@@ -39,19 +40,22 @@ class TrainedWeights:
         """What is optimised, averaged and saved."""
         return self.parameters
 
+    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """Of each weight, the optimiser that it belongs to."""
+        return dict.fromkeys(self.masters, adamw.make(self.masters, self.config))
+
     def state(self) -> dict[str, Tensor]:
         """Everything a save holds, by name; loading fills these very tensors, and calls `resumed`."""
         state = {f"parameter.{name}": master.detach() for name, master in self.masters.items()}
         state |= {f"average.{name}": average for name, average in self.averages.items()}
         for name, master in self.masters.items():
-            moments = adamw.moments(self.optimiser, master)
+            moments = adamw.moments(self.optimiser_of[name], master)
             state |= {f"{moment}.{name}": tensor for moment, tensor in moments.items()}
         return state
 
     def resumed(self, step: int) -> None:
         """Go on from what has been filled in, made by so many steps."""
-        for master in self.masters.values():
-            adamw.set_step(self.optimiser, master, step)
+        self._set_step(self.masters, step)
 
     def begin(self, step: int, lr: float) -> None:
         """Before a step's first backward pass.
@@ -61,8 +65,9 @@ class TrainedWeights:
             lr: of this one, before each group's factor.
         """
         self._step = step
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr * group["scale"]
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr * group["scale"]
 
     def clip(self) -> float:
         """After the last backward pass: the gradient's norm, before it is scaled down to `clip_norm`; all processes
@@ -77,10 +82,10 @@ class TrainedWeights:
 
     def step(self) -> None:
         """Change the weights by the gradients, and the averages after them."""
-        without = [master for master in self.masters.values() if master.grad is None]
-        self.optimiser.step()
-        for master in without:
-            adamw.set_step(self.optimiser, master, self._step + 1)
+        without = [name for name, master in self.masters.items() if master.grad is None]
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self._set_step(without, self._step + 1)
         self.drop_gradients()
         if self.averages:
             averages = [local(average) for average in self.averages.values()]
@@ -89,7 +94,8 @@ class TrainedWeights:
 
     def drop_gradients(self) -> None:
         """Forget them."""
-        self.optimiser.zero_grad()
+        for master in self.masters.values():
+            master.grad = None
 
     @contextmanager
     def averages_in_place(self) -> Iterator[None]:
@@ -113,6 +119,10 @@ class TrainedWeights:
         finally:
             for name, data in own.items():
                 self.parameters[name].data = data
+
+    def _set_step(self, names: Iterable[str], step: int) -> None:
+        for name in names:
+            adamw.set_step(self.optimiser_of[name], self.masters[name], step)
 
     def _decay(self) -> float:
         """Of the averages: a young one would otherwise be mostly the untrained initialisation."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from . import adamw, flow, frozen_store, lora, sharding, training_state
 from .batch import Batch as Batch
 from .batch import BatchSource as BatchSource
+from .early import EarlyWeights
 from .freeze import freeze_all_but, trainable_names
 from .model import L2PModel
 from .offload import OffloadedWeights
@@ -36,7 +37,7 @@ COSINE_FLOOR = 0.1
 class TrainingDiverged(RuntimeError):
     """The loss or a gradient is no longer a finite number; what has been saved is from before.
 
-    The weights are those before that step, unless they are stepped during the backward pass (see `offload`) and it is
+    The weights are those before that step, unless they are stepped during the backward pass (see `early`) and it is
     in the middle of it that a gradient stops being finite.
     """
 
@@ -45,13 +46,19 @@ def check_possible(config: TrainingConfig, ranks: Ranks) -> None:
     """Refuse what does not go together, before anything is loaded.
 
     Raises:
-        ValueError: if offloading is asked of several processes, 8-bit states of shards, or a library is missing.
+        ValueError: if offloading or early steps are asked of several processes, 8-bit states of shards, or a library is
+            missing.
     """
     adamw.check_installed(config)
     if config.offload and ranks.count > 1:
         raise ValueError(
             "offload = true keeps all trained weights in the computer's memory, once for every process: of several "
             'processes leave it out, and choose parallel = "fsdp" to share the weights among them.'
+        )
+    if config.step_early and ranks.count > 1:
+        raise ValueError(
+            "step_early = true steps a weight before several processes have averaged its gradient: leave it out, or "
+            "train with one process."
         )
     if config.optimiser_bits == 8 and ranks.count > 1 and config.parallel == "fsdp":
         raise ValueError(
@@ -99,6 +106,8 @@ class Trainer:
             self.parameters = {name: p for name, p in model.named_parameters() if name in self.parameters}
         if config.offload:
             self._weights: TrainedWeights = OffloadedWeights(self.parameters, config, self.device)
+        elif config.step_early:
+            self._weights = EarlyWeights(self.parameters, config)
         else:
             self._weights = TrainedWeights(self.parameters, config)
 

@@ -42,6 +42,7 @@ class TrainingConfig:
             in; or "fp8", float8 with a factor for each row, which takes half of bfloat16's memory.
         stream: keep these weights in CPU memory and bring them to the device block by block.
         optimiser_bits: of AdamW's two moments of every trained number: 32, or 8, which needs the library bitsandbytes.
+        step_early: step each weight as soon as its gradient is complete, so that gradients never pile up; see `early`.
         offload: keep trained weights (float32), moments and averages in CPU memory and step them there; see `offload`.
         gradient_checkpointing: recompute blocks and head stages in the backward pass, for less memory.
         parallel: how several processes (torchrun) train together: "ddp", each with the whole model; "fsdp", the model
@@ -72,6 +73,7 @@ class TrainingConfig:
     frozen: str = "full"
     stream: bool = False
     optimiser_bits: int = 32
+    step_early: bool = False
     offload: bool = False
     gradient_checkpointing: bool = True
     parallel: str = "auto"
@@ -94,3 +96,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be from 0 to below 1, not {getattr(self, name)}.")
         if self.policy == "all" and (self.frozen != "full" or self.stream):
             raise ValueError('frozen and stream are about what does not train, but policy "all" trains everything.')
+        if self.step_early and self.accumulate > 1:
+            raise ValueError(
+                f"step_early = true steps after every micro-batch, which accumulate = {self.accumulate} is not for: "
+                "leave one of them out."
+            )

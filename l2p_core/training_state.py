@@ -18,7 +18,7 @@ from .training_config import TrainingConfig
 
 KIND_KEY = "l2p.kind"
 KIND = "training-state"
-MAY_CHANGE = ("steps", "parallel", "lr", "stream", "offload")
+MAY_CHANGE = ("steps", "parallel", "lr", "stream", "step_early", "offload")
 """Training longer than first planned, on other machines, or on from before a divergence is no other run; nor is keeping
 the same numbers elsewhere."""
 

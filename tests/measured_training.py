@@ -6,10 +6,7 @@ held before the model was loaded, everything that torch loads on first use inclu
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +24,7 @@ from comfyui_l2p.l2p_core.model import key_shapes
 from comfyui_l2p.l2p_core.parallel import Ranks
 from comfyui_l2p.l2p_core.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
+from comfyui_l2p.train.benchmark.process import forget_peak, peak_memory
 
 CONFIG = ModelConfig(
     dim=512, head_dim=64, n_layers=10, n_refiner_layers=1, caption_dim=128, ffn_dim=1536, t_freq_dim=64,
@@ -60,31 +58,18 @@ def train(trainer: Trainer, size: int) -> None:
         pass
 
 
-def resident(what: str) -> int:
-    """Bytes: "VmRSS", held now, or "VmHWM", the most since `forget_peak`."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.findall(rf"{what}:\s+(\d+) kB", status)[0]) * 1024
-
-
-def forget_peak() -> None:
-    """Give freed memory back to the system, and count the peak from now on."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
 def main(settings: dict[str, object]) -> None:
     size = int(str(settings.pop("size")))
-    config = TrainingConfig(steps=2, lr=1e-4, blocks=2, **settings)  # type: ignore[arg-type]
+    config = TrainingConfig(steps=1, lr=1e-4, blocks=2, **settings)  # type: ignore[arg-type]
     train(Trainer(tiny_models.pixel_model(), config), 32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save(weights(), path)
         planned = plan.plan(CONFIG, config, Workload(1, size, size, TOKENS), device_type="cpu")
         forget_peak()
-        before = resident("VmRSS")
+        before = peak_memory()
         train(Trainer(training_model.load(path, config, Ranks(device=CPU)), config), size)
-        measured = resident("VmHWM") - before
+        measured = peak_memory() - before
     print(json.dumps({"planned": planned.device_bytes, "measured": measured, "parts": planned.device}))
 
 

@@ -43,7 +43,7 @@ def test_the_stand_in_is_as_large_as_asked_and_reads_its_words() -> None:
 def test_the_report_names_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_module(_: str, way: str, *rest: str) -> dict[str, Any]:
+    def run_module(_: str, way: str, *rest: str, env: object = None) -> dict[str, Any]:
         plain = way == train.PLAIN
         return {"seconds": 4.0 if plain else 3.0, "memory": 8e9 if plain else 4e9, "losses": [1.0], "loss": 0.25}
 

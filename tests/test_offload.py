@@ -1,4 +1,4 @@
-"""Trained weights in CPU memory and optimiser states in 8 bits, against what they stand in for."""
+"""Trained weights stepped early or in CPU memory, and optimiser states in 8 bits, against what they stand in for."""
 
 from __future__ import annotations
 
@@ -69,6 +69,15 @@ def test_in_float32_offloading_changes_no_bit(changes: dict[str, object]) -> Non
         assert parameter.grad is None and torch.equal(parameter, offloaded[0]._weights.masters[name])
 
 
+def test_early_steps_change_no_bit() -> None:
+    plain, early = (
+        go_on(Trainer(pixel_model(), config(offload=False, step_early=early), EMPTY), 3) for early in (False, True)
+    )
+    assert same(plain[0], early[0])
+    assert plain[1] == pytest.approx(early[1], rel=1e-6)
+    assert all(parameter.grad is None for parameter in early[0].parameters.values())
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_in_bfloat16_the_losses_stay_within_rounding(accumulate: int) -> None:
     changes = {"precision": "bf16", "accumulate": accumulate, "steps": 8, "lr": 3e-3}
@@ -87,9 +96,10 @@ def test_working_copies_are_bfloat16_and_what_is_kept_is_float32() -> None:
         assert torch.equal(parameter, trained._weights.masters[name].bfloat16())
 
 
-def test_gradients_never_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changes", [{}, {"offload": False, "step_early": True}], ids=["offloaded", "on the device"])
+def test_gradients_never_pile_up(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever one is taken, no other weight of the model has one; and the last to come finds the first stepped."""
-    trained = Trainer(pixel_model(), CONFIG, EMPTY)
+    trained = Trainer(pixel_model(), config(**changes), EMPTY)
     weights, seen = trained._weights, []
     first = weights.masters["local_decoder.out_conv.weight"].clone()
     step = weights._step_one  # type: ignore[attr-defined]
@@ -107,13 +117,13 @@ def test_gradients_never_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_gradient_is_clipped_by_itself_when_stepped_early(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = Trainer(pixel_model(), config(clip_norm=1e-3), EMPTY)
-    optimiser = trained._weights.optimiser
     norms: list[float] = []
 
     def step() -> None:
         norms.extend(float(p.grad.norm()) for p in trained._weights.masters.values() if p.grad is not None)
 
-    monkeypatch.setattr(optimiser, "step", step)
+    for optimiser in trained._weights.optimisers:
+        monkeypatch.setattr(optimiser, "step", step)
     total = go_on(trained, 1)[1][1]
     assert max(norms) == pytest.approx(1e-3, rel=1e-2) and total > 1e-3
 
@@ -123,8 +133,9 @@ def test_a_run_goes_on_bit_for_bit_with_and_without_offloading(accumulate: int, 
     chosen, path = config(accumulate=accumulate), tmp_path / "state.safetensors"
     straight = run(chosen, 4)
     run(chosen, 2).save(path)
-    for offload in (True, False):
-        rest = Trainer(pixel_model(), dataclasses.replace(chosen, offload=offload), EMPTY)
+    ways = [{"offload": True}, {"offload": False}, {"offload": False, "step_early": True}]
+    for changes in ways[: 3 if accumulate == 1 else 2]:
+        rest = Trainer(pixel_model(), config(accumulate=accumulate, **changes), EMPTY)
         rest.resume(path)
         assert rest.step == 2 and same(straight, go_on(rest, 4)[0])
 
@@ -180,8 +191,9 @@ def test_a_loss_that_is_no_number_changes_nothing(accumulate: int) -> None:
     assert all(torch.equal(value, before[name]) for name, value in trained._weights.state().items())
 
 
-def test_a_gradient_that_is_no_number_stops_the_run_and_spares_what_follows() -> None:
-    trained = run(CONFIG, 1)
+@pytest.mark.parametrize("changes", [{}, {"offload": False, "step_early": True}], ids=["offloaded", "on the device"])
+def test_a_gradient_that_is_no_number_stops_the_run_and_spares_what_follows(changes: dict[str, object]) -> None:
+    trained = run(config(**changes), 1)
     parameter = trained.parameters["layers.3.attention.out.weight"]
     parameter.register_hook(lambda gradient: gradient * float("nan"))
     before = {name: master.clone() for name, master in trained._weights.masters.items()}
@@ -203,6 +215,10 @@ def test_what_does_not_go_together_is_explained(monkeypatch: pytest.MonkeyPatch)
     two = Ranks(0, 2, CPU)
     with pytest.raises(ValueError, match="offload = true keeps"):
         Trainer(pixel_model(), CONFIG, EMPTY, two)
+    with pytest.raises(ValueError, match="step_early = true steps a weight before"):
+        Trainer(pixel_model(), config(offload=False, step_early=True), EMPTY, two)
+    with pytest.raises(ValueError, match="accumulate = 2 is not for"):
+        config(step_early=True, accumulate=2)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="bitsandbytes, which is not installed"):
         Trainer(pixel_model(), config(optimiser_bits=8), EMPTY)

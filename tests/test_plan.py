@@ -25,6 +25,7 @@ from comfyui_l2p.l2p_core.run.planning import planned, workload
 from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
 from comfyui_l2p.l2p_core.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
+from comfyui_l2p.train.benchmark.process import FREED_AT_ONCE
 from comfyui_l2p.train.cli import main
 
 Z_IMAGE = ModelConfig().with_head("1k")
@@ -42,20 +43,14 @@ def of_z_image(**choices: object) -> plans.Plan:
 @pytest.mark.parametrize("settings", [
     {"precision": "fp32", "size": 256},
     {"precision": "fp32", "gradient_checkpointing": False, "size": 256},
+    {"precision": "fp32", "step_early": True, "size": 256},
     {"precision": "fp32", "frozen": "fp8", "stream": True, "offload": True, "size": 256},
     {"precision": "bf16", "size": 64},
-], ids=["shallow", "without checkpointing", "fp8, streamed and offloaded", "bf16"])  # fmt: skip
+], ids=["shallow", "without checkpointing", "stepped early", "fp8, streamed and offloaded", "bf16"])  # fmt: skip
 def test_what_is_measured_is_within_15_percent_of_the_plan(settings: dict[str, object]) -> None:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("measured_training.py")), json.dumps(settings)],
-        # Let freed memory go back to the system at once, so that what is measured is what was in use.
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "MALLOC_ARENA_MAX": "1",
-            "MALLOC_MMAP_THRESHOLD_": "65536",
-            "MALLOC_TRIM_THRESHOLD_": "0",
-        },
+        env={**os.environ, **FREED_AT_ONCE, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=True,
@@ -141,6 +136,8 @@ def test_each_setting_saves_what_it_is_there_for() -> None:
     assert offloaded.device["trained weights"] == plain.device["trained weights"] // 2
     assert "optimiser" not in offloaded.device and offloaded.computer["optimiser"] == plain.device["optimiser"]
     assert of_z_image(offload=True, accumulate=1).computer["gradients"] < GB < offloaded.computer["gradients"]
+    assert of_z_image(accumulate=1).device["gradients"] > 9 * GB
+    assert of_z_image(accumulate=1, step_early=True).device["gradients"] == 0
     assert of_z_image(gradient_checkpointing=False).device["activations"] > 10 * plain.device["activations"]
     shared = plan(Z_IMAGE, dataclasses.replace(PUBLISHED, parallel="fsdp"), AT_1024, processes=8)
     assert shared.device_bytes < plain.device_bytes / 3
@@ -163,6 +160,10 @@ def test_changes_are_settings_first_and_smaller_batches_keep_the_step() -> None:
     single = next(change for change in found if change.work.batch == 1)
     assert single.training.accumulate == 8 and single.words == "batch_size = 1 and accumulate = 8"
     assert not any("frozen" in change.words for change in changes(TrainingConfig(policy="all"), AT_1024))
+    # Early steps are for one micro-batch, and part of offloading.
+    assert not any("step_early" in change.words for change in found)
+    early = [change for change in changes(TrainingConfig(), AT_1024) if "step_early" in change.words]
+    assert early and not any("offload" in change.words for change in early)
 
 
 def recipe(**training: object) -> Recipe:

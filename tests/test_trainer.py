@@ -178,7 +178,7 @@ def test_warm_up_then_cosine_to_a_tenth() -> None:
         trained.step = step
         rates.append(trained._learning_rate())
         trained._weights.begin(step, rates[-1])
-        new, known = (group["lr"] for group in trained._weights.optimiser.param_groups)
+        new, known = (group["lr"] for group in trained._weights.optimisers[0].param_groups)
         assert known == pytest.approx(0.12 * new)
     assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
     assert rates[4] == pytest.approx(1e-3)
@@ -205,7 +205,7 @@ def test_clipping_bounds_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
         gradients = [p.grad for p in trained.parameters.values() if p.grad is not None]
         handed.append(float(torch.stack([g.norm() for g in gradients]).norm()))
 
-    monkeypatch.setattr(trained._weights.optimiser, "step", step)
+    monkeypatch.setattr(trained._weights.optimisers[0], "step", step)
     metrics = next(iter(trained.run(RandomBatches())))
     assert metrics.grad_norm > 1e-3
     assert handed == [pytest.approx(1e-3, rel=1e-2)]

@@ -27,7 +27,7 @@ from ...l2p_core.model_file import Slot, model_file
 from ...l2p_core.safetensors_header import nbytes
 from ...l2p_core.tensor_io import ChunkReader
 from ..console import bytes_text, table
-from .process import peak_memory, run_module
+from .process import forget_peak, peak_memory, run_module
 
 ROUNDS = 3
 DTYPE = "BF16"
@@ -132,6 +132,7 @@ TASKS: dict[str, Callable[..., object]] = {
 
 
 def _measure(task: str, paths: list[Path]) -> Iterator[tuple[str, float]]:
+    forget_peak()
     before, started = peak_memory(), time.perf_counter()
     TASKS[task](*paths)
     yield "seconds", time.perf_counter() - started

@@ -23,8 +23,8 @@ from ...l2p_core.training_config import TrainingConfig
 VOCABULARY = 4096
 SHARE = 4.02 / 6.17
 """Numbers of Qwen3-4B for each of Z-Image's."""
-PADDED = 32
-"""Tokens that a caption is padded to: an eighth of a 256-pixel image's, as 512 are of a 1024-pixel one's."""
+PADDED = 50
+"""Tokens that a caption is padded to: an eighth of a 320-pixel image's, as 512 are of a 1024-pixel one's."""
 
 
 def tokens(caption: str) -> Tensor:
