@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # mypy does not follow the import hook that maps the repository root to the package's name; it follows a link.
 TYPECHECK = MYPYPATH=$(VENV)/src $(BIN)/python -m mypy -p comfyui_l2p
 
-.PHONY: demo test check typecheck clean
+.PHONY: demo test typecheck clean
 
 demo: $(READY)
 	$(BIN)/l2p demo --output demo
@@ -17,7 +17,8 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(TYPECHECK)
-	$(BIN)/python -m pytest
+	# Several processes at once: of two threads on busy cores each waits for the other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 typecheck: $(READY)
 	$(TYPECHECK)

@@ -8,6 +8,7 @@ user's models, settings and custom nodes is read or changed.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,9 @@ from host_server import Host, Server  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 NO_HOST = "no ComfyUI: set COMFYUI_PATH to a checkout (and COMFYUI_PYTHON to its interpreter)"
 
+INSIDE = Path(__file__).parent / "inside"
 collect_ignore = ["inside"]
-"""For the host's interpreter only, see test_inside.py."""
+"""For the host's interpreter only, see `inside`."""
 
 
 def find_host() -> Host | None:
@@ -46,10 +48,42 @@ def host() -> Host:
     return found
 
 
+@pytest.fixture(scope="session", autouse=True)
+def inside(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str] | None]:
+    """The checks inside the host, begun before the first of the host's tests: they take minutes, mostly of one core."""
+    wanted = any(item.path.name == "test_inside.py" for item in request.session.items)
+    found = find_host()
+    if not wanted or found is None:
+        yield None
+        return
+    command = [
+        *(found.python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", os.devnull),
+        *("--rootdir", INSIDE, "--confcutdir", INSIDE, "--import-mode=importlib"),
+        *("-o", "python_files=check_*.py", "-o", "python_functions=check_*", INSIDE),
+    ]
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        # Of several threads on busy cores each waits for the others.
+        env=os.environ | {"COMFYUI_PATH": str(found.path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
 @pytest.fixture(scope="session")
 def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(host, tmp_path_factory.mktemp("comfyui")) as running:
         yield running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ask last what has become of the checks inside the host."""
+    items.sort(key=lambda item: item.path.name == "test_inside.py")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
