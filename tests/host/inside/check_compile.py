@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import golden_vectors as golden
 import kit
@@ -13,7 +14,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from torch._dynamo.utils import counters
 
-ONE_SHAPE = {"cfg": 1.0, "steps": 2}
+ONE_SHAPE: dict[str, Any] = {"cfg": 1.0, "steps": 2}
 """Without guidance there is one caption, of one length: every other would be compiled for, which takes its time."""
 
 
