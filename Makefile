@@ -13,11 +13,12 @@ TYPECHECK = MYPYPATH=$(VENV)/src $(BIN)/python -m mypy -p comfyui_l2p
 demo: $(READY)
 	$(BIN)/l2p demo --output demo
 
+# One thread for each of the tests' processes, for several run at once: of two threads on busy cores each waits for the
+# other.
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(TYPECHECK)
-	# Several processes at once: of two threads on busy cores each waits for the other.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 typecheck: $(READY)
