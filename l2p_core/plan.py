@@ -8,10 +8,11 @@ between tensors, is counted as `DEVICE_OVERHEAD`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import psutil
 import torch
 
 from . import activations, lora
@@ -216,8 +217,7 @@ def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
         for name, value, cost in _SAVINGS
         if getattr(training, name) != value and not (training.policy == "all" and name in ("frozen", "stream"))
     ]
-    sets = [chosen for count in range(len(possible) + 1) for chosen in combinations(possible, count)]
-    sets.sort(key=lambda chosen: sum(cost for *_, cost in chosen))
+    sets = _combinations(possible)
     for batch in dict.fromkeys((work.batch, 1)):
         for chosen in sets:
             if _go_together(chosen, training.accumulate * work.batch // batch):
@@ -226,6 +226,12 @@ def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
     for share in (3 / 4, 1 / 2, 1 / 4):
         smaller = work._replace(batch=1, height=_scaled(work.height, share), width=_scaled(work.width, share))
         yield _change(training, work, smaller, tuple(possible))
+
+
+def _combinations(settings: Sequence[tuple[str, object, int]]) -> list[tuple[tuple[str, object, int], ...]]:
+    """None, some and all of them, by what they cost."""
+    sets = [chosen for count in range(len(settings) + 1) for chosen in combinations(settings, count)]
+    return sorted(sets, key=lambda chosen: sum(cost for *_, cost in chosen))
 
 
 def _go_together(settings: Iterable[tuple[str, object, int]], accumulate: int) -> bool:
@@ -300,6 +306,43 @@ def refuse_if_too_much(
     raise ValueError(
         f"{sentence} It would fit with {change.words}: then about {_gb(smaller.device_bytes)} GB{computer}."
     )
+
+
+_COMPUTER_SAVINGS: tuple[tuple[str, object, int], ...] = (
+    ("optimiser_bits", 8, 1),
+    ("stream", False, 1),
+    ("offload", False, 2),
+)
+"""Settings that need less of the computer's memory, where some of what a GPU works with lies there."""
+
+
+def refuse_if_too_much_of_the_computer(
+    config: ModelConfig, training: TrainingConfig, work: Workload, memory: int, limit: int, *, processes: int = 1
+) -> None:
+    """Hold a run on a GPU to `memory` bytes that the computer has for each process.
+
+    Args:
+        limit: bytes of the GPU's memory, which what is proposed instead has to fit as well.
+
+    Raises:
+        ValueError: if it needs more, with the least change that would make it fit.
+    """
+    wanted = plan(config, training, work, processes=processes)
+    if wanted.computer_bytes <= memory:
+        return
+    sentence = f"{wanted.sentence()} This computer has {_gb(memory)} GB for it, swap included."
+    possible = [setting for setting in _COMPUTER_SAVINGS if getattr(training, setting[0]) != setting[1]]
+    for chosen in _combinations(possible):
+        change = _change(training, work, work, chosen)
+        found = plan(config, change.training, work, processes=processes)
+        if found.computer_bytes <= memory and found.device_bytes <= limit:
+            raise ValueError(f"{sentence} It would fit with {change.words}.")
+    raise ValueError(f"{sentence} No setting makes it fit: train fewer blocks, or on a computer with more memory.")
+
+
+def computer_memory() -> int:
+    """Bytes of memory that this computer has, swap included."""
+    return psutil.virtual_memory().total + psutil.swap_memory().total
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -20,7 +20,14 @@ from comfyui_l2p.l2p_core.activations import Part, Peak, Workload, parts_for, pe
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.live_memory import Traced, trace
 from comfyui_l2p.l2p_core.parallel import Ranks
-from comfyui_l2p.l2p_core.plan import GB, changes, fitting, plan, refuse_if_too_much
+from comfyui_l2p.l2p_core.plan import (
+    GB,
+    changes,
+    fitting,
+    plan,
+    refuse_if_too_much,
+    refuse_if_too_much_of_the_computer,
+)
 from comfyui_l2p.l2p_core.run.planning import planned, workload
 from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
 from comfyui_l2p.l2p_core.trainer import Trainer
@@ -152,6 +159,23 @@ def test_what_cannot_fit_is_refused_with_the_least_change_that_would() -> None:
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, GB)
     with pytest.raises(ValueError, match="size = "):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, 8 * GB)
+
+
+def test_what_the_computer_has_no_room_for_is_refused_too() -> None:
+    config = dataclasses.replace(PUBLISHED, frozen="fp8", offload=True)
+
+    def ask(memory: int, limit: int = 16 * GB) -> None:
+        refuse_if_too_much_of_the_computer(Z_IMAGE, config, AT_1024, memory, limit)
+
+    ask(64 * GB)
+    with pytest.raises(
+        ValueError, match=r"4\d\.\d GB of the computer's memory.* has 32\.0 GB.* with optimiser_bits = 8\.$"
+    ):
+        ask(32 * GB)
+    with pytest.raises(ValueError, match="No setting makes it fit"):
+        ask(16 * GB)
+    with pytest.raises(ValueError, match=r"would fit with offload = false\.$"):
+        ask(16 * GB, limit=80 * GB)
 
 
 def test_changes_are_settings_first_and_smaller_batches_keep_the_step() -> None:

@@ -50,6 +50,15 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
     assert not worked and not RunFolder(folder / "run").init.exists()
 
 
+def test_without_a_gpu_the_computers_memory_is_the_limit(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planning, "computer_memory", lambda: 1000)
+    with pytest.raises(ValueError, match="There are"):
+        loop.train(recipe_in(folder), folder / "run")
+
+
 def test_a_run_with_all_that_saves_memory_goes_on_to_the_same_end(folder: Path) -> None:  # noqa: F811
     recipe = recipe_in(folder)
     training = dataclasses.replace(recipe.training, frozen="fp8", stream=True, offload=True, precision="bf16")

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from ..activations import Workload
 from ..config import ModelConfig
 from ..parallel import Ranks
-from ..plan import Plan, free_memory, plan, refuse_if_too_much
+from ..plan import (
+    Plan,
+    computer_memory,
+    free_memory,
+    plan,
+    refuse_if_too_much,
+    refuse_if_too_much_of_the_computer,
+)
 from ..tiny.words import CAPTION_DIM
 from ..training_config import TrainingConfig
 from .data import image_side
@@ -36,21 +44,24 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
         recipe: of the run.
         config: of the L2P model.
         ranks: the processes of the run.
-        limit: bytes of the device's memory; None takes what is free on a GPU, and asks nothing of a CPU.
+        limit: bytes of the device's memory; None takes what is free on a GPU, and all that a computer without one has.
 
     Raises:
-        ValueError: if the run cannot fit the device, with the change that would make it fit.
+        ValueError: if the run cannot fit the device or the computer, with the change that would make it fit.
     """
     training = recipe.training
     work = workload(recipe, config, ranks.part(training.accumulate, recipe.data.batch_size)[1])
-    limit = free_memory(ranks.device) if limit is None else limit
     kind = ranks.device.type
+    # torchrun says how many processes share this computer.
+    memory = computer_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if limit is None:
+        limit = free_memory(ranks.device) or memory
+    if kind == "cuda":
+        refuse_if_too_much_of_the_computer(config, training, work, memory, limit, processes=ranks.count)
     if ranks.count > 1 and training.parallel == "auto":
         replicated = dataclasses.replace(training, parallel="ddp")
         found = plan(config, replicated, work, device_type=kind, processes=ranks.count)
-        if limit is None or found.device_bytes <= limit:
+        if found.device_bytes <= limit:
             return found, replicated
         training = dataclasses.replace(training, parallel="fsdp")
-    if limit is None:
-        return plan(config, training, work, device_type=kind, processes=ranks.count), training
     return refuse_if_too_much(config, training, work, limit, device_type=kind, processes=ranks.count), training
