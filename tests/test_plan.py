@@ -18,16 +18,10 @@ from torch import nn
 from comfyui_l2p.l2p_core import plan as plans
 from comfyui_l2p.l2p_core.activations import Part, Peak, Workload, parts_for, peak
 from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.fit import changes, fitting, refuse_if_too_much, refuse_if_too_much_of_the_computer
 from comfyui_l2p.l2p_core.live_memory import Traced, trace
 from comfyui_l2p.l2p_core.parallel import Ranks
-from comfyui_l2p.l2p_core.plan import (
-    GB,
-    changes,
-    fitting,
-    plan,
-    refuse_if_too_much,
-    refuse_if_too_much_of_the_computer,
-)
+from comfyui_l2p.l2p_core.plan import GB, plan
 from comfyui_l2p.l2p_core.run.planning import planned, workload
 from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
 from comfyui_l2p.l2p_core.trainer import Trainer

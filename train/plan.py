@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..l2p_core.config import ModelConfig
-from ..l2p_core.plan import GB, fitting, plan, refuse_if_too_much
+from ..l2p_core.fit import fitting, refuse_if_too_much
+from ..l2p_core.plan import GB, plan
 from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.planning import workload
 from ..l2p_core.run.recipe import TINY, Recipe

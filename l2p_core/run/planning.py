@@ -7,15 +7,9 @@ import os
 
 from ..activations import Workload
 from ..config import ModelConfig
+from ..fit import computer_memory, free_memory, refuse_if_too_much, refuse_if_too_much_of_the_computer
 from ..parallel import Ranks
-from ..plan import (
-    Plan,
-    computer_memory,
-    free_memory,
-    plan,
-    refuse_if_too_much,
-    refuse_if_too_much_of_the_computer,
-)
+from ..plan import Plan, plan
 from ..tiny.words import CAPTION_DIM
 from ..training_config import TrainingConfig
 from .data import image_side
