@@ -17,6 +17,29 @@ from .training_config import TrainingConfig
 
 
 @dataclass(frozen=True)
+class Room:
+    """Bytes that a process may use.
+
+    Attributes:
+        device: of the device's memory; of a CPU, of the computer's.
+        computer: of the computer's memory beside a GPU; None is as much as it takes.
+    """
+
+    device: int
+    computer: int | None = None
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether the plan's run fits."""
+        return plan.device_bytes <= self.device and (self.computer is None or plan.computer_bytes <= self.computer)
+
+    def __str__(self) -> str:
+        computer = (
+            "" if self.computer is None else f", and {gigabytes(self.computer)} GB of the computer's, swap included"
+        )
+        return f"{gigabytes(self.device)} GB{computer}"
+
+
+@dataclass(frozen=True)
 class Change:
     """What may be changed for a run to need less memory: in words of the recipe, and what becomes of the run."""
 
@@ -33,7 +56,10 @@ _SAVINGS: tuple[tuple[str, object, int], ...] = (
     ("offload", True, 4),
     ("stream", True, 4),
 )
-"""Settings that need less memory, and what each costs of time or exactness beside the others."""
+"""Settings that need less of a device's memory, and what each costs of time or exactness beside the others."""
+
+_BACK: tuple[tuple[str, object, int], ...] = (("stream", False, 1), ("offload", False, 2))
+"""The same of what needs less of the computer's memory, where that is the one that is short."""
 
 
 def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
@@ -43,7 +69,7 @@ def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
         for name, value, cost in _SAVINGS
         if getattr(training, name) != value and not (training.policy == "all" and name in ("frozen", "stream"))
     ]
-    sets = _combinations(possible)
+    sets = _combinations([*possible, *(setting for setting in _BACK if getattr(training, setting[0]) != setting[1])])
     for batch in dict.fromkeys((work.batch, 1)):
         for chosen in sets:
             if _go_together(chosen, training.accumulate * work.batch // batch):
@@ -88,17 +114,17 @@ def fitting(
     config: ModelConfig,
     training: TrainingConfig,
     work: Workload,
-    limit: int,
+    room: Room,
     *,
     device_type: str = "cuda",
     processes: int = 1,
 ) -> tuple[Change, Plan] | None:
-    """The least change with which a run fits into `limit` bytes of a device's memory; None if there is none."""
+    """The least change, at best none, with which a run has room; None if there is none."""
     for change in changes(training, work):
         if processes > 1 and (change.training.offload or change.training.step_early):
             continue
         found = plan(config, change.training, change.work, device_type=device_type, processes=processes)
-        if found.device_bytes <= limit:
+        if room.holds(found):
             return change, found
     return None
 
@@ -107,63 +133,31 @@ def refuse_if_too_much(
     config: ModelConfig,
     training: TrainingConfig,
     work: Workload,
-    limit: int,
+    room: Room,
     *,
     device_type: str = "cuda",
     processes: int = 1,
 ) -> Plan:
-    """The plan of a run that fits into `limit` bytes of a device's memory.
+    """The plan of a run that has room.
 
     Raises:
-        ValueError: if it does not, with the least change that would make it fit.
+        ValueError: if it has not, with the least change that would make it fit.
     """
     wanted = plan(config, training, work, device_type=device_type, processes=processes)
-    if wanted.device_bytes <= limit:
+    if room.holds(wanted):
         return wanted
-    sentence = f"{wanted.sentence(device_type)} There are {gigabytes(limit)} GB."
-    found = fitting(config, training, work, limit, device_type=device_type, processes=processes)
+    sentence = f"{wanted.sentence(device_type)} There are {room}."
+    found = fitting(config, training, work, room, device_type=device_type, processes=processes)
     if found is None:
         raise ValueError(
-            f"{sentence} No setting makes it fit: train fewer blocks, on a device with more memory, or on several with "
-            'parallel = "fsdp".'
+            f"{sentence} No setting makes it fit: train fewer blocks, on a device or computer with more memory, or on "
+            'several devices with parallel = "fsdp".'
         )
     change, smaller = found
     computer = f" and {gigabytes(smaller.computer_bytes)} GB of the computer's memory" if smaller.computer_bytes else ""
     raise ValueError(
         f"{sentence} It would fit with {change.words}: then about {gigabytes(smaller.device_bytes)} GB{computer}."
     )
-
-
-_COMPUTER_SAVINGS: tuple[tuple[str, object, int], ...] = (
-    ("optimiser_bits", 8, 1),
-    ("stream", False, 1),
-    ("offload", False, 2),
-)
-"""Settings that need less of the computer's memory, where some of what a GPU works with lies there."""
-
-
-def refuse_if_too_much_of_the_computer(
-    config: ModelConfig, training: TrainingConfig, work: Workload, memory: int, limit: int, *, processes: int = 1
-) -> None:
-    """Hold a run on a GPU to `memory` bytes that the computer has for each process.
-
-    Args:
-        limit: bytes of the GPU's memory, which what is proposed instead has to fit as well.
-
-    Raises:
-        ValueError: if it needs more, with the least change that would make it fit.
-    """
-    wanted = plan(config, training, work, processes=processes)
-    if wanted.computer_bytes <= memory:
-        return
-    sentence = f"{wanted.sentence()} This computer has {gigabytes(memory)} GB for it, swap included."
-    possible = [setting for setting in _COMPUTER_SAVINGS if getattr(training, setting[0]) != setting[1]]
-    for chosen in _combinations(possible):
-        change = _change(training, work, work, chosen)
-        found = plan(config, change.training, work, processes=processes)
-        if found.computer_bytes <= memory and found.device_bytes <= limit:
-            raise ValueError(f"{sentence} It would fit with {change.words}.")
-    raise ValueError(f"{sentence} No setting makes it fit: train fewer blocks, or on a computer with more memory.")
 
 
 def computer_memory() -> int:

@@ -43,11 +43,13 @@ class Ranks:
         rank: this process's number over all machines, from 0.
         count: how many there are.
         device: what this process computes on.
+        on_machine: how many of them share this machine's memory.
     """
 
     rank: int = 0
     count: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    on_machine: int = 1
     _store: Store | None = field(default=None, repr=False)
     _turns: Iterator[int] = field(default_factory=lambda: iter(range(sys.maxsize)), repr=False)
 
@@ -175,7 +177,8 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
         dist.init_process_group(
             backend, store=c10d.PrefixStore("l2p", store), rank=rank, world_size=count, timeout=timeout
         )
-        yield Ranks(rank, count, device, _store=c10d.PrefixStore("l2p turns", store))
+        on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        yield Ranks(rank, count, device, on_machine, c10d.PrefixStore("l2p turns", store))
     except RuntimeError as error:
         if not is_connection_error(error):
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..l2p_core.config import ModelConfig
-from ..l2p_core.fit import fitting, refuse_if_too_much
+from ..l2p_core.fit import Room, fitting, refuse_if_too_much
 from ..l2p_core.plan import GB, plan
 from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.planning import workload
@@ -35,14 +35,14 @@ def plan_command(name: str, places: Places, gpu_memory: float | None, cards: boo
     elif gpu_memory is None:
         print(plan(config, recipe.training, work).sentence())
     else:
-        print(refuse_if_too_much(config, recipe.training, work, round(gpu_memory * GB)).sentence())
+        print(refuse_if_too_much(config, recipe.training, work, Room(round(gpu_memory * GB))).sentence())
 
 
 def card_table(config: ModelConfig, recipe: Recipe) -> str:
     """What to change in a recipe for each usual GPU, and what it then needs, as a Markdown table."""
     rows = []
     for card in CARDS:
-        found = fitting(config, recipe.training, workload(recipe, config), card * GB)
+        found = fitting(config, recipe.training, workload(recipe, config), Room(card * GB))
         if found is None:
             rows.append([f"{card} GB", "does not fit", "", ""])
             continue

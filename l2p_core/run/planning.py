@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 from ..activations import Workload
 from ..config import ModelConfig
-from ..fit import computer_memory, free_memory, refuse_if_too_much, refuse_if_too_much_of_the_computer
+from ..fit import Room, computer_memory, free_memory, refuse_if_too_much
 from ..parallel import Ranks
 from ..plan import Plan, plan
 from ..tiny.words import CAPTION_DIM
@@ -46,16 +45,14 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
     training = recipe.training
     work = workload(recipe, config, ranks.part(training.accumulate, recipe.data.batch_size)[1])
     kind = ranks.device.type
-    # torchrun says how many processes share this computer.
-    memory = computer_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    memory = computer_memory() // ranks.on_machine
     if limit is None:
         limit = free_memory(ranks.device) or memory
-    if kind == "cuda":
-        refuse_if_too_much_of_the_computer(config, training, work, memory, limit, processes=ranks.count)
+    room = Room(limit, memory if kind == "cuda" else None)
     if ranks.count > 1 and training.parallel == "auto":
         replicated = dataclasses.replace(training, parallel="ddp")
         found = plan(config, replicated, work, device_type=kind, processes=ranks.count)
-        if found.device_bytes <= limit:
+        if room.holds(found):
             return found, replicated
         training = dataclasses.replace(training, parallel="fsdp")
-    return refuse_if_too_much(config, training, work, limit, device_type=kind, processes=ranks.count), training
+    return refuse_if_too_much(config, training, work, room, device_type=kind, processes=ranks.count), training

@@ -3,7 +3,8 @@
 All ways train the same initialisation on the same images, captions, noise levels and noise. Each is a process of its
 own. For time they take turns, several times over, so that all meet the same machine: it is the median step of the
 median run. Memory is measured in a run of its own, in which freed memory goes back to the system at once: the most that
-the process held beyond what it held before it loaded anything. The loss is the mean over the last half of the steps.
+the process held beyond what it held after training something small. The loss is the mean over the last half of the
+steps.
 """
 
 from __future__ import annotations
