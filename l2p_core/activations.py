@@ -161,7 +161,7 @@ class _Parts:
         # The two kinds of tokens as one sequence, beside the refiners' outputs.
         size = joined.untyped_storage().nbytes()
         yield Part((), Traced(size, size, 2 * size), False)
-        rope = tuple(torch.cat([i, c], dim=2) for i, c in zip(self.image_rope, self.caption_rope, strict=True))
+        rope = torch.cat([self.image_rope, self.caption_rope], dim=2)
         traced: dict[bool, Traced] = {}
         for number, block in enumerate(self.model.layers):
             frozen = f"layers.{number}.attention.qkv.weight" not in self.names

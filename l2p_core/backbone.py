@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import NORM_EPS, ROPE_THETA, TOKEN_MULTIPLE, ModelConfig
+from .lean_steps import GatedSilu, ScaledNorm
 from .patch import padded_size
 
-Rope = tuple[Tensor, Tensor]
-"""Cosines and sines, each (B or 1, 1, tokens, head_dim / 2), float32."""
+Rope = Tensor
+"""Rotations as complex numbers, (B or 1, 1, tokens, head_dim / 2), complex64."""
 
 
 class TimestepEmbedder(nn.Module):
@@ -48,9 +49,9 @@ class TimestepEmbedder(nn.Module):
 class RMSNorm(nn.RMSNorm):
     """RMS norm in the dtype of its input, so that float32 master weights do not widen a bfloat16 residual stream."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """Normalise the last dimension of (B, ..., N, D); times `factor` (B, 1, D) if there is one."""
+        return ScaledNorm.apply(x, self.weight, factor, self.eps)
 
 
 class Attention(nn.Module):
@@ -83,7 +84,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return self.w2(_finite(F.silu(self.w1(x)) * self.w3(x)))
+        return self.w2(_finite(GatedSilu.apply(self.w1(x), self.w3(x))))
 
 
 class Block(nn.Module):
@@ -101,21 +102,22 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, mask: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); `t` (B, t_dim) is the timestep embedding of a modulated block."""
-        if self.adaLN_modulation is None:
-            x = x + self.attention_norm2(_finite(self.attention(self.attention_norm1(x), rope, mask)))
-            return x + self.ffn_norm2(_finite(self.feed_forward(self.ffn_norm1(x))))
-        assert t is not None, "a modulated block needs the timestep embedding"
-        scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(t)[:, None].chunk(4, dim=-1)
-        attended = self.attention(self.attention_norm1(x) * (1 + scale_msa), rope, mask)
-        x = x + gate_msa.tanh() * self.attention_norm2(_finite(attended))
-        fed = self.feed_forward(self.ffn_norm1(x) * (1 + scale_mlp))
-        return x + gate_mlp.tanh() * self.ffn_norm2(_finite(fed))
+        scale_msa = gate_msa = scale_mlp = gate_mlp = None
+        if self.adaLN_modulation is not None:
+            assert t is not None, "a modulated block needs the timestep embedding"
+            scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(t)[:, None].chunk(4, dim=-1)
+            scale_msa, gate_msa, scale_mlp, gate_mlp = 1 + scale_msa, gate_msa.tanh(), 1 + scale_mlp, gate_mlp.tanh()
+        attended = self.attention(self.attention_norm1(x, scale_msa), rope, mask)
+        x = x + self.attention_norm2(_finite(attended), gate_msa)
+        fed = self.feed_forward(self.ffn_norm1(x, scale_mlp))
+        return x + self.ffn_norm2(_finite(fed), gate_mlp)
 
 
 class Backbone(nn.Module):
     """Patch embedder, caption and timestep embedders, refiners and joint blocks; no output projection.
 
-    `gradient_checkpointing` recomputes each block (and, in L2PModel, each stage of the head) in the backward pass.
+    `gradient_checkpointing` recomputes each block (and, in L2PModel, each stage of the head) in the backward pass, but
+    for the joint blocks whose numbers are in `kept`.
     `always_pad` gives the pad tokens a gradient, of zeros, where no padding is needed.
     """
 
@@ -123,6 +125,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.kept: frozenset[int] = frozenset()
         self.always_pad = False
         patch_numel = config.patch_size**2 * config.in_channels
         self.x_embedder = nn.Linear(patch_numel, config.dim)
@@ -173,8 +176,9 @@ class Backbone(nn.Module):
         x = torch.cat([image, cap], dim=1)
         rope = _joined(image_rope, cap_rope)
         mask = None if cap_mask is None else F.pad(cap_mask, (image.shape[1], 0), value=True)
-        for block in self.layers:
-            x = self._run(block, x, rope, mask, t)
+        for number, block in enumerate(self.layers):
+            run = block if number in self.kept else partial(self._run, block)
+            x = run(x, rope, mask, t)
         return x[:, :n_image], t
 
     def _run(self, block: nn.Module, x: Tensor, rope: Rope, mask: Tensor | None, t: Tensor | None) -> Tensor:
@@ -222,9 +226,8 @@ def pad_tokens(tokens: Tensor, pad_token: Tensor, length: int, always: bool = Fa
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotate interleaved channel pairs of (B, heads, N, head_dim) by each token's angles, in float32."""
-    cos, sin = rope
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
 
 
 @lru_cache(maxsize=16)
@@ -248,28 +251,25 @@ def _rope_of(
         positions[:, :n_image, 1] = torch.arange(rows).repeat_interleave(columns)
         positions[:, :n_image, 2] = torch.arange(columns).repeat(rows)
         of_sample = torch.tensor([distinct.index(n) for n in cap_lengths])
-        cos, sin = _rope_tables(positions, dims)
+        image = _rotations(positions, dims)
         if len(distinct) > 1:
-            cos, sin = cos[of_sample], sin[of_sample]
-        cap_cos, cap_sin = _rope_tables(cap_positions, dims)
-        return (cos.to(device), sin.to(device)), (cap_cos.to(device), cap_sin.to(device))
+            image = image[of_sample]
+        return image.to(device), _rotations(cap_positions, dims).to(device)
 
 
 def _joined(image: Rope, cap: Rope) -> Rope:
     """Tables of the joint sequence [image, caption]."""
-    batch = image[0].shape[0]
-    cos, sin = (torch.cat([i, c.expand(batch, -1, -1, -1)], dim=2) for i, c in zip(image, cap, strict=True))
-    return cos, sin
+    return torch.cat([image, cap.expand(len(image), -1, -1, -1)], dim=2)
 
 
-def _rope_tables(positions: Tensor, dims: tuple[int, int, int]) -> Rope:
-    """(B, N, 3) positions -> cosines and sines (B, 1, N, head_dim / 2); angles in float64, tables in float32."""
+def _rotations(positions: Tensor, dims: tuple[int, int, int]) -> Rope:
+    """Of (B, N, 3) positions; angles are computed in float64."""
     angles = []
     for axis, dim in enumerate(dims):
         frequencies = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
         angles.append(positions[..., axis, None] * frequencies)
     joined = torch.cat(angles, dim=-1)[:, None]
-    return joined.cos().float(), joined.sin().float()
+    return torch.polar(torch.ones_like(joined), joined).to(torch.complex64)
 
 
 def _finite(x: Tensor) -> Tensor:

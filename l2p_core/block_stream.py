@@ -100,6 +100,10 @@ class StreamedTensor:
     def __init__(self, stream: BlockStream, block: int, piece: _Piece):
         self._stream, self._block, self._piece = stream, block, piece
 
+    @property
+    def nbytes(self) -> int:
+        return self._piece.stop - self._piece.start
+
     def fill(self, tensor: Tensor) -> None:
         """Set its numbers in CPU memory."""
         self._piece.of(self._stream.home(self._block)).copy_(tensor)

@@ -65,9 +65,12 @@ class EarlyWeights(TrainedWeights):
 
     def _step_one(self, name: str, gradient: Tensor) -> None:
         master = self.masters[name]
-        master.grad = gradient
-        self._norms.append(float(torch.nn.utils.clip_grad_norm_([master], self.config.clip_norm)))
+        norm = float(torch.linalg.vector_norm(gradient))
+        if norm > self.config.clip_norm:
+            gradient.mul_(self.config.clip_norm / norm)
+        self._norms.append(norm)
         # From the first gradient on that is no number nothing changes any more; the trainer stops after this pass.
+        master.grad = gradient
         if math.isfinite(total_norm(self._norms)):
             self.optimiser_of[name].step()
             self._average([name])

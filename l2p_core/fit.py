@@ -49,6 +49,7 @@ class Change:
 
 
 _SAVINGS: tuple[tuple[str, object, int], ...] = (
+    ("keep_activations", 0, 1),
     ("gradient_checkpointing", True, 1),
     ("frozen", "fp8", 2),
     ("optimiser_bits", 8, 2),
@@ -58,12 +59,17 @@ _SAVINGS: tuple[tuple[str, object, int], ...] = (
 )
 """Settings that need less of a device's memory, and what each costs of time or exactness beside the others."""
 
+_USED = 0.85
+"""Share of the room that activations are kept up to."""
+
 _BACK: tuple[tuple[str, object, int], ...] = (("stream", False, 1), ("offload", False, 2))
 """The same of what needs less of the computer's memory, where that is the one that is short."""
 
 
 def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
     """Nothing, then ever more: settings alone, then smaller micro-batches, then smaller images with all settings."""
+    if training.keep_activations < 0:
+        training = dataclasses.replace(training, keep_activations=0)
     possible = [
         (name, value, cost)
         for name, value, cost in _SAVINGS
@@ -160,9 +166,35 @@ def refuse_if_too_much(
     )
 
 
+def keeping_what_fits(
+    config: ModelConfig,
+    training: TrainingConfig,
+    work: Workload,
+    room: Room,
+    *,
+    device_type: str = "cuda",
+    processes: int = 1,
+) -> TrainingConfig:
+    """The configuration of a run that fits, its `keep_activations` decided where it is -1."""
+    if training.keep_activations >= 0:
+        return training
+    # A plan may be wrong by a seventh, and nothing but time is lost by keeping less.
+    used = Room(round(room.device * _USED), room.computer)
+    for count in reversed(range(1, config.n_layers + 1)):
+        keeping = dataclasses.replace(training, keep_activations=count)
+        if used.holds(plan(config, keeping, work, device_type=device_type, processes=processes)):
+            return keeping
+    return dataclasses.replace(training, keep_activations=0)
+
+
 def computer_memory() -> int:
     """Bytes of memory that this computer has, swap included."""
     return psutil.virtual_memory().total + psutil.swap_memory().total
+
+
+def available_memory() -> int:
+    """Bytes of this computer's memory that nobody uses."""
+    return psutil.virtual_memory().available
 
 
 def free_memory(device: torch.device) -> int | None:

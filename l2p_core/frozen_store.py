@@ -89,6 +89,10 @@ class Resident:
         self._dtype, self._device = dtype, device
         self._stored: Stored | None = None
 
+    @property
+    def bytes_in_computer(self) -> int:
+        return 0
+
     def put(self, weight: Tensor) -> None:
         """Set the numbers."""
         self._stored = stored(weight.detach().to(self._device), self._dtype)
@@ -112,6 +116,10 @@ class Streamed:
         self._dtype, self._device, self._numbers = dtype, device, numbers
         self._scale: Tensor | None = None
 
+    @property
+    def bytes_in_computer(self) -> int:
+        return self._numbers.nbytes
+
     def put(self, weight: Tensor) -> None:
         """Set the numbers."""
         numbers, self._scale = stored(weight.detach().to(self._device), self._dtype)
@@ -134,6 +142,11 @@ class FrozenLinear(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self._weight, self._device = weight, device
         self._bias: Tensor | None = None
+
+    @property
+    def bytes_in_computer(self) -> int:
+        """What its weight takes of the computer's memory rather than of the device's."""
+        return self._weight.bytes_in_computer
 
     def put_bias(self, bias: Tensor) -> None:
         """Set the bias; without a call there is none."""

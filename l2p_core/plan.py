@@ -14,6 +14,7 @@ from .activations import Part, Workload
 from .config import ModelConfig
 from .freeze import trainable_names
 from .model import key_shapes
+from .recompute import kept_blocks
 from .training_config import TrainingConfig
 
 GB = 10**9
@@ -58,7 +59,7 @@ def plan(
 
     Args:
         config: of the L2P model.
-        training: how it is trained; of `parallel`, "auto" counts as "ddp".
+        training: how it is trained; of `parallel`, "auto" counts as "ddp", and of `keep_activations`, -1 as 0.
         work: a process's micro-batch.
         device_type: "cuda" or "cpu".
         processes: that train together.
@@ -165,7 +166,11 @@ class _Planner:
         return max(sizes.values())
 
     def _parts(self) -> tuple[Part, ...]:
-        parts = activations.parts_for(self.config, self.training, self.work)
+        kept = {f"layers.{number}." for number in kept_blocks(self.config, self.training)}
+        parts = tuple(
+            dataclasses.replace(part, checkpointed=False) if kept.intersection(part.names) else part
+            for part in activations.parts_for(self.config, self.training, self.work)
+        )
         if not self.stored:
             return parts
         # A stored weight is turned into the numbers of the computation, one at a time.

@@ -24,6 +24,7 @@ from .freeze import freeze_all_but, trainable_names
 from .model import L2PModel
 from .offload import OffloadedWeights
 from .parallel import Ranks
+from .recompute import kept_blocks
 from .sample_randomness import draw
 from .step_metrics import SIGMA_EDGES as SIGMA_EDGES
 from .step_metrics import StepMetrics as StepMetrics
@@ -121,6 +122,7 @@ class Trainer:
         """
         self.model.train()
         self.model.gradient_checkpointing = self.config.gradient_checkpointing
+        self.model.kept = kept_blocks(self.model.config, self.config)
         while self.step < self.config.steps:
             yield self._train_step(batches)
 
@@ -149,6 +151,13 @@ class Trainer:
         weights = self._weights.averages if averaged else {}
         weights = weights or {name: master.detach() for name, master in self._weights.masters.items()}
         return lora.with_alphas(weights, self.config.lora_alpha)
+
+    @property
+    def bytes_in_computer(self) -> int:
+        """What offloading and streaming keep in the computer's memory."""
+        states = self._weights.state().values() if self.config.offload else ()
+        frozen = (module for module in self.model.modules() if isinstance(module, frozen_store.FrozenLinear))
+        return sum(tensor.nbytes for tensor in states) + sum(module.bytes_in_computer for module in frozen)
 
     @contextmanager
     def averaged(self) -> Iterator[L2PModel]:

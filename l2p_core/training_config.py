@@ -45,6 +45,8 @@ class TrainingConfig:
         step_early: step each weight as soon as its gradient is complete, so that gradients never pile up; see `early`.
         offload: keep trained weights (float32), moments and averages in CPU memory and step them there; see `offload`.
         gradient_checkpointing: recompute blocks and head stages in the backward pass, for less memory.
+        keep_activations: of how many joint blocks these are kept nevertheless, see `recompute`; -1, of as many as
+            memory has room for.
         parallel: how several processes (torchrun) train together: "ddp", each with the whole model; "fsdp", the model
             cut among them; or "auto", as memory allows.
         noise: "seeded" draws an image's noise from its own seed where it has one; "fresh" never does.
@@ -76,6 +78,7 @@ class TrainingConfig:
     step_early: bool = False
     offload: bool = False
     gradient_checkpointing: bool = True
+    keep_activations: int = 0
     parallel: str = "auto"
     noise: str = "seeded"
     seed: int = 0
@@ -85,6 +88,7 @@ class TrainingConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)!r}.")
         least_values = {"steps": 1, "accumulate": 1, "warmup_steps": 0, "blocks": 0, "lora_rank": 1, "weight_decay": 0}
+        least_values |= {"keep_activations": -1}
         for name, least in least_values.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}.")

@@ -18,9 +18,18 @@ from .training_config import TrainingConfig
 
 KIND_KEY = "l2p.kind"
 KIND = "training-state"
-MAY_CHANGE = ("steps", "parallel", "lr", "stream", "step_early", "offload")
+MAY_CHANGE = (
+    "steps",
+    "parallel",
+    "lr",
+    "stream",
+    "step_early",
+    "offload",
+    "gradient_checkpointing",
+    "keep_activations",
+)
 """Training longer than first planned, on other machines, or on from before a divergence is no other run; nor is keeping
-the same numbers elsewhere."""
+the same numbers elsewhere, or computing them once or twice."""
 
 
 def save(path: str | Path, state: Mapping[str, Tensor], *, step: int, config: TrainingConfig) -> None:

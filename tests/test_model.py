@@ -104,19 +104,20 @@ def test_gradient_checkpointing_gives_the_same_gradients_from_many_segments(monk
     model = tiny_models.pixel_model()
     pixels, sigma, caption = torch.randn(1, 3, 32, 48), torch.tensor([0.6]), tiny_models.captions(9)
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing, kept in ((False, frozenset()), (True, frozenset()), (True, frozenset({1, 2}))):
         model.zero_grad()
-        model.gradient_checkpointing = checkpointing
+        model.gradient_checkpointing, model.kept = checkpointing, kept
         model(pixels, sigma, caption).square().sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     config = model.config
     assert config.head is not None
     blocks = config.n_layers + 2 * config.n_refiner_layers
-    assert len(segments) == blocks + 2 * len(config.head.stages) + 1
+    everything = blocks + 2 * len(config.head.stages) + 1
+    assert len(segments) == everything + everything - 2
     for name, gradient in gradients[0].items():
-        again = gradients[1][name]
-        assert gradient is not None and again is not None
-        assert torch.allclose(gradient, again, rtol=1e-4, atol=1e-6), name
+        for again in (gradients[1][name], gradients[2][name]):
+            assert gradient is not None and again is not None
+            assert torch.allclose(gradient, again, rtol=1e-4, atol=1e-6), name
 
 
 def test_tables_made_in_inference_mode_can_be_trained_with() -> None:

@@ -78,6 +78,14 @@ def test_early_steps_change_no_bit() -> None:
     assert all(parameter.grad is None for parameter in early[0].parameters.values())
 
 
+def test_keeping_activations_changes_no_bit() -> None:
+    plain, kept, nothing_twice = (
+        go_on(Trainer(pixel_model(), config(offload=False, **changes), EMPTY), 3)
+        for changes in ({}, {"keep_activations": 3}, {"gradient_checkpointing": False})
+    )
+    assert same(plain[0], kept[0]) and same(plain[0], nothing_twice[0])
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_in_bfloat16_the_losses_stay_within_rounding(accumulate: int) -> None:
     changes = {"precision": "bf16", "accumulate": accumulate, "steps": 8, "lr": 3e-3}

@@ -18,10 +18,11 @@ from torch import nn
 from comfyui_l2p.l2p_core import plan as plans
 from comfyui_l2p.l2p_core.activations import Part, Peak, Workload, parts_for, peak
 from comfyui_l2p.l2p_core.config import ModelConfig
-from comfyui_l2p.l2p_core.fit import Room, changes, fitting, refuse_if_too_much
+from comfyui_l2p.l2p_core.fit import Room, changes, fitting, keeping_what_fits, refuse_if_too_much
 from comfyui_l2p.l2p_core.live_memory import Traced, trace
 from comfyui_l2p.l2p_core.parallel import Ranks
 from comfyui_l2p.l2p_core.plan import GB, plan
+from comfyui_l2p.l2p_core.recompute import kept_blocks
 from comfyui_l2p.l2p_core.run.planning import planned, workload
 from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
 from comfyui_l2p.l2p_core.trainer import Trainer
@@ -44,10 +45,11 @@ def of_z_image(**choices: object) -> plans.Plan:
 @pytest.mark.parametrize("settings", [
     {"precision": "fp32", "size": 256},
     {"precision": "fp32", "gradient_checkpointing": False, "size": 256},
+    {"precision": "fp32", "keep_activations": 7, "size": 256},
     {"precision": "fp32", "step_early": True, "size": 256},
     {"precision": "fp32", "frozen": "fp8", "stream": True, "offload": True, "size": 256},
     {"precision": "bf16", "size": 64},
-], ids=["shallow", "without checkpointing", "stepped early", "fp8, streamed and offloaded", "bf16"])  # fmt: skip
+], ids=["shallow", "nothing twice", "some blocks kept", "stepped early", "fp8 elsewhere", "bf16"])  # fmt: skip
 def test_what_is_measured_is_within_15_percent_of_the_plan(settings: dict[str, object]) -> None:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("measured_training.py")), json.dumps(settings)],
@@ -139,7 +141,11 @@ def test_each_setting_saves_what_it_is_there_for() -> None:
     assert of_z_image(offload=True, accumulate=1).computer["gradients"] < GB < offloaded.computer["gradients"]
     assert of_z_image(accumulate=1).device["gradients"] > 9 * GB
     assert of_z_image(accumulate=1, step_early=True).device["gradients"] == 0
-    assert of_z_image(gradient_checkpointing=False).device["activations"] > 10 * plain.device["activations"]
+    everything = of_z_image(gradient_checkpointing=False).device["activations"]
+    assert everything > 5 * plain.device["activations"]
+    some, all_blocks = (of_z_image(keep_activations=count).device["activations"] for count in (10, 30))
+    assert plain.device["activations"] < some - 4 * GB and some < all_blocks - 8 * GB and all_blocks < everything
+    assert of_z_image(keep_activations=-1) == plain
     shared = plan(Z_IMAGE, dataclasses.replace(PUBLISHED, parallel="fsdp"), AT_1024, processes=8)
     assert shared.device_bytes < plain.device_bytes / 3
 
@@ -147,8 +153,10 @@ def test_each_setting_saves_what_it_is_there_for() -> None:
 def test_what_cannot_fit_is_refused_with_the_least_change_that_would() -> None:
     with pytest.raises(ValueError, match=r"Needs about 5[12]\.\d GB of GPU memory: frozen weights 7\.2, .* are 16"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(16 * GB))
-    with pytest.raises(ValueError, match=r"would fit with optimiser_bits = 8: then about 3\d\.\d GB\.$"):
+    with pytest.raises(ValueError, match=r'would fit with frozen = "fp8": then about 4\d\.\d GB\.$'):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(48 * GB))
+    with pytest.raises(ValueError, match=r"would fit with keep_activations = 0: then about 5\d\.\d GB\.$"):
+        refuse_if_too_much(Z_IMAGE, dataclasses.replace(PUBLISHED, keep_activations=30), AT_1024, Room(54 * GB))
     with pytest.raises(ValueError, match="No setting makes it fit"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(GB))
     with pytest.raises(ValueError, match="size = "):
@@ -162,13 +170,38 @@ def test_what_the_computer_has_no_room_for_is_refused_too() -> None:
         refuse_if_too_much(Z_IMAGE, config, AT_1024, Room(limit, memory))
 
     ask(64 * GB)
-    said = r"40\.8 GB of the computer's memory.* and 32\.0 GB of .* optimiser_bits = 8: then about 12\.6 GB"
+    said = r"40\.8 GB of the computer's memory.* and 32\.0 GB of .* optimiser_bits = 8: then about 12\.1 GB"
     with pytest.raises(ValueError, match=said):
         ask(32 * GB)
     with pytest.raises(ValueError, match="No setting makes it fit"):
         ask(16 * GB)
     with pytest.raises(ValueError, match=r"would fit with offload = false: then"):
         ask(16 * GB, limit=80 * GB)
+
+
+def test_room_that_is_left_over_keeps_activations() -> None:
+    asked = dataclasses.replace(PUBLISHED, keep_activations=-1)
+
+    def keeps(memory: int) -> int:
+        return keeping_what_fits(Z_IMAGE, asked, AT_1024, Room(memory * GB)).keep_activations
+
+    assert 0 < keeps(70) < keeps(80) <= 30 and keeps(200) == 30
+    assert keeps(52) == 0, "it fits, but with little to spare"
+    assert keeping_what_fits(Z_IMAGE, PUBLISHED, AT_1024, Room(200 * GB)) == PUBLISHED
+    found, training = planned(recipe(keep_activations=-1), SMALL, Ranks(device=torch.device("cpu")))
+    assert training.keep_activations == SMALL.n_layers
+    assert found == plan(SMALL, training, workload(recipe(), SMALL), device_type="cpu")
+
+
+def test_frozen_blocks_keep_theirs_first_and_of_these_the_last() -> None:
+    def kept(count: int, **choices: object) -> list[int]:
+        return sorted(kept_blocks(SMALL, TrainingConfig(blocks=1, keep_activations=count, **choices)))  # type: ignore[arg-type]
+
+    assert SMALL.n_layers == 4
+    assert [kept(count) for count in (-1, 0, 1, 2, 3, 4, 5)] == [
+        [], [], [2], [1, 2], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]
+    ]  # fmt: skip
+    assert kept(1, policy="all") == [3] and kept(1, policy="lora", lora_rank=2) == [2]
 
 
 def test_changes_are_settings_first_and_smaller_batches_keep_the_step() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..l2p_core.config import ModelConfig
-from ..l2p_core.fit import Room, fitting, refuse_if_too_much
+from ..l2p_core.fit import Room, fitting, keeping_what_fits, refuse_if_too_much
 from ..l2p_core.plan import GB, plan
 from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.planning import workload
@@ -35,7 +35,9 @@ def plan_command(name: str, places: Places, gpu_memory: float | None, cards: boo
     elif gpu_memory is None:
         print(plan(config, recipe.training, work).sentence())
     else:
-        print(refuse_if_too_much(config, recipe.training, work, Room(round(gpu_memory * GB))).sentence())
+        room = Room(round(gpu_memory * GB))
+        refuse_if_too_much(config, recipe.training, work, room)
+        print(plan(config, keeping_what_fits(config, recipe.training, work, room), work).sentence())
 
 
 def card_table(config: ModelConfig, recipe: Recipe) -> str:

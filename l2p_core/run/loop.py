@@ -126,14 +126,19 @@ def prepare(
     base, found, training = ranks.first_then_others(make_files)
     if ranks.any(training.parallel == "fsdp"):
         training = replace(training, parallel="fsdp")
+    training = replace(training, keep_activations=min(ranks.gather(training.keep_activations)))
     return Run(replace(recipe, training=training), folder, base, found, ranks, hooks)
 
 
 def _plan(recipe: Recipe, folder: RunFolder, hooks: Hooks, ranks: Ranks) -> TrainingConfig:
-    """State what the run needs of memory; its configuration with the way of several processes decided."""
-    found, training = planned(recipe, pixel_config(recipe.model, folder.init), ranks)
+    """State what the run needs of memory; its configuration with what depends on that decided."""
+    config = pixel_config(recipe.model, folder.init)
+    found, training = planned(recipe, config, ranks)
     if ranks.first:
         sentence = found.sentence(ranks.device.type)
+        if training.gradient_checkpointing and training.keep_activations:
+            kept = min(training.keep_activations, config.n_layers)
+            sentence += f" {kept} of {config.n_layers} blocks keep their activations and are not computed twice."
         write_bytes(folder.plan, f"{sentence}\n".encode())
         hooks.note(sentence)
     return training

@@ -6,7 +6,7 @@ import dataclasses
 
 from ..activations import Workload
 from ..config import ModelConfig
-from ..fit import Room, computer_memory, free_memory, refuse_if_too_much
+from ..fit import Room, available_memory, computer_memory, free_memory, keeping_what_fits, refuse_if_too_much
 from ..parallel import Ranks
 from ..plan import Plan, plan
 from ..tiny.words import CAPTION_DIM
@@ -29,7 +29,7 @@ def workload(recipe: Recipe, config: ModelConfig, parts: int = 1) -> Workload:
 
 
 def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None = None) -> tuple[Plan, TrainingConfig]:
-    """The plan of this process, and the training's configuration with "auto" decided.
+    """The plan of this process, and the training's configuration with "auto" and -1 decided.
 
     Replicas ("ddp") communicate least, and are chosen where they fit.
 
@@ -46,13 +46,14 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
     work = workload(recipe, config, ranks.part(training.accumulate, recipe.data.batch_size)[1])
     kind = ranks.device.type
     memory = computer_memory() // ranks.on_machine
-    if limit is None:
-        limit = free_memory(ranks.device) or memory
-    room = Room(limit, memory if kind == "cuda" else None)
+    free = limit or free_memory(ranks.device)
+    room = Room(free or memory, memory if kind == "cuda" else None)
     if ranks.count > 1 and training.parallel == "auto":
         replicated = dataclasses.replace(training, parallel="ddp")
-        found = plan(config, replicated, work, device_type=kind, processes=ranks.count)
-        if room.holds(found):
-            return found, replicated
-        training = dataclasses.replace(training, parallel="fsdp")
-    return refuse_if_too_much(config, training, work, room, device_type=kind, processes=ranks.count), training
+        fits = room.holds(plan(config, replicated, work, device_type=kind, processes=ranks.count))
+        training = replicated if fits else dataclasses.replace(training, parallel="fsdp")
+    refuse_if_too_much(config, training, work, room, device_type=kind, processes=ranks.count)
+    # What is not needed shall not push others' memory out to the disk.
+    spare = Room(free or min(memory, available_memory() // ranks.on_machine), room.computer)
+    training = keeping_what_fits(config, training, work, spare, device_type=kind, processes=ranks.count)
+    return plan(config, training, work, device_type=kind, processes=ranks.count), training
