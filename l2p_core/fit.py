@@ -18,15 +18,23 @@ from .training_config import TrainingConfig
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that a process may use.
+    """What a process of a run may use.
 
     Attributes:
-        device: of the device's memory; of a CPU, of the computer's.
-        computer: of the computer's memory beside a GPU; None is as much as it takes.
+        device: bytes of the device's memory; of a CPU, of the computer's.
+        computer: bytes of the computer's memory beside a GPU; None is as many as it takes.
+        device_type: "cuda" or "cpu".
+        processes: that train together.
     """
 
     device: int
     computer: int | None = None
+    device_type: str = "cuda"
+    processes: int = 1
+
+    def plan(self, config: ModelConfig, training: TrainingConfig, work: Workload) -> Plan:
+        """What a run needs here; arguments as for `plan.plan`."""
+        return plan(config, training, work, device_type=self.device_type, processes=self.processes)
 
     def holds(self, plan: Plan) -> bool:
         """Whether the plan's run fits."""
@@ -121,15 +129,12 @@ def fitting(
     training: TrainingConfig,
     work: Workload,
     room: Room,
-    *,
-    device_type: str = "cuda",
-    processes: int = 1,
 ) -> tuple[Change, Plan] | None:
     """The least change, at best none, with which a run has room; None if there is none."""
     for change in changes(training, work):
-        if processes > 1 and (change.training.offload or change.training.step_early):
+        if room.processes > 1 and (change.training.offload or change.training.step_early):
             continue
-        found = plan(config, change.training, change.work, device_type=device_type, processes=processes)
+        found = room.plan(config, change.training, change.work)
         if room.holds(found):
             return change, found
     return None
@@ -140,20 +145,17 @@ def refuse_if_too_much(
     training: TrainingConfig,
     work: Workload,
     room: Room,
-    *,
-    device_type: str = "cuda",
-    processes: int = 1,
 ) -> Plan:
     """The plan of a run that has room.
 
     Raises:
         ValueError: if it has not, with the least change that would make it fit.
     """
-    wanted = plan(config, training, work, device_type=device_type, processes=processes)
+    wanted = room.plan(config, training, work)
     if room.holds(wanted):
         return wanted
-    sentence = f"{wanted.sentence(device_type)} There are {room}."
-    found = fitting(config, training, work, room, device_type=device_type, processes=processes)
+    sentence = f"{wanted.sentence(room.device_type)} There are {room}."
+    found = fitting(config, training, work, room)
     if found is None:
         raise ValueError(
             f"{sentence} No setting makes it fit: train fewer blocks, on a device or computer with more memory, or on "
@@ -171,18 +173,15 @@ def keeping_what_fits(
     training: TrainingConfig,
     work: Workload,
     room: Room,
-    *,
-    device_type: str = "cuda",
-    processes: int = 1,
 ) -> TrainingConfig:
     """The configuration of a run that fits, its `keep_activations` decided where it is -1."""
     if training.keep_activations >= 0:
         return training
     # A plan may be wrong by a seventh, and nothing but time is lost by keeping less.
-    used = Room(round(room.device * _USED), room.computer)
+    used = dataclasses.replace(room, device=round(room.device * _USED))
     for count in reversed(range(1, config.n_layers + 1)):
         keeping = dataclasses.replace(training, keep_activations=count)
-        if used.holds(plan(config, keeping, work, device_type=device_type, processes=processes)):
+        if used.holds(used.plan(config, keeping, work)):
             return keeping
     return dataclasses.replace(training, keep_activations=0)
 

@@ -21,3 +21,9 @@ def kept_blocks(config: ModelConfig, training: TrainingConfig) -> frozenset[int]
     trained = {int(name.split(".")[1]) for name in names if name.startswith("layers.")}
     order = sorted(range(config.n_layers), key=lambda number: (number in trained, -number))
     return frozenset(order[: max(0, training.keep_activations)])
+
+
+def kept_sentence(config: ModelConfig, training: TrainingConfig) -> str:
+    """What a plan's sentence goes on with, nothing where every block is computed twice or none."""
+    kept = len(kept_blocks(config, training)) if training.gradient_checkpointing else 0
+    return f" {kept} of {config.n_layers} blocks keep their activations and are not computed twice." if kept else ""

@@ -245,6 +245,8 @@ def test_the_command_plans_the_6b_model_without_its_file(
     assert "planned for the 6B Z-Image" in (said := capsys.readouterr().out) and re.search(
         r"Needs about 1[12]\.\d GB", said
     )
+    assert main(["plan", "z-image-1k", "--gpu-memory", "80"]) == 0
+    assert re.search(r"\d of 30 blocks keep their activations", capsys.readouterr().out)
     assert main(["plan", "z-image-1k", "--gpu-memory", "16"]) == 2
     assert "It would fit with" in capsys.readouterr().err
     assert main(["plan", "z-image-1k", "--cards"]) == 0

@@ -39,6 +39,21 @@ def test_the_plan_is_stated_and_kept_before_the_model_is_loaded(
     assert RunFolder(folder / "run").plan.read_text(encoding="utf-8") == f"{notes[0]}\n"
 
 
+def test_the_plan_says_what_is_not_computed_twice(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training_model, "load", not_yet)
+    recipe = recipe_in(folder)
+    training = dataclasses.replace(recipe.training, gradient_checkpointing=True, keep_activations=-1)
+    for available, kept in ((10**12, "3 of 3 blocks keep their activations"), (1000, "")):
+        monkeypatch.setattr(planning, "available_memory", lambda size=available: size)
+        notes: list[str] = []
+        with pytest.raises(Loaded):
+            loop.train(dataclasses.replace(recipe, training=training), folder / "run", hooks=Hooks(note=notes.append))
+        assert kept in notes[0] and ("blocks keep" in notes[0]) == bool(kept)
+
+
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
     folder: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..l2p_core.config import ModelConfig
 from ..l2p_core.fit import Room, fitting, keeping_what_fits, refuse_if_too_much
 from ..l2p_core.plan import GB, plan
+from ..l2p_core.recompute import kept_sentence
 from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.planning import workload
 from ..l2p_core.run.recipe import TINY, Recipe
@@ -37,7 +38,8 @@ def plan_command(name: str, places: Places, gpu_memory: float | None, cards: boo
     else:
         room = Room(round(gpu_memory * GB))
         refuse_if_too_much(config, recipe.training, work, room)
-        print(plan(config, keeping_what_fits(config, recipe.training, work, room), work).sentence())
+        training = keeping_what_fits(config, recipe.training, work, room)
+        print(room.plan(config, training, work).sentence() + kept_sentence(config, training))
 
 
 def card_table(config: ModelConfig, recipe: Recipe) -> str:

@@ -16,6 +16,7 @@ from ..atomic import write_bytes
 from ..checkpoint import open_checkpoint
 from ..config import ModelConfig
 from ..parallel import Ranks
+from ..recompute import kept_sentence
 from ..tiny.words import CAPTION_DIM
 from ..trainer import Trainer, TrainingDiverged, check_possible
 from ..training_config import TrainingConfig
@@ -135,10 +136,7 @@ def _plan(recipe: Recipe, folder: RunFolder, hooks: Hooks, ranks: Ranks) -> Trai
     config = pixel_config(recipe.model, folder.init)
     found, training = planned(recipe, config, ranks)
     if ranks.first:
-        sentence = found.sentence(ranks.device.type)
-        if training.gradient_checkpointing and training.keep_activations:
-            kept = min(training.keep_activations, config.n_layers)
-            sentence += f" {kept} of {config.n_layers} blocks keep their activations and are not computed twice."
+        sentence = found.sentence(ranks.device.type) + kept_sentence(config, training)
         write_bytes(folder.plan, f"{sentence}\n".encode())
         hooks.note(sentence)
     return training

@@ -8,7 +8,7 @@ from ..activations import Workload
 from ..config import ModelConfig
 from ..fit import Room, available_memory, computer_memory, free_memory, keeping_what_fits, refuse_if_too_much
 from ..parallel import Ranks
-from ..plan import Plan, plan
+from ..plan import Plan
 from ..tiny.words import CAPTION_DIM
 from ..training_config import TrainingConfig
 from .data import image_side
@@ -47,13 +47,13 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
     kind = ranks.device.type
     memory = computer_memory() // ranks.on_machine
     free = limit or free_memory(ranks.device)
-    room = Room(free or memory, memory if kind == "cuda" else None)
+    room = Room(free or memory, memory if kind == "cuda" else None, kind, ranks.count)
     if ranks.count > 1 and training.parallel == "auto":
         replicated = dataclasses.replace(training, parallel="ddp")
-        fits = room.holds(plan(config, replicated, work, device_type=kind, processes=ranks.count))
+        fits = room.holds(room.plan(config, replicated, work))
         training = replicated if fits else dataclasses.replace(training, parallel="fsdp")
-    refuse_if_too_much(config, training, work, room, device_type=kind, processes=ranks.count)
+    refuse_if_too_much(config, training, work, room)
     # What is not needed shall not push others' memory out to the disk.
-    spare = Room(free or min(memory, available_memory() // ranks.on_machine), room.computer)
-    training = keeping_what_fits(config, training, work, spare, device_type=kind, processes=ranks.count)
-    return plan(config, training, work, device_type=kind, processes=ranks.count), training
+    spare = dataclasses.replace(room, device=free or min(memory, available_memory() // ranks.on_machine))
+    training = keeping_what_fits(config, training, work, spare)
+    return room.plan(config, training, work), training
