@@ -41,19 +41,36 @@ def test_the_stand_in_is_as_large_as_asked_and_reads_its_words() -> None:
     assert red.shape == (3, 64) and not red.equal(blue) and not red.requires_grad
 
 
+def test_ways_take_turns_step_by_step(tmp_path: Path) -> None:
+    train.prepare(tmp_path, train._QUICK)
+    ways = [train.PLAIN, "ours"]
+    seconds = train.seconds_in_turns(ways, (str(tmp_path), "fp32", "--quick"), train.WARM_UP + 2)
+    assert seconds.keys() == set(ways) and all(len(steps) == 2 and min(steps) > 0 for steps in seconds.values())
+
+
+def test_a_way_that_fails_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)plain.*init\.safetensors"):
+        train.seconds_in_turns([train.PLAIN], (str(tmp_path), "fp32", "--quick"), 1)
+
+
 def test_the_report_names_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run_module(_: str, way: str, *rest: str, env: object = None) -> dict[str, Any]:
         plain = way == train.PLAIN
         memory = {"memory": 8e9, "left": 0} if plain else {"memory": 7e9, "left": 3e9}
-        return {"seconds": 4.0 if plain else 3.0, **memory, "losses": [1.0], "loss": 0.25}
+        return {**memory, "losses": [1.0], "loss": 0.25}
+
+    def seconds_in_turns(ways: list[str], *_: object) -> dict[str, list[float]]:
+        # The machine halves its speed after a turn: ratios are those of the turns.
+        return {way: [4.0, 8.0] if way == train.PLAIN else [3.0, 6.0] for way in ways}
 
     monkeypatch.setattr(train, "run_module", run_module)
+    monkeypatch.setattr(train, "seconds_in_turns", seconds_in_turns)
     monkeypatch.setattr(train, "prepare", lambda *_: 58_000_000)
     train.benchmark_train(quick=True, precision="fp32", json_file=tmp_path / "train.json")
     text = capsys.readouterr().out
-    for number in ("4.00 s", "0.75", "8 GB", "7 GB", "4 GB", "0.50", "0.2500", "58M", "fp32"):
+    for number in ("6.00 s", "4.50 s", "0.75", "0.75 to 0.75", "8 GB", "7 GB", "4 GB", "0.50", "0.2500", "58M", "fp32"):
         assert number in text
     ways = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))["ways"]
     assert ways.keys() >= {train.PLAIN, "ours"}

@@ -9,8 +9,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 FREED_AT_ONCE = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
@@ -58,6 +60,51 @@ def run_module(module: str, *arguments: str, env: Mapping[str, str] | None = Non
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+class Stepped:
+    """`python -m module arguments`, which goes a step further for every line it is sent and answers each with a line of
+    JSON. It ends with the block that this is the context manager of."""
+
+    def __init__(self, module: str, *arguments: str):
+        self._command = [sys.executable, "-m", module, *arguments]
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed on exit)
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            encoding="utf-8",
+        )
+
+    def step(self) -> dict[str, Any]:
+        """Let it take a step, and read its answer.
+
+        Raises:
+            RuntimeError: with the end of its error output, if it has failed.
+        """
+        assert self._process.stdin and self._process.stdout
+        try:
+            print(file=self._process.stdin, flush=True)
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(f"{' '.join(self._command[2:])} failed: {self._errors.read()[-2000:]}")
+        return json.loads(answer)
+
+    def __enter__(self) -> Stepped:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
 
 
 def _peak_on_windows() -> int:

@@ -1,11 +1,11 @@
 """`l2p benchmark train`: a scaled model trained our way and the plain way (see `plain_trainer`), in one run.
 
 All ways train the same initialisation on the same images, captions, noise levels and noise. Each is a process of its
-own. For time they take turns, several times over, so that all meet the same machine: it is the median step of the
-median run. Memory is measured in a run of its own, in which freed memory goes back to the system at once: the most that
-the process held beyond what it held after training something small. Without a GPU there is one memory; what one would
-leave to the computer's, all along and counted from the tensors, is taken off for what the device needs. The loss is the
-mean over the last half of the steps.
+own. For time they are all there at once and take turns, a step each: a machine that grows slower or faster does so for
+all of them, and what is compared is each step with the plain one of the same turn. Memory is measured in a run of its
+own, in which freed memory goes back to the system at once: the most that the process held beyond what it held after
+training something small. Without a GPU there is one memory; what one would leave to the computer's, all along and
+counted from the tensors, is taken off for what the device needs. The loss is the mean over the last half of the steps.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import argparse
 import dataclasses
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ...l2p_core.trainer import Trainer, check_possible
 from ...l2p_core.training_config import TrainingConfig
 from ..console import bytes_text, count_text, table
 from .plain_trainer import SHARE, StandIn, tokens, train_plainly
-from .process import FREED_AT_ONCE, forget_peak, peak_memory, run_module
+from .process import FREED_AT_ONCE, Stepped, forget_peak, peak_memory, run_module
 
 PLAIN = "plain"
 _SMALL: dict[str, Any] = {"frozen": "fp8", "step_early": True}
@@ -51,7 +52,6 @@ OURS: dict[str, dict[str, Any]] = {
 }
 """Choices of the training beside those that all ways share."""
 
-ROUNDS = 3
 BLOCKS = 2
 WARM_UP = 2  # steps that are not timed
 IMAGES = 64
@@ -99,10 +99,9 @@ def benchmark_train(quick: bool = False, precision: str | None = None, json_file
         folder = Path(name)
         numbers = prepare(folder, scale)
         ways = [PLAIN, *(way for way, choices in OURS.items() if _is_possible(choices))]
-        flags = ["--quick"] if quick else []
-        arguments = (str(folder), precision, *flags)
+        arguments = (str(folder), precision, *(["--quick"] if quick else []))
         held = {way: run_module(__name__, way, *arguments, env=FREED_AT_ONCE) for way in ways}
-        rounds = [{way: run_module(__name__, way, *arguments) for way in ways} for _ in range(1 if quick else ROUNDS)]
+        seconds = seconds_in_turns(ways, arguments, scale.steps)
     results = {
         "quick": quick,
         "precision": precision,
@@ -112,15 +111,7 @@ def benchmark_train(quick: bool = False, precision: str | None = None, json_file
         "side": scale.side,
         "batch": scale.batch,
         "steps": scale.steps,
-        "rounds": len(rounds),
-        "ways": {
-            way: {
-                **rounds[0][way],
-                "seconds": statistics.median(found[way]["seconds"] for found in rounds),
-                "memory": held[way]["memory"],
-            }
-            for way in ways
-        },
+        "ways": {way: {**held[way], "seconds": seconds[way]} for way in ways},
     }
     print(report(results))
     if json_file:
@@ -147,26 +138,36 @@ def images_of(scale: Scale) -> ImageSet:
     return ImageSet(to_uint8(pixels), captions, list(range(IMAGES)))
 
 
+def seconds_in_turns(ways: list[str], arguments: tuple[str, ...], steps: int) -> dict[str, list[float]]:
+    """How long each way took for each of its steps, without those that warm it up."""
+    with ExitStack() as running:
+        trained = {way: running.enter_context(Stepped(__name__, way, *arguments, "--in-turns")) for way in ways}
+        turns = [{way: trained[way].step()["seconds"] for way in ways} for _ in range(steps)]
+    return {way: [turn[way] for turn in turns[WARM_UP:]] for way in ways}
+
+
+def take_turns(way: str, folder: Path, precision: str, scale: Scale) -> None:
+    """Train one way in this process, a step for every line of standard input; see `process.Stepped`."""
+    steps = _losses(way, folder, precision, scale)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        next(steps)
+        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+
+
 def measure(way: str, folder: Path, precision: str, scale: Scale) -> dict[str, Any]:
-    """Train one way in this process."""
+    """Train one way in this process, for its memory and losses."""
     with tempfile.TemporaryDirectory() as small:
         # torch imports hundreds of megabytes on first use, whatever is trained: not counted.
         prepare(Path(small), _QUICK)
         list(_losses(way, Path(small), precision, _QUICK))
     forget_peak()
     before = peak_memory()
-    seconds, losses, left = [], [], []
-    started = time.perf_counter()
-    for loss, elsewhere in _losses(way, folder, precision, scale):
-        now = time.perf_counter()
-        seconds.append(now - started)
-        losses.append(loss)
-        left.append(elsewhere)
-        started = now
+    steps = list(_losses(way, folder, precision, scale))
+    losses = [loss for loss, _ in steps]
     return {
-        "seconds": statistics.median(seconds[WARM_UP:]),
         "memory": peak_memory() - before,
-        "left": left[-1],
+        "left": steps[-1][1],
         "losses": losses,
         "loss": statistics.mean(losses[len(losses) // 2 :]),
     }
@@ -215,36 +216,61 @@ def _is_possible(choices: dict[str, Any]) -> bool:
 def report(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     ways, plain = results["ways"], results["ways"][PLAIN]
-    rows = [
-        [
-            way,
-            f"{found['seconds']:.2f} s",
-            f"{found['seconds'] / plain['seconds']:.2f}",
-            bytes_text(found["memory"]),
-            bytes_text(found["memory"] - found["left"]),
-            f"{(found['memory'] - found['left']) / plain['memory']:.2f}",
-            f"{found['loss']:.4f}",
-        ]
-        for way, found in ways.items()
-    ]
+    rows = []
+    for way, found in ways.items():
+        ratios = [ours / theirs for ours, theirs in zip(found["seconds"], plain["seconds"], strict=True)]
+        rows.append(
+            [
+                way,
+                f"{statistics.median(found['seconds']):.2f} s",
+                f"{statistics.median(ratios):.2f}",
+                "{:.2f} to {:.2f}".format(*_middle_half(ratios)),
+                bytes_text(found["memory"]),
+                bytes_text(found["memory"] - found["left"]),
+                f"{(found['memory'] - found['left']) / plain['memory']:.2f}",
+                f"{found['loss']:.4f}",
+            ]
+        )
     first = (
         f"{count_text(results['numbers'])} numbers, {results['side']} px, {results['batch']} images a step, "
         f"{results['steps']} steps, {results['precision']}, {results['threads']} threads, torch {results['torch']}"
         + (" (quick check, small sizes)" if results["quick"] else "")
     )
-    header = ["way of training", "a step", "ratio", "peak memory", "of it the device's", "ratio", "loss, last half"]
+    header = [
+        "way of training",
+        "a step",
+        "ratio",
+        "half of its steps",
+        "peak memory",
+        "of it the device's",
+        "ratio",
+        "loss, last half",
+    ]
     return f"{first}\n\n{table(header, rows)}"
 
 
+def _middle_half(values: list[float]) -> tuple[float, float]:
+    """The quartiles that the middle half of some values lies between."""
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
 def main() -> None:
-    """Train one way in this process; prints its numbers as JSON."""
+    """Train one way in this process; prints its numbers as JSON, or those of each step when told to take it."""
     parser = argparse.ArgumentParser(description="One way of training, for its time and peak memory.")
     parser.add_argument("way", choices=[PLAIN, *OURS])
     parser.add_argument("folder", type=Path, help="what `prepare` has written")
     parser.add_argument("precision", choices=["bf16", "fp32"])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--in-turns", action="store_true", help="a step for every line of standard input")
     args = parser.parse_args()
-    print(json.dumps(measure(args.way, args.folder, args.precision, _QUICK if args.quick else _FULL)))
+    scale = _QUICK if args.quick else _FULL
+    if args.in_turns:
+        take_turns(args.way, args.folder, args.precision, scale)
+    else:
+        print(json.dumps(measure(args.way, args.folder, args.precision, scale)))
 
 
 if __name__ == "__main__":
