@@ -24,8 +24,8 @@ from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.changes import changed, read_changes
 from ..l2p_core.run.find import find
 from ..l2p_core.run.folder import RunFolder
+from ..l2p_core.run.hooks import Hooks
 from ..l2p_core.run.live import arguments_of
-from ..l2p_core.run.loop import Hooks
 from ..l2p_core.run.metrics import RunMetrics, read_metrics
 from ..l2p_core.run.recipe import Recipe
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
@@ -172,6 +172,7 @@ def _hooks(live: Live, folder: RunFolder) -> Hooks:
         should_stop=comfy.model_management.processing_interrupted,
         note=note,
         working=working,
+        sampling=lambda done, steps: live.work("montage", done, steps),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_run_resume import RECIPE, folder  # noqa: F401 (a fixture)
+from test_run_resume import RECIPE, assert_same, folder  # noqa: F401 (a fixture)
 from torch import Tensor
 
 from comfyui_l2p.l2p_core import training_model
@@ -19,7 +19,7 @@ from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.base import pixel_config
 from comfyui_l2p.l2p_core.run.captions import Captions
 from comfyui_l2p.l2p_core.run.folder import RunFolder
-from comfyui_l2p.l2p_core.run.loop import Hooks
+from comfyui_l2p.l2p_core.run.hooks import Hooks
 from comfyui_l2p.l2p_core.run.metrics import RunMetrics
 from comfyui_l2p.l2p_core.run.recipe import Recipe
 from comfyui_l2p.l2p_core.tiny import load_words
@@ -62,6 +62,35 @@ def test_a_run_is_watched_stopped_and_gone_on_with(folder: Path) -> None:  # noq
     result = loop.train(recipe, folder / "run", captions=captions, hooks=hooks)
     assert (result.step, result.finished) == (6, True)
     assert [metrics.step for metrics in shown] == [1, 2, 3, 4, 5, 6] and len(loaded) == 1
+
+
+def test_a_montage_can_be_stopped_and_nothing_is_lost(folder: Path) -> None:  # noqa: F811
+    recipe = recipe_in(folder)
+    recipe = dataclasses.replace(
+        recipe, watch=dataclasses.replace(recipe.watch, save_every=2, montage_every=3, steps=3)
+    )
+
+    def go(stop_after: int | None = None) -> loop.Result:
+        """Ask to stop after so many sampling steps."""
+        sampled: list[tuple[int, int]] = []
+        hooks = Hooks(
+            should_stop=lambda: len(sampled) == stop_after, sampling=lambda done, steps: sampled.append((done, steps))
+        )
+        result = loop.train(recipe, folder / "stopped", hooks=hooks)
+        assert sampled == ([(1, 3), (2, 3), (3, 3)] * 2)[:stop_after]
+        return result
+
+    result = go(2)  # in the first montage, whose step is not one for saving
+    assert (result.step, result.finished) == (3, False) and not result.folder.montages()
+    assert load_tensors(result.folder.state)[1]["l2p.step"] == "3"
+    result = go(1)  # while it is made up for
+    assert (result.step, result.finished) == (3, False) and not result.folder.montages()
+    result = go(4)  # in the last montage
+    assert (result.step, result.finished) == (6, False) and len(result.folder.montages()) == 1
+    result = loop.train(recipe, folder / "stopped")
+    assert (result.step, result.finished) == (6, True)
+    loop.train(recipe, folder / "straight")
+    assert_same(RunFolder(folder / "straight"), result.folder)
 
 
 def test_preparation_can_be_stopped_and_keeps_what_is_done(folder: Path) -> None:  # noqa: F811

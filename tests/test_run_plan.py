@@ -12,7 +12,7 @@ from test_run_resume import folder  # noqa: F401 (a fixture)
 from comfyui_l2p.l2p_core import training_model
 from comfyui_l2p.l2p_core.run import loop, planning
 from comfyui_l2p.l2p_core.run.folder import RunFolder
-from comfyui_l2p.l2p_core.run.loop import Hooks
+from comfyui_l2p.l2p_core.run.hooks import Hooks
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 

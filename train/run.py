@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,14 +20,21 @@ from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.captions import Captions
 from ..l2p_core.run.find import beside, find
 from ..l2p_core.run.folder import RunFolder
-from ..l2p_core.run.loop import Hooks, caption_folder
+from ..l2p_core.run.hooks import Hooks
+from ..l2p_core.run.loop import caption_folder
 from ..l2p_core.run.metrics import RunMetrics
 from ..l2p_core.run.recipe import Recipe
 from . import qwen
 from .console import bar, train_progress
 from .interrupt import deferred_interrupt
 
-_BYTES = ("converting", "loading")
+_BYTES: dict[str, Any] = {"unit": "B", "unit_scale": True}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "converting": _BYTES,
+    "loading": _BYTES,
+    "montage": {"unit": "step", "leave": False},
+}
+"""Of the bars for some kinds of work."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,13 @@ def shown(steps: int) -> Iterator[Hooks]:
         def note(sentence: str) -> None:
             tqdm.write(sentence, file=sys.stderr)
 
-        yield Hooks(progress, should_stop=lambda: interrupt.requested, note=note, working=working)
+        yield Hooks(
+            progress,
+            should_stop=lambda: interrupt.requested,
+            note=note,
+            working=working,
+            sampling=lambda done, steps: bars.show("montage", done, steps),
+        )
 
 
 class _Bars:
@@ -142,7 +156,7 @@ class _Bars:
         """Say how far the work is, in a bar of its own."""
         if text != self._text:
             self.close()
-            self._bar, self._text = bar(text, **({"unit": "B", "unit_scale": True} if text in _BYTES else {})), text
+            self._bar, self._text = bar(text, **_OPTIONS.get(text, {})), text
         assert self._bar is not None
         self._bar.total = total
         self._bar.update(done - self._bar.n)

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .. import delta, sharding, training_model
 from ..atomic import write_bytes
@@ -27,6 +26,7 @@ from .data import RunData
 from .divergence import DivergenceWatch
 from .events import Events
 from .folder import RunFolder
+from .hooks import Hooks
 from .metrics import Clock, RunMetrics, duration, read_metrics
 from .planning import planned
 from .recipe import Recipe
@@ -35,28 +35,8 @@ AfterStep = Callable[[Trainer], None]
 """Called after every optimiser step."""
 
 
-def _ignore(*_: object) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """How a run is watched and stopped; of several processes the first alone calls them, but for `should_stop`.
-
-    Attributes:
-        progress: called after every step with its metrics.
-        montage: called with the step and its montage's images, (B, 3, H, W) in [-1, 1] on the CPU.
-        should_stop: asked after every step; once it says so, everything is saved and the run returns.
-        note: called with sentences that the user should read.
-        working: called during preparation with (what, done, of how much); what it raises stops the preparation, which
-            goes on where it was the next time.
-    """
-
-    progress: Callable[[RunMetrics], None] = _ignore
-    montage: Callable[[int, Tensor], None] = _ignore
-    should_stop: Callable[[], bool] = lambda: False
-    note: Callable[[str], None] = _ignore
-    working: Callable[[str, int, int], None] = _ignore
+class _Stopped(Exception):
+    """A montage was left unmade because the user wants to stop."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +200,8 @@ class Run:
     def _go(self, after_step: AfterStep | None) -> bool:
         stream = self.data.stream(self.recipe, self.ranks)
         total, clock = self.recipe.training.steps, Clock(self.recipe.training.steps, self.ranks.device)
-        self._make_up_montage()
+        if not self._make_up_montage():
+            return False
         finished = self.trainer.step >= total
         with stream.block:
             for plain in self.trainer.run(stream.batches):
@@ -233,8 +214,12 @@ class Run:
                 if self.watch.diverged:
                     raise TrainingDiverged(self._sentence())
                 saved = self._save_if_due(finished, stopping)
-                if self._montage_is_due(finished):
-                    self._montage()
+                if self._montage_is_due(finished) and (stopping or not self._montage()):
+                    # Started again, the run makes it first.
+                    if not saved:
+                        self._save_if_due(finished, stopping=True)
+                    finished = False
+                    break
                 if stopping:
                     break
                 if saved and not finished:
@@ -285,25 +270,37 @@ class Run:
         due = finished or self.trainer.step % self.recipe.watch.montage_every == 0
         return due and bool(self.recipe.watch.prompts)
 
-    def _make_up_montage(self) -> None:
-        """Make the montage that a kill between a save and its montage has left out."""
+    def _make_up_montage(self) -> bool:
+        """Make the montage that a stop or kill between a save and its montage has left out; False if asked to stop."""
         step = self.trainer.step
         if step and self._montage_is_due(step >= self.recipe.training.steps):
             missing = self.ranks.first and not self.folder.montage(step).exists()
             if self.ranks.any(missing):
-                self._montage()
+                return self._montage()
+        return True
 
-    def _montage(self) -> None:
-        """The recipe's prompts as images, from the averaged weights."""
+    def _montage(self) -> bool:
+        """The recipe's prompts as images, from the averaged weights; False if asked to stop before they are there."""
         watch = self.recipe.watch
-        with self.trainer.averaged() as model:
-            side = watch.size or data.image_side(self.recipe, model.config)
-            pixels = montage.sample(model, self.data.features, watch, side, self.ranks.device)
+        try:
+            with self.trainer.averaged() as model:
+                side = watch.size or data.image_side(self.recipe, model.config)
+                features = self.data.features
+                pixels = montage.sample(model, features, watch, side, self.ranks.device, self._montage_step)
+        except _Stopped:
+            return False
         target = self.folder.montage(self.trainer.step)
         self.ranks.first_only(lambda: write_bytes(target, montage.file_content(pixels)))
         if self.ranks.first:
             self._events.add_montage(self.trainer.step, pixels)
             self.hooks.montage(self.trainer.step, pixels)
+        return True
+
+    def _montage_step(self, done: int, steps: int) -> None:
+        if self.ranks.first:
+            self.hooks.sampling(done, steps)
+        if self.ranks.any(self.hooks.should_stop()):
+            raise _Stopped
 
     def _divergence_watch(self) -> DivergenceWatch:
         """The watch as it was at the save that the run goes on from."""

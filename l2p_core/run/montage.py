@@ -9,6 +9,7 @@ from .. import flow
 from ..config import variant_row
 from ..model import L2PModel
 from ..pictures import enlarged, montage, picture, png
+from ..tensor_io import ProgressCallback
 from .data import Features
 from .recipe import WatchSection
 
@@ -18,7 +19,14 @@ _BATCH_PIXELS = 64 * 64 * 64
 _LEAST_SIDE = 128  # pixels of an image in the file
 
 
-def sample(model: L2PModel, features: Features, watch: WatchSection, side: int, device: torch.device) -> Tensor:
+def sample(
+    model: L2PModel,
+    features: Features,
+    watch: WatchSection,
+    side: int,
+    device: torch.device,
+    progress: ProgressCallback | None = None,
+) -> Tensor:
     """The images of the prompts, (B, 3, side, side) in [-1, 1] on the CPU.
 
     Args:
@@ -27,13 +35,24 @@ def sample(model: L2PModel, features: Features, watch: WatchSection, side: int, 
         watch: prompts, seeds and settings.
         side: pixels.
         device: of the model.
+        progress: called with (sampling steps done, steps in all), each of all images that are made together; may raise
+            to interrupt.
     """
     row = variant_row(str(model.config.variant))
     steps, cfg = watch.steps or row.steps, row.cfg if watch.cfg is None else watch.cfg
     empty = features("").to(device)
     together = max(1, _BATCH_PIXELS // side**2)
+    starts = range(0, len(watch.prompts), together)
+    done = 0
+
+    def step(*_: object) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, steps * len(starts))
+
     images = []
-    for start in range(0, len(watch.prompts), together):
+    for start in starts:
         prompts = watch.prompts[start : start + together]
         # On the CPU, so that a seed means the same image on every machine.
         noise = [
@@ -47,6 +66,7 @@ def sample(model: L2PModel, features: Features, watch: WatchSection, side: int, 
             sigmas=flow.sigmas(steps, row.shift),
             cfg=cfg,
             negative=[empty] * len(prompts),
+            progress=step,
         )
         images.append(pixels.cpu())
     return torch.cat(images)

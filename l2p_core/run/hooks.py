@@ -1,0 +1,37 @@
+"""How whoever starts a run watches and stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .metrics import RunMetrics
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a run is watched and stopped; of several processes the first alone calls them, but for `should_stop`.
+
+    Attributes:
+        progress: called after every step with its metrics.
+        montage: called with the step and its montage's images, (B, 3, H, W) in [-1, 1] on the CPU.
+        should_stop: asked after every step, of training and of a montage's sampling; once it says so, everything is
+            saved and the run returns.
+        note: called with sentences that the user should read.
+        working: called during preparation with (what, done, of how much); what it raises stops the preparation, which
+            goes on where it was the next time.
+        sampling: called while a montage is made with (sampling steps done, of how many); must not raise.
+    """
+
+    progress: Callable[[RunMetrics], None] = _ignore
+    montage: Callable[[int, Tensor], None] = _ignore
+    should_stop: Callable[[], bool] = lambda: False
+    note: Callable[[str], None] = _ignore
+    working: Callable[[str, int, int], None] = _ignore
+    sampling: Callable[[int, int], None] = _ignore
