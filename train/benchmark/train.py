@@ -2,10 +2,11 @@
 
 All ways train the same initialisation on the same images, captions, noise levels and noise. Each is a process of its
 own. For time they are all there at once and take turns, a step each: a machine that grows slower or faster does so for
-all of them, and what is compared is each step with the plain one of the same turn. Memory is measured in a run of its
-own, in which freed memory goes back to the system at once: the most that the process held beyond what it held after
-training something small. Without a GPU there is one memory; what one would leave to the computer's, all along and
-counted from the tensors, is taken off for what the device needs. The loss is the mean over the last half of the steps.
+all of them, and what is compared is each step with the plain one of the same turn. Memory is measured in runs of their
+own, of a few steps, in which freed memory goes back to the system at once: the most that a process held beyond what it
+held after training something small. Without a GPU there is one memory; what one would leave to the computer's, all
+along and counted from the tensors, is taken off for what the device needs. The loss is the mean over the last half of
+the steps.
 """
 
 from __future__ import annotations
@@ -48,12 +49,13 @@ OURS: dict[str, dict[str, Any]] = {
     "ours, fp8, early steps": _SMALL,
     "ours, the same, 8-bit moments": {**_SMALL, "optimiser_bits": 8},
     "ours, offloaded, streamed": _LEFT,
-    "ours, the same, 8 of 12 blocks kept": {**_LEFT, "keep_activations": 8},
+    "ours, the same, 10 of 12 blocks kept": {**_LEFT, "keep_activations": 10},
 }
 """Choices of the training beside those that all ways share."""
 
 BLOCKS = 2
 WARM_UP = 2  # steps that are not timed
+HELD = 4  # steps of a run for memory: all is there after the second
 IMAGES = 64
 
 
@@ -73,7 +75,7 @@ _FULL = Scale(
     ),
     side=320,
     batch=1,
-    steps=16,
+    steps=32,
 )
 _QUICK = Scale(
     ModelConfig(
@@ -101,7 +103,7 @@ def benchmark_train(quick: bool = False, precision: str | None = None, json_file
         ways = [PLAIN, *(way for way, choices in OURS.items() if _is_possible(choices))]
         arguments = (str(folder), precision, *(["--quick"] if quick else []))
         held = {way: run_module(__name__, way, *arguments, env=FREED_AT_ONCE) for way in ways}
-        seconds = seconds_in_turns(ways, arguments, scale.steps)
+        taken = in_turns(ways, arguments, scale.steps)
     results = {
         "quick": quick,
         "precision": precision,
@@ -111,7 +113,7 @@ def benchmark_train(quick: bool = False, precision: str | None = None, json_file
         "side": scale.side,
         "batch": scale.batch,
         "steps": scale.steps,
-        "ways": {way: {**held[way], "seconds": seconds[way]} for way in ways},
+        "ways": {way: {**held[way], **taken[way]} for way in ways},
     }
     print(report(results))
     if json_file:
@@ -138,42 +140,43 @@ def images_of(scale: Scale) -> ImageSet:
     return ImageSet(to_uint8(pixels), captions, list(range(IMAGES)))
 
 
-def seconds_in_turns(ways: list[str], arguments: tuple[str, ...], steps: int) -> dict[str, list[float]]:
-    """How long each way took for each of its steps, without those that warm it up."""
+def in_turns(ways: list[str], arguments: tuple[str, ...], steps: int) -> dict[str, dict[str, list[float]]]:
+    """The `seconds` that each way took for its steps, without those that warm it up, and the `losses` of all."""
     with ExitStack() as running:
         trained = {way: running.enter_context(Stepped(__name__, way, *arguments, "--in-turns")) for way in ways}
-        turns = [{way: trained[way].step()["seconds"] for way in ways} for _ in range(steps)]
-    return {way: [turn[way] for turn in turns[WARM_UP:]] for way in ways}
+        turns = [{way: trained[way].step() for way in ways} for _ in range(steps)]
+    return {
+        way: {
+            "seconds": [turn[way]["seconds"] for turn in turns[WARM_UP:]],
+            "losses": [turn[way]["loss"] for turn in turns],
+        }
+        for way in ways
+    }
 
 
 def take_turns(way: str, folder: Path, precision: str, scale: Scale) -> None:
     """Train one way in this process, a step for every line of standard input; see `process.Stepped`."""
-    steps = _losses(way, folder, precision, scale)
+    steps = _steps(way, folder, precision, scale)
     for _ in sys.stdin:
         started = time.perf_counter()
-        next(steps)
-        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+        loss, _left = next(steps)
+        print(json.dumps({"seconds": time.perf_counter() - started, "loss": loss}), flush=True)
 
 
-def measure(way: str, folder: Path, precision: str, scale: Scale) -> dict[str, Any]:
-    """Train one way in this process, for its memory and losses."""
+def measure(way: str, folder: Path, precision: str, scale: Scale) -> dict[str, int]:
+    """Train one way in this process for a few steps: the `memory` it needs, and what of it is `left` to the computer's
+    where there is a GPU; bytes."""
     with tempfile.TemporaryDirectory() as small:
         # torch imports hundreds of megabytes on first use, whatever is trained: not counted.
         prepare(Path(small), _QUICK)
-        list(_losses(way, Path(small), precision, _QUICK))
+        list(_steps(way, Path(small), precision, _QUICK))
     forget_peak()
     before = peak_memory()
-    steps = list(_losses(way, folder, precision, scale))
-    losses = [loss for loss, _ in steps]
-    return {
-        "memory": peak_memory() - before,
-        "left": steps[-1][1],
-        "losses": losses,
-        "loss": statistics.mean(losses[len(losses) // 2 :]),
-    }
+    steps = list(_steps(way, folder, precision, dataclasses.replace(scale, steps=HELD)))
+    return {"memory": peak_memory() - before, "left": steps[-1][1]}
 
 
-def _losses(way: str, folder: Path, precision: str, scale: Scale) -> Iterator[tuple[float, int]]:
+def _steps(way: str, folder: Path, precision: str, scale: Scale) -> Iterator[tuple[float, int]]:
     """The loss of each step, and what a GPU would leave to the computer's memory."""
     config = TrainingConfig(
         steps=scale.steps, lr=2e-4, blocks=BLOCKS, precision=precision, noise="fresh", clip_norm=1e9
@@ -228,7 +231,7 @@ def report(results: dict[str, Any]) -> str:
                 bytes_text(found["memory"]),
                 bytes_text(found["memory"] - found["left"]),
                 f"{(found['memory'] - found['left']) / plain['memory']:.2f}",
-                f"{found['loss']:.4f}",
+                f"{statistics.mean(found['losses'][len(found['losses']) // 2 :]):.4f}",
             ]
         )
     first = (
@@ -258,7 +261,7 @@ def _middle_half(values: list[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Train one way in this process; prints its numbers as JSON, or those of each step when told to take it."""
+    """Train one way in this process: prints its memory as JSON, or what each step took when told to take it."""
     parser = argparse.ArgumentParser(description="One way of training, for its time and peak memory.")
     parser.add_argument("way", choices=[PLAIN, *OURS])
     parser.add_argument("folder", type=Path, help="what `prepare` has written")
