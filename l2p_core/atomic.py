@@ -85,12 +85,19 @@ def _open_part(target: Path) -> tuple[Path, FileIO]:
     while True:
         part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
         file = open(part, "xb", buffering=0)  # noqa: SIM115 (the caller closes it)
-        with suppress(OSError):
-            _lock(file)
-        # Another process may have taken it for a leftover before it was locked.
-        if part.exists():
+        # Another process may have taken it for a leftover before it was locked, and be about to remove it.
+        if _is_ours(file) and part.exists():
             return part, file
         file.close()
+
+
+def _is_ours(file: FileIO) -> bool:
+    """Lock a new part; False if another process has, True also where the file system knows no locks."""
+    try:
+        _lock(file)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    return True
 
 
 def _lock(file: FileIO) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,25 @@ def test_a_part_taken_for_a_leftover_before_its_lock_is_made_again(
     monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._lock", slow_to_lock)
     write_bytes(target, b"content")
     assert taken and target.read_bytes() == b"content" and not parts(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows removes no file that is open")
+def test_a_part_that_is_about_to_be_removed_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    held: list[FileIO] = []
+
+    def taken_first(file: FileIO) -> None:
+        if not held:
+            held.append(open(parts(tmp_path)[0], "r+b", buffering=0))  # noqa: SIM115 (closed below)
+            fcntl.flock(held[0], fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._lock", taken_first)
+    write_bytes(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+    assert len(parts(tmp_path)) == 1, "the part of another was put in place"
+    held[0].close()
 
 
 def test_leftovers_stay_where_locks_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
