@@ -214,13 +214,13 @@ class Run:
                 if self.watch.diverged:
                     raise TrainingDiverged(self._sentence())
                 saved = self._save_if_due(finished, stopping)
-                if self._montage_is_due(finished) and (stopping or not self._montage()):
-                    # Started again, the run makes it first.
+                if not stopping and self._montage_is_due(finished) and not self._montage():
+                    stopping = True
                     if not saved:
-                        self._save_if_due(finished, stopping=True)
-                    finished = False
-                    break
+                        self._save_if_due(finished, stopping)
                 if stopping:
+                    # A montage that was left out is made first when the run goes on.
+                    finished = finished and not self._montage_is_due(finished)
                     break
                 if saved and not finished:
                     left = duration(metrics.seconds_left)

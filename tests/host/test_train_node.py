@@ -90,6 +90,25 @@ def test_interrupting_saves_and_going_on_is_exact(server: Server) -> None:
     assert server.run(graphs.train("stopped", steps=2, blocks=2, start="begin anew", overwrite=True)).error is None
 
 
+def test_a_montage_can_be_interrupted_and_is_made_up_for(server: Server) -> None:
+    """The montage of step 2, which is not one for saving, has more sampling steps than anyone waits for."""
+    settings = {"steps": 3, "montage_every": 2, "save_every": 100}
+
+    def changes(sampling_steps: int) -> str:
+        return f"[training]\nwarmup_steps = 0\n[watch]\nsteps = {sampling_steps}\n"
+
+    def in_montage(_: Run) -> bool:
+        # The list may hold runs of earlier tests.
+        return bool(runs := server.get("/l2p/training")) and runs[-1]["text"].startswith("Montage")
+
+    graph = graphs.train("montage", **settings, changes=changes(100_000))
+    assert server.run(graph, interrupt_when=in_montage).interrupted
+    folder = run_folder(server, "montage")
+    assert load_tensors(folder.state)[1]["l2p.step"] == "2" and not folder.montages()
+    assert server.run(graphs.train("montage", **settings, changes=changes(1))).error is None
+    assert [path.name for path in folder.montages()] == ["montage-000002.png", "montage-000003.png"]
+
+
 def test_preparation_can_be_interrupted(server: Server) -> None:
     run = server.run(graphs.train("early"), interrupt_when=lambda run: any(node == "2" for node, *_ in run.progress))
     assert run.interrupted or run.error is None
