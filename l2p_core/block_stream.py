@@ -1,7 +1,8 @@
 """Blocks of weights in CPU memory, of which two at a time are on the device: the current one and the next.
 
 A block is asked for by number, in the forward pass upwards and in the backward pass downwards. Whichever way it goes,
-the neighbour in that direction is copied while the block is computed, on a stream of its own.
+the neighbour in that direction is copied while the block is computed, on a stream of its own. Weights that train are
+streamed like those that do not: what is filled in while a block is on the device is changed there too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -41,12 +43,8 @@ class BlockStream:
 
     def __init__(self, blocks: Sequence[Sequence[tuple[torch.dtype, torch.Size]]], device: torch.device):
         self._pieces = [_laid_out(tensors) for tensors in blocks]
-        ends = [0]
-        for pieces in self._pieces:
-            ends.append(ends[-1] + _aligned(pieces[-1].stop))
-        # One allocation: torch rounds each of pinned memory up to a power of two.
-        memory = _cpu_memory(ends[-1], device)
-        self._homes = [memory[start:stop] for start, stop in zip(ends, ends[1:], strict=False)]
+        sizes = [_aligned(pieces[-1].stop) for pieces in self._pieces]
+        self._homes = [home for group in allocations(sizes) for home in _cpu_memory(sum(group), device).split(group)]
         largest = max(len(home) for home in self._homes)
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(_SLOTS)]
         self._held: list[int | None] = [None] * _SLOTS
@@ -59,9 +57,17 @@ class BlockStream:
         """One of a block's tensors, to be filled before it is read."""
         return StreamedTensor(self, block, self._pieces[block][position])
 
-    def home(self, block: int) -> Tensor:
-        """The bytes of a block in CPU memory."""
-        return self._homes[block]
+    def write(self, block: int, piece: _Piece, tensor: Tensor) -> None:
+        """Set the numbers of a piece in CPU memory, and on the device if the block is there."""
+        slot = block % _SLOTS
+        here = self._held[slot] == block
+        arrived = self._arrived[slot]
+        if here and arrived:
+            arrived.synchronize()  # the copy reads what is about to change
+        home = piece.of(self._homes[block])
+        home.copy_(tensor)
+        if here:
+            piece.of(self._slots[slot]).copy_(home, non_blocking=True)
 
     def fetch(self, block: int) -> Tensor:
         """The bytes of a block on the device, good until another block is fetched; the next one sets out."""
@@ -105,12 +111,34 @@ class StreamedTensor:
         return self._piece.stop - self._piece.start
 
     def fill(self, tensor: Tensor) -> None:
-        """Set its numbers in CPU memory."""
-        self._piece.of(self._stream.home(self._block)).copy_(tensor)
+        """Set its numbers."""
+        self._stream.write(self._block, self._piece, tensor)
 
     def read(self) -> Tensor:
         """It on the device, to be used before a tensor of another block is read."""
         return self._piece.of(self._stream.fetch(self._block))
+
+
+def allocations(sizes: Sequence[int]) -> list[list[int]]:
+    """Blocks of these bytes, in order, as they share allocations.
+
+    torch rounds each allocation of pinned memory up to a power of two, so that one for all may waste nearly half of
+    itself: each takes as many blocks as the largest power of two in what is left holds.
+    """
+    groups: list[list[int]] = []
+    left = list(sizes)
+    while left:
+        room = 1 << (sum(left).bit_length() - 1)
+        ends = list(accumulate(left))
+        count = max(1, sum(end <= room for end in ends))
+        groups.append(left[:count])
+        left = left[count:]
+    return groups
+
+
+def pinned_bytes(sizes: Sequence[int]) -> int:
+    """What blocks of these bytes take of pinned memory."""
+    return sum(1 << (sum(group) - 1).bit_length() for group in allocations(sizes))
 
 
 def _laid_out(tensors: Sequence[tuple[torch.dtype, torch.Size]]) -> list[_Piece]:

@@ -32,7 +32,7 @@ class EarlyWeights(TrainedWeights):
         self._arrived: set[str] = set()
         self._norms: list[float] = []
         for name, parameter in self.parameters.items():
-            parameter.register_post_accumulate_grad_hook(partial(self._take, name))
+            self._listen(name, parameter)
 
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
         if not self.steps_early:
@@ -55,11 +55,18 @@ class EarlyWeights(TrainedWeights):
         self._set_step(rest, self._step + 1)
         self._average(rest)
 
-    @torch.no_grad()
-    def _take(self, name: str, parameter: Tensor) -> None:
-        """Use up the gradient that a backward pass has completed."""
+    def _listen(self, name: str, parameter: Tensor) -> None:
+        """Have the gradients of a weight taken when they are complete."""
+        parameter.register_post_accumulate_grad_hook(partial(self._complete, name))
+
+    def _complete(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
         gradient, parameter.grad = parameter.grad, None
+        self._take(name, gradient)
+
+    @torch.no_grad()
+    def _take(self, name: str, gradient: Tensor) -> None:
+        """Use up the gradient that a backward pass has completed."""
         self._arrived.add(name)
         self._step_one(name, gradient)
 

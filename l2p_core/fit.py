@@ -81,12 +81,12 @@ def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
     possible = [
         (name, value, cost)
         for name, value, cost in _SAVINGS
-        if getattr(training, name) != value and not (training.policy == "all" and name in ("frozen", "stream"))
+        if getattr(training, name) != value and not (training.policy == "all" and name == "frozen")
     ]
     sets = _combinations([*possible, *(setting for setting in _BACK if getattr(training, setting[0]) != setting[1])])
     for batch in dict.fromkeys((work.batch, 1)):
         for chosen in sets:
-            if _go_together(chosen, training.accumulate * work.batch // batch):
+            if _go_together(chosen, training, training.accumulate * work.batch // batch):
                 yield _change(training, work, work._replace(batch=batch), chosen)
     possible = [setting for setting in possible if setting[0] != "step_early"]  # offloading does as much
     for share in (3 / 4, 1 / 2, 1 / 4):
@@ -100,9 +100,12 @@ def _combinations(settings: Sequence[tuple[str, object, int]]) -> list[tuple[tup
     return sorted(sets, key=lambda chosen: sum(cost for *_, cost in chosen))
 
 
-def _go_together(settings: Iterable[tuple[str, object, int]], accumulate: int) -> bool:
-    names = {name for name, *_ in settings}
-    return "step_early" not in names or (accumulate == 1 and "offload" not in names)
+def _go_together(settings: Iterable[tuple[str, object, int]], training: TrainingConfig, accumulate: int) -> bool:
+    new = {name: value for name, value, _ in settings}
+    stream, offload = new.get("stream", training.stream), new.get("offload", training.offload)
+    if training.policy == "all" and stream and not offload:
+        return False
+    return "step_early" not in new or (accumulate == 1 and "offload" not in new)
 
 
 def _change(

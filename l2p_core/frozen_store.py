@@ -9,7 +9,6 @@ copied meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,19 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .backbone import Backbone, Block
-from .block_stream import BlockStream, StreamedTensor
-from .training_config import TrainingConfig
+from .block_stream import StreamedTensor
 
 FLOAT8 = torch.float8_e4m3fn
 _LARGEST_EXPONENT = 8  # of float8 e4m3fn, which reaches 448 = 1.75 * 2^8
 _MOST_SHIFTED = 100  # binary places; rows of numbers yet smaller are as good as zero
-_NEVER_FLOAT8 = "adaLN_modulation"
-"""A layer that stays bfloat16: a fiftieth of a block's numbers, and its errors would scale whole tokens."""
 _AT_ONCE = 1 << 20  # numbers that a CPU converts at a time, for their indices take four bytes each
-
-Put = Callable[[Tensor], None]
-"""Takes the numbers of a weight or bias, of any float dtype, from any device."""
 
 
 class Stored(NamedTuple):
@@ -172,75 +164,3 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient @ ctx.weight.read().as_dtype(gradient.dtype), None, None
-
-
-def wanted(config: TrainingConfig) -> bool:
-    """Whether a run keeps its frozen blocks in another way than as a model's own layers."""
-    return config.frozen == "fp8" or config.stream
-
-
-def store_frozen(
-    model: Backbone, trained: Collection[str], config: TrainingConfig, device: torch.device
-) -> dict[str, Put]:
-    """Put a `FrozenLinear` in the place of every linear layer of the blocks that do not train.
-
-    Args:
-        model: on any device, even "meta".
-        trained: names of the parameters that train. A block with none of them is frozen.
-        config: `frozen` and `precision` say what weights are kept in; `stream`, whether in CPU memory, pinned where
-            the device is a GPU.
-        device: to compute on.
-
-    Returns:
-        By the keys that the model's state dict has lost, what takes the numbers of each.
-    """
-    full = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    found = [(name, _linears(block)) for name, block in _frozen_blocks(model, trained)]
-    # Of a model whose frozen layers are stored already, see `training_model`, none is left.
-    blocks = [(name, linears) for name, linears in found if linears]
-    dtypes = [{name: _dtype(name, config, full) for name in linears} for _, linears in blocks]
-    stream = None
-    if config.stream and blocks:
-        shapes = [
-            [(kept[name], layer.weight.shape) for name, layer in linears.items()]
-            for (_, linears), kept in zip(blocks, dtypes, strict=True)
-        ]
-        stream = BlockStream(shapes, device)
-    puts: dict[str, Put] = {}
-    for number, (block, linears) in enumerate(blocks):
-        for position, (name, layer) in enumerate(linears.items()):
-            dtype = dtypes[number][name]
-            weight: Resident | Streamed = Resident(dtype, device)
-            if stream:
-                weight = Streamed(dtype, device, stream.tensor(number, position))
-            frozen = FrozenLinear(layer, weight, device)
-            puts[f"{block}.{name}.weight"] = weight.put
-            if layer.bias is not None:
-                puts[f"{block}.{name}.bias"] = frozen.put_bias
-            parent, _, child = f"{block}.{name}".rpartition(".")
-            setattr(model.get_submodule(parent), child, frozen)
-    return puts
-
-
-def store_loaded(model: Backbone, trained: Collection[str], config: TrainingConfig, device: torch.device) -> None:
-    """`store_frozen` of a model that has its weights, each of which is let go of as soon as it is stored."""
-    weights = model.state_dict()
-    for key, put in store_frozen(model, trained, config, device).items():
-        put(weights.pop(key))
-
-
-def _dtype(name: str, config: TrainingConfig, full: torch.dtype) -> torch.dtype:
-    if config.frozen != "fp8":
-        return full
-    return torch.bfloat16 if _NEVER_FLOAT8 in name else FLOAT8
-
-
-def _frozen_blocks(model: Backbone, trained: Collection[str]) -> Iterator[tuple[str, Block]]:
-    """In the order in which they are computed."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Block) and not any(own.startswith(f"{name}.") for own in trained):
-            yield name, module
-
-
-def _linears(block: Block) -> dict[str, nn.Linear]:
-    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from . import activations, lora
 from .activations import Part, Workload
+from .block_store import NEVER_FLOAT8, streams
+from .block_stream import pinned_bytes
 from .config import ModelConfig
 from .freeze import trainable_names
 from .model import key_shapes
@@ -20,7 +22,6 @@ from .training_config import TrainingConfig
 GB = 10**9
 DEVICE_OVERHEAD = 6 * GB // 10
 _EIGHT_BIT_FROM, _EIGHT_BIT_BLOCK = 4096, 256  # numbers of a tensor; see `adamw`
-_NEVER_FLOAT8 = "adaLN_modulation"
 
 
 @dataclass(frozen=True)
@@ -73,42 +74,39 @@ class _Planner:
         self.device_type, self.processes = device_type, processes
         self.shapes: dict[str, tuple[int, ...]] = key_shapes(config)
         self.trained = trainable_names(config, training.blocks, training.policy)
-        self.frozen = {name: shape for name, shape in self.shapes.items() if name not in self.trained}
         if training.policy == "lora":
             layers = lora.adapted_layers(config, self.trained)
             adapters = lora.adapter_shapes(config, layers, training.lora_rank)
             self.shapes |= adapters
             self.trained |= set(adapters)
+        self.numbers = sum(self._numbers(name) for name in self.trained)
+        self.trained_blocks = {self._block(name) for name in self.trained if not lora.is_adapter(name)}
         self.compute = 2 if training.precision == "bf16" else 4
         self.stored = training.frozen == "fp8" or training.stream
 
     def plan(self) -> Plan:
         training = self.training
-        numbers = sum(self._numbers(name) for name in self.trained)
-        moments, averages = self._moments(), 4 * numbers if training.ema_decay else 0
-        on_device, on_computer = self._frozen_weights()
+        moments, averages = self._moments(), 4 * self.numbers if training.ema_decay else 0
+        device, computer = self._weights()
         peak = activations.peak(
             self._parts(),
             checkpointing=training.gradient_checkpointing,
             gradients=self._gradients,
             all_along=training.accumulate > self.processes or self.processes > 1,
         )
-        device = {"frozen weights": on_device}
-        computer = {"frozen weights": on_computer}
         if training.offload:
-            device |= {"trained weights": self.compute * numbers}
             largest = max(self._numbers(name) for name in self.trained)
             computer |= {
-                "trained weights": 4 * numbers,
                 "optimiser": moments,
                 "averages": averages,
-                "gradients": 4 * (numbers if training.accumulate > 1 else largest),
+                "gradients": 4 * (self.numbers if training.accumulate > 1 else largest),
             }
         else:
             share = self.processes if training.parallel == "fsdp" else 1
-            device = {"frozen weights": on_device // (1 if self.stored else share)}
-            device |= {"trained weights": 4 * numbers // share, "optimiser": moments // share}
-            device |= {"averages": averages // share, "gradients": peak.gradients // share}
+            device["frozen weights"] //= 1 if self.stored else share
+            device["trained weights"] //= share
+            device |= {"optimiser": moments // share, "averages": averages // share}
+            device["gradients"] = peak.gradients // share
             if share > 1:
                 # The block that is computed and the one that comes next, whole.
                 device["gathered blocks"] = 2 * self.compute * self._largest_block()
@@ -131,32 +129,40 @@ class _Planner:
 
         return sum(size(self._numbers(name)) for name in self.trained)
 
-    def _frozen_weights(self) -> tuple[int, int]:
-        """Bytes on the device and in the computer's memory."""
+    def _weights(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Bytes of what is computed with, on the device and in the computer's memory."""
+        training = self.training
+        own = self.compute if training.offload else 4
+        device = {"frozen weights": 0, "trained weights": 0}
+        computer = {"trained weights": 4 * self.numbers} if training.offload else {}
         blocks: dict[str, int] = {}
-        beside = 0
-        for name, shape in self.frozen.items():
-            block = self._frozen_block(name)
-            if not (self.stored and block and len(shape) == 2):
-                beside += self.compute * _product(shape)
-                continue
-            eight = self.training.frozen == "fp8" and _NEVER_FLOAT8 not in name
-            width = 1 if eight else 2 if self.training.frozen == "fp8" else self.compute
-            beside += 4 * shape[0] if eight else 0
-            blocks[block] = blocks.get(block, 0) + width * _product(shape)
-        if not self.training.stream or not blocks:
-            return beside + sum(blocks.values()), 0
-        home = sum(blocks.values())
-        # torch rounds pinned memory up to a power of two.
-        return beside + 2 * max(blocks.values()), 1 << (home - 1).bit_length() if self.device_type == "cuda" else home
+        for name, shape in self.shapes.items():
+            trains = name in self.trained
+            numbers = _product(shape)
+            block = self._block(name)
+            linear = bool(block) and len(shape) == 2 and not lora.is_adapter(name)
+            block_trains = block in self.trained_blocks
+            stored = linear and not block_trains and self.stored
+            eight = stored and training.frozen == "fp8" and NEVER_FLOAT8 not in name
+            width = 1 if eight else 2 if stored and training.frozen == "fp8" else own if trains else self.compute
+            kind = "trained weights" if trains else "frozen weights"
+            device[kind] += 4 * shape[0] if eight else 0
+            if linear and streams(training, block_trains):
+                blocks[block] = blocks.get(block, 0) + width * numbers
+            else:
+                device[kind] += width * numbers
+        if blocks:
+            homes = list(blocks.values())
+            device["streamed weights"] = 2 * max(homes)
+            computer["streamed weights"] = pinned_bytes(homes) if self.device_type == "cuda" else sum(homes)
+        return device, computer
 
-    def _frozen_block(self, name: str) -> str:
-        """The block with no trained weight that a weight is in, or nothing."""
+    @staticmethod
+    def _block(name: str) -> str:
+        """The block that a weight is in, or nothing."""
         part, _, rest = name.partition(".")
-        block = f"{part}.{rest.partition('.')[0]}."
         in_block = part in ("layers", "noise_refiner", "context_refiner")
-        full = {own for own in self.trained if not lora.is_adapter(own)}
-        return block if in_block and not any(own.startswith(block) for own in full) else ""
+        return f"{part}.{rest.partition('.')[0]}." if in_block else ""
 
     def _largest_block(self) -> int:
         sizes: dict[str, int] = {}
@@ -174,7 +180,8 @@ class _Planner:
         if not self.stored:
             return parts
         # A stored weight is turned into the numbers of the computation, one at a time.
-        largest = max((_product(shape) for name, shape in self.frozen.items() if len(shape) == 2), default=0)
+        frozen = [shape for name, shape in self.shapes.items() if name not in self.trained and len(shape) == 2]
+        largest = max(map(_product, frozen), default=0)
         temporary = 0 if self.training.frozen == "full" else self.compute * largest
         return tuple(
             dataclasses.replace(part, traced=part.traced._replace(peak=part.traced.peak + temporary))

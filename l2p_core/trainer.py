@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import adamw, flow, frozen_store, lora, sharding, training_state
+from . import adamw, block_store, flow, lora, sharding, training_state
 from .batch import Batch as Batch
 from .batch import BatchSource as BatchSource
 from .early import EarlyWeights
@@ -106,7 +106,8 @@ class Trainer:
             self._network = sharding.distributed(model, self.parameters, self.ranks, config)
             self.parameters = {name: p for name, p in model.named_parameters() if name in self.parameters}
         if config.offload:
-            self._weights: TrainedWeights = OffloadedWeights(self.parameters, config, self.device)
+            streamed = block_store.trained_linears(model)
+            self._weights: TrainedWeights = OffloadedWeights(self.parameters, config, self.device, streamed)
         elif config.step_early:
             self._weights = EarlyWeights(self.parameters, config)
         else:
@@ -156,8 +157,7 @@ class Trainer:
     def bytes_in_computer(self) -> int:
         """What offloading and streaming keep in the computer's memory."""
         states = self._weights.state().values() if self.config.offload else ()
-        frozen = (module for module in self.model.modules() if isinstance(module, frozen_store.FrozenLinear))
-        return sum(tensor.nbytes for tensor in states) + sum(module.bytes_in_computer for module in frozen)
+        return sum(tensor.nbytes for tensor in states) + block_store.bytes_in_computer(self.model)
 
     @contextmanager
     def averaged(self) -> Iterator[L2PModel]:
@@ -175,8 +175,8 @@ class Trainer:
         """Freeze what does not train, add what the policy adds; master weights in float32."""
         config = self.config
         names = trainable_names(self.model.config, config.blocks, config.policy)
-        if frozen_store.wanted(config):
-            frozen_store.store_loaded(self.model, names, config, self.device)
+        if block_store.wanted(config):
+            block_store.store_loaded(self.model, names, config, self.device)
         if config.policy == "lora":
             layers = lora.adapted_layers(self.model.config, names)
             names |= lora.attach(

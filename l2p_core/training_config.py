@@ -40,7 +40,8 @@ class TrainingConfig:
         precision: "bf16" computes in bfloat16 with float32 trained weights and bfloat16 frozen ones; or "fp32".
         frozen: what weights of linear layers in blocks that do not train are kept in: "full", what `precision` computes
             in; or "fp8", float8 with a factor for each row, which takes half of bfloat16's memory.
-        stream: keep these weights in CPU memory and bring them to the device block by block.
+        stream: keep these weights in CPU memory and bring them to the device block by block; under `offload` those of
+            blocks that train too.
         optimiser_bits: of AdamW's two moments of every trained number: 32, or 8, which needs the library bitsandbytes.
         step_early: step each weight as soon as its gradient is complete, so that gradients never pile up; see `early`.
         offload: keep trained weights (float32), moments and averages in CPU memory and step them there; see `offload`.
@@ -98,8 +99,10 @@ class TrainingConfig:
         for name in ("caption_dropout", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 to below 1, not {getattr(self, name)}.")
-        if self.policy == "all" and (self.frozen != "full" or self.stream):
-            raise ValueError('frozen and stream are about what does not train, but policy "all" trains everything.')
+        if self.policy == "all" and self.frozen != "full":
+            raise ValueError('frozen is about what does not train, but policy "all" trains everything: leave it out.')
+        if self.policy == "all" and self.stream and not self.offload:
+            raise ValueError('Under policy "all" everything trains, and stream = true needs offload = true as well.')
         if self.step_early and self.accumulate > 1:
             raise ValueError(
                 f"step_early = true steps after every micro-batch, which accumulate = {self.accumulate} is not for: "

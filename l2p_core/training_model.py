@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import frozen_store
+from . import block_store
 from .checkpoint import Checkpoint, CheckpointError, empty_model, open_checkpoint, read_weights
 from .freeze import trainable_names
 from .model import L2PModel
@@ -41,8 +41,8 @@ def load(
     frozen_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     names = {key: DTYPE_NAMES[torch.float32 if key in trained else frozen_dtype] for key in model.state_dict()}
     puts = {}
-    if frozen_store.wanted(config):
-        puts = frozen_store.store_frozen(model, trained, config, ranks.device)
+    if block_store.wanted(config):
+        puts = block_store.store(model, trained, config, ranks.device)
         # Rounded once, from what the file has.
         names |= {key: checkpoint.tensors[key].dtype for key in puts}
     cpu = torch.device("cpu")

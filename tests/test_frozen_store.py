@@ -11,7 +11,7 @@ import torch
 from tiny_models import RandomBatches, pixel_model
 from torch import Tensor, nn
 
-from comfyui_l2p.l2p_core import frozen_store, training_model
+from comfyui_l2p.l2p_core import block_store, frozen_store, training_model
 from comfyui_l2p.l2p_core.block_stream import BlockStream
 from comfyui_l2p.l2p_core.checkpoint import load_model, save
 from comfyui_l2p.l2p_core.freeze import trainable_names
@@ -131,7 +131,7 @@ def test_loading_gives_the_trainer_what_it_would_make_of_a_loaded_model(chosen: 
     seen: list[tuple[int, int]] = []
     loaded = training_model.load(path, chosen, Ranks(device=CPU), lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] > 0
-    assert bool(frozen_layers(loaded)) == frozen_store.wanted(chosen)
+    assert bool(frozen_layers(loaded)) == block_store.wanted(chosen)
     assert same(run(chosen, model=loaded), run(chosen, model=load_model(path)))
 
 
@@ -151,5 +151,7 @@ def test_the_device_has_room_for_two_blocks_and_reads_them_in_any_order() -> Non
 
 def test_where_nothing_is_frozen_nothing_is_stored() -> None:
     assert not frozen_layers(run(config(blocks=2, frozen="fp8", stream=True), 1).model)
-    with pytest.raises(ValueError, match='policy "all" trains everything'):
+    with pytest.raises(ValueError, match='policy "all" trains everything: leave it out'):
+        config(policy="all", frozen="fp8")
+    with pytest.raises(ValueError, match="stream = true needs offload = true"):
         config(policy="all", stream=True)

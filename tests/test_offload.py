@@ -57,16 +57,18 @@ def same(one: Trainer, other: Trainer) -> bool:
 
 @pytest.mark.parametrize("changes", [
     {}, {"accumulate": 2, "clip_norm": 0.1}, {"policy": "lora", "lora_rank": 3, "gradient_checkpointing": False},
-], ids=["stepped early", "summed and clipped", "adapters"])  # fmt: skip
+    {"policy": "all"},
+], ids=["stepped early", "summed and clipped", "adapters", "all layers"])  # fmt: skip
 def test_in_float32_offloading_changes_no_bit(changes: dict[str, object]) -> None:
-    chosen = config(**changes)
-    plain, offloaded = (
-        go_on(Trainer(pixel_model(), one, EMPTY), 3) for one in (config(**changes, offload=False), chosen)
+    plain, offloaded, streamed = (
+        go_on(Trainer(pixel_model(), config(**changes, **way), EMPTY), 3)
+        for way in ({"offload": False}, {}, {"stream": True})
     )
-    assert same(plain[0], offloaded[0])
-    assert plain[1] == pytest.approx(offloaded[1], rel=1e-6)
-    for name, parameter in offloaded[0].parameters.items():
-        assert parameter.grad is None and torch.equal(parameter, offloaded[0]._weights.masters[name])
+    for trained, said in (offloaded, streamed):
+        assert same(plain[0], trained)
+        assert plain[1] == pytest.approx(said, rel=1e-6)
+        for name, parameter in trained.parameters.items():
+            assert parameter.grad is None and torch.equal(parameter, trained._weights.masters[name])
 
 
 def test_early_steps_change_no_bit() -> None:

@@ -133,11 +133,14 @@ def test_each_setting_saves_what_it_is_there_for() -> None:
     plain = of_z_image()
     assert plain.device["frozen weights"] > 1.9 * of_z_image(frozen="fp8").device["frozen weights"]
     streamed = of_z_image(frozen="fp8", stream=True)
-    assert streamed.device["frozen weights"] < 0.5 * GB < 3 * GB < streamed.computer["frozen weights"]
+    assert streamed.device["streamed weights"] < 0.5 * GB < 3 * GB < streamed.computer["streamed weights"]
     assert plain.device["optimiser"] > 3.9 * of_z_image(optimiser_bits=8).device["optimiser"]
     offloaded = of_z_image(offload=True)
     assert offloaded.device["trained weights"] == plain.device["trained weights"] // 2
     assert "optimiser" not in offloaded.device and offloaded.computer["optimiser"] == plain.device["optimiser"]
+    both = of_z_image(offload=True, stream=True)
+    assert both.device_bytes < 4.5 * GB < offloaded.device_bytes / 3
+    assert both.computer["trained weights"] == offloaded.computer["trained weights"]
     assert of_z_image(offload=True, accumulate=1).computer["gradients"] < GB < offloaded.computer["gradients"]
     assert of_z_image(accumulate=1).device["gradients"] > 9 * GB
     assert of_z_image(accumulate=1, step_early=True).device["gradients"] == 0
@@ -159,8 +162,10 @@ def test_what_cannot_fit_is_refused_with_the_least_change_that_would() -> None:
         refuse_if_too_much(Z_IMAGE, dataclasses.replace(PUBLISHED, keep_activations=30), AT_1024, Room(54 * GB))
     with pytest.raises(ValueError, match="No setting makes it fit"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(GB))
-    with pytest.raises(ValueError, match="size = "):
+    with pytest.raises(ValueError, match="offload = true and stream = true: then about 4.0 GB and 5"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(8 * GB))
+    with pytest.raises(ValueError, match="size = "):
+        refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(3 * GB))
 
 
 def test_what_the_computer_has_no_room_for_is_refused_too() -> None:
