@@ -12,7 +12,7 @@ from tiny_models import RandomBatches, pixel_model
 from torch import Tensor, nn
 
 from comfyui_l2p.l2p_core import block_store, frozen_store, training_model
-from comfyui_l2p.l2p_core.block_stream import BlockStream
+from comfyui_l2p.l2p_core.block_stream import BlockStream, allocations, pinned_bytes
 from comfyui_l2p.l2p_core.checkpoint import load_model, save
 from comfyui_l2p.l2p_core.freeze import trainable_names
 from comfyui_l2p.l2p_core.frozen_store import FLOAT8, FrozenLinear, quantised
@@ -147,6 +147,29 @@ def test_the_device_has_room_for_two_blocks_and_reads_them_in_any_order() -> Non
     for block in (0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 0, 3, 1, 4, 2):
         assert torch.equal(stream.tensor(block, 0).read(), expected[block])
         assert stream.tensor(block, 1).read().tolist() == [block, block]
+
+
+def test_what_is_filled_in_while_a_block_is_on_the_device_is_read_at_once_and_later() -> None:
+    stream = BlockStream([[(torch.float32, torch.Size((3,)))] for _ in range(4)], CPU)
+    pieces = [stream.tensor(block, 0) for block in range(4)]
+    for block in (0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3):
+        pieces[block].read()
+        new = torch.randn(3)
+        pieces[block].fill(new)
+        assert torch.equal(pieces[block].read(), new)
+        pieces[block - 1].fill(new + 1)  # that one may be there, on its way, or not
+        assert torch.equal(pieces[block - 1].read(), new + 1)
+
+
+@pytest.mark.parametrize(("sizes", "groups", "pinned"), [
+    ([], [], 0),
+    ([5], [[5]], 8),
+    ([3] * 14, [[3] * 10, [3, 3], [3], [3]], 32 + 8 + 4 + 4),
+    ([8, 8], [[8, 8]], 16),
+    ([9, 1, 1], [[9], [1, 1]], 16 + 2),
+], ids=str)  # fmt: skip
+def test_blocks_share_allocations_that_waste_little(sizes: list[int], groups: list[list[int]], pinned: int) -> None:
+    assert allocations(sizes) == groups and pinned_bytes(sizes) == pinned
 
 
 def test_where_nothing_is_frozen_nothing_is_stored() -> None:

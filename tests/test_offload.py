@@ -106,7 +106,11 @@ def test_working_copies_are_bfloat16_and_what_is_kept_is_float32() -> None:
         assert torch.equal(parameter, trained._weights.masters[name].bfloat16())
 
 
-@pytest.mark.parametrize("changes", [{}, {"offload": False, "step_early": True}], ids=["offloaded", "on the device"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"stream": True}, {"offload": False, "step_early": True}],
+    ids=["offloaded", "streamed", "on the device"],
+)
 def test_gradients_never_pile_up(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever one is taken, no other weight of the model has one; and the last to come finds the first stepped."""
     trained = Trainer(pixel_model(), config(**changes), EMPTY)
@@ -143,8 +147,8 @@ def test_a_run_goes_on_bit_for_bit_with_and_without_offloading(accumulate: int, 
     chosen, path = config(accumulate=accumulate), tmp_path / "state.safetensors"
     straight = run(chosen, 4)
     run(chosen, 2).save(path)
-    ways = [{"offload": True}, {"offload": False}, {"offload": False, "step_early": True}]
-    for changes in ways[: 3 if accumulate == 1 else 2]:
+    ways = [{"offload": True}, {"stream": True}, {"offload": False}, {"offload": False, "step_early": True}]
+    for changes in ways[: 4 if accumulate == 1 else 3]:
         rest = Trainer(pixel_model(), config(accumulate=accumulate, **changes), EMPTY)
         rest.resume(path)
         assert rest.step == 2 and same(straight, go_on(rest, 4)[0])
@@ -183,6 +187,23 @@ def test_averages_come_and_go() -> None:
         assert torch.equal(model.x_embedder.weight, trained.trained()["x_embedder.weight"].bfloat16())
         assert not torch.equal(model.x_embedder.weight, before["x_embedder.weight"])
     assert all(torch.equal(parameter, before[name]) for name, parameter in trained.parameters.items())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_streamed_averages_come_and_go(accumulate: int) -> None:
+    """What the model computes with is looked at, for the working copies lie in two places."""
+    plain, streamed = (run(config(accumulate=accumulate, **way)) for way in ({"offload": False}, {"stream": True}))
+
+    def computed(model: L2PModel) -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.ones(1, 3, 32, 32), torch.tensor([0.5]), [EMPTY])
+
+    before = computed(plain.model)
+    assert torch.equal(before, computed(streamed.model))
+    with plain.averaged() as averaged, streamed.averaged() as streams:
+        assert torch.equal(computed(averaged), computed(streams))
+        assert not torch.equal(computed(averaged), before)
+    assert torch.equal(computed(streamed.model), before)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -255,7 +255,7 @@ def test_the_command_plans_the_6b_model_without_its_file(
     assert main(["plan", "z-image-1k", "--gpu-memory", "16"]) == 2
     assert "It would fit with" in capsys.readouterr().err
     assert main(["plan", "z-image-1k", "--cards"]) == 0
-    rows = capsys.readouterr().out.strip().splitlines()[-5:]
-    assert [row.split("|")[1].strip() for row in rows] == ["12 GB", "16 GB", "24 GB", "48 GB", "80 GB"]
+    rows = capsys.readouterr().out.strip().splitlines()[-6:]
+    assert [row.split("|")[1].strip() for row in rows] == ["8 GB", "12 GB", "16 GB", "24 GB", "48 GB", "80 GB"]
     assert main(["plan", "tiny"]) == 0 and "GPU memory" in capsys.readouterr().out
     assert main(["plan", "z-image-1k", "--base", "missing"]) == 2

@@ -14,7 +14,7 @@ from ..l2p_core.run.recipe import TINY, Recipe
 from .console import table
 from .run import Places, read_recipe
 
-CARDS = (12, 16, 24, 48, 80)
+CARDS = (8, 12, 16, 24, 48, 80)
 
 
 def plan_command(name: str, places: Places, gpu_memory: float | None, cards: bool) -> None:

@@ -49,7 +49,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours, fp8, early steps": _SMALL,
     "ours, the same, 8-bit moments": {**_SMALL, "optimiser_bits": 8},
     "ours, offloaded, streamed": _LEFT,
-    "ours, the same, 10 of 12 blocks kept": {**_LEFT, "keep_activations": 10},
+    "ours, the same, nothing computed twice": {**_LEFT, "gradient_checkpointing": False},
 }
 """Choices of the training beside those that all ways share."""
 
