@@ -84,7 +84,7 @@ def recipe_of(choices: Choices) -> Recipe:
             "policy": choices.policy,
             "blocks": AS_RECIPE if choices.blocks < 0 else choices.blocks,
             "precision": choices.precision,
-            **MEMORY[choices.memory],
+            **_memory(choices),
             "seed": choices.seed,
         },
         # Without a prompt there is still something to look at: what the model makes of the empty one.
@@ -96,6 +96,12 @@ def recipe_of(choices: Choices) -> Recipe:
     }
     own = {name: {k: v for k, v in of_one.items() if v != AS_RECIPE} for name, of_one in fixed.items()}
     return changed(changed(recipe, own), read_changes(choices.changes, FIXED))
+
+
+def _memory(choices: Choices) -> dict[str, Any]:
+    """What is kept where; of a model that trains whole there is nothing frozen to round, wherever it is kept."""
+    chosen = MEMORY[choices.memory]
+    return chosen | {"frozen": "full"} if choices.policy == "all" and chosen.get("offload") else chosen
 
 
 def train(choices: Choices, clip: Any, node_id: str) -> Trained:

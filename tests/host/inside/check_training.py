@@ -111,6 +111,12 @@ def check_a_full_disk_is_named_and_nothing_half_written(host: Path, monkeypatch:
     assert is_left_alone() and not list((host / "diffusion_models").iterdir())
 
 
+@pytest.mark.parametrize("policy", ["shallow", "all"])
+def check_offloaded_training_leaves_a_delta_too(host: Path, policy: str) -> None:
+    train(memory="offloaded", policy=policy)
+    assert (host / "diffusion_models" / "run.safetensors").is_file() and is_left_alone()
+
+
 def check_the_recipe_follows_the_model(host: Path) -> None:
     recipe = training.recipe_of(choices(blocks=-1, batch_size=0, steps=0, changes="[training]\nlr = 0.5"))
     assert (recipe.training.blocks, recipe.training.steps, recipe.training.lr) == (2, 4800, 0.5)
@@ -119,4 +125,6 @@ def check_the_recipe_follows_the_model(host: Path) -> None:
     assert (published.data.size, published.training.lr, published.training.precision) == (1024, 1e-5, "bf16")
     small = training.recipe_of(choices(memory="offloaded")).training
     assert (small.frozen, small.stream, small.offload) == ("fp8", True, True)
+    whole = training.recipe_of(choices(memory="offloaded", policy="all")).training
+    assert (whole.frozen, whole.stream, whole.offload) == ("full", True, True)
     assert published.captions.encoder == "" and published.model.base == "tiny"
