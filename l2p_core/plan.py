@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from . import activations, lora
 from .activations import Part, Workload
-from .block_store import NEVER_FLOAT8, streams
+from .block_store import NEVER_FLOAT8, streams, wanted
 from .block_stream import pinned_bytes
 from .config import ModelConfig
 from .freeze import trainable_names
@@ -82,7 +82,7 @@ class _Planner:
         self.numbers = sum(self._numbers(name) for name in self.trained)
         self.trained_blocks = {self._block(name) for name in self.trained if not lora.is_adapter(name)}
         self.compute = 2 if training.precision == "bf16" else 4
-        self.stored = training.frozen == "fp8" or training.stream
+        self.stored = wanted(training)
 
     def plan(self) -> Plan:
         training = self.training
@@ -131,31 +131,42 @@ class _Planner:
 
     def _weights(self) -> tuple[dict[str, int], dict[str, int]]:
         """Bytes of what is computed with, on the device and in the computer's memory."""
-        training = self.training
-        own = self.compute if training.offload else 4
         device = {"frozen weights": 0, "trained weights": 0}
-        computer = {"trained weights": 4 * self.numbers} if training.offload else {}
+        computer = {"trained weights": 4 * self.numbers} if self.training.offload else {}
         blocks: dict[str, int] = {}
         for name, shape in self.shapes.items():
-            trains = name in self.trained
-            numbers = _product(shape)
-            block = self._block(name)
-            linear = bool(block) and len(shape) == 2 and not lora.is_adapter(name)
-            block_trains = block in self.trained_blocks
-            stored = linear and not block_trains and self.stored
-            eight = stored and training.frozen == "fp8" and NEVER_FLOAT8 not in name
-            width = 1 if eight else 2 if stored and training.frozen == "fp8" else own if trains else self.compute
-            kind = "trained weights" if trains else "frozen weights"
-            device[kind] += 4 * shape[0] if eight else 0
-            if linear and streams(training, block_trains):
-                blocks[block] = blocks.get(block, 0) + width * numbers
+            kind = "trained weights" if name in self.trained else "frozen weights"
+            size, block = self._width(name) * self._numbers(name), self._block(name)
+            if self._is_stored(name) and streams(self.training, block in self.trained_blocks):
+                blocks[block] = blocks.get(block, 0) + size
             else:
-                device[kind] += width * numbers
+                device[kind] += size
+            if self._is_float8(name):
+                device[kind] += 4 * shape[0]  # a factor for each row, which is never streamed
         if blocks:
             homes = list(blocks.values())
             device["streamed weights"] = 2 * max(homes)
             computer["streamed weights"] = pinned_bytes(homes) if self.device_type == "cuda" else sum(homes)
         return device, computer
+
+    def _width(self, name: str) -> int:
+        """Bytes of a weight's number in the form that is computed with."""
+        if name in self.trained:
+            return self.compute if self.training.offload else 4
+        if self._is_float8(name):
+            return 1
+        return 2 if self.training.frozen == "fp8" and self._is_stored(name) else self.compute
+
+    def _is_float8(self, name: str) -> bool:
+        frozen = self._block(name) not in self.trained_blocks
+        return frozen and self.training.frozen == "fp8" and self._is_stored(name) and NEVER_FLOAT8 not in name
+
+    def _is_stored(self, name: str) -> bool:
+        """Whether it is the weight of a layer that `block_store` replaces."""
+        block = self._block(name)
+        if not block or len(self.shapes[name]) != 2 or lora.is_adapter(name):
+            return False
+        return streams(self.training, trained=True) if block in self.trained_blocks else self.stored
 
     @staticmethod
     def _block(name: str) -> str:

@@ -9,12 +9,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 import torch
 from torch import nn
 
+from comfyui_l2p.l2p_core import block_store
 from comfyui_l2p.l2p_core import plan as plans
 from comfyui_l2p.l2p_core.activations import Part, Peak, Workload, parts_for, peak
 from comfyui_l2p.l2p_core.config import ModelConfig
@@ -117,6 +119,18 @@ def test_weights_and_states_are_counted_exactly(choices: dict[str, object]) -> N
         parts = parts_for(SMALL, config, SMALL_WORK)
         names = [name for part in parts for name in trained.parameters if name.startswith(part.names or ("none",))]
         assert sorted(names) == sorted(trained.parameters), "every trained weight is in exactly one part"
+
+
+@pytest.mark.parametrize("frozen", ["full", "fp8"])
+@pytest.mark.parametrize("offload", [True, False])
+def test_streamed_weights_are_counted_exactly(offload: bool, frozen: str) -> None:
+    config = TrainingConfig(blocks=1, stream=True, offload=offload, frozen=frozen)
+    model = Trainer(tiny_models.pixel_model(), config).model
+    layer: Any = model.get_submodule("layers.1.attention.qkv")
+    slots = sum(len(slot) for slot in layer._weight._numbers._stream._slots)
+    found = plan(SMALL, config, SMALL_WORK, device_type="cpu").device["streamed weights"]
+    assert found == pytest.approx(block_store.bytes_in_computer(model) + slots, rel=0.01)  # places are aligned
+    assert bool(block_store.trained_linears(model)) == offload
 
 
 def test_the_6b_model_at_1024_fits_16_gb() -> None:
