@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -15,6 +16,7 @@ from pathlib import Path
 from .safetensors_header import CheckpointError
 
 _WINDOWS_DISK_FULL = 112
+_MOMENT = 60.0  # seconds
 _PART = re.compile(r"\.[0-9a-f]{8}\.part")
 
 
@@ -39,7 +41,11 @@ def atomic_file(target: Path, size: int, overwrite: bool) -> Iterator[FileIO]:
         with file:
             yield file
             os.fsync(file.fileno())
-        os.replace(part, target)
+            if os.name == "posix":
+                # Before the lock ends: what nobody has locked is a leftover to others.
+                os.replace(part, target)
+        if os.name != "posix":
+            os.replace(part, target)  # Windows renames no open file
     except BaseException as error:
         if part:
             part.unlink(missing_ok=True)
@@ -61,7 +67,8 @@ def remove_leftovers(target: Path) -> None:
     """Delete the parts of this target that processes have left which are no more.
 
     A process holds a lock on the part it writes, which ends with it however it dies. Where the file system knows no
-    locks, parts stay.
+    locks, parts stay. Windows refuses to remove what is open, but a process closes its part just before it renames it:
+    there, parts stay that were written a moment ago.
     """
     with suppress(OSError):
         for entry in list(os.scandir(target.parent)):
@@ -73,7 +80,8 @@ def remove_leftovers(target: Path) -> None:
 def _remove_if_left(part: Path) -> None:
     with suppress(OSError):
         if os.name != "posix":
-            part.unlink()  # refused by the system while a process has it open
+            if time.time() - part.stat().st_mtime > _MOMENT:
+                part.unlink()
             return
         with open(part, "r+b", buffering=0) as file:
             _lock(file)

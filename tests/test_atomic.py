@@ -40,6 +40,8 @@ def test_parts_of_the_killed_go_and_those_of_the_living_stay(tmp_path: Path) -> 
         write_bytes(target, b"second")
         assert len(parts(tmp_path)) == 2, "the part of a living process was taken away"
         process.kill()
+    for part in parts(tmp_path):
+        os.utime(part, (0, 0))  # Windows spares what was written a moment ago
     assert len(parts(tmp_path)) == 2
     write_bytes(tmp_path / "other", b"third")
     assert len(parts(tmp_path)) == 2, "the part of another target was taken away"
@@ -83,9 +85,23 @@ def test_a_part_that_is_about_to_be_removed_is_not_written(tmp_path: Path, monke
     held[0].close()
 
 
+def test_a_part_is_no_leftover_until_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may clear up between the last byte and the rename."""
+    target, replace = tmp_path / "file", os.replace
+
+    def cleared_first(part: Path, target: Path) -> None:
+        remove_leftovers(target)
+        replace(part, target)
+
+    monkeypatch.setattr(os, "replace", cleared_first)
+    write_bytes(target, b"content")
+    assert target.read_bytes() == b"content" and not parts(tmp_path)
+
+
 def test_leftovers_stay_where_locks_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = tmp_path / "file.0123abcd.part"
     left.write_bytes(b"?")
+    os.utime(left, (0, 0))
 
     def unknown(file: object) -> None:
         raise OSError(95, "Operation not supported")
