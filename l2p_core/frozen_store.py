@@ -122,11 +122,16 @@ class Streamed:
         return Stored(self._numbers.read(), self._scale)
 
 
+def computed_in(x: Tensor) -> torch.dtype:
+    """The dtype that a linear layer computes in: that of autocast where it is on, else that of its input."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 class FrozenLinear(nn.Module):
     """A linear layer that takes gradients of its input only.
 
-    Computes in the dtype of autocast where that is on, else in that of its input. Its weight and bias are neither
-    parameters nor buffers: nothing shall train, synchronise or convert them.
+    Its weight and bias are neither parameters nor buffers: nothing shall train, synchronise or convert them.
     """
 
     def __init__(self, layer: nn.Linear, weight: Resident | Streamed, device: torch.device):
@@ -146,8 +151,7 @@ class FrozenLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        dtype = computed_in(x)
         bias = None if self._bias is None else self._bias.to(dtype)
         return _Product.apply(x.to(dtype), self._weight, bias)
 

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .block_stream import StreamedTensor
+from .frozen_store import computed_in
 
 
 class TrainedLinear(nn.Module):
     """A linear layer in the place of one whose weight trains.
-
-    Computes in the dtype of autocast where that is on, else in that of its input.
 
     Attributes:
         weight: (out_features, in_features) float32 on the CPU; nothing computes with it, and it never has a `grad`.
@@ -37,8 +36,7 @@ class TrainedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        dtype = computed_in(x)
         bias = None if self.bias is None else self.bias.to(dtype)
         return _Product.apply(x.to(dtype), self.weight, bias, self)
 
