@@ -2,7 +2,8 @@
 
 A block is asked for by number, in the forward pass upwards and in the backward pass downwards. Whichever way it goes,
 the neighbour in that direction is copied while the block is computed, on a stream of its own. Weights that train are
-streamed like those that do not: what is filled in while a block is on the device is changed there too.
+streamed like those that do not: what is filled in while a block is on the device is copied there when it is next read,
+if it is before the block has made room for another. A step's new weights are hardly ever.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class BlockStream:
         largest = max(len(home) for home in self._homes)
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(_SLOTS)]
         self._held: list[int | None] = [None] * _SLOTS
+        self._stale: list[set[_Piece]] = [set() for _ in range(_SLOTS)]
         self._last = 0
         self._direction = 1
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -58,19 +60,17 @@ class BlockStream:
         return StreamedTensor(self, block, self._pieces[block][position])
 
     def write(self, block: int, piece: _Piece, tensor: Tensor) -> None:
-        """Set the numbers of a piece in CPU memory, and on the device if the block is there."""
+        """Set the numbers of a piece."""
         slot = block % _SLOTS
-        here = self._held[slot] == block
-        arrived = self._arrived[slot]
-        if here and arrived:
-            arrived.synchronize()  # the copy reads what is about to change
-        home = piece.of(self._homes[block])
-        home.copy_(tensor)
-        if here:
-            piece.of(self._slots[slot]).copy_(home, non_blocking=True)
+        if self._held[slot] == block:
+            arrived = self._arrived[slot]
+            if arrived:
+                arrived.synchronize()  # the copy reads what is about to change
+            self._stale[slot].add(piece)
+        piece.of(self._homes[block]).copy_(tensor)
 
-    def fetch(self, block: int) -> Tensor:
-        """The bytes of a block on the device, good until another block is fetched; the next one sets out."""
+    def read(self, block: int, piece: _Piece) -> Tensor:
+        """A piece on the device, good until one of another block is read; the next block sets out."""
         if block != self._last:
             self._direction = 1 if block > self._last else -1
             self._last = block
@@ -81,7 +81,13 @@ class BlockStream:
         arrived = self._arrived[slot]
         if arrived:
             arrived.wait()
-        return self._slots[slot]
+        here = piece.of(self._slots[slot])
+        if piece in self._stale[slot]:
+            self._stale[slot].discard(piece)
+            here.copy_(piece.of(self._homes[block]), non_blocking=True)
+            if self._copying:
+                self._arrived[slot] = torch.cuda.current_stream(here.device).record_event()
+        return here
 
     def _bring(self, block: int) -> int:
         """Start copying a block unless it is there; the slot that it is in."""
@@ -97,6 +103,7 @@ class BlockStream:
             if self._copying:
                 self._arrived[slot] = self._copying.record_event()
         self._held[slot] = block
+        self._stale[slot].clear()
         return slot
 
 
@@ -116,7 +123,7 @@ class StreamedTensor:
 
     def read(self) -> Tensor:
         """It on the device, to be used before a tensor of another block is read."""
-        return self._piece.of(self._stream.fetch(self._block))
+        return self._stream.read(self._block, self._piece)
 
 
 def allocations(sizes: Sequence[int]) -> list[list[int]]:

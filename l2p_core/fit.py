@@ -177,15 +177,18 @@ def keeping_what_fits(
     work: Workload,
     room: Room,
 ) -> TrainingConfig:
-    """The configuration of a run that fits, its `keep_activations` decided where it is -1."""
+    """The configuration of a run that fits, its `keep_activations` decided where it is -1: if there is room for those
+    of all blocks, of the refiners and of the head, nothing is checkpointed."""
     if training.keep_activations >= 0:
         return training
     # A plan may be wrong by a seventh, and nothing but time is lost by keeping less.
     used = dataclasses.replace(room, device=round(room.device * _USED))
-    for count in reversed(range(1, config.n_layers + 1)):
-        keeping = dataclasses.replace(training, keep_activations=count)
-        if used.holds(used.plan(config, keeping, work)):
-            return keeping
+    keeping = [
+        dataclasses.replace(training, keep_activations=count) for count in reversed(range(1, config.n_layers + 1))
+    ]
+    for chosen in [dataclasses.replace(keeping[0], gradient_checkpointing=False), *keeping]:
+        if used.holds(used.plan(config, chosen, work)):
+            return chosen
     return dataclasses.replace(training, keep_activations=0)
 
 

@@ -89,6 +89,7 @@ class OffloadedWeights(EarlyWeights):
             self._average(self._arrived)
             self.drop_gradients()
         super().step()
+        self._renew({name: self.masters[name] for name in self._arrived & self._waiting.keys()})
 
     @contextmanager
     def averages_in_place(self) -> Iterator[None]:
@@ -124,6 +125,13 @@ class OffloadedWeights(EarlyWeights):
         else:
             self._sums[name].copy_(gradient)
         self._arrived.add(name)
+
+    def _waited(self, name: str) -> Tensor:
+        parameter = self.parameters[name]
+        assert parameter.grad is not None
+        self.masters[name].grad = parameter.grad.to(CPU, torch.float32)
+        parameter.grad = None
+        return super()._waited(name)
 
     def _step_one(self, name: str, gradient: Tensor) -> None:
         super()._step_one(name, self._to_cpu(gradient).float())

@@ -24,6 +24,8 @@ def kept_blocks(config: ModelConfig, training: TrainingConfig) -> frozenset[int]
 
 
 def kept_sentence(config: ModelConfig, training: TrainingConfig) -> str:
-    """What a plan's sentence goes on with, nothing where every block is computed twice or none."""
-    kept = len(kept_blocks(config, training)) if training.gradient_checkpointing else 0
+    """What a plan's sentence goes on with, nothing where every block is computed twice."""
+    if not training.gradient_checkpointing:
+        return " Nothing is computed twice."
+    kept = len(kept_blocks(config, training))
     return f" {kept} of {config.n_layers} blocks keep their activations and are not computed twice." if kept else ""

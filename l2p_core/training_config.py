@@ -47,7 +47,7 @@ class TrainingConfig:
         offload: keep trained weights (float32), moments and averages in CPU memory and step them there; see `offload`.
         gradient_checkpointing: recompute blocks and head stages in the backward pass, for less memory.
         keep_activations: of how many joint blocks these are kept nevertheless, see `recompute`; -1, of as many as
-            memory has room for.
+            memory has room for, without any checkpointing if that is all.
         parallel: how several processes (torchrun) train together: "ddp", each with the whole model; "fsdp", the model
             cut among them; or "auto", as memory allows.
         noise: "seeded" draws an image's noise from its own seed where it has one; "fresh" never does.

@@ -112,20 +112,20 @@ def test_working_copies_are_bfloat16_and_what_is_kept_is_float32() -> None:
     ids=["offloaded", "streamed", "on the device"],
 )
 def test_gradients_never_pile_up(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever one is taken, no other weight of the model has one; and the last to come finds the first stepped."""
+    """Whenever one is taken, no other weight has one, but for vectors; and the last to come finds the first stepped."""
     trained = Trainer(pixel_model(), config(**changes), EMPTY)
     weights, seen = trained._weights, []
     first = weights.masters["local_decoder.out_conv.weight"].clone()
     step = weights._step_one  # type: ignore[attr-defined]
 
     def watched(name: str, gradient: torch.Tensor) -> None:
-        assert all(parameter.grad is None for parameter in trained.parameters.values())
+        assert all(parameter.grad is None for parameter in trained.parameters.values() if parameter.ndim > 1)
         seen.append((name, torch.equal(weights.masters["local_decoder.out_conv.weight"], first)))
         step(name, gradient)
 
     monkeypatch.setattr(weights, "_step_one", watched)
     go_on(trained, 1)
-    assert len(seen) > 50 and seen[-1] not in seen[:-1]
+    assert len(seen) > 40 and seen[-1] not in seen[:-1]
     assert seen[0][1] and not seen[-1][1]
 
 

@@ -24,7 +24,7 @@ from comfyui_l2p.l2p_core.fit import Room, changes, fitting, keeping_what_fits, 
 from comfyui_l2p.l2p_core.live_memory import Traced, trace
 from comfyui_l2p.l2p_core.parallel import Ranks
 from comfyui_l2p.l2p_core.plan import GB, plan
-from comfyui_l2p.l2p_core.recompute import kept_blocks
+from comfyui_l2p.l2p_core.recompute import kept_blocks, kept_sentence
 from comfyui_l2p.l2p_core.run.planning import planned, workload
 from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
 from comfyui_l2p.l2p_core.trainer import Trainer
@@ -205,6 +205,8 @@ def test_room_that_is_left_over_keeps_activations() -> None:
         return keeping_what_fits(Z_IMAGE, asked, AT_1024, Room(memory * GB)).keep_activations
 
     assert 0 < keeps(70) < keeps(80) <= 30 and keeps(200) == 30
+    twice = [keeping_what_fits(Z_IMAGE, asked, AT_1024, Room(gb * GB)).gradient_checkpointing for gb in (80, 200)]
+    assert twice == [True, False]
     assert keeps(52) == 0, "it fits, but with little to spare"
     assert keeping_what_fits(Z_IMAGE, PUBLISHED, AT_1024, Room(200 * GB)) == PUBLISHED
     found, training = planned(recipe(keep_activations=-1), SMALL, Ranks(device=torch.device("cpu")))
@@ -220,6 +222,8 @@ def test_frozen_blocks_keep_theirs_first_and_of_these_the_last() -> None:
     assert [kept(count) for count in (-1, 0, 1, 2, 3, 4, 5)] == [
         [], [], [2], [1, 2], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]
     ]  # fmt: skip
+    some = TrainingConfig(blocks=1, keep_activations=3)
+    assert kept_sentence(SMALL, some) == " 3 of 4 blocks keep their activations and are not computed twice."
     assert kept(1, policy="all") == [3] and kept(1, policy="lora", lora_rank=2) == [2]
 
 

@@ -107,7 +107,11 @@ def prepare(
     base, found, training = ranks.first_then_others(make_files)
     if ranks.any(training.parallel == "fsdp"):
         training = replace(training, parallel="fsdp")
-    training = replace(training, keep_activations=min(ranks.gather(training.keep_activations)))
+    training = replace(
+        training,
+        keep_activations=min(ranks.gather(training.keep_activations)),
+        gradient_checkpointing=ranks.any(training.gradient_checkpointing),
+    )
     return Run(replace(recipe, training=training), folder, base, found, ranks, hooks)
 
 
