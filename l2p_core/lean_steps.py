@@ -36,23 +36,22 @@ class ScaledNorm(torch.autograd.Function):
         dim = x.shape[-1]
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         inverse = norm.square_().div_(dim).add_(ctx.eps).rsqrt_()
-        # With n the normed x, y = n s and G the gradient of y: dx = inverse (G s - n mean(G n s)); ds = sum of G n.
-        normed = x * inverse
+        # With r = inverse, y = x r s and G the gradient of y: dx = r (G s - x r^2 mean(G x s)); ds = sum of G x r.
+        product = gradient * x if x.dtype == torch.float32 else x.float().mul_(gradient)
         scale = weight.float() if factor is None else weight.float() * factor.float()
-        product = gradient * normed
         weight_gradient = factor_gradient = None
         if factor is None:
             if of_weight:
-                weight_gradient = product.flatten(0, -2).sum(0).to(weight.dtype)
+                weight_gradient = (inverse.flatten() @ product.flatten(0, -2)).to(weight.dtype)
             mean = (product @ scale)[..., None]
         else:
             mean = product @ scale.mT
             if of_weight or of_factor:
-                summed = product.sum(1, keepdim=True)
+                summed = inverse.mT @ product
                 factor_gradient = (summed * weight.float()).to(factor.dtype)
                 weight_gradient = (summed * factor.float()).sum((0, 1)).to(weight.dtype)
         scaled = torch.mul(gradient, scale, out=product)
-        changed = scaled.addcmul_(normed, mean, value=-1 / dim).mul_(inverse)
+        changed = scaled.mul_(inverse).addcmul_(x, mean.mul_(inverse.pow_(3)), value=-1 / dim)
         return changed.to(x.dtype), weight_gradient if of_weight else None, factor_gradient, None
 
 
