@@ -194,7 +194,11 @@ def keeping_what_fits(
 
 def computer_memory() -> int:
     """Bytes of memory that this computer has, swap included."""
-    return psutil.virtual_memory().total + psutil.swap_memory().total
+    try:
+        swap = psutil.swap_memory().total
+    except RuntimeError:  # Windows whose performance counters are disabled or damaged
+        swap = 0
+    return psutil.virtual_memory().total + swap
 
 
 def available_memory() -> int:
