@@ -17,6 +17,7 @@ from .safetensors_header import CheckpointError
 
 _WINDOWS_DISK_FULL = 112
 _MOMENT = 60.0  # seconds
+_PATIENCE = 5.0  # seconds that a reader on Windows may keep a file from being replaced
 _PART = re.compile(r"\.[0-9a-f]{8}\.part")
 
 
@@ -45,7 +46,7 @@ def atomic_file(target: Path, size: int, overwrite: bool) -> Iterator[FileIO]:
                 # Before the lock ends: what nobody has locked is a leftover to others.
                 os.replace(part, target)
         if os.name != "posix":
-            os.replace(part, target)  # Windows renames no open file
+            _replace(part, target)  # Windows renames no open file
     except BaseException as error:
         if part:
             part.unlink(missing_ok=True)
@@ -61,6 +62,18 @@ def write_bytes(target: Path, data: bytes) -> None:
         left = memoryview(data)
         while left:
             left = left[file.write(left) :]
+
+
+def _replace(part: Path, target: Path) -> None:
+    """Rename over a target; Windows refuses for as long as somebody reads it, a virus scanner or a web server, say."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return os.replace(part, target)
+        except PermissionError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
 
 
 def remove_leftovers(target: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from io import FileIO
 from pathlib import Path
 
@@ -115,6 +116,26 @@ def test_leftovers_stay_where_locks_are_unknown(tmp_path: Path, monkeypatch: pyt
         monkeypatch.undo()
     remove_leftovers(tmp_path / "file")
     assert not left.exists()
+
+
+@pytest.mark.skipif(os.name == "posix", reason="only Windows keeps what is read from being replaced")
+def test_a_file_that_is_read_is_replaced_when_it_is_free(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_bytes(target, b"old")
+    reader = target.open("rb")
+    threading.Timer(0.5, reader.close).start()
+    write_bytes(target, b"new")
+    assert target.read_bytes() == b"new" and not parts(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "posix", reason="only Windows keeps what is read from being replaced")
+def test_a_file_that_stays_open_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._PATIENCE", 0.2)
+    target = tmp_path / "file"
+    write_bytes(target, b"old")
+    with target.open("rb"), pytest.raises(CheckpointError, match="could not be written"):
+        write_bytes(target, b"new")
+    assert target.read_bytes() == b"old" and not parts(tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
