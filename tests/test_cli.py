@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_checkpoints
@@ -167,3 +169,25 @@ def test_interrupt_is_one_line(
 def test_debug_shows_where_a_mistake_arose(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         main(["--debug", "inspect", str(tmp_path / "nothing.safetensors")])
+
+
+def run_cli(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "comfyui_l2p.train.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_a_path_in_other_letters_can_be_printed(tmp_path: Path, source: Path) -> None:
+    """Into a pipe Windows writes its old code page, in which most letters are unknown."""
+    named = source.rename(tmp_path / "модель.safetensors")
+    with run_cli("inspect", named, env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}) as process:
+        out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert rb"\u043c" in out
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake(source: Path) -> None:
+    with run_cli("inspect", "--keys", source) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 0 and not errors

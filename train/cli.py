@@ -4,6 +4,8 @@ it runs, so that `l2p --help` needs no torch and answers at once."""
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -32,16 +34,18 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for a user's mistake, 1 for a failed run, 130 for Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Into a file or pipe Windows writes its old code page, which lacks most letters that a path may have.
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
         args.command(args)
+        print(end="", flush=True)
         return 0
     except KeyboardInterrupt:
         return _complain("stopped.", EXIT_INTERRUPT)
     except BrokenPipeError:
-        # The reader of a pipe has seen enough; without this Python complains once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _reader_has_gone()
     except ModuleNotFoundError as error:
         if args.debug or error.name not in ("torch", "matplotlib"):
             raise
@@ -49,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"this command needs {error.name}: install this package with its extra 'standalone'.", EXIT_FAILURE
         )
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and _is_of_a_closed_pipe(error):
+            return _reader_has_gone()
         if args.debug:
             raise
         return _complain(_one_line(error), EXIT_MISTAKE)
@@ -263,6 +269,23 @@ def _is_failure_of_the_run(error: RuntimeError) -> bool:
     return (
         isinstance(error, (TrainingDiverged, ProcessLost)) or "allocate" in str(error) or "out of memory" in str(error)
     )
+
+
+def _is_of_a_closed_pipe(error: OSError) -> bool:
+    """Whether this is how Windows says that stdout's reader has gone: python/cpython#79935."""
+    if os.name != "nt" or error.errno != errno.EINVAL or error.filename:
+        return False
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _reader_has_gone() -> int:
+    """The reader of a pipe has seen enough; without this Python complains once more when it closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _one_line(error: BaseException) -> str:

@@ -88,7 +88,7 @@ class Stepped:
         try:
             print(file=self._process.stdin, flush=True)
             answer = self._process.stdout.readline()
-        except BrokenPipeError:
+        except OSError:  # a closed pipe, for which Windows has another error than BrokenPipeError
             answer = ""
         if not answer:
             self._process.wait()
