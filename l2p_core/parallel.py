@@ -172,7 +172,8 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     try:
         store, rank, count = next(rendezvous("env://", timeout=timeout))
-        # Words go through gloo on the CPU, whose waits end with an error when a process is gone.
+        # Words go through gloo on the CPU, whose waits end with an error when a process is gone: on Linux at once, on
+        # Windows and macOS, where it is built on libuv, when `timeout` is over.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
         dist.init_process_group(
             backend, store=c10d.PrefixStore("l2p", store), rank=rank, world_size=count, timeout=timeout

@@ -190,5 +190,7 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     made = SynthesisFolder(tmp_path, wanted, {"steps": 4})
     for item in made.todo:
         made.write(item, image(item))
-    assert not made.todo and {path.suffix for path in tmp_path.iterdir()} == {".png", ".csv"}
+    # Windows spares what was written a moment ago.
+    suffixes = {path.suffix for path in tmp_path.iterdir()} - ({".part"} if os.name == "nt" else set())
+    assert not made.todo and suffixes == {".png", ".csv"}
     assert len(readers.read(tmp_path).samples) == len(rows(tmp_path)) == 400

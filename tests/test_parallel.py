@@ -190,6 +190,7 @@ def test_auto_replicates_on_cpus() -> None:
     assert sharding.chosen(model, set(), torch.device("cpu"), CONFIG) == "ddp"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a process's Ctrl-C is sent as SIGINT")
 def test_a_run_under_torchrun_is_interrupted_and_one_process_ends_it(tmp_path: Path) -> None:
     """Ctrl-C saves; the rest, done by one process, gives what an undisturbed process gives."""
     torch.manual_seed(0)
