@@ -151,6 +151,17 @@ def test_backslashes_of_windows(tmp_path: Path) -> None:
     assert content(read(tmp_path)) == [("deep/er/a.png", "a fox", 1)]
 
 
+def test_other_capitals_are_the_same_file_where_the_system_says_so(tmp_path: Path) -> None:
+    images(tmp_path, "Photo.png")
+    (tmp_path / "Photo.txt").write_text("of the text", encoding="utf-8")
+    write_csv(tmp_path / "metadata.csv", [("photo.PNG", "of the table", 1)])
+    listing = read(tmp_path)
+    if (tmp_path / "photo.PNG").exists():
+        assert content(listing) == [("Photo.png", "of the table", 1)] and not listing.problems
+    else:
+        assert "does not exist" in reasons(listing)["metadata.csv line 2"]
+
+
 @pytest.mark.parametrize(
     "path", ["../outside.png", "sub/../../outside.png", "..\\outside.png", "C:\\x.png", "C:x.png", "\\\\host\\x.png"]
 )

@@ -148,9 +148,13 @@ class _Files:
         path = table.parent / written.replace("\\", "/")
         if not path.is_file():
             return f"the image {written!r} does not exist"
-        if not path.resolve().is_relative_to(self.folder):
+        real = path.resolve()
+        if not real.is_relative_to(self.folder):
             return f"the path {written!r} leads out of the data folder through a link"
-        return _name(self.folder, path), path
+        name, found = _name(self.folder, path), _name(self.folder, real)
+        if found in self.images and found.casefold() == name.casefold():
+            return found, self.images[found]  # on a system to which capitals are all the same
+        return name, path
 
     def caption(self, image: str) -> str | None:
         """The text beside an image; None if there is none."""
