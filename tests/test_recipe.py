@@ -93,3 +93,12 @@ def test_bundled_recipes_are_right_and_survive_writing(path: Path, tmp_path: Pat
     rewritten = tmp_path / "rewritten.toml"
     rewritten.write_text(recipes.to_toml(recipe), encoding="utf-8")
     assert recipes.load(rewritten) == recipe
+
+
+def test_what_windows_editors_write_is_read_or_explained(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[model]\nbase = "tiny"\n', encoding="utf-8-sig")
+    assert recipes.load(path) == recipes.parse(SMALLEST)
+    path.write_text('[model]\nbase = "C:\\Users\\me\\base.safetensors"\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"recipe\.toml: .* line 2.* single quotes"):
+        recipes.load(path)

@@ -156,7 +156,7 @@ def load(path: Path) -> Recipe:
         ValueError: naming the file, the key and what was expected; a misspelt key with the nearest right one.
     """
     try:
-        return parse(read_toml(path.read_text(encoding="utf-8")))
+        return parse(read_toml(path.read_text(encoding="utf-8-sig")))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -167,7 +167,12 @@ def read_toml(text: str) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
-    return tomllib.loads(text)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        if "\\" not in text:
+            raise
+        raise ValueError(f"{error}; a path with \\ goes into single quotes, or is written with /") from error
 
 
 def parse(values: Mapping[str, Any]) -> Recipe:
