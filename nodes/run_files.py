@@ -39,7 +39,7 @@ def run_folder(name: str) -> Path:
         raise ValueError("The run has no name: give it one.")
     if not path.is_relative_to(root):
         raise ValueError(f"The run's name {name!r} leads out of output/{RUNS}: give a name inside it.")
-    if path.relative_to(root).parts[0] == CAPTIONS:
+    if path.relative_to(root).parts[0].casefold() == CAPTIONS:  # capitals are all the same to Windows
         raise ValueError(f"The folder {CAPTIONS!r} in output/{RUNS} holds caption features: give the run another name.")
     return path
 
