@@ -65,15 +65,25 @@ def write_bytes(target: Path, data: bytes) -> None:
 
 
 def _replace(part: Path, target: Path) -> None:
-    """Rename over a target; Windows refuses for as long as somebody reads it, a virus scanner or a web server, say."""
+    """Rename over a target on Windows, which refuses for as long as somebody reads it: a virus scanner for a moment, a
+    program that has mapped it, as ComfyUI does with models, for as long as it pleases. Then the old file makes way,
+    under the name of a part, and is removed when it is free."""
     until = time.monotonic() + _PATIENCE
-    while True:
+    while time.monotonic() < until:
         try:
-            return os.replace(part, target)
+            os.replace(part, target)
+            return
         except PermissionError:
-            if time.monotonic() > until:
-                raise
             time.sleep(0.05)
+    aside = _part_of(target)
+    os.rename(target, aside)
+    try:
+        os.replace(part, target)
+    except OSError:
+        os.rename(aside, target)
+        raise
+    with suppress(OSError):
+        aside.unlink()
 
 
 def remove_leftovers(target: Path) -> None:
@@ -101,10 +111,14 @@ def _remove_if_left(part: Path) -> None:
             part.unlink()
 
 
+def _part_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+
+
 def _open_part(target: Path) -> tuple[Path, FileIO]:
     """A new part, locked where the file system knows locks."""
     while True:
-        part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+        part = _part_of(target)
         file = open(part, "xb", buffering=0)  # noqa: SIM115 (the caller closes it)
         # Another process may have taken it for a leftover before it was locked, and be about to remove it.
         if _is_ours(file) and part.exists():
@@ -150,6 +164,8 @@ def _check_room(target: Path, size: int) -> None:
 def _sentence(target: Path, error: OSError) -> str:
     if error.errno == errno.ENOSPC or getattr(error, "winerror", None) == _WINDOWS_DISK_FULL:
         return f"The disk of {target} is full: nothing was written there, make room and try again."
+    if isinstance(error, PermissionError):
+        return f"{target} could not be written: another program has it open, or you may not write there ({error})."
     return f"{target} could not be written: {error}."
 
 
