@@ -76,6 +76,8 @@ def _replace(part: Path, target: Path) -> None:
         except PermissionError:
             time.sleep(0.05)
     aside = _part_of(target)
+    with suppress(OSError):
+        os.utime(target)  # parts of this moment are left alone
     os.rename(target, aside)
     try:
         os.replace(part, target)

@@ -102,3 +102,6 @@ def test_what_windows_editors_write_is_read_or_explained(tmp_path: Path) -> None
     path.write_text('[model]\nbase = "C:\\Users\\me\\base.safetensors"\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"recipe\.toml: .* line 2.* single quotes"):
         recipes.load(path)
+    path.write_text('[model]\nbase = "C:\\new\\train.safetensors"\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"base holds a control character.* single quotes"):
+        recipes.load(path)

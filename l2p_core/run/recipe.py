@@ -149,6 +149,9 @@ class Recipe:
     watch: WatchSection = field(default_factory=WatchSection)
 
 
+_BACKSLASHES = "a path with \\ goes into single quotes, or is written with /"
+
+
 def load(path: Path) -> Recipe:
     """Read and check a recipe.
 
@@ -172,7 +175,7 @@ def read_toml(text: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         if "\\" not in text:
             raise
-        raise ValueError(f"{error}; a path with \\ goes into single quotes, or is written with /") from error
+        raise ValueError(f"{error}; {_BACKSLASHES}") from error
 
 
 def parse(values: Mapping[str, Any]) -> Recipe:
@@ -222,6 +225,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return value
         # Exactly the type: True is an int to Python, but not to whoever wrote steps = true.
         if type(value) is option:
+            if isinstance(value, str) and any(ord(letter) < 32 for letter in value):
+                # "C:\new\train" is right TOML, with a line break and a tab.
+                raise ValueError(f"{where} holds a control character, {value!r}; {_BACKSLASHES}")
             return value
     names = {
         int: "a whole number",
