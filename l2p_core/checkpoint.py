@@ -106,6 +106,17 @@ class Checkpoint:
                 )
         return self.config()
 
+    def pixel_config(self) -> ModelConfig:
+        """`plain_config` of what must be an L2P pixel model.
+
+        Raises:
+            CheckpointError: as that, and for a latent model.
+        """
+        config = self.plain_config()
+        if config.head is None:
+            raise CheckpointError(f"{self.path} is a latent model, not an L2P pixel model: convert it to L2P first.")
+        return config
+
     def _refuse_other_models(self) -> None:
         if self.is_delta:
             raise CheckpointError(
@@ -158,9 +169,10 @@ def load_model(
     Raises:
         CheckpointError: if it is not a complete L2P model, or is quantised.
     """
-    model = load_any(path, dtype, device, progress)
-    if not isinstance(model, L2PModel):
-        raise CheckpointError(f"{_path_of(path)} is a latent model, not an L2P pixel model: convert it to L2P first.")
+    checkpoint = _opened(path)
+    checkpoint.pixel_config()
+    model = load_any(checkpoint, dtype, device, progress)
+    assert isinstance(model, L2PModel)
     return model
 
 
@@ -171,9 +183,11 @@ def load_latent(
     progress: ProgressCallback | None = None,
 ) -> LatentModel:
     """Load a latent source model; arguments and errors as for `load_model`."""
-    model = load_any(path, dtype, device, progress)
-    if not isinstance(model, LatentModel):
-        raise CheckpointError(f"{_path_of(path)} is an L2P pixel model, but its latent source was expected.")
+    checkpoint = _opened(path)
+    if checkpoint.plain_config().head is not None:
+        raise CheckpointError(f"{checkpoint.path} is an L2P pixel model, but its latent source was expected.")
+    model = load_any(checkpoint, dtype, device, progress)
+    assert isinstance(model, LatentModel)
     return model
 
 
@@ -184,7 +198,7 @@ def load_any(
     progress: ProgressCallback | None = None,
 ) -> L2PModel | LatentModel:
     """Load a pixel or latent model, whichever it is; arguments and errors as for `load_model`."""
-    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    checkpoint = _opened(path)
     model = empty_model(checkpoint)
     name = checkpoint.tensors["x_embedder.weight"].dtype if dtype is None else DTYPE_NAMES[dtype]
     weights = read_weights(checkpoint, dict.fromkeys(model.state_dict(), name), progress)
@@ -257,8 +271,8 @@ def some(keys: Sequence[str]) -> str:
     return shown(keys[0]) + more
 
 
-def _path_of(path: str | Path | Checkpoint) -> Path:
-    return path.path if isinstance(path, Checkpoint) else Path(path)
+def _opened(path: str | Path | Checkpoint) -> Checkpoint:
+    return path if isinstance(path, Checkpoint) else open_checkpoint(path)
 
 
 def _split_prefix(keys: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -203,14 +203,18 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
+    checking: ProgressCallback | None = None,
 ) -> L2PModel:
     """The trained model in memory, without a merged file; other arguments as `checkpoint.load_model`.
+
+    Args:
+        checking: called with (bytes read, bytes in all) while it is seen, first, that the base is the right one.
 
     Raises:
         CheckpointError: as `merge`.
     """
     merged = open_merged(delta, base)
-    verify(merged)
+    verify(merged, checking)
     model = checkpoints.load_model(merged.checkpoint, dtype, device, progress)
     with torch.no_grad():
         for layer, adapter in merged.adapters.items():

@@ -14,6 +14,7 @@ import tiny_checkpoints
 import torch
 from PIL import Image
 
+from comfyui_l2p.l2p_core import checkpoint
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.train.cli import main
 
@@ -129,15 +130,17 @@ def test_sample_writes_any_size_and_never_over_a_file(
     assert (tmp_path / "image-4.png").exists()
 
 
-def test_sample_explains_captions_that_do_not_fit(
-    tmp_path: Path, pixel: Path, capsys: pytest.CaptureFixture[str]
+def test_sample_explains_what_does_not_fit_before_it_reads_weights(
+    tmp_path: Path, source: Path, pixel: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(checkpoint, "read_weights", None)
     features = tmp_path / "caption.safetensors"
     save({"positive": torch.randn(5, 7)}, features)
     output = ["--output", tmp_path / "image.png"]
     assert "--caption-features" in mistake(capsys, "sample", pixel, "--prompt", "a cat", *output)
     assert "(tokens, 24)" in mistake(capsys, "sample", pixel, "--caption-features", features, *output)
     assert "one of the two" in mistake(capsys, "sample", pixel, *output)
+    assert "convert it to L2P first" in mistake(capsys, "sample", source, "--prompt", "a cat", *output)
 
 
 def test_mistakes_are_one_line(tmp_path: Path, source: Path, pixel: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..l2p_core import delta, flow, tiny
-from ..l2p_core.checkpoint import load_model, load_tensors
+from ..l2p_core.checkpoint import load_model, load_tensors, open_checkpoint
 from ..l2p_core.config import ModelConfig, variant_row
+from ..l2p_core.merged import open_merged
 from ..l2p_core.model import L2PModel
 from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
@@ -29,10 +30,12 @@ def sample_command(args: argparse.Namespace) -> None:
     targets = _targets(args.output, args.seed)
     for target in targets.values():
         refuse_existing(target, args.overwrite)
-    model = _load(args.model, args.delta, args.device)
-    positive, negative = _captions(model.config, args.prompt, args.caption_features)
-    row = variant_row(str(model.config.variant))
-    default_side = IMAGE_SIZE if is_tiny(model.config) else row.pixels
+    base, trained = _files(args.model, args.delta)
+    # From the header: what is wrong with the rest shall be said before gigabytes are read.
+    config = (open_merged(trained, base).checkpoint if trained else open_checkpoint(base)).pixel_config()
+    positive, negative = _captions(config, args.prompt, args.caption_features)
+    row = variant_row(str(config.variant))
+    default_side = IMAGE_SIZE if is_tiny(config) else row.pixels
     width, height = args.width or default_side, args.height or default_side
     settings = {
         "steps": args.steps or row.steps,
@@ -45,6 +48,7 @@ def sample_command(args: argparse.Namespace) -> None:
         raise ValueError("--denoise starts from an image: give one with --init, or leave it out.")
     if settings["cfg"] != 1 and negative is None:
         raise ValueError("Guidance needs a tensor 'negative' in the caption features, or --cfg 1 for none.")
+    model = _load(base, trained, args.device)
     model.tile = args.tile
     for seed, target in targets.items():
         pixels = _generate(model, positive, negative, settings, (height, width), seed, init, args.device)
@@ -64,16 +68,20 @@ def _targets(output: Path, seeds: list[int]) -> dict[int, Path]:
     return {seed: output.with_name(f"{output.stem}-{seed}{output.suffix}") for seed in seeds}
 
 
-def _load(path: Path, delta_path: Path | None, device: str) -> L2PModel:
+def _files(path: Path, delta_path: Path | None) -> tuple[Path, Path | None]:
+    """The model's file, and the delta to put onto it; the tiny source takes its own where none is given."""
     base = bundled.resolve(path)
-    if base == bundled.SOURCE and delta_path is None:
-        delta_path = bundled.DELTA
+    return base, bundled.DELTA if base == bundled.SOURCE and delta_path is None else delta_path
+
+
+def _load(base: Path, delta_path: Path | None, device: str) -> L2PModel:
     # The tiny model is stored in bfloat16, in which a CPU is slower and no more exact.
     dtype = torch.float32 if base == bundled.SOURCE else None
-    with byte_progress("loading") as progress:
-        if delta_path is None:
+    if delta_path is None:
+        with byte_progress("loading") as progress:
             return load_model(base, dtype, device, progress).eval()
-        return delta.load_model(delta_path, base, dtype, device, progress).eval()
+    with byte_progress("checking the base") as checking, byte_progress("loading") as progress:
+        return delta.load_model(delta_path, base, dtype, device, progress, checking).eval()
 
 
 def _captions(config: ModelConfig, prompt: str | None, features: Path | None) -> tuple[Tensor, Tensor | None]:
