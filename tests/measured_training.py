@@ -22,9 +22,10 @@ from comfyui_l2p.l2p_core.checkpoint import save
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.model import key_shapes
 from comfyui_l2p.l2p_core.parallel import Ranks
+from comfyui_l2p.l2p_core.process_memory import peak_memory
 from comfyui_l2p.l2p_core.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
-from comfyui_l2p.train.benchmark.process import forget_peak, peak_memory
+from comfyui_l2p.train.benchmark.process import forget_peak
 
 CONFIG = ModelConfig(
     dim=512, head_dim=64, n_layers=10, n_refiner_layers=1, caption_dim=128, ffn_dim=1536, t_freq_dim=64,

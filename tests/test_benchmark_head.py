@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from comfyui_l2p.l2p_core.process_memory import peak_memory
 from comfyui_l2p.train.benchmark import head, process
 
 
@@ -41,10 +42,10 @@ def test_memory_of_the_whole_image_lies_on_the_line(monkeypatch: pytest.MonkeyPa
 
 
 def test_peak_memory_is_this_process_and_grows() -> None:
-    before = process.peak_memory()
+    before = peak_memory()
     # Twice the peak so far, and every page of it touched.
     torch.ones(2 * before, dtype=torch.uint8)
-    assert process.peak_memory() >= before + before // 2
+    assert peak_memory() >= before + before // 2
 
 
 def test_a_failed_measurement_says_why() -> None:

@@ -72,7 +72,7 @@ def sentence(metrics: RunMetrics) -> str:
     if metrics.step < metrics.steps:
         parts.append(f"about {duration(metrics.seconds_left)} left")
     parts.append(f"{metrics.images_per_second:.3g} images a second")
-    if metrics.memory_bytes is not None:
+    if metrics.memory_bytes:
         parts.append(f"{metrics.memory_bytes / 1e9:.2f} GB at most")
     return ", ".join(parts)
 

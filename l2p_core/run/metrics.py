@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..process_memory import peak_memory
 from ..step_metrics import SIGMA_EDGES, StepMetrics
 
 _MEMORY = 0.95  # of the mean time of a step: about the last 20
@@ -28,13 +28,13 @@ class RunMetrics(StepMetrics):
         images_per_second: over about the last 20 steps, saves and montages included.
         seconds_left: to the last step, at that speed.
         memory_bytes: the most that this process has held so far: of the GPU's memory where it trains on one, else of
-            the computer's; None where the system does not say.
+            the computer's.
     """
 
     steps: int = 0
     images_per_second: float = 0.0
     seconds_left: float = 0.0
-    memory_bytes: int | None = None
+    memory_bytes: int = 0
 
 
 class Clock:
@@ -61,20 +61,13 @@ class Clock:
             steps=self._steps,
             images_per_second=metrics.images / max(self._seconds, 1e-9),
             seconds_left=(self._steps - metrics.step) * self._seconds,
-            memory_bytes=peak_memory(self._device),
+            memory_bytes=_held(self._device),
         )
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that this process has held: on its GPU, or in the computer's memory; None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _held(device: torch.device) -> int:
+    """The most bytes that this process has held: on its GPU, or in the computer's memory."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

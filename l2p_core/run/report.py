@@ -68,7 +68,7 @@ def _facts(steps: Sequence[Mapping[str, Any]]) -> str:
         ("Time left", duration(last["seconds_left"])),
         ("Time trained", duration(sum(step["seconds"] for step in steps))),
     ]
-    if last["memory_bytes"] is not None:
+    if last["memory_bytes"]:
         rows.append(("Most memory held", f"{last['memory_bytes'] / 1e9:.2f} GB"))
     return "<table>" + "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in rows) + "</table>"
 

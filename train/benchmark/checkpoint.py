@@ -24,10 +24,11 @@ from ...l2p_core.config import ModelConfig
 from ...l2p_core.freeze import trainable_names
 from ...l2p_core.model import key_shapes
 from ...l2p_core.model_file import Slot, model_file
+from ...l2p_core.process_memory import peak_memory
 from ...l2p_core.safetensors_header import nbytes
 from ...l2p_core.tensor_io import ChunkReader
 from ..console import bytes_text, table
-from .process import forget_peak, peak_memory, run_module
+from .process import forget_peak, run_module
 
 ROUNDS = 3
 DTYPE = "BF16"

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from ...l2p_core.config import VARIANTS, ModelConfig
 from ...l2p_core.detailer import DetailerHead, nearest
+from ...l2p_core.process_memory import peak_memory
 from ...l2p_core.region import Region
 from ..console import bytes_text, table
-from .process import peak_memory, run_module
+from .process import run_module
 
 DIM = ModelConfig.dim
 ROUNDS = 5

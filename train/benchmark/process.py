@@ -1,4 +1,4 @@
-"""What a process has needed of memory, and measurements in a process of their own."""
+"""Measurements in a process of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ctypes
 import gc
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,20 +16,6 @@ from typing import Any
 
 FREED_AT_ONCE = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 """Environment in which glibc gives freed memory back at once: what a process holds is what is in use. It is slower."""
-
-
-def peak_memory() -> int:
-    """The most bytes of memory this process has held at once (peak resident set)."""
-    if sys.platform == "win32":
-        return _peak_on_windows()
-    if sys.platform == "linux":
-        # getrusage would report the parent's peak where that was higher: Linux hands it on to a new process.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes but on macOS
 
 
 def forget_peak() -> None:
@@ -105,34 +90,3 @@ class Stepped:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
-
-
-def _peak_on_windows() -> int:
-    class Counters(ctypes.Structure):
-        # PROCESS_MEMORY_COUNTERS of psapi.h
-        _fields_ = [
-            ("cb", ctypes.c_ulong),
-            ("PageFaultCount", ctypes.c_ulong),
-            *(
-                (name, ctypes.c_size_t)
-                for name in (
-                    "PeakWorkingSetSize",
-                    "WorkingSetSize",
-                    "QuotaPeakPagedPoolUsage",
-                    "QuotaPagedPoolUsage",
-                    "QuotaPeakNonPagedPoolUsage",
-                    "QuotaNonPagedPoolUsage",
-                    "PagefileUsage",
-                    "PeakPagefileUsage",
-                )
-            ),
-        ]
-
-    counters = Counters(cb=ctypes.sizeof(Counters))
-    kernel: Any = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
-    kernel.GetCurrentProcess.restype = ctypes.c_void_p
-    read = kernel.K32GetProcessMemoryInfo
-    read.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong)
-    if not read(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb):
-        raise OSError("Windows did not say how much memory this process has used.")
-    return int(counters.PeakWorkingSetSize)

@@ -32,13 +32,14 @@ from ...l2p_core.config import ModelConfig
 from ...l2p_core.dataset.images import to_uint8
 from ...l2p_core.model import L2PModel
 from ...l2p_core.parallel import Ranks
+from ...l2p_core.process_memory import peak_memory
 from ...l2p_core.tensor_file import save as save_tensors
 from ...l2p_core.tiny.image_set import Batches, ImageSet, caption_of, rendered
 from ...l2p_core.trainer import Trainer, check_possible
 from ...l2p_core.training_config import TrainingConfig
 from ..console import bytes_text, count_text, table
 from .plain_trainer import SHARE, StandIn, tokens, train_plainly
-from .process import FREED_AT_ONCE, Stepped, forget_peak, peak_memory, run_module
+from .process import FREED_AT_ONCE, Stepped, forget_peak, run_module
 
 PLAIN = "plain"
 _SMALL: dict[str, Any] = {"frozen": "fp8", "step_early": True}
