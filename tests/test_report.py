@@ -99,7 +99,7 @@ def test_a_report_shows_few_montages_and_shrinks_large_ones(tmp_path: Path) -> N
 
 
 def metrics(step: int) -> RunMetrics:
-    return RunMetrics(step, 0.5, 0, 1e-3, 1.0, 2, 0.1, [0.5, 0, 0, 0, 0], [1, 0, 0, 0, 0], 10, 20.0, 1.0, None)
+    return RunMetrics(step, 0.5, None, 1e-3, 1.0, 2, 0.1, [0.5, 0, 0, 0, 0], [1, 0, 0, 0, 0], 10, 20.0, 1.0, 0)
 
 
 def test_events_are_the_metrics(tmp_path: Path) -> None:
