@@ -19,10 +19,12 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(TYPECHECK)
+	$(TYPECHECK) --platform win32
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 typecheck: $(READY)
 	$(TYPECHECK)
+	$(TYPECHECK) --platform win32
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -139,7 +140,7 @@ def _is_ours(file: FileIO) -> bool:
 
 def _lock(file: FileIO) -> None:
     """Lock a file for as long as it is open; an OSError where another process has, or locks are unknown."""
-    if os.name == "posix":
+    if sys.platform != "win32":
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

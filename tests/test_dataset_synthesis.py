@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -179,7 +178,7 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
         with subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None and process.stdout.readline()
             time.sleep(rng.uniform(0.01, 0.2))
-            process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+            process.kill()
         if (tmp_path / "metadata.csv").exists():
             for row in rows(tmp_path):
                 with Image.open(tmp_path / row["image"]) as found:
