@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -62,7 +63,7 @@ class Server:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         custom_nodes = self.base / "custom_nodes"
         if not any(custom_nodes.iterdir()):
-            os.symlink(ROOT, custom_nodes / "ComfyUI-L2P", target_is_directory=True)
+            _bring_pack(custom_nodes / "ComfyUI-L2P")
         command = [
             *(self.host.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", self.port),
             *("--base-directory", self.base, "--database-url", "sqlite:///:memory:"),
@@ -241,6 +242,14 @@ class WebSocket:
         data = self._stream.read(count)
         assert data is not None and len(data) == count, "the websocket ended"
         return data
+
+
+def _bring_pack(target: Path) -> None:
+    """A link to the pack, or a copy where the system lets not everyone make links, as Windows does not."""
+    try:
+        os.symlink(ROOT, target, target_is_directory=True)
+    except OSError:
+        shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".*", "__pycache__", "demo", "runs"))
 
 
 def _free_port() -> int:
