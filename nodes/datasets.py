@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import folder_paths
 
 from ..l2p_core.dataset.synthesis import TABLE
+from .names import as_path
 
 FOLDER = "datasets"
 _DEPTH = 2  # of folders below it that are offered
@@ -23,10 +24,9 @@ def folder(name: str) -> Path:
     """The folder of the data set of this name, which need not exist.
 
     Raises:
-        ValueError: for an empty name, or one that leads out of the datasets folder.
+        ValueError: for an empty name, one that leads out of the datasets folder, or one that Windows refuses, there.
     """
-    relative = PurePath(name.strip().replace("\\", "/"))
-    path = (root() / relative).resolve()
+    path = (root() / as_path(name)).resolve()
     if path == root():
         raise ValueError("The name of the data set is empty: give it one.")
     if not path.is_relative_to(root()):

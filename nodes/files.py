@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import folder_paths
 
 from ..l2p_core.tiny import SOURCE_PATH
+from .names import as_path
 
 FOLDER = "diffusion_models"
 NO_FILE = "none"
@@ -54,10 +55,10 @@ def target(name: str) -> Path:
     """Where a result of this name goes: models/diffusion_models, with the suffix .safetensors.
 
     Raises:
-        ValueError: for an empty name, or one that leads out of the folder.
+        ValueError: for an empty name, one that leads out of the folder, or one that Windows refuses, there.
     """
     root = _output_root().resolve()
-    relative = PurePath(name.strip().replace("\\", "/"))
+    relative = as_path(name)
     if relative.name in ("", ".safetensors", ".sft"):
         raise ValueError("The file name is empty: give the new file a name.")
     if relative.suffix.lower() not in (".safetensors", ".sft"):

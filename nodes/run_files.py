@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import filecmp
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import folder_paths
 
 from ..l2p_core.atomic import atomic_file
 from . import datasets, files
+from .names import as_path
 
 RUNS = "l2p_runs"
 CAPTIONS = "captions"
@@ -31,10 +32,10 @@ def run_folder(name: str) -> Path:
     """The folder of a run in the host's output folder, so that its report and montages are found.
 
     Raises:
-        ValueError: for an empty name, or one that leads out of the folder of all runs.
+        ValueError: for an empty name, one that leads out of the folder of all runs, or one that Windows refuses, there.
     """
     root = Path(folder_paths.get_output_directory(), RUNS).resolve()
-    path = (root / PurePath(name.strip().replace("\\", "/"))).resolve()
+    path = (root / as_path(name)).resolve()
     if path == root:
         raise ValueError("The run has no name: give it one.")
     if not path.is_relative_to(root):
