@@ -65,6 +65,25 @@ def write_bytes(target: Path, data: bytes) -> None:
             left = left[file.write(left) :]
 
 
+def remove(path: Path) -> None:
+    """Delete a file, if it is there. Windows refuses for as long as somebody reads it: that is waited for, a moment.
+
+    Raises:
+        CheckpointError: if it stays open, or may not be deleted.
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            path.unlink(missing_ok=True)
+            return
+        except PermissionError as error:
+            if os.name == "posix" or time.monotonic() >= until:
+                raise CheckpointError(
+                    f"{path} could not be removed: another program has it open, or you may not write there ({error})."
+                ) from error
+        time.sleep(0.05)
+
+
 def _replace(part: Path, target: Path) -> None:
     """Rename over a target on Windows, which refuses for as long as somebody reads it: a virus scanner for a moment, a
     program that has mapped it, as ComfyUI does with models, for as long as it pleases. Then the old file makes way,

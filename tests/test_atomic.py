@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from comfyui_l2p.l2p_core.atomic import atomic_file, remove_leftovers, write_bytes
+from comfyui_l2p.l2p_core.atomic import atomic_file, remove, remove_leftovers, write_bytes
 from comfyui_l2p.l2p_core.safetensors_header import CheckpointError
 
 WRITER = """
@@ -141,6 +141,22 @@ def test_a_file_that_stays_open_stays_as_it_is(tmp_path: Path, monkeypatch: pyte
     with target.open("rb"), pytest.raises(CheckpointError, match="another program has it open"):
         write_bytes(target, b"new")
     assert target.read_bytes() == b"old" and not parts(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "posix", reason="only Windows keeps what is read from being removed")
+def test_a_file_that_is_read_is_removed_when_it_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    reader = target.open("rb")
+    threading.Timer(0.5, reader.close).start()
+    remove(target)
+    remove(target)
+    assert not target.exists()
+    target.write_bytes(b"new")
+    monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._PATIENCE", 0.2)
+    with target.open("rb"), pytest.raises(CheckpointError, match="could not be removed: another program has it open"):
+        remove(target)
+    assert target.read_bytes() == b"new"
 
 
 @pytest.mark.skipif(os.name == "posix", reason="only Windows keeps what is read from being replaced")

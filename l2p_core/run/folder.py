@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from .. import training_state
-from ..atomic import write_bytes
+from ..atomic import remove, write_bytes
 from . import recipe as recipes
 from .metrics import RunMetrics
 from .recipe import Recipe
@@ -82,10 +82,16 @@ class RunFolder:
         write_bytes(self.identity, json.dumps(identity, indent=1).encode())
 
     def clear(self) -> None:
-        """Forget the run, keeping the images it trained on."""
-        files = (self.recipe, self.identity, self.plan, self.init, self.index, self.metrics, self.problems, self.state)
-        for path in (*files, self.delta, self.report, *self.montages()):
-            path.unlink(missing_ok=True)
+        """Forget the run, keeping the images it trained on.
+
+        Raises:
+            CheckpointError: if a file cannot be removed, as when somebody reads it on Windows. What would be gone on
+                from goes first, so that no other run begins with it.
+        """
+        files = (self.state, self.recipe, self.identity, self.plan, self.init, self.index, self.metrics, self.problems)
+        events = [path for path in self.events.glob("*") if path.is_file()]
+        for path in (*files, self.delta, self.report, *self.montages(), *events):
+            remove(path)
         if self.events.is_dir():
             shutil.rmtree(self.events)
 
