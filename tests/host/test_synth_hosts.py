@@ -21,7 +21,6 @@ from comfyui_l2p.l2p_core.tiny.shapes import all_captions
 from comfyui_l2p.train.fleet import IN_FLIGHT
 
 PROMPTS, SEEDS = all_captions()[:10], 2
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process's Ctrl-C is sent as SIGINT")
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +78,17 @@ def test_work_is_stopped_shared_and_survives_a_killed_host(server: Server, other
     folder, history = tmp_path / "set", set(server.get("/history"))
     process = start(folder, server)
     wait_until(lambda: len(images(folder)) >= 3, process)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130 and error.splitlines()[-1] == "l2p: stopped."
-    queue = server.get("/queue")
-    assert not queue["queue_pending"]
+    if os.name == "posix":
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 130 and error.splitlines()[-1] == "l2p: stopped."
+        assert not server.get("/queue")["queue_pending"]
+    else:
+        # Windows has no Ctrl-C for a single process; of one that is killed, the work in the queue is done in vain.
+        process.kill()
+        process.communicate()
+        while any(server.get("/queue").values()):
+            time.sleep(0.2)
     first = images(folder)
     assert 3 <= len(first) < len(PROMPTS) * SEEDS and not readers.read(folder).problems
 
@@ -100,4 +105,4 @@ def test_work_is_stopped_shared_and_survives_a_killed_host(server: Server, other
     # Nothing was put into the host's output, and its history holds at most what was under way as work was taken back.
     assert not list((server.base / "output").glob("synth*"))
     new = {id: entry for id, entry in server.get("/history").items() if id not in history}
-    assert len(new) <= IN_FLIGHT
+    assert len(new) <= (IN_FLIGHT if os.name == "posix" else 2 * IN_FLIGHT)
