@@ -19,6 +19,7 @@ from .safetensors_header import CheckpointError
 _WINDOWS_DISK_FULL = 112
 _MOMENT = 60.0  # seconds
 _PATIENCE = 5.0  # seconds that a reader on Windows may keep a file from being replaced
+_IN_USE = "another program has it open, as ComfyUI has models that it has loaded, or you may not write there"
 _PART = re.compile(r"\.[0-9a-f]{8}\.part")
 
 
@@ -78,9 +79,7 @@ def remove(path: Path) -> None:
             return
         except PermissionError as error:
             if os.name == "posix" or time.monotonic() >= until:
-                raise CheckpointError(
-                    f"{path} could not be removed: another program has it open, or you may not write there ({error})."
-                ) from error
+                raise CheckpointError(f"{path} could not be removed: {_IN_USE} ({error}).") from error
         time.sleep(0.05)
 
 
@@ -187,7 +186,7 @@ def _sentence(target: Path, error: OSError) -> str:
     if error.errno == errno.ENOSPC or getattr(error, "winerror", None) == _WINDOWS_DISK_FULL:
         return f"The disk of {target} is full: nothing was written there, make room and try again."
     if isinstance(error, PermissionError):
-        return f"{target} could not be written: another program has it open, or you may not write there ({error})."
+        return f"{target} could not be written: {_IN_USE} ({error})."
     return f"{target} could not be written: {error}."
 
 
