@@ -114,7 +114,9 @@ class Checkpoint:
         """
         config = self.plain_config()
         if config.head is None:
-            raise CheckpointError(f"{self.path} is a latent model, not an L2P pixel model: convert it to L2P first.")
+            raise CheckpointError(
+                f"{self.path} is a latent model, not an L2P pixel model: give one, or convert it to L2P first."
+            )
         return config
 
     def _refuse_other_models(self) -> None:

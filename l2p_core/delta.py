@@ -24,7 +24,7 @@ from .atomic import atomic_file
 from .checkpoint import Checkpoint, check_complete, check_exact, open_checkpoint
 from .config import ModelConfig
 from .kept import Kept, digest_if_equal, digest_of, kept_text, short_digest
-from .merged import open_merged, other_base, pixel_config, verify
+from .merged import open_merged, other_base, verify
 from .model import L2PModel, key_shapes
 from .model_file import Slot, aligned, model_file, refuse_own_source
 from .safetensors_header import CheckpointError, header_room
@@ -79,7 +79,7 @@ def extract(
         CheckpointError: if a file is unsuitable, the two have nothing in common, or nothing was trained.
     """
     target, new, old = Path(target), open_checkpoint(trained), open_checkpoint(base)
-    config = pixel_config(new)
+    config = new.pixel_config()
     check_exact(new, key_shapes(config))
     old.plain_config()
     if not any(old.shapes.get(name) == shape for name, shape in new.shapes.items()):
@@ -129,7 +129,7 @@ def save(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not lora.is_adapter(name)}
     # Where the numbers are does not matter here, only that they make a model.
     whole = replace(old, tensors=old.tensors | {name: Stored(name, "F32", shape, ()) for name, shape in shapes.items()})
-    config = pixel_config(whole)
+    config = whole.pixel_config()
     expected = key_shapes(config)
     check_complete(whole, expected)
     assert shapes.keys() <= expected.keys(), "tensors that the model does not have"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from . import lora, metadata
 from .checkpoint import FLOAT_DTYPES, Checkpoint, check_exact, open_checkpoint
-from .config import ModelConfig
 from .kept import Kept, digest_of, parse_kept
 from .lora import LowRank
 from .model import key_shapes
@@ -72,7 +71,7 @@ def open_merged(delta: str | Path, base: str | Path) -> Merged:
         metadata.TRAINED: metadata.grouped_json([*full, *adapted]),
     }
     checkpoint = Checkpoint(new.path, (*old.files, *new.files), tensors, (), about)
-    check_exact(checkpoint, key_shapes(pixel_config(checkpoint)))
+    check_exact(checkpoint, key_shapes(checkpoint.pixel_config()))
     return Merged(checkpoint, kept, adapters)
 
 
@@ -109,18 +108,6 @@ def _read_adapters(delta: Checkpoint, kept: Mapping[str, Kept]) -> dict[str, Low
         if kept[f"{layer}.weight"].shape != (len(adapter.up), adapter.down.shape[1]):
             raise CheckpointError(f"{delta.path} is damaged: the adapter of '{layer}' does not fit its weight.")
     return adapters
-
-
-def pixel_config(checkpoint: Checkpoint) -> ModelConfig:
-    """The sizes of a checkpoint that must be an L2P pixel model.
-
-    Raises:
-        CheckpointError: if it is a latent model, quantised or another kind of file.
-    """
-    config = checkpoint.plain_config()
-    if config.head is None:
-        raise CheckpointError(f"{checkpoint.path} is a latent model, but a trained L2P pixel model was expected.")
-    return config
 
 
 def other_base(delta: str | Path, base: str | Path, reason: str) -> CheckpointError:

@@ -180,7 +180,7 @@ def test_wrong_files_have_their_sentence(files: Files) -> None:
     wide = write(weights(pixel_config("4k")), files.folder / "wide.safetensors")
     for arguments, sentence in (
         ((files.init, files.init, target), "there is nothing to keep"),
-        ((files.source, files.init, target), "is a latent model, but a trained L2P pixel model"),
+        ((files.source, files.init, target), "is a latent model, not an L2P pixel model: give one"),
         ((files.delta, files.init, target), "is an L2P delta"),
         ((files.trained, files.delta, target), "is an L2P delta"),
         ((files.trained, files.init, files.trained), "is what the new file is made of"),
