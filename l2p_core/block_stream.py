@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import accelerator
 
 _ALIGNMENT = 256  # bytes, of each tensor in its block
 _SLOTS = 2
@@ -52,8 +55,9 @@ class BlockStream:
         self._stale: list[set[_Piece]] = [set() for _ in range(_SLOTS)]
         self._last = 0
         self._direction = 1
-        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._arrived: list[torch.cuda.Event | None] = [None] * _SLOTS
+        self._gpu: Any = accelerator.module(device) if accelerator.has_own_memory(device.type) else None
+        self._copying = self._gpu.Stream(device) if self._gpu else None
+        self._arrived: list[Any] = [None] * _SLOTS
 
     def tensor(self, block: int, position: int) -> StreamedTensor:
         """One of a block's tensors, to be filled before it is read."""
@@ -85,8 +89,8 @@ class BlockStream:
         if piece in self._stale[slot]:
             self._stale[slot].discard(piece)
             here.copy_(piece.of(self._homes[block]), non_blocking=True)
-            if self._copying:
-                self._arrived[slot] = torch.cuda.current_stream(here.device).record_event()
+            if self._gpu:
+                self._arrived[slot] = self._gpu.current_stream(here.device).record_event()
         return here
 
     def _bring(self, block: int) -> int:
@@ -97,8 +101,8 @@ class BlockStream:
         home = self._homes[block]
         if self._copying:
             # What was computed with the block that is overwritten has been queued before this.
-            self._copying.wait_stream(torch.cuda.current_stream(self._slots[slot].device))
-        with torch.cuda.stream(self._copying) if self._copying else nullcontext():
+            self._copying.wait_stream(self._gpu.current_stream(self._slots[slot].device))
+        with self._gpu.stream(self._copying) if self._gpu else nullcontext():
             self._slots[slot][: len(home)].copy_(home, non_blocking=True)
             if self._copying:
                 self._arrived[slot] = self._copying.record_event()
@@ -163,7 +167,7 @@ def _aligned(count: int) -> int:
 
 def _cpu_memory(count: int, device: torch.device) -> Tensor:
     """Bytes in CPU memory; pinned, so that a GPU copies them while it computes, where the system allows as many."""
-    if device.type == "cuda":
+    if accelerator.has_own_memory(device.type):
         # Systems limit how much may be pinned; what is not is copied too, only not beside the computation.
         with suppress(RuntimeError):
             return torch.empty(count, dtype=torch.uint8, pin_memory=True)

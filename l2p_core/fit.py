@@ -10,6 +10,7 @@ from itertools import combinations
 import psutil
 import torch
 
+from . import accelerator
 from .activations import Workload
 from .config import ModelConfig
 from .plan import DEVICE_OVERHEAD, Plan, gigabytes, plan
@@ -23,7 +24,7 @@ class Room:
     Attributes:
         device: bytes of the device's memory; of a CPU, of the computer's.
         computer: bytes of the computer's memory beside a GPU; None is as many as it takes.
-        device_type: "cuda" or "cpu".
+        device_type: the kind of device, "cuda" or "cpu" for example.
         processes: that train together.
     """
 
@@ -208,11 +209,12 @@ def available_memory() -> int:
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes of a GPU that this process may use, what it holds already included; None for a CPU."""
-    if device.type != "cuda":
+    if not accelerator.has_own_memory(device.type):
         return None
-    free, _ = torch.cuda.mem_get_info(device)
+    gpu = accelerator.module(device)
+    free, _ = gpu.mem_get_info(device)
     # What torch's allocator holds without using it is free to it, what the context takes is taken.
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) + DEVICE_OVERHEAD
+    return free + gpu.memory_reserved(device) - gpu.memory_allocated(device) + DEVICE_OVERHEAD
 
 
 def _toml(value: object) -> str:

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .accelerator import has_own_memory
 from .early import EarlyWeights
 from .trained_linear import TrainedLinear
 from .training_config import TrainingConfig
@@ -46,7 +47,8 @@ class OffloadedWeights(EarlyWeights):
         self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         largest = max(parameter.numel() for parameter in parameters.values())
         # Only pinned memory is copied to and from a GPU at full speed.
-        self._staging = torch.empty(largest, dtype=self._dtype, pin_memory=True) if device.type == "cuda" else None
+        staged = has_own_memory(device.type)
+        self._staging = torch.empty(largest, dtype=self._dtype, pin_memory=True) if staged else None
         super().__init__(parameters, config)
         self._sums: dict[str, Tensor] = {}
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from . import accelerator
+
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
@@ -48,7 +50,7 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device: torch.device = field(default_factory=accelerator.default_device)
     on_machine: int = 1
     _store: Store | None = field(default=None, repr=False)
     _turns: Iterator[int] = field(default_factory=lambda: iter(range(sys.maxsize)), repr=False)
@@ -168,13 +170,14 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     from torch.distributed.rendezvous import rendezvous
 
     device = _device(int(os.environ["LOCAL_RANK"]))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    if accelerator.has_own_memory(device.type):
+        accelerator.module(device).set_device(device)
     try:
         store, rank, count = next(rendezvous("env://", timeout=timeout))
         # Words go through gloo on the CPU, whose waits end with an error when a process is gone: on Linux at once, on
         # Windows and macOS, where it is built on libuv, when `timeout` is over.
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
+        own = dist.Backend.default_device_backend_map.get(device.type, "gloo")  # NCCL for CUDA
+        backend = f"cpu:gloo,{device.type}:{own}" if own != "gloo" and dist.is_backend_available(own) else "gloo"
         dist.init_process_group(
             backend, store=c10d.PrefixStore("l2p", store), rank=rank, world_size=count, timeout=timeout
         )
@@ -201,11 +204,12 @@ def is_connection_error(error: RuntimeError) -> bool:
 
 
 def _device(local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
+    device = accelerator.default_device()
+    if device == accelerator.CPU:
+        return device
+    count = accelerator.module(device).device_count()
+    if local_rank >= count:
         raise ValueError(
-            f"More processes were started on this machine than it has GPUs: give torchrun --nproc-per-node "
-            f"{torch.cuda.device_count()}."
+            f"More processes were started on this machine than it has GPUs: give torchrun --nproc-per-node {count}."
         )
-    return torch.device("cuda", local_rank)
+    return torch.device(device.type, local_rank)

@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from . import activations, lora
+from .accelerator import has_own_memory
 from .activations import Part, Workload
 from .block_store import NEVER_FLOAT8, streams, wanted
 from .block_stream import pinned_bytes
@@ -46,7 +47,7 @@ class Plan:
 
     def sentence(self, device_type: str = "cuda") -> str:
         """What is needed, in words."""
-        of = "GPU memory" if device_type == "cuda" else "memory"
+        of = "GPU memory" if has_own_memory(device_type) else "memory"
         sentence = f"Needs about {gigabytes(self.device_bytes)} GB of {of}: {_listed(self.device)}"
         if self.computer_bytes:
             sentence += f"; and {gigabytes(self.computer_bytes)} GB of the computer's memory: {_listed(self.computer)}"
@@ -62,7 +63,7 @@ def plan(
         config: of the L2P model.
         training: how it is trained; of `parallel`, "auto" counts as "ddp", and of `keep_activations`, -1 as 0.
         work: a process's micro-batch.
-        device_type: "cuda" or "cpu".
+        device_type: the kind of device, "cuda" or "cpu" for example.
         processes: that train together.
     """
     return _Planner(config, training, work, device_type, processes).plan()
@@ -111,7 +112,7 @@ class _Planner:
                 # The block that is computed and the one that comes next, whole.
                 device["gathered blocks"] = 2 * self.compute * self._largest_block()
         device["activations"] = peak.activations
-        if self.device_type == "cuda":
+        if has_own_memory(self.device_type):
             device["CUDA itself"] = DEVICE_OVERHEAD
             return Plan(device, computer)
         # There is one memory.
@@ -146,7 +147,7 @@ class _Planner:
         if blocks:
             homes = list(blocks.values())
             device["streamed weights"] = 2 * max(homes)
-            computer["streamed weights"] = pinned_bytes(homes) if self.device_type == "cuda" else sum(homes)
+            computer["streamed weights"] = pinned_bytes(homes) if has_own_memory(self.device_type) else sum(homes)
         return device, computer
 
     def _width(self, name: str) -> int:

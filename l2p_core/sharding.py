@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from . import accelerator
 from .backbone import Backbone, Block
 from .parallel import Ranks
 from .tensor_file import writing_order
@@ -51,14 +52,14 @@ def chosen(model: nn.Module, trained: Collection[str], device: torch.device, con
     """
     if config.parallel != "auto":
         return config.parallel
-    if device.type != "cuda":
+    if not accelerator.has_own_memory(device.type):
         return "ddp"
     beside = 4 * (4 if config.ema_decay else 3)  # bytes for each trained number
     needed = sum(
         parameter.numel() * (parameter.element_size() + (beside if name in trained else 0))
         for name, parameter in model.named_parameters()
     )
-    return "ddp" if needed <= 0.75 * torch.cuda.get_device_properties(device).total_memory else "fsdp"
+    return "ddp" if needed <= 0.75 * accelerator.module(device).get_device_properties(device).total_memory else "fsdp"
 
 
 def _replicated(model: Backbone, trained: Collection[str]) -> nn.Module:

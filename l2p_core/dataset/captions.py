@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .. import accelerator
 from ..safetensors_header import CheckpointError, read_header
 from ..tensor_file import load_tensors, save
 from ..tiny.words import Words
@@ -169,8 +170,7 @@ class WordEncoder:
 def _free_memory() -> None:
     """Give an encoder's memory back now: it is as large as what training needs next."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    accelerator.empty_cache(accelerator.default_device())
 
 
 def _short(caption: str) -> str:

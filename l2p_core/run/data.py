@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import tiny
+from ..accelerator import has_own_memory
 from ..batch import BatchSource, Part
 from ..config import ModelConfig, variant_row
 from ..dataset.image_folder import ImageFolder, open_folder
@@ -67,7 +68,7 @@ class RunData:
             world_size=parts,
             workers=recipe.data.workers,
             max_bad_share=recipe.data.max_bad_share,
-            pin_memory=ranks.device.type == "cuda",
+            pin_memory=has_own_memory(ranks.device.type),
         )
         return Stream(loader, loader, lambda: loader.problems)
 

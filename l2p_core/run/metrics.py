@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..accelerator import has_own_memory, module
 from ..process_memory import peak_memory
 from ..step_metrics import SIGMA_EDGES, StepMetrics
 
@@ -67,7 +68,9 @@ class Clock:
 
 def _held(device: torch.device) -> int:
     """The most bytes that this process has held: on its GPU, or in the computer's memory."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    if has_own_memory(device.type):
+        return module(device).max_memory_allocated(device)
+    return peak_memory()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..accelerator import has_own_memory
 from ..activations import Workload
 from ..config import ModelConfig
 from ..fit import Room, available_memory, computer_memory, free_memory, keeping_what_fits, refuse_if_too_much
@@ -47,7 +48,7 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
     kind = ranks.device.type
     memory = computer_memory() // ranks.on_machine
     free = limit or free_memory(ranks.device)
-    room = Room(free or memory, memory if kind == "cuda" else None, kind, ranks.count)
+    room = Room(free or memory, memory if has_own_memory(kind) else None, kind, ranks.count)
     if ranks.count > 1 and training.parallel == "auto":
         replicated = dataclasses.replace(training, parallel="ddp")
         fits = room.holds(room.plan(config, replicated, work))

@@ -48,13 +48,14 @@ class Refused(Exception):
 
 
 class Server:
-    """A running ComfyUI on the CPU; its base directory holds models, input, output and a link to the pack.
+    """A running ComfyUI; its base directory holds models, input, output and a link to the pack.
 
-    Where custom nodes lie there already, they are what it runs.
+    Where custom nodes lie there already, they are what it runs. By default it runs on the CPU.
     """
 
-    def __init__(self, host: Host, base: Path, *flags: str):
-        self.host, self.base, self.flags = host, base, flags
+    def __init__(self, host: Host, base: Path, *flags: str, device: str = "--cpu", **environment: str):
+        self.host, self.base, self.flags = host, base, (device, *flags)
+        self.environment = environment
         self.port = _free_port()
         self.log = base / "server.log"
 
@@ -65,13 +66,17 @@ class Server:
         if not any(custom_nodes.iterdir()):
             _bring_pack(custom_nodes / "ComfyUI-L2P")
         command = [
-            *(self.host.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", self.port),
+            *(self.host.python, "main.py", "--listen", "127.0.0.1", "--port", self.port),
             *("--base-directory", self.base, "--database-url", "sqlite:///:memory:"),
             *("--preview-method", "latent2rgb", "--disable-auto-launch", *self.flags),
         ]
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [str(part) for part in command], cwd=self.host.path, stdout=log, stderr=subprocess.STDOUT
+                [str(part) for part in command],
+                cwd=self.host.path,
+                env=os.environ | self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         try:
             self._wait_until_up()

@@ -1,0 +1,36 @@
+"""GPUs, whoever made them: torch has a module for each kind (torch.cuda, torch.xpu and others), and they are alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+
+
+def default_device() -> torch.device:
+    """A GPU if there is one that training is for, else the CPU."""
+    accelerator = getattr(torch, "accelerator", None)  # since torch 2.6
+    if accelerator is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not accelerator.is_available():
+        return CPU
+    device = torch.device(accelerator.current_accelerator().type)
+    return device if has_own_memory(device.type) else CPU
+
+
+def has_own_memory(device_type: str) -> bool:
+    """Whether a kind of device ("cuda", "cpu", ...) has memory beside the computer's; a CPU and Apple's GPUs do not."""
+    return device_type not in ("cpu", "mps")
+
+
+def module(device: torch.device) -> Any:
+    """torch.cuda, or what is like it for a device that has memory of its own."""
+    return getattr(torch, device.type)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give memory that torch holds for a device without using it back to the system."""
+    if has_own_memory(device.type):
+        module(device).empty_cache()
