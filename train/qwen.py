@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..l2p_core.accelerator import default_device
 from ..l2p_core.safetensors_header import Entry, Header, read_header, shown
 from ..l2p_core.shards import files_of
 from ..l2p_core.tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
@@ -104,7 +105,7 @@ class QwenEncoder:
     def __init__(self, files: QwenFiles, device: str | None = None, dtype: torch.dtype = torch.bfloat16):
         transformers = _transformers()
         self.identity = identity(files, dtype)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or default_device().type
         self._tokenizer = _load_tokenizer(transformers, files.tokenizer)
         self._model = _load_model(transformers, files, self.device, dtype)
 
