@@ -1,7 +1,8 @@
 """One training in a process of its own: python FILE SETTINGS prints, as JSON, its plan and the memory that it took.
 
-SETTINGS is JSON: choices of the training, and "size" in pixels. Memory is the peak resident set beyond what the process
-held before the model was loaded, everything that torch loads on first use included.
+SETTINGS is JSON: choices of the training, "size" in pixels and "device". Memory is, on the CPU, the peak resident set
+beyond what the process held before the model was loaded, everything that torch loads on first use included; on another
+device, what its allocator gave at most.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tiny_models
 import torch
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import plan, training_model
+from comfyui_l2p.l2p_core import accelerator, plan, training_model
 from comfyui_l2p.l2p_core.activations import Workload
 from comfyui_l2p.l2p_core.batch import Batch
 from comfyui_l2p.l2p_core.checkpoint import save
@@ -32,7 +33,6 @@ CONFIG = ModelConfig(
     t_hidden_dim=128, t_dim=128,
 ).with_head("1k", 0.5)  # fmt: skip
 TOKENS = 64
-CPU = torch.device("cpu")
 
 
 class OneBatch:
@@ -60,18 +60,21 @@ def train(trainer: Trainer, size: int) -> None:
 
 
 def main(settings: dict[str, object]) -> None:
-    size = int(str(settings.pop("size")))
+    size, device = int(str(settings.pop("size"))), torch.device(str(settings.pop("device", "cpu")))
     config = TrainingConfig(steps=1, lr=1e-4, blocks=2, **settings)  # type: ignore[arg-type]
     train(Trainer(tiny_models.pixel_model(), config), 32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save(weights(), path)
-        planned = plan.plan(CONFIG, config, Workload(1, size, size, TOKENS), device_type="cpu")
+        planned = plan.plan(CONFIG, config, Workload(1, size, size, TOKENS), device_type=device.type).device
+        planned.pop("CUDA itself", None)
         forget_peak()
         before = peak_memory()
-        train(Trainer(training_model.load(path, config, Ranks(device=CPU)), config), size)
-        measured = peak_memory() - before
-    print(json.dumps({"planned": planned.device_bytes, "measured": measured, "parts": planned.device}))
+        ranks = Ranks(device=device)
+        train(Trainer(training_model.load(path, config, ranks), config, ranks=ranks), size)
+        own = accelerator.has_own_memory(device.type)
+        measured = accelerator.module(device).max_memory_allocated() if own else peak_memory() - before
+    print(json.dumps({"planned": sum(planned.values()), "measured": measured, "parts": planned}))
 
 
 if __name__ == "__main__":

@@ -234,6 +234,7 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, GuardImpl);
 struct Hooks final : at::PrivateUse1HooksInterface {
   bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
+  at::Generator getNewGenerator(DeviceIndex) const override { return at::detail::getDefaultCPUGenerator().clone(); }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   DeviceIndex deviceCount() const override { return 1; }
   DeviceIndex getCurrentDevice() const override { return 0; }
@@ -448,6 +449,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_scaled_dot_product_fused_attention_overrideable_backward", &attention_backward);
   m.impl("convolution_overrideable", &convolution);
   m.impl("convolution_backward_overrideable", &convolution_backward);
+  // Torch would put it together of many steps, for which it has one kernel on the CPU and on GPUs.
+  m.impl("silu_backward", torch::CppFunction::makeFromBoxedFunction<&fallback>());
   m.impl("record_stream", &record_stream);
 }
 

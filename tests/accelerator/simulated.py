@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import types
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.utils.backend_registration as backend
@@ -54,20 +55,21 @@ def installed() -> types.ModuleType:
     backend.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
     backend.generate_methods_for_privateuse1_backend()
-    torch.Tensor.data = property(torch.Tensor.data.__get__, _set_data)  # type: ignore[assignment, method-assign]
+    _Tensor.data = property(_Data.__get__, _set_data)
     limit = os.environ.get("SIMULATED_ACCELERATOR_BYTES")
     if limit:
         torch.ops.simulated_accelerator.set_limit(int(limit))
     return getattr(torch, NAME)
 
 
-_plain_set_data = torch.Tensor.data.__set__
+_Tensor: Any = torch.Tensor
+_Data: Any = torch.Tensor.data
 
 
 def _set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     """As torch sets `tensor.data`; it lets a CPU's tensor become a GPU's, but none of the device that is simulated."""
     if tensor.device.type == data.device.type:
-        _plain_set_data(tensor, data)
+        _Data.__set__(tensor, data)
     else:
         torch._C._swap_tensor_impl(tensor, data.detach().requires_grad_(tensor.requires_grad))
 

@@ -68,7 +68,9 @@ def ksample(patcher: Any, pixels: Tensor | None = None, **settings: Any) -> Tens
 def velocity(patcher: Any, pixels: Tensor, sigma: float, features: Tensor) -> Tensor:
     """One forward pass of the loaded network."""
     comfy.model_management.load_models_gpu([patcher])
+    dtype = patcher.model.get_dtype_inference()
+    pixels, sigmas, features = (x.to(patcher.load_device, dtype) for x in (pixels, torch.tensor([sigma]), features))
     with torch.inference_mode():
-        return patcher.model.diffusion_model(
-            pixels, torch.tensor([sigma]), context=features, num_tokens=features.shape[1], transformer_options={}
-        )
+        network = patcher.model.diffusion_model
+        result = network(pixels, sigmas, context=features, num_tokens=features.shape[1], transformer_options={})
+    return result.float().cpu()

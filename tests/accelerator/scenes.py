@@ -1,0 +1,148 @@
+"""What is shown on the simulated accelerator, each in a process of its own: python FILE SCENE prints what it found, as
+JSON. The accelerator changes torch for the whole process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny_models  # noqa: E402
+from simulated import NAME, installed  # noqa: E402
+from tiny_models import RandomBatches, pixel_model  # noqa: E402
+
+installed()
+
+from comfyui_l2p.l2p_core import accelerator, training_model  # noqa: E402
+from comfyui_l2p.l2p_core.block_stream import BlockStream  # noqa: E402
+from comfyui_l2p.l2p_core.checkpoint import save  # noqa: E402
+from comfyui_l2p.l2p_core.parallel import Ranks  # noqa: E402
+from comfyui_l2p.l2p_core.trainer import Trainer  # noqa: E402
+from comfyui_l2p.l2p_core.training_config import TrainingConfig  # noqa: E402
+
+DEVICE = torch.device(NAME, 0)
+CPU = torch.device("cpu")
+CONFIG = TrainingConfig(
+    steps=3, lr=1e-3, blocks=1, ema_decay=0.5, caption_dropout=0.3, warmup_steps=2, precision="fp32",
+    backbone_lr_scale=0.5,
+)  # fmt: skip
+UNCLIPPED: dict[str, Any] = {"clip_norm": 1e9}
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {"clip_norm": 0.3},
+    "nothing twice": {"gradient_checkpointing": False},
+    "streamed fp8, some blocks kept": {"frozen": "fp8", "stream": True, "keep_activations": 2},
+    "stepped early": {"step_early": True, **UNCLIPPED},
+    "offloaded and streamed": {"offload": True, "stream": True, **UNCLIPPED},
+    "offloaded and streamed, two micro-batches": {"offload": True, "stream": True, "accumulate": 2, "clip_norm": 0.3},
+    "all layers offloaded and streamed": {"policy": "all", "offload": True, "stream": True, **UNCLIPPED},
+    "adapters": {"policy": "lora", "lora_rank": 3, "offload": True, "stream": True, **UNCLIPPED},
+    "bf16": {"precision": "bf16", "offload": True, "stream": True, "frozen": "fp8", **UNCLIPPED},
+}
+
+
+def training() -> dict[str, Any]:
+    """Of each way of training, losses on the CPU and on the accelerator, and the largest difference of weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save({name: weight.bfloat16() for name, weight in pixel_model().state_dict().items()}, path)
+        found = {}
+        for way, changes in WAYS.items():
+            (here, ours), (there, theirs) = (trained(path, changes, device) for device in (CPU, DEVICE))
+            difference = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+            found[way] = {"cpu": here, "accelerator": there, "difference": difference}
+    return found
+
+
+def trained(path: Path, changes: dict[str, Any], device: torch.device) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses, and the weights and states that came of them."""
+    config, ranks = dataclasses.replace(CONFIG, **changes), Ranks(device=device)
+    trainer = Trainer(training_model.load(path, config, ranks), config, tiny_models.captions(1)[0], ranks=ranks)
+    losses = [metrics.loss for metrics in trainer.run(RandomBatches())]
+    return losses, {name: tensor.float().cpu() for name, tensor in trainer._weights.state().items()}
+
+
+def mistakes() -> dict[str, str]:
+    """What each of some mistakes that no CPU shows ends with here; "" if nothing said so."""
+    return {name: _said(mistake) for name, mistake in MISTAKES.items()}
+
+
+def _said(mistake: Callable[[], object]) -> str:
+    try:
+        mistake()
+    except (RuntimeError, AssertionError) as error:
+        return str(error)
+    return ""
+
+
+def _mixed() -> None:
+    torch.ones(2, 2, device=DEVICE) @ torch.ones(2, 2)
+
+
+def _not_waited_for() -> None:
+    gpu = accelerator.module(DEVICE)
+    here, home = torch.zeros(4, device=DEVICE), torch.ones(4, pin_memory=True)
+    side = gpu.Stream(DEVICE)
+    side.wait_stream(gpu.current_stream())
+    with gpu.stream(side):
+        here.copy_(home, non_blocking=True)
+    here.sum()
+
+
+def _overwritten_in_use() -> None:
+    gpu = accelerator.module(DEVICE)
+    here, home = torch.zeros(4, device=DEVICE), torch.ones(4, pin_memory=True)
+    here.sum()
+    with gpu.stream(gpu.Stream(DEVICE)):
+        here.copy_(home, non_blocking=True)
+
+
+def _read_too_early() -> None:
+    home = torch.zeros(4, pin_memory=True)
+    home.copy_(torch.ones(4, device=DEVICE), non_blocking=True)
+    assert bool(home.eq(1).all()), "the copy had not arrived"
+
+
+def _too_much() -> None:
+    torch.ops.simulated_accelerator.set_limit(torch.ops.simulated_accelerator.memory_allocated() + 1000)
+    try:
+        torch.empty(251, device=DEVICE)
+    finally:
+        torch.ops.simulated_accelerator.set_limit(2**62)
+
+
+MISTAKES: dict[str, Callable[[], object]] = {
+    "devices mixed": _mixed,
+    "a copy not waited for": _not_waited_for,
+    "memory overwritten in use": _overwritten_in_use,
+    "a copy read too early": _read_too_early,
+    "too much memory": _too_much,
+}
+
+
+def streaming() -> dict[str, bool]:
+    """Blocks that are changed while they come to the device, read in both directions."""
+    shapes = [[(torch.float32, torch.Size([64]))] for _ in range(5)]
+    blocks = BlockStream(shapes, DEVICE)
+    tensors = [blocks.tensor(number, 0) for number in range(5)]
+    right = True
+    for turn in range(3):
+        for number in [*range(5), *reversed(range(5))]:
+            tensors[number].fill(torch.full((64,), float(10 * turn + number)))
+            read = tensors[number].read()
+            right &= bool((read == 10 * turn + number).all())
+            following = number + 1 if number < 4 else 3
+            tensors[following].fill(torch.full((64,), -1.0))  # what is on its way
+    return {"right": right}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"training": training, "mistakes": mistakes, "streaming": streaming}[sys.argv[1]]()))

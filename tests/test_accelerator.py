@@ -1,0 +1,152 @@
+"""Training on a device with memory of its own, on a simulated one (see `accelerator/simulated.py`), against the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from comfyui_l2p.l2p_core import accelerator
+from comfyui_l2p.l2p_core.checkpoint import load_tensors
+from comfyui_l2p.l2p_core.run.folder import RunFolder
+
+FOLDER = Path(__file__).with_name("accelerator")
+sys.path.insert(0, str(FOLDER))
+
+import simulated  # noqa: E402
+
+pytestmark = pytest.mark.skipif(simulated.why_not() is not None, reason=str(simulated.why_not()))
+
+RECIPE = """
+[model]
+base = "tiny"
+head_width = 0.25
+
+[data]
+images = 8
+steps = 1
+batch_size = 2
+
+[training]
+blocks = 2
+steps = 3
+accumulate = 1
+precision = "fp32"
+stream = true
+offload = true
+
+[watch]
+save_every = 2
+montage_every = 3
+prompts = ["a red circle in the centre on a white background"]
+steps = 2
+"""
+
+
+@cache
+def found(scene: str) -> dict[str, Any]:
+    done = run([str(FOLDER / "scenes.py"), scene])
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def train(recipe: Path, output: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["-m", "comfyui_l2p.train", "train", str(recipe), "--output", str(output)]
+    return run(command, PYTHONPATH=str(FOLDER), **environment)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("devices mixed", "on the same device"),
+        ("a copy not waited for", "has not waited for it"),
+        ("memory overwritten in use", "has not waited for it"),
+        ("a copy read too early", "had not arrived"),
+        ("too much memory", "out of memory"),
+    ],
+)
+def test_it_shows_mistakes_that_a_cpu_does_not(mistake: str, said: str) -> None:
+    assert said in found("mistakes")[mistake]
+
+
+@pytest.mark.parametrize("way", [
+    "plain", "nothing twice", "streamed fp8, some blocks kept", "stepped early", "offloaded and streamed",
+    "offloaded and streamed, two micro-batches", "all layers offloaded and streamed", "adapters", "bf16",
+])  # fmt: skip
+def test_every_way_of_training_comes_to_the_same_weights_there(way: str) -> None:
+    trained = found("training")[way]
+    # A bfloat16 product rounds otherwise where a tensor lies otherwise in memory.
+    assert trained["difference"] < (2e-3 if way == "bf16" else 1e-6)
+    assert trained["accelerator"] == pytest.approx(trained["cpu"], rel=1e-4 if way == "bf16" else 1e-6)
+    assert trained["cpu"][0] != trained["cpu"][-1]
+
+
+def test_streamed_blocks_that_change_on_their_way_are_read_right() -> None:
+    assert found("streaming")["right"]
+
+
+@pytest.mark.parametrize("settings", [
+    {"precision": "fp32", "size": 256},
+    {"precision": "fp32", "size": 256, "keep_activations": 7},
+    {"precision": "fp32", "size": 256, "step_early": True},
+    {"precision": "fp32", "size": 256, "frozen": "fp8", "stream": True, "offload": True},
+    {"precision": "bf16", "size": 64, "frozen": "fp8", "stream": True, "offload": True, "accumulate": 2},
+], ids=["shallow", "some blocks kept", "stepped early", "fp8 streamed, offloaded", "bf16, two batches"])  # fmt: skip
+def test_its_memory_is_within_15_percent_of_the_plan(settings: dict[str, object]) -> None:
+    script = Path(__file__).with_name("measured_training.py")
+    done = run([str(script), json.dumps({**settings, "device": simulated.NAME})], PYTHONPATH=str(FOLDER))
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert measured["measured"] == pytest.approx(measured["planned"], rel=0.15), measured
+
+
+def test_the_command_line_trains_on_it_as_on_the_cpu(recipe: Path, tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for output, environment in ((there, {}), (here, {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"})):
+        done = train(recipe, output, **environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    runs = [RunFolder(output) for output in (there, here)]
+    assert ["GPU memory" in folder.plan.read_text("utf-8") for folder in runs] == [True, False]
+    (ours, _), (theirs, _) = (load_tensors(folder.delta) for folder in runs)
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name].float() - theirs[name].float()).abs().max()) for name in ours) < 1e-2
+    assert len(runs[0].montages()) == 1
+
+
+def test_what_its_memory_does_not_hold_is_refused_with_what_would_fit(recipe: Path, tmp_path: Path) -> None:
+    text = RECIPE.replace("stream = true\noffload = true\n", "").replace("batch_size = 2", "batch_size = 8")
+    recipe.write_text(text, encoding="utf-8")
+    done = train(recipe, tmp_path / "run", SIMULATED_ACCELERATOR_BYTES=str(20 * 10**6))
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "GPU memory" in done.stderr and "It would fit with" in done.stderr
+
+
+def test_without_one_training_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "accelerator", None, raising=False)
+    assert accelerator.default_device() == torch.device("cpu")
