@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.train.benchmark import train
 from comfyui_l2p.train.benchmark.plain_trainer import StandIn, tokens
 
+CPU = torch.device("cpu")
 SCALE = train.Scale(
     ModelConfig(
         dim=64, head_dim=16, n_layers=5, n_refiner_layers=1, ffn_dim=96, caption_dim=64, t_hidden_dim=64
@@ -23,9 +25,9 @@ SCALE = train.Scale(
 
 def test_our_way_takes_the_same_steps_as_the_plain_one(tmp_path: Path) -> None:
     train.prepare(tmp_path, SCALE)
-    plain = [loss for loss, _ in train._steps(train.PLAIN, tmp_path, "fp32", SCALE)]
+    plain = [loss for loss, _ in train._steps(train.PLAIN, tmp_path, "fp32", CPU, SCALE)]
     for way in ("ours", "ours, fp8, early steps", "ours, the same, nothing computed twice"):
-        ours, left = zip(*train._steps(way, tmp_path, "fp32", SCALE), strict=True)
+        ours, left = zip(*train._steps(way, tmp_path, "fp32", CPU, SCALE), strict=True)
         # Frozen weights in float8 are a little off.
         assert list(ours) == pytest.approx(plain, rel=0.02 if "fp8" in way else 1e-5)
         assert (left[-1] > 0) == train.OURS[way].get("offload", False)
@@ -42,7 +44,7 @@ def test_the_stand_in_is_as_large_as_asked_and_reads_its_words() -> None:
 
 def test_ways_take_turns_step_by_step(tmp_path: Path) -> None:
     train.prepare(tmp_path, train._QUICK)
-    taken = train.in_turns([train.PLAIN, "ours"], (str(tmp_path), "fp32", "--quick"), train.WARM_UP + 2)
+    taken = train.in_turns([train.PLAIN, "ours"], (str(tmp_path), "fp32", "cpu", "--quick"), train.WARM_UP + 2)
     plain, ours = taken[train.PLAIN], taken["ours"]
     assert len(plain["seconds"]) == len(ours["seconds"]) == 2 and min(*plain["seconds"], *ours["seconds"]) > 0
     assert len(plain["losses"]) == train.WARM_UP + 2 and ours["losses"] == pytest.approx(plain["losses"], rel=1e-5)
@@ -50,14 +52,14 @@ def test_ways_take_turns_step_by_step(tmp_path: Path) -> None:
 
 def test_a_way_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)plain.*init\.safetensors"):
-        train.in_turns([train.PLAIN], (str(tmp_path), "fp32", "--quick"), 1)
+        train.in_turns([train.PLAIN], (str(tmp_path), "fp32", "cpu", "--quick"), 1)
 
 
 def test_the_report_names_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run_module(_: str, way: str, *rest: str, env: object = None) -> dict[str, float]:
-        return {"memory": 8e9, "left": 0} if way == train.PLAIN else {"memory": 7e9, "left": 3e9}
+        return {"memory": 8e9, "device": 8e9} if way == train.PLAIN else {"memory": 7e9, "device": 4e9}
 
     def in_turns(ways: list[str], *_: object) -> dict[str, dict[str, list[float]]]:
         # The machine halves its speed after a turn: ratios are those of the turns.
@@ -68,7 +70,7 @@ def test_the_report_names_its_numbers(
     monkeypatch.setattr(train, "run_module", run_module)
     monkeypatch.setattr(train, "in_turns", in_turns)
     monkeypatch.setattr(train, "prepare", lambda *_: 58_000_000)
-    train.benchmark_train(quick=True, precision="fp32", json_file=tmp_path / "train.json")
+    train.benchmark_train(quick=True, precision="fp32", device="cpu", json_file=tmp_path / "train.json")
     text = capsys.readouterr().out
     for number in ("6.00 s", "4.50 s", "0.75", "0.75 to 0.75", "8 GB", "7 GB", "4 GB", "0.50", "0.2500", "58M", "fp32"):
         assert number in text

@@ -221,12 +221,13 @@ def _add_benchmark(commands: _Commands) -> None:
     train = _command(kinds, "train", "time and memory of training against the plain way of the published trainer")
     train.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
     train.add_argument("--precision", choices=["bf16", "fp32"], default=None, help="default: as the processor can")
+    train.add_argument("--device", default=None, help="torch device, such as cpu or cuda (default: a GPU if any)")
     train.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the results here too")
 
     def run_train(args: argparse.Namespace) -> None:
         from .benchmark.train import benchmark_train
 
-        benchmark_train(quick=args.quick, precision=args.precision, json_file=args.json)
+        benchmark_train(quick=args.quick, precision=args.precision, device=args.device, json_file=args.json)
 
     train.set_defaults(command=run_train)
 

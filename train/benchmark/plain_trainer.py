@@ -61,8 +61,8 @@ def train_plainly(model: L2PModel, encoder: StandIn, batches: BatchSource, confi
     """Train in place, with the samples and noise that `Trainer` would take; yields the loss of each step.
 
     Args:
-        model: in the precision to compute in.
-        encoder: of the captions, in the same.
+        model: in the precision to compute in, on the device to compute on.
+        encoder: of the captions, in and on the same.
         batches: a micro-batch each step, its captions as `tokens`.
         config: of which steps, lr, weight_decay, blocks, shift and seed count.
     """
@@ -73,15 +73,16 @@ def train_plainly(model: L2PModel, encoder: StandIn, batches: BatchSource, confi
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, foreach=False, fused=False)
     levels = flow.training_sigmas(config.shift)
+    device = model.x_pad_token.device
     for step in range(config.steps):
         batch = batches.batch(step)
         draws = [
             draw(config.seed, number, batch.pixels.shape[1:], levels=len(levels), dropout=0.0, own_seed=None)
             for number in batch.numbers
         ]
-        features = [encoder(caption) for caption in batch.captions]
+        features = [encoder(caption.to(device)) for caption in batch.captions]
         sigma, noise = levels[[d.sigma_index for d in draws]], torch.stack([d.noise for d in draws])
-        loss = flow.velocity_loss(model, batch.pixels, noise, sigma, features)
+        loss = flow.velocity_loss(model, batch.pixels.to(device), noise.to(device), sigma.to(device), features)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -3,10 +3,10 @@
 All ways train the same initialisation on the same images, captions, noise levels and noise. Each is a process of its
 own. For time they are all there at once and take turns, a step each: a machine that grows slower or faster does so for
 all of them, and what is compared is each step with the plain one of the same turn. Memory is measured in runs of their
-own, of a few steps, in which freed memory goes back to the system at once: the most that a process held beyond what it
-held after training something small. Without a GPU there is one memory; what one would leave to the computer's, all
-along and counted from the tensors, is taken off for what the device needs. The loss is the mean over the last half of
-the steps.
+own, of a few steps, in which freed memory goes back to the system at once: the most that a process held beyond what
+it held after training something small, and of a GPU what its allocator gave at most. Without one there is one memory;
+what a GPU would leave to the computer, all along and counted from the tensors, is taken off for what a device needs.
+The loss is the mean over the last half of the steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ...l2p_core import training_model
+from ...l2p_core import accelerator, training_model
 from ...l2p_core.checkpoint import load_model, load_tensors, save
 from ...l2p_core.config import ModelConfig
 from ...l2p_core.dataset.images import to_uint8
@@ -88,26 +88,32 @@ _QUICK = Scale(
 )
 
 
-def benchmark_train(quick: bool = False, precision: str | None = None, json_file: Path | None = None) -> None:
+def benchmark_train(
+    quick: bool = False, precision: str | None = None, device: str | None = None, json_file: Path | None = None
+) -> None:
     """Measure every way, print a table, and write the numbers to `json_file` if one is given.
 
     Args:
         quick: small sizes, to see that it runs.
-        precision: "bf16" or "fp32"; None takes bf16 where the processor computes in it.
+        precision: "bf16" or "fp32"; None takes bf16 on a GPU, and where the processor computes in it.
+        device: to train on, such as "cpu" or "cuda"; None takes a GPU if there is one.
         json_file: see above.
     """
-    precision = precision or ("bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32")
+    device = device or accelerator.default_device().type
+    in_bf16 = accelerator.has_own_memory(device) or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    precision = precision or ("bf16" if in_bf16 else "fp32")
     scale = _QUICK if quick else _FULL
     with tempfile.TemporaryDirectory(prefix="l2p-benchmark-") as name:
         folder = Path(name)
         numbers = prepare(folder, scale)
-        ways = [PLAIN, *(way for way, choices in OURS.items() if _is_possible(choices))]
-        arguments = (str(folder), precision, *(["--quick"] if quick else []))
+        ways = [PLAIN, *(way for way, choices in OURS.items() if _is_possible(choices, device))]
+        arguments = (str(folder), precision, device, *(["--quick"] if quick else []))
         held = {way: run_module(__name__, way, *arguments, env=FREED_AT_ONCE) for way in ways}
         taken = in_turns(ways, arguments, scale.steps)
     results = {
         "quick": quick,
         "precision": precision,
+        "device": device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "numbers": numbers,
@@ -155,52 +161,59 @@ def in_turns(ways: list[str], arguments: tuple[str, ...], steps: int) -> dict[st
     }
 
 
-def take_turns(way: str, folder: Path, precision: str, scale: Scale) -> None:
+def take_turns(way: str, folder: Path, precision: str, device: torch.device, scale: Scale) -> None:
     """Train one way in this process, a step for every line of standard input; see `process.Stepped`."""
-    steps = _steps(way, folder, precision, scale)
+    steps = _steps(way, folder, precision, device, scale)
     for _ in sys.stdin:
         started = time.perf_counter()
         loss, _left = next(steps)
+        if accelerator.has_own_memory(device.type):
+            accelerator.module(device).synchronize()  # the next turn is another way's
         print(json.dumps({"seconds": time.perf_counter() - started, "loss": loss}), flush=True)
 
 
-def measure(way: str, folder: Path, precision: str, scale: Scale) -> dict[str, int]:
-    """Train one way in this process for a few steps: the `memory` it needs, and what of it is `left` to the computer's
-    where there is a GPU; bytes."""
+def measure(way: str, folder: Path, precision: str, device: torch.device, scale: Scale) -> dict[str, int]:
+    """Train one way in this process for a few steps: the `memory` of the computer that it needs, and that of the
+    `device`, or what a GPU would need of it; bytes."""
     with tempfile.TemporaryDirectory() as small:
         # torch imports hundreds of megabytes on first use, whatever is trained: not counted.
         prepare(Path(small), _QUICK)
-        list(_steps(way, Path(small), precision, _QUICK))
+        list(_steps(way, Path(small), precision, device, _QUICK))
+    gpu = accelerator.module(device) if accelerator.has_own_memory(device.type) else None
     forget_peak()
+    if gpu:
+        gpu.reset_peak_memory_stats(device)
     before = peak_memory()
-    steps = list(_steps(way, folder, precision, dataclasses.replace(scale, steps=HELD)))
-    return {"memory": peak_memory() - before, "left": steps[-1][1]}
+    steps = list(_steps(way, folder, precision, device, dataclasses.replace(scale, steps=HELD)))
+    memory = peak_memory() - before
+    return {"memory": memory, "device": gpu.max_memory_allocated(device) if gpu else memory - steps[-1][1]}
 
 
-def _steps(way: str, folder: Path, precision: str, scale: Scale) -> Iterator[tuple[float, int]]:
+def _steps(way: str, folder: Path, precision: str, device: torch.device, scale: Scale) -> Iterator[tuple[float, int]]:
     """The loss of each step, and what a GPU would leave to the computer's memory."""
     config = TrainingConfig(
         steps=scale.steps, lr=2e-4, blocks=BLOCKS, precision=precision, noise="fresh", clip_norm=1e9
     )
     run = _plain if way == PLAIN else _ours
-    yield from run(way, folder, config, scale, images_of(scale))
+    yield from run(way, folder, config, device, scale, images_of(scale))
 
 
 def _plain(
-    way: str, folder: Path, config: TrainingConfig, scale: Scale, images: ImageSet
+    way: str, folder: Path, config: TrainingConfig, device: torch.device, scale: Scale, images: ImageSet
 ) -> Iterator[tuple[float, int]]:
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model = load_model(folder / "init.safetensors", dtype)
-    encoder = StandIn(scale.model.caption_dim, round(SHARE * sum(p.numel() for p in model.parameters()))).to(dtype)
+    model = load_model(folder / "init.safetensors", dtype).to(device)
+    encoder = StandIn(scale.model.caption_dim, round(SHARE * sum(p.numel() for p in model.parameters())))
+    encoder.to(device, dtype)
     for loss in train_plainly(model, encoder, Batches(images, tokens, scale.batch, seed=0), config):
         yield loss, 0
 
 
 def _ours(
-    way: str, folder: Path, config: TrainingConfig, scale: Scale, images: ImageSet
+    way: str, folder: Path, config: TrainingConfig, device: torch.device, scale: Scale, images: ImageSet
 ) -> Iterator[tuple[float, int]]:
     config = dataclasses.replace(config, **OURS[way])
-    ranks = Ranks(device=torch.device("cpu"))
+    ranks = Ranks(device=device)
     features, metadata = load_tensors(folder / "captions.safetensors")
     by_caption = {caption: features[str(i)] for i, caption in enumerate(json.loads(metadata["captions"]))}
     model = training_model.load(folder / "init.safetensors", config, ranks)
@@ -210,9 +223,9 @@ def _ours(
         yield step.loss, trainer.bytes_in_computer
 
 
-def _is_possible(choices: dict[str, Any]) -> bool:
+def _is_possible(choices: dict[str, Any], device: str) -> bool:
     with suppress(ValueError):
-        check_possible(TrainingConfig(**choices), Ranks(device=torch.device("cpu")))
+        check_possible(TrainingConfig(**choices), Ranks(device=torch.device(device)))
         return True
     return False
 
@@ -230,23 +243,23 @@ def report(results: dict[str, Any]) -> str:
                 f"{statistics.median(ratios):.2f}",
                 "{:.2f} to {:.2f}".format(*_middle_half(ratios)),
                 bytes_text(found["memory"]),
-                bytes_text(found["memory"] - found["left"]),
-                f"{(found['memory'] - found['left']) / plain['memory']:.2f}",
+                bytes_text(found["device"]),
+                f"{found['device'] / plain['device']:.2f}",
                 f"{statistics.mean(found['losses'][len(found['losses']) // 2 :]):.4f}",
             ]
         )
     first = (
         f"{count_text(results['numbers'])} numbers, {results['side']} px, {results['batch']} images a step, "
-        f"{results['steps']} steps, {results['precision']}, {results['threads']} threads, torch {results['torch']}"
-        + (" (quick check, small sizes)" if results["quick"] else "")
+        f"{results['steps']} steps, {results['precision']}, {results['device']}, {results['threads']} threads, torch "
+        f"{results['torch']}" + (" (quick check, small sizes)" if results["quick"] else "")
     )
     header = [
         "way of training",
         "a step",
         "ratio",
         "half of its steps",
-        "peak memory",
-        "of it the device's",
+        "peak memory of the process",
+        "of the device",
         "ratio",
         "loss, last half",
     ]
@@ -267,14 +280,15 @@ def main() -> None:
     parser.add_argument("way", choices=[PLAIN, *OURS])
     parser.add_argument("folder", type=Path, help="what `prepare` has written")
     parser.add_argument("precision", choices=["bf16", "fp32"])
+    parser.add_argument("device", type=torch.device)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--in-turns", action="store_true", help="a step for every line of standard input")
     args = parser.parse_args()
     scale = _QUICK if args.quick else _FULL
     if args.in_turns:
-        take_turns(args.way, args.folder, args.precision, scale)
+        take_turns(args.way, args.folder, args.precision, args.device, scale)
     else:
-        print(json.dumps(measure(args.way, args.folder, args.precision, scale)))
+        print(json.dumps(measure(args.way, args.folder, args.precision, args.device, scale)))
 
 
 if __name__ == "__main__":
