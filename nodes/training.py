@@ -108,8 +108,9 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
     """Train to the end, or from the last save of that run, and lay the delta where L2P Loader finds it.
 
     Raises:
-        ValueError: for choices that cannot be, data or models that do not fit, a full memory or disk; the message says
-            what to do.
+        ValueError: for choices that cannot be, data or models that do not fit, a full disk; the message says what to
+            do.
+        MemoryRanOut: when a GPU has less memory than was planned; what was saved last is kept.
         comfy.model_management.InterruptProcessingException: when the user has interrupted; all is saved.
     """
     folder = RunFolder(run_files.run_folder(choices.run_name))
@@ -201,12 +202,6 @@ def _memory_of_the_host() -> Iterator[None]:
     manager.in_training = True
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        _let_go(error)
-        raise ValueError(
-            "Training ran out of memory; what was saved last is kept. Choose fewer blocks, the policy lora, a smaller "
-            "image_size or batch_size (with more accumulate), then begin anew."
-        ) from None
     except BaseException as error:
         _let_go(error)
         raise

@@ -50,6 +50,23 @@ steps = 2
 """
 
 
+TAKEN = """
+import sys, torch
+from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.train.cli import main
+
+train_step = Trainer._train_step
+
+def taken(trainer, batches):
+    if trainer.step == 2:
+        torch.ops.simulated_accelerator.set_limit(torch.npu.memory_allocated() + 100_000)
+    return train_step(trainer, batches)
+
+Trainer._train_step = taken
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @cache
 def found(scene: str) -> dict[str, Any]:
     done = run([str(FOLDER / "scenes.py"), scene])
@@ -144,6 +161,17 @@ def test_what_its_memory_does_not_hold_is_refused_with_what_would_fit(recipe: Pa
     done = train(recipe, tmp_path / "run", SIMULATED_ACCELERATOR_BYTES=str(20 * 10**6))
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "GPU memory" in done.stderr and "It would fit with" in done.stderr
+
+
+def test_memory_that_runs_out_all_the_same_is_one_sentence_and_nothing_is_lost(recipe: Path, tmp_path: Path) -> None:
+    """Another program takes the device's memory in the middle of the third step."""
+    output = tmp_path / "run"
+    done = run(["-c", TAKEN, "train", str(recipe), "--output", str(output)], PYTHONPATH=str(FOLDER))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "memory ran out" in done.stderr and "What was saved last is kept" in done.stderr
+    assert RunFolder(output).delta.is_file()
+    done = train(recipe, output)
+    assert done.returncode == 0 and "Going on after step 2 of 3" in done.stderr, done.stderr[-3000:]
 
 
 def test_without_one_training_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from comfyui_l2p.l2p_core.live_memory import Traced, trace
 from comfyui_l2p.l2p_core.parallel import Ranks
 from comfyui_l2p.l2p_core.plan import GB, plan
 from comfyui_l2p.l2p_core.recompute import kept_blocks, kept_sentence
+from comfyui_l2p.l2p_core.run import planning
 from comfyui_l2p.l2p_core.run.planning import planned, workload
 from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
 from comfyui_l2p.l2p_core.trainer import Trainer
@@ -62,6 +63,24 @@ def test_what_is_measured_is_within_15_percent_of_the_plan(settings: dict[str, o
     )
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["measured"] == pytest.approx(found["planned"], rel=0.15), found
+
+
+@pytest.mark.parametrize(("choices", "advice"), [
+    ({"keep_activations": 30}, "start again with keep_activations = 0, and it goes on there"),
+    ({"offload": True}, "start again with stream = true, and it goes on there"),
+    ({"offload": True, "stream": True}, "begin anew with size = "),
+], ids=["activations kept", "offloaded", "offloaded and streamed"])  # fmt: skip
+def test_after_memory_has_run_out_the_least_change_is_proposed(
+    choices: dict[str, object], advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "computer_memory", lambda: 128 * GB)
+    training = dataclasses.replace(PUBLISHED, **choices)  # type: ignore[arg-type]
+    recipe = Recipe(
+        ModelSection("base"), DataSection(kind="folder", path="data", size=1024, batch_size=1), training=training
+    )
+    error = planning.after_running_out(recipe, Z_IMAGE, Ranks(device=torch.device("cuda")))
+    needed = of_z_image(**choices).device_bytes
+    assert f"planned to need about {plans.gigabytes(needed)} GB" in str(error) and advice in str(error)
 
 
 def test_a_trace_counts_what_lives_at_once() -> None:

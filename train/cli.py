@@ -265,11 +265,11 @@ def _add_benchmark(commands: _Commands) -> None:
 
 def _is_failure_of_the_run(error: RuntimeError) -> bool:
     from ..l2p_core.parallel import ProcessLost
+    from ..l2p_core.run.planning import MemoryRanOut
     from ..l2p_core.trainer import TrainingDiverged
 
-    return (
-        isinstance(error, (TrainingDiverged, ProcessLost)) or "allocate" in str(error) or "out of memory" in str(error)
-    )
+    ours = isinstance(error, (TrainingDiverged, ProcessLost, MemoryRanOut))
+    return ours or "allocate" in str(error) or "out of memory" in str(error)
 
 
 def _is_of_a_closed_pipe(error: OSError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from .events import Events
 from .folder import RunFolder
 from .hooks import Hooks
 from .metrics import Clock, RunMetrics, duration, read_metrics
-from .planning import planned
+from .planning import after_running_out, planned
 from .recipe import Recipe
 
 AfterStep = Callable[[Trainer], None]
@@ -73,11 +74,17 @@ def train(
     Raises:
         ValueError: for data, models and folders that cannot be used, or a full disk; the message says what to do.
         TrainingDiverged: when the loss is no longer finite or keeps rising; the last good save stays.
+        MemoryRanOut: when a GPU has less memory than was planned; the last save stays.
     """
     hooks, ranks = hooks or Hooks(), ranks or Ranks()
     with torch.inference_mode(False), torch.enable_grad():
-        run = prepare(recipe, RunFolder(folder), captions, hooks, ranks, restart)
-        finished = run.go()
+        try:
+            run = prepare(recipe, RunFolder(folder), captions, hooks, ranks, restart)
+            recipe = run.recipe
+            finished = run.go()
+        except torch.cuda.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
+            raise after_running_out(recipe, pixel_config(recipe.model, RunFolder(folder).init), ranks) from None
         return Result(run.folder, run.trainer.step, finished)
 
 

@@ -7,17 +7,34 @@ import dataclasses
 from ..accelerator import has_own_memory
 from ..activations import Workload
 from ..config import ModelConfig
-from ..fit import Room, available_memory, computer_memory, free_memory, keeping_what_fits, refuse_if_too_much
+from ..fit import (
+    Change,
+    Room,
+    available_memory,
+    changes,
+    computer_memory,
+    fitting,
+    free_memory,
+    keeping_what_fits,
+    refuse_if_too_much,
+)
 from ..parallel import Ranks
-from ..plan import Plan
+from ..plan import Plan, gigabytes
 from ..tiny.words import CAPTION_DIM
 from ..training_config import TrainingConfig
+from ..training_state import MAY_CHANGE
 from .data import image_side
 from .recipe import Recipe
 
 MAX_CAPTION = 512
 """Tokens of the longest caption that Z-Image's text encoder gives."""
 _MAX_WORDS = 32
+_LESS = 0.85
+"""Share of what was planned that a run may need after its memory ran out."""
+
+
+class MemoryRanOut(RuntimeError):
+    """A device's memory ran out although the plan had room; the message says what to change."""
 
 
 def workload(recipe: Recipe, config: ModelConfig, parts: int = 1) -> Workload:
@@ -43,8 +60,7 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
     Raises:
         ValueError: if the run cannot fit the device or the computer, with the change that would make it fit.
     """
-    training = recipe.training
-    work = workload(recipe, config, ranks.part(training.accumulate, recipe.data.batch_size)[1])
+    training, work = recipe.training, _work(recipe, config, ranks)
     kind = ranks.device.type
     memory = computer_memory() // ranks.on_machine
     free = limit or free_memory(ranks.device)
@@ -58,3 +74,43 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
     spare = dataclasses.replace(room, device=free or min(memory, available_memory() // ranks.on_machine))
     training = keeping_what_fits(config, training, work, spare)
     return room.plan(config, training, work), training
+
+
+def after_running_out(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> MemoryRanOut:
+    """What to say, and to change, when a run that had room by its plan has none.
+
+    Args:
+        recipe: of the run, its training as it was decided.
+        config: of the L2P model.
+        ranks: the processes of the run.
+    """
+    training, work = recipe.training, _work(recipe, config, ranks)
+    room = Room(0, computer_memory() // ranks.on_machine, ranks.device.type, ranks.count)
+    plan = room.plan(config, training, work)
+    less = dataclasses.replace(room, device=round(_LESS * plan.device_bytes))
+    going_on = (change for change in changes(training, work) if _goes_on(change, training, work, ranks))
+    kept = next((change for change in going_on if less.holds(less.plan(config, change.training, work))), None)
+    anew = fitting(config, training, work, less)
+    if kept:
+        advice = f"start again with {kept.words}, and it goes on there"
+    elif anew:
+        advice = f"begin anew with {anew[0].words}"
+    else:
+        advice = "train fewer blocks, or on a device with more memory"
+    return MemoryRanOut(
+        f"The GPU's memory ran out, though the run was planned to need about {gigabytes(plan.device_bytes)} GB: other "
+        f"programs may hold too much of it. What was saved last is kept. Close them, or {advice}."
+    )
+
+
+def _goes_on(change: Change, training: TrainingConfig, work: Workload, ranks: Ranks) -> bool:
+    """Whether a run may go on with the change."""
+    if ranks.count > 1 and (change.training.offload or change.training.step_early):
+        return False
+    fields = (field.name for field in dataclasses.fields(training))
+    changed = {name for name in fields if getattr(change.training, name) != getattr(training, name)}
+    return change.work == work and changed <= set(MAY_CHANGE)
+
+
+def _work(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> Workload:
+    return workload(recipe, config, ranks.part(recipe.training.accumulate, recipe.data.batch_size)[1])

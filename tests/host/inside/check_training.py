@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from comfyui_l2p.l2p_core.model import L2PModel
+from comfyui_l2p.l2p_core.run.planning import MemoryRanOut
 from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.nodes import datasets, files, training
 from comfyui_l2p.nodes.demo import load_demo
@@ -80,7 +81,7 @@ def check_memory_is_freed_first_and_given_back(host: Path, tmp_path: Path, monke
     ("error", "raised", "words"),
     [
         (TrainingDiverged("Training diverged at step 2."), TrainingDiverged, "diverged"),
-        (torch.OutOfMemoryError("CUDA out of memory"), ValueError, "Choose fewer blocks"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryRanOut, "memory ran out"),
         (manager.InterruptProcessingException(), manager.InterruptProcessingException, None),
     ],
 )
