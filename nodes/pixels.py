@@ -61,10 +61,19 @@ def keep_unmasked(image: Tensor, original: Tensor, mask: Tensor) -> Tensor:
     return torch.where(painted.to(image.device), image, original[..., :3].to(image))
 
 
+_NO_MASK = (64, 64)
+"""What the host's Load Image gives as the mask of an image without one (nodes.py): zeros of this size."""
+
+
 def check_mask(mask: Tensor, image: Tensor) -> None:
     """Raises ValueError unless the mask has the image's height and width, and one mask or one for each image."""
     height, width = image.shape[1:3]
     if mask.shape[-2:] != (height, width):
+        if mask.shape[-2:] == _NO_MASK and not mask.any():
+            raise ValueError(
+                "Nothing is painted on the image: right-click it, choose Open in Mask Editor and paint what is to "
+                "change, or take the mask's link away to change all of it."
+            )
         raise ValueError(
             f"The mask is {mask.shape[-1]}x{mask.shape[-2]}, but the image is {width}x{height}: "
             "resize one of them so that they agree."

@@ -136,6 +136,13 @@ def test_a_mask_of_another_size_is_named(server: Server) -> None:
     assert "The mask is 32x48, but the image is 64x64" in sentence(server.run(graph))
 
 
+def test_a_mask_that_nobody_has_painted_is_named(server: Server) -> None:
+    Image.new("RGB", (80, 48)).save(server.base / "input" / "unpainted.png")
+    graph = graphs.demo(image=["6", 0], mask=["6", 1])
+    graph["6"] = {"class_type": "LoadImage", "inputs": {"image": "unpainted.png"}}
+    assert "Open in Mask Editor" in sentence(server.run(graph))
+
+
 def test_inpainting_leaves_unmasked_pixels_alone(server: Server) -> None:
     colour = 0x3264C8
     graph = graphs.demo(image=["6", 0], mask=["9", 0], steps=4)
