@@ -30,6 +30,15 @@ def module(device: torch.device) -> Any:
     return getattr(torch, device.type)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Bytes that nobody has taken of the memory of a device that has its own."""
+    of_device = module(device)
+    if hasattr(of_device, "mem_get_info"):
+        return of_device.mem_get_info(device)[0]
+    # torch.xpu learned to tell in later versions; what other programs hold is not known before.
+    return of_device.get_device_properties(device).total_memory - of_device.memory_reserved(device)
+
+
 def empty_cache(device: torch.device) -> None:
     """Give memory that torch holds for a device without using it back to the system."""
     if has_own_memory(device.type):

@@ -212,7 +212,7 @@ def free_memory(device: torch.device) -> int | None:
     if not accelerator.has_own_memory(device.type):
         return None
     gpu = accelerator.module(device)
-    free, _ = gpu.mem_get_info(device)
+    free = accelerator.free_bytes(device)
     # What torch's allocator holds without using it is free to it, what the context takes is taken.
     return free + gpu.memory_reserved(device) - gpu.memory_allocated(device) + DEVICE_OVERHEAD
 
