@@ -128,12 +128,10 @@ def test_streamed_blocks_that_change_on_their_way_are_read_right() -> None:
 
 
 @pytest.mark.parametrize("settings", [
-    {"precision": "fp32", "size": 256},
-    {"precision": "fp32", "size": 256, "keep_activations": 7},
     {"precision": "fp32", "size": 256, "step_early": True},
     {"precision": "fp32", "size": 256, "frozen": "fp8", "stream": True, "offload": True},
     {"precision": "bf16", "size": 64, "frozen": "fp8", "stream": True, "offload": True, "accumulate": 2},
-], ids=["shallow", "some blocks kept", "stepped early", "fp8 streamed, offloaded", "bf16, two batches"])  # fmt: skip
+], ids=["stepped early", "fp8 streamed, offloaded", "bf16, two batches"])  # fmt: skip
 def test_its_memory_is_within_15_percent_of_the_plan(settings: dict[str, object]) -> None:
     script = Path(__file__).with_name("measured_training.py")
     done = run([str(script), json.dumps({**settings, "device": simulated.NAME})], PYTHONPATH=str(FOLDER))

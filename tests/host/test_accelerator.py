@@ -47,7 +47,8 @@ def on_it(host: Host, base: Path, room: int, flag: str, *flags: str, paths: tupl
         "SIMULATED_ACCELERATOR_BYTES": str(HOSTS_RESERVE + room),
         "SIMULATED_AIMDO_KEPT_FREE": str(HOSTS_RESERVE),
     }
-    return Server(host, base, *flags, device=flag, **environment)
+    # A CPU computes float32 faster than the bfloat16 that the host would take there.
+    return Server(host, base, "--fp32-unet", *flags, device=flag, **environment)
 
 
 def adapters() -> dict[str, Tensor]:
@@ -104,8 +105,7 @@ def test_little_memory_gives_the_same_images(small: Server, none: Server, server
     assert "loaded partially" in small.log_text() and "loaded partially; 0.00 MB usable" in none.log_text()
     for one, other, expected in zip(partly, streamed, whole, strict=True):
         assert np.abs(one - other).max() <= 2
-        # The host computes in bfloat16 there, and in float32 on the CPU.
-        assert np.abs(one - expected).mean() < 4
+        assert np.abs(one - expected).max() <= 2
 
 
 def with_lora() -> graphs.Json:
