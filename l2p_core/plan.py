@@ -113,7 +113,7 @@ class _Planner:
                 device["gathered blocks"] = 2 * self.compute * self._largest_block()
         device["activations"] = peak.activations
         if has_own_memory(self.device_type):
-            device["CUDA itself"] = DEVICE_OVERHEAD
+            device["the GPU's driver"] = DEVICE_OVERHEAD
             return Plan(device, computer)
         # There is one memory.
         names = dict.fromkeys([*device, *computer])

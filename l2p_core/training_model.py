@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import block_store
-from .checkpoint import Checkpoint, CheckpointError, empty_model, open_checkpoint, read_weights
+from .checkpoint import Checkpoint, empty_model, open_checkpoint, read_weights
 from .freeze import trainable_names
 from .model import L2PModel
 from .parallel import Ranks
@@ -34,9 +34,9 @@ def load(
         CheckpointError: if it is not a complete L2P model, or is quantised.
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    checkpoint.pixel_config()
     model = empty_model(checkpoint)
-    if not isinstance(model, L2PModel):
-        raise CheckpointError(f"{checkpoint.path} is a latent model, not an L2P pixel model: convert it to L2P first.")
+    assert isinstance(model, L2PModel)
     trained = trainable_names(model.config, config.blocks, config.policy)
     frozen_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     names = {key: DTYPE_NAMES[torch.float32 if key in trained else frozen_dtype] for key in model.state_dict()}

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..l2p_core.accelerator import CPU, has_own_memory
 from ..l2p_core.checkpoint import open_checkpoint
 from ..l2p_core.dataset.images import pillow
+from ..l2p_core.parallel import Ranks
 from ..l2p_core.run import loop
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.changes import changed, read_changes
@@ -121,7 +123,8 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
         with _memory_of_the_host():
             captions = host_captions(clip, run_files.caption_folder())
             hooks = _hooks(live, folder)
-            result = loop.train(recipe, folder.path, captions=captions, hooks=hooks, restart=choices.anew)
+            ranks = Ranks(device=_device_of_the_host())
+            result = loop.train(recipe, folder.path, captions=captions, hooks=hooks, ranks=ranks, restart=choices.anew)
         if not result.finished:
             live.end("stopped", f"Stopped after {result.step} of {recipe.training.steps} steps; all is saved.")
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -139,6 +142,12 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
     live.end("finished", f"Finished after {result.step} steps: {name}")
     losses = [line["loss"] for line in read_metrics(folder.metrics)]
     return Trained(name, losses, _last_montage(folder), dict(live.state))
+
+
+def _device_of_the_host() -> torch.device:
+    """Where the host computes, which its user may have chosen (--cpu); training on Apple's GPUs is the CPU's."""
+    device: torch.device = comfy.model_management.get_torch_device()
+    return device if has_own_memory(device.type) else CPU
 
 
 def _fitting_recipe(base: str) -> str:

@@ -67,7 +67,7 @@ def main(settings: dict[str, object]) -> None:
         path = Path(folder) / "model.safetensors"
         save(weights(), path)
         planned = plan.plan(CONFIG, config, Workload(1, size, size, TOKENS), device_type=device.type).device
-        planned.pop("CUDA itself", None)
+        planned.pop("the GPU's driver", None)
         forget_peak()
         before = peak_memory()
         ranks = Ranks(device=device)

@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,9 @@ def why_not() -> str | None:
 def built() -> Path:
     """The library, compiled (half a minute) unless it was before for this torch."""
     identity = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"l2p-simulated-accelerator-{identity}.so"
+    library = SOURCE.parents[2] / "build" / f"simulated-accelerator-{identity}.so"
     if not library.exists():
+        library.parent.mkdir(exist_ok=True)
         root = Path(torch.__file__).parent
         part = library.with_suffix(f".{os.getpid()}")
         include = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
