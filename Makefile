@@ -14,13 +14,14 @@ demo: $(READY)
 	$(BIN)/l2p demo --output demo
 
 # One thread for each of the tests' processes, for several run at once: of two threads on busy cores each waits for the
-# other.
+# other. The tests in a running ComfyUI share one server, so they run in one process.
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(TYPECHECK)
 	$(TYPECHECK) --platform win32
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/host
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/host
 
 typecheck: $(READY)
 	$(TYPECHECK)
