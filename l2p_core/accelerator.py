@@ -43,3 +43,11 @@ def empty_cache(device: torch.device) -> None:
     """Give memory that torch holds for a device without using it back to the system."""
     if has_own_memory(device.type):
         module(device).empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, a device's or the system's, ran out: torch raises a class of its own for its
+    allocators, the communication libraries (NCCL, gloo) one of theirs with CUDA's words in it."""
+    words = str(error).lower()
+    own = isinstance(error, torch.cuda.OutOfMemoryError)
+    return own or (isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words))

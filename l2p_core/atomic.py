@@ -35,7 +35,7 @@ def atomic_file(target: Path, size: int, overwrite: bool) -> Iterator[FileIO]:
         CheckpointError: if the target exists and `overwrite` is false, its folder does not exist, the disk is full
             or the system refuses to write.
     """
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     remove_leftovers(target)
     _check_room(target, size)
     part: Path | None = None
@@ -164,7 +164,8 @@ def _lock(file: FileIO) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
+    """Whether a file may be written there, asked before long work; errors as for `atomic_file`."""
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder: give the name of the file to write.")
     if not target.parent.is_dir():

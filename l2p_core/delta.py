@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import checkpoint as checkpoints
 from . import lora, metadata
-from .atomic import atomic_file
+from .atomic import atomic_file, check_target
 from .checkpoint import Checkpoint, check_complete, check_exact, open_checkpoint
 from .config import ModelConfig
 from .kept import Kept, digest_if_equal, digest_of, kept_text, short_digest
@@ -85,27 +85,39 @@ def extract(
     if not any(old.shapes.get(name) == shape for name, shape in new.shapes.items()):
         raise CheckpointError(f"{trained} and {base} are models of different sizes: give the base it was trained from.")
     refuse_own_source(target, _paths(new, old))
-    slots = aligned(Slot(stored.name, stored.dtype, stored.shape) for stored in _in_file_order(new, key_shapes(config)))
+    check_target(target, overwrite)
     about = _inherited(old.metadata) | _inherited(new.metadata)
-    kept: dict[str, Kept] = {}
-    room = header_room(
-        slots, _describe(config, about, {slot.name: Kept.placeholder(slot.dtype, slot.shape) for slot in slots})
-    )
     counter = Progress(new.nbytes, progress)
-    with atomic_file(target, room + new.nbytes, overwrite) as file, ChunkReader() as reader:
-        writer = TensorWriter(file, room)
-        for slot in slots:
-            stored = new.tensors[slot.name]
-            digest = digest_if_equal(reader, stored, old.tensors.get(slot.name))
-            if digest:
-                kept[slot.name] = Kept(slot.dtype, slot.shape, digest)
-            else:
-                _copy(reader, stored, writer, writer.add({slot.name: slot.shape}, slot.dtype))
-            counter.advance(stored.nbytes)
-        if len(kept) == len(slots):
+    with ChunkReader() as reader:
+        # Told apart first, so that the disk is asked for the room of what is written and no more.
+        kept = _kept(reader, new, old, key_shapes(config), counter)
+        order = [stored for stored in _in_file_order(new, key_shapes(config)) if stored.name not in kept]
+        if not order:
             raise CheckpointError(f"{trained} is no different from {base}: there is nothing to keep in a delta.")
-        writer.finish(_describe(config, about, kept))
-    return DeltaReport(target, tuple(slot.name for slot in slots if slot.name not in kept), tuple(kept))
+        slots = aligned(Slot(stored.name, stored.dtype, stored.shape) for stored in order)
+        text = _describe(config, about, kept)
+        room = header_room(slots, text)
+        with atomic_file(target, room + sum(new.tensors[slot.name].nbytes for slot in slots), overwrite) as file:
+            writer = TensorWriter(file, room)
+            for slot in slots:
+                stored = new.tensors[slot.name]
+                _copy(reader, stored, writer, writer.add({slot.name: slot.shape}, slot.dtype))
+                counter.advance(stored.nbytes)
+            writer.finish(text)
+    return DeltaReport(target, tuple(slot.name for slot in slots), tuple(kept))
+
+
+def _kept(
+    reader: ChunkReader, new: Checkpoint, old: Checkpoint, names: Iterable[str], counter: Progress
+) -> dict[str, Kept]:
+    """The tensors of a trained model that its base has too, and that a delta therefore leaves to it."""
+    kept: dict[str, Kept] = {}
+    for stored in _in_file_order(new, names):
+        digest = digest_if_equal(reader, stored, old.tensors.get(stored.name))
+        if digest:
+            kept[stored.name] = Kept(stored.dtype, stored.shape, digest)
+            counter.advance(stored.nbytes)
+    return kept
 
 
 def save(

@@ -23,11 +23,6 @@ class Kept(NamedTuple):
     shape: tuple[int, ...]
     digest: str
 
-    @classmethod
-    def placeholder(cls, dtype: str, shape: tuple[int, ...]) -> Kept:
-        """One as long as any of this dtype and shape, to make room for it."""
-        return cls(dtype, shape, "0" * DIGEST_LENGTH)
-
 
 def kept_text(kept: Mapping[str, Kept]) -> str:
     """`kept` as metadata text; see `parse_kept`."""

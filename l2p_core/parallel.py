@@ -7,6 +7,7 @@ made of nor what is saved: a run may go on with another number of them. Gradient
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -183,21 +184,43 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
         )
         on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", count))
         yield Ranks(rank, count, device, on_machine, c10d.PrefixStore("l2p turns", store))
+        dist.destroy_process_group()
     except RuntimeError as error:
         if not is_connection_error(error):
             raise
         raise ProcessLost(
             f"Process {os.environ['RANK']} of this run has lost another one, which has ended or did not answer for "
-            f"{timeout.total_seconds() / 60:g} minutes: see what that one says. The last save is good; start again to "
-            "go on from it."
+            f"{timeout.total_seconds() / 60:g} minutes: see what that one says. What was saved last is kept; start "
+            "again to resume from it."
         ) from error
-    dist.destroy_process_group()
+    finally:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Let go of the process group, if it is there still: something has ended this process's part before its time."""
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d as c10d
+
+    if not dist.is_initialized():
+        return
+    # The others may be in the middle of an exchange, which a usual end waits for; since torch 2.6 there is another.
+    abort = getattr(c10d, "_abort_process_group", dist.destroy_process_group)
+    for end in (abort, dist.destroy_process_group):
+        try:
+            end()
+            return
+        except RuntimeError as error:
+            # What has ended the block is on its way to the user, and is what there is to say.
+            logging.getLogger(__name__).debug("The process group ended with: %s", error)
 
 
 def is_connection_error(error: RuntimeError) -> bool:
     """Whether torch raised this because processes could not talk to each other."""
     import torch.distributed as dist
 
+    if accelerator.is_out_of_memory(error):
+        return False  # NCCL and gloo report that too, as one of their own errors
     named = tuple(kind for kind in (getattr(dist, name, None) for name in ("DistError", "DistBackendError")) if kind)
     # Gloo raises a plain RuntimeError whose text names its source file, and of older versions only that.
     return isinstance(error, named) or any(word in str(error) for word in ("gloo", "NCCL", "Connection reset"))

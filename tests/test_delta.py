@@ -12,7 +12,7 @@ import torch
 from tiny_checkpoints import HEAD_WIDTH, SOURCE, pixel_config, prefixed, same, weights, write, write_shards
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import delta, tensor_io
+from comfyui_l2p.l2p_core import atomic, delta, tensor_io
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_model, load_tensors, open_checkpoint
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.layouts import to_comfy, to_diffusers
@@ -94,6 +94,23 @@ def test_one_changed_bit_is_found_and_kept(files: Files, monkeypatch: pytest.Mon
     assert same(files.merged(files.init), state)
     with pytest.raises(CheckpointError, match=r"made for another base .*it has no 'local_decoder\.|its 'x_embedder"):
         files.merged(files.source)
+
+
+def test_the_disk_is_asked_for_what_is_written_and_no_more(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a whole model most is the base's."""
+    asked: list[int] = []
+    monkeypatch.setattr(atomic, "_check_room", lambda target, size: asked.append(size))
+    delta.extract(files.trained, files.init, files.delta)
+    saved = files.folder / "saved.safetensors"
+    delta.save({n: t for n, t in files.state.items() if n.startswith(TRAINED_PARTS)}, files.init, saved)
+    for size, path in zip(asked, (files.delta, saved), strict=True):
+        assert path.stat().st_size == size < files.trained.stat().st_size
+    asked.clear()
+    merged = files.folder / "merged.safetensors"
+    delta.merge(files.delta, files.init, merged)
+    init = files.folder / "other.safetensors"
+    convert(files.source, init, head_width=HEAD_WIDTH)
+    assert asked == pytest.approx([merged.stat().st_size, init.stat().st_size], rel=1e-3)
 
 
 def test_nan_and_infinity_survive(files: Files) -> None:

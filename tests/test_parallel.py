@@ -18,7 +18,7 @@ from distributed_scenes import CONFIG, STEPS, batches_of, run, scene_config, tra
 from tiny_models import RandomBatches, pixel_model
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import delta, parallel, sharding
+from comfyui_l2p.l2p_core import accelerator, delta, parallel, sharding
 from comfyui_l2p.l2p_core.checkpoint import load_model, load_tensors, save
 from comfyui_l2p.l2p_core.model import LatentModel
 from comfyui_l2p.l2p_core.parallel import Ranks
@@ -156,6 +156,48 @@ def test_averages_and_delta_are_those_of_the_state(kind: str, folder: Path) -> N
 def test_a_lost_process_ends_the_others_with_a_sentence(folder: Path) -> None:
     last = (folder / "lost").read_text(encoding="utf-8").strip().splitlines()[-1]
     assert "ProcessLost: Process 0 of this run has lost another one" in last
+
+
+LEAVES = """
+import os, sys
+import torch.distributed as dist
+from comfyui_l2p.l2p_core import parallel
+from comfyui_l2p.l2p_core.parallel import ProcessLost
+rank = os.environ["RANK"]
+wrong = ValueError("a mistake") if rank == "0" else RuntimeError("NCCL error: Cuda failure 2 'out of memory'")
+try:
+    with parallel.process_group() as ranks:
+        assert dist.is_initialized() and ranks.gather(rank) == ["0", "1"]
+        raise wrong
+except (ValueError, RuntimeError) as error:
+    assert error is wrong, error
+assert not dist.is_initialized(), "the group was left behind"
+"""
+
+
+def test_the_group_ends_however_the_block_does() -> None:
+    """With a mistake in one process; in the other with memory that ran out, which is no lost process."""
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVES],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+
+
+def test_memory_that_ran_out_is_no_lost_process() -> None:
+    ran_out = "NCCL error in ProcessGroupNCCL.cpp, unhandled cuda error. Last error: Cuda failure 2 'out of memory'"
+    for error in (RuntimeError(ran_out), torch.cuda.OutOfMemoryError("CUDA out of memory in NCCL"),
+                  RuntimeError("[gloo] DefaultCPUAllocator: can't allocate memory")):  # fmt: skip
+        assert not parallel.is_connection_error(error) and accelerator.is_out_of_memory(error)
+    gone = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    assert parallel.is_connection_error(gone) and not accelerator.is_out_of_memory(gone)
 
 
 @pytest.mark.parametrize(("accumulate", "batch_size", "count"), [(8, 1, 8), (2, 3, 2), (1, 4, 2), (4, 2, 8), (6, 2, 4)])
