@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from threading import Event
 from typing import Any
 
 import torch
+from torch import Tensor
 
 CPU = torch.device("cpu")
+_warned = Event()
 
 
 def default_device() -> torch.device:
@@ -51,3 +56,28 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = str(error).lower()
     own = isinstance(error, torch.cuda.OutOfMemoryError)
     return own or (isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words))
+
+
+def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An empty tensor in pinned RAM, from which a GPU copies while it computes.
+
+    Systems limit how much may be pinned. Beyond that it is ordinary RAM, which is copied more slowly; the first time,
+    a warning says so.
+    """
+    try:
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+    except RuntimeError as error:
+        _warn_unpinned(str(error).partition("\n")[0])
+        return torch.empty(tuple(shape), dtype=dtype)
+
+
+def _warn_unpinned(reason: str) -> None:
+    """Say once a process why memory is not pinned."""
+    if _warned.is_set():
+        return
+    _warned.set()
+    logging.getLogger(__name__).warning(
+        "L2P: the system did not pin more RAM (%s). Training goes on with ordinary RAM, from which copies to the GPU "
+        "are slower; closing other programs, or a higher limit of locked memory, may help.",
+        reason,
+    )

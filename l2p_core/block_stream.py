@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -166,9 +166,7 @@ def _aligned(count: int) -> int:
 
 
 def _cpu_memory(count: int, device: torch.device) -> Tensor:
-    """Bytes in CPU memory; pinned, so that a GPU copies them while it computes, where the system allows as many."""
+    """Bytes in RAM; pinned for a GPU, as far as the system allows."""
     if accelerator.has_own_memory(device.type):
-        # Systems limit how much may be pinned; what is not is copied too, only not beside the computation.
-        with suppress(RuntimeError):
-            return torch.empty(count, dtype=torch.uint8, pin_memory=True)
+        return accelerator.pinned((count,), torch.uint8)
     return torch.empty(count, dtype=torch.uint8)

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .accelerator import has_own_memory
+from .accelerator import has_own_memory, pinned
 from .early import EarlyWeights
 from .trained_linear import TrainedLinear
 from .training_config import TrainingConfig
@@ -48,7 +48,7 @@ class OffloadedWeights(EarlyWeights):
         largest = max(parameter.numel() for parameter in parameters.values())
         # Only pinned memory is copied to and from a GPU at full speed.
         staged = has_own_memory(device.type)
-        self._staging = torch.empty(largest, dtype=self._dtype, pin_memory=True) if staged else None
+        self._staging = pinned((largest,), self._dtype) if staged else None
         super().__init__(parameters, config)
         self._sums: dict[str, Tensor] = {}
 

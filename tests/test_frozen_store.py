@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 import tiny_models
@@ -11,7 +13,7 @@ import torch
 from tiny_models import RandomBatches, pixel_model
 from torch import Tensor, nn
 
-from comfyui_l2p.l2p_core import block_store, frozen_store, training_model
+from comfyui_l2p.l2p_core import accelerator, block_store, frozen_store, training_model
 from comfyui_l2p.l2p_core.block_stream import BlockStream, allocations, pinned_bytes
 from comfyui_l2p.l2p_core.checkpoint import load_model, save
 from comfyui_l2p.l2p_core.freeze import trainable_names
@@ -159,6 +161,24 @@ def test_what_is_filled_in_while_a_block_is_on_the_device_is_read_at_once_and_la
         assert torch.equal(pieces[block].read(), new)
         pieces[block - 1].fill(new + 1)  # that one may be there, on its way, or not
         assert torch.equal(pieces[block - 1].read(), new + 1)
+
+
+def test_memory_that_cannot_be_pinned_is_said_once_and_used_unpinned(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = torch.empty
+
+    def limited(*arguments: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere")
+        return empty(*arguments, **options)
+
+    monkeypatch.setattr(accelerator, "_warned", Event())
+    monkeypatch.setattr(torch, "empty", limited)
+    for _ in range(3):
+        assert accelerator.pinned((2, 3), torch.bfloat16).shape == (2, 3)
+    (record,) = caplog.records
+    assert "did not pin more RAM (CUDA error: out of memory)" in record.getMessage()
 
 
 @pytest.mark.parametrize(("sizes", "groups", "pinned"), [

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import accelerator
 from ..trainer import Batch
 from . import images
 from .buckets import Size
@@ -98,9 +99,11 @@ class Loader:
                 self._ahead[upcoming] = self._submit(upcoming)
         loaded = [future.result() for future in self._ahead.pop(number)]
         pixels = images.from_uint8(torch.stack([sample.pixels for sample in loaded]))
+        if self.pin_memory:
+            pixels = accelerator.pinned(pixels.shape, pixels.dtype).copy_(pixels)
         first = number * self.schedule.batch_size + self.rank * self.batch_size
         return Batch(
-            pixels=pixels.pin_memory() if self.pin_memory else pixels,
+            pixels=pixels,
             captions=[sample.caption for sample in loaded],
             numbers=list(range(first, first + self.batch_size)),
             seeds=[sample.image.sample.seed for sample in loaded],
