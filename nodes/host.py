@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..l2p_core.config import VARIANTS, ModelConfig
-from . import lora_names, memory
+from ..l2p_core.sampling_memory import choose_tile, step_bytes
+from . import lora_names
 from .limits import check_memory, check_pixels
 from .lora import FittingPatches
 from .network import L2PNextDiT
@@ -113,8 +114,8 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         itemsize = comfy.model_management.dtype_size(self.get_dtype_inference())
         tile = self.diffusion_model.head_tile
         if tile is None:
-            tile = memory.choose_tile(self.l2p, height, width, caption, itemsize, batch)
-        return memory.step_bytes(
+            tile = choose_tile(self.l2p, height, width, caption, itemsize, batch)
+        return step_bytes(
             self.l2p, height, width, caption, itemsize, batch, tile or None, fused_attention=_fused_attention()
         )
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..l2p_core.config import NORM_EPS, ROPE_THETA, TOKEN_MULTIPLE, ModelConfig
 from ..l2p_core.detailer import DetailerHead
 from ..l2p_core.patch import pad_to_multiple
-from .memory import choose_tile
+from ..l2p_core.sampling_memory import choose_tile
 
 LATENT_CHANNELS = 16
 """Channels of the latent that patches made for Z-Image expect to see."""

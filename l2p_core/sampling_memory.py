@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..l2p_core.config import PIXEL_CHANNELS, TOKEN_MULTIPLE, HeadConfig, ModelConfig
-from ..l2p_core.patch import padded_size
-from ..l2p_core.region import Region, stage_regions
+from .config import PIXEL_CHANNELS, TOKEN_MULTIPLE, HeadConfig, ModelConfig
+from .patch import padded_size
+from .region import Region, stage_regions
 
 ATTENTION_WIDTHS = 13.0
 """(tokens, dim) tensors alive at the peak of a block's attention: the stream, its norm, q, k, v and their copies."""
