@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from . import lora
-from .backbone import Block, _rope_of, pad_tokens
+from .backbone import Block, pad_tokens
 from .config import PIXEL_CHANNELS, TOKEN_MULTIPLE, ModelConfig
 from .freeze import freeze_all_but, trainable_names
 from .live_memory import Traced, computing_in, trace
 from .model import L2PModel
 from .patch import padded_size, patchify
 from .region import Region, stage_regions
+from .rope import caption_rope, image_rope, joint_rope
 from .training_config import TrainingConfig
 
 _META = torch.device("meta")
@@ -123,7 +124,6 @@ class _Parts:
         self.grid = work.height // config.patch_size, work.width // config.patch_size
         self.image_tokens = padded_size(self.grid[0] * self.grid[1], TOKEN_MULTIPLE)
         self.caption_tokens = padded_size(work.caption_tokens, TOKEN_MULTIPLE)
-        self.image_rope, self.caption_rope = _rope_of(config.rope_dims, self.grid, (self.caption_tokens,), _META)
 
     def all(self) -> tuple[Part, ...]:
         return (*self._embedders(), *self._refiners(), *self._layers(), *self._head())
@@ -141,14 +141,15 @@ class _Parts:
         lengths = [self.caption_tokens] * work.batch
 
         def embed_captions(*captions: Tensor) -> Tensor:
-            return model._embed_captions(captions, lengths)[0]
+            return model._embed_captions(captions, lengths)
 
         yield self._part(("cap_embedder", "cap_pad_token"), embed_captions, captions, checkpointed=False)
 
     def _refiners(self) -> Iterable[Part]:
+        axes = self.config.rope_dims
         for name, count, rope in (
-            ("noise_refiner", self.image_tokens, self.image_rope),
-            ("context_refiner", self.caption_tokens, self.caption_rope),
+            ("noise_refiner", self.image_tokens, image_rope(axes, self.grid, self.caption_tokens, _META)),
+            ("context_refiner", self.caption_tokens, caption_rope(axes, self.caption_tokens, _META)),
         ):
             block = self.model.get_submodule(name)[0]  # type: ignore[index]
             part = self._block(block, count, rope, ())
@@ -161,7 +162,7 @@ class _Parts:
         # The two kinds of tokens as one sequence, beside the refiners' outputs.
         size = joined.untyped_storage().nbytes()
         yield Part((), Traced(size, size, 2 * size), False)
-        rope = torch.cat([self.image_rope, self.caption_rope], dim=2)
+        rope = joint_rope(self.config.rope_dims, self.grid, (self.caption_tokens,), _META)
         traced: dict[bool, Traced] = {}
         for number, block in enumerate(self.model.layers):
             frozen = f"layers.{number}.attention.qkv.weight" not in self.names
@@ -217,7 +218,7 @@ class _Parts:
         assert isinstance(block, Block)
         t = self._empty(self.work.batch, self.config.t_dim).requires_grad_()
         modulated = block.adaLN_modulation is not None
-        run = _Bound(block, rope=rope, mask=None, t=t if modulated else None)
+        run = _Bound(block, rope=rope, runs=None, t=t if modulated else None)
         return self._part(names, run, [self._tokens(tokens)])
 
     def _part(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .config import NORM_EPS, ROPE_THETA, TOKEN_MULTIPLE, ModelConfig
-from .lean_steps import GatedSilu, ScaledNorm
+from .config import NORM_EPS, TOKEN_MULTIPLE, ModelConfig
+from .lean_steps import gated_silu, scaled_norm
 from .patch import padded_size
+from .rope import Rope, caption_rope, joint_rope, rotate
 
-Rope = Tensor
-"""Rotations as complex numbers, (B or 1, 1, tokens, head_dim / 2), complex64."""
+Runs = tuple[tuple[int, int], ...]
+"""A batch of sequences of several lengths, padded to the longest: (samples, tokens of each) of neighbours that are
+equally long."""
 
 
 class TimestepEmbedder(nn.Module):
@@ -51,7 +55,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """Normalise the last dimension of (B, ..., N, D); times `factor` (B, 1, D) if there is one."""
-        return ScaledNorm.apply(x, self.weight, factor, self.eps)
+        assert self.eps is not None
+        return scaled_norm(x, self.weight, factor, self.eps)
 
 
 class Attention(nn.Module):
@@ -65,11 +70,11 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, eps=NORM_EPS)
         self.k_norm = RMSNorm(config.head_dim, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None) -> Tensor:
-        """(B, N, D) -> (B, N, D); `mask` (B, 1, 1, N) is true for the keys that exist, None if all do."""
+    def forward(self, x: Tensor, rope: Rope, runs: Runs | None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `runs` says which tokens exist, None if all do."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.n_heads)
         q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = F.scaled_dot_product_attention(q, k, v) if runs is None else _attended(q, k, v, runs)
         return self.out(rearrange(x, "b h n d -> b n (h d)"))
 
 
@@ -84,7 +89,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return self.w2(_finite(GatedSilu.apply(self.w1(x), self.w3(x))))
+        return self.w2(_finite(gated_silu(self.w1(x), self.w3(x))))
 
 
 class Block(nn.Module):
@@ -100,17 +105,36 @@ class Block(nn.Module):
         self.ffn_norm2 = RMSNorm(config.dim, eps=NORM_EPS)
         self.adaLN_modulation = nn.Sequential(nn.Linear(config.t_dim, 4 * config.dim)) if modulated else None
 
-    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, runs: Runs | None = None, t: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); `t` (B, t_dim) is the timestep embedding of a modulated block."""
         scale_msa = gate_msa = scale_mlp = gate_mlp = None
         if self.adaLN_modulation is not None:
             assert t is not None, "a modulated block needs the timestep embedding"
             scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(t)[:, None].chunk(4, dim=-1)
             scale_msa, gate_msa, scale_mlp, gate_mlp = 1 + scale_msa, gate_msa.tanh(), 1 + scale_mlp, gate_mlp.tanh()
-        attended = self.attention(self.attention_norm1(x, scale_msa), rope, mask)
+        attended = self.attention(self.attention_norm1(x, scale_msa), rope, runs)
         x = x + self.attention_norm2(_finite(attended), gate_msa)
         fed = self.feed_forward(self.ffn_norm1(x, scale_mlp))
         return x + self.ffn_norm2(_finite(fed), gate_mlp)
+
+
+@dataclass(frozen=True)
+class RefinedCaptions:
+    """Captions as the joint blocks read them, which depends on neither image nor noise level.
+
+    Attributes:
+        tokens: (B, longest, dim).
+        lengths: of each caption, padded to a multiple of `TOKEN_MULTIPLE`.
+    """
+
+    tokens: Tensor
+    lengths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+Captions = Sequence[Tensor] | RefinedCaptions
 
 
 class Backbone(nn.Module):
@@ -140,7 +164,7 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
 
     def hidden_states(
-        self, patches: Tensor, grid: tuple[int, int], sigma: Tensor, captions: Sequence[Tensor]
+        self, patches: Tensor, grid: tuple[int, int], sigma: Tensor, captions: Captions
     ) -> tuple[Tensor, Tensor]:
         """Run the backbone.
 
@@ -148,7 +172,8 @@ class Backbone(nn.Module):
             patches: (B, rows * columns, P*P*C), see `patch.patchify`.
             grid: the token grid as (rows, columns).
             sigma: (B,) noise levels in [0, 1].
-            captions: B tensors (L_i, caption_dim); lengths may differ, each sample equals running it alone.
+            captions: B tensors (L_i, caption_dim), or what `refined` made of them; lengths may differ, each sample
+                equals running it alone.
 
         Returns:
             The last block's raw hidden states of the image tokens (B, rows * columns, dim), and the timestep
@@ -158,38 +183,44 @@ class Backbone(nn.Module):
             ValueError: if there are not as many captions as images, or a caption has the wrong width.
         """
         batch, n_image = patches.shape[:2]
-        self._check_captions(captions, batch)
-        device = patches.device
+        self._check_count(captions, batch)
+        axes, device = self.config.rope_dims, patches.device
         t = self.t_embedder(sigma)
-
-        length = padded_size(n_image, TOKEN_MULTIPLE)
-        image = pad_tokens(self.x_embedder(patches), self.x_pad_token, length, self.always_pad)
-        cap_lengths = [padded_size(len(caption), TOKEN_MULTIPLE) for caption in captions]
-        cap, cap_mask = self._embed_captions(captions, cap_lengths)
-        image_rope, cap_rope = _rope_of(self.config.rope_dims, grid, tuple(cap_lengths), device)
-
+        image = pad_tokens(
+            self.x_embedder(patches), self.x_pad_token, padded_size(n_image, TOKEN_MULTIPLE), self.always_pad
+        )
+        lengths = _padded_lengths(captions)
+        rope = joint_rope(axes, grid, lengths, device)
         for block in self.noise_refiner:
-            image = self._run(block, image, image_rope, None, t)
-        for block in self.context_refiner:
-            cap = self._run(block, cap, cap_rope, cap_mask, None)
+            image = self._run(block, image, rope[:, :, : image.shape[1]], None, t)
+        caption = captions if isinstance(captions, RefinedCaptions) else self.refined(captions)
 
-        x = torch.cat([image, cap], dim=1)
-        rope = _joined(image_rope, cap_rope)
-        mask = None if cap_mask is None else F.pad(cap_mask, (image.shape[1], 0), value=True)
+        x = torch.cat([image, caption.tokens], dim=1)
+        runs = _runs(lengths, image.shape[1])
         for number, block in enumerate(self.layers):
             run = block if number in self.kept else partial(self._run, block)
-            x = run(x, rope, mask, t)
+            x = run(x, rope, runs, t)
         return x[:, :n_image], t
 
-    def _run(self, block: nn.Module, x: Tensor, rope: Rope, mask: Tensor | None, t: Tensor | None) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, rope, mask, t, use_reentrant=False, preserve_rng_state=False)
-        return block(x, rope, mask, t)
+    def refined(self, captions: Sequence[Tensor]) -> RefinedCaptions:
+        """Embed and refine captions, once for all the steps that read them; arguments as for `hidden_states`."""
+        self._check_captions(captions)
+        lengths = _padded_lengths(captions)
+        tokens = self._embed_captions(captions, lengths)
+        rope = caption_rope(self.config.rope_dims, max(lengths), tokens.device)
+        for block in self.context_refiner:
+            tokens = self._run(block, tokens, rope, _runs(lengths), None)
+        return RefinedCaptions(tokens, lengths)
 
-    def _embed_captions(self, captions: Sequence[Tensor], lengths: list[int]) -> tuple[Tensor, Tensor | None]:
+    def _run(self, block: nn.Module, x: Tensor, rope: Rope, runs: Runs | None, t: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, rope, runs, t, use_reentrant=False, preserve_rng_state=False)
+        return block(x, rope, runs, t)
+
+    def _embed_captions(self, captions: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
         """Embed each caption and pad it with the learned token to its own length, then all to the longest.
 
-        The second padding exists only in batches of unequal lengths and is masked out of every attention.
+        The second padding exists only in batches of unequal lengths, and no attention reads it.
         """
         longest = max(lengths)
         dtype, device = self.cap_pad_token.dtype, self.cap_pad_token.device
@@ -200,14 +231,14 @@ class Backbone(nn.Module):
             F.pad(pad_tokens(cap[None], self.cap_pad_token, length, self.always_pad)[0], (0, 0, 0, longest - length))
             for cap, length in zip(embedded, lengths, strict=True)
         ]
-        if min(lengths) == longest:
-            return torch.stack(padded), None
-        real = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
-        return torch.stack(padded), real[:, None, None, :]
+        return torch.stack(padded)
 
-    def _check_captions(self, captions: Sequence[Tensor], batch: int) -> None:
+    @staticmethod
+    def _check_count(captions: Captions, batch: int) -> None:
         if len(captions) != batch:
             raise ValueError(f"{batch} images came with {len(captions)} captions; give one caption for each image.")
+
+    def _check_captions(self, captions: Sequence[Tensor]) -> None:
         for caption in captions:
             if caption.ndim != 2 or len(caption) == 0 or caption.shape[1] != self.config.caption_dim:
                 raise ValueError(
@@ -224,52 +255,30 @@ def pad_tokens(tokens: Tensor, pad_token: Tensor, length: int, always: bool = Fa
     return torch.cat([tokens, pad_token.to(tokens.dtype).expand(batch, length - n, dim)], dim=1)
 
 
-def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Rotate interleaved channel pairs of (B, heads, N, head_dim) by each token's angles, in float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
+def _padded_lengths(captions: Captions) -> tuple[int, ...]:
+    if isinstance(captions, RefinedCaptions):
+        return captions.lengths
+    return tuple(padded_size(len(caption), TOKEN_MULTIPLE) for caption in captions)
 
 
-@lru_cache(maxsize=16)
-def _rope_of(
-    dims: tuple[int, int, int], grid: tuple[int, int], cap_lengths: tuple[int, ...], device: torch.device
-) -> tuple[Rope, Rope]:
-    """Rotary tables of the image tokens and of the caption tokens; kept, since every step asks for the same.
+def _runs(lengths: Sequence[int], before: int = 0) -> Runs | None:
+    """Of sequences of these lengths behind `before` tokens that all have; None if all are equally long."""
+    if min(lengths) == max(lengths):
+        return None
+    return tuple((len(list(run)), before + length) for length, run in groupby(lengths))
 
-    Caption token i sits at (1 + i, 0, 0); image token (row, column) at (caption length + 1, row, column), so
-    image tables differ between samples whose captions have different padded lengths; image pads sit at the origin.
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, runs: Runs) -> Tensor:
+    """Attention of (B, heads, N, head_dim) within the tokens that exist; zero for the others.
+
+    A call for each run: torch's fastest kernels take no mask.
     """
-    rows, columns = grid
-    n_image = rows * columns
-    # Tables made under a host's inference mode could not be used in training later.
-    with torch.inference_mode(False), torch.no_grad():
-        cap_positions = torch.zeros(1, max(cap_lengths), 3, dtype=torch.float64)
-        cap_positions[0, :, 0] = torch.arange(1, max(cap_lengths) + 1)
-        distinct = sorted(set(cap_lengths))
-        positions = torch.zeros(len(distinct), padded_size(n_image, TOKEN_MULTIPLE), 3, dtype=torch.float64)
-        positions[:, :n_image, 0] = torch.tensor(distinct, dtype=torch.float64)[:, None] + 1
-        positions[:, :n_image, 1] = torch.arange(rows).repeat_interleave(columns)
-        positions[:, :n_image, 2] = torch.arange(columns).repeat(rows)
-        of_sample = torch.tensor([distinct.index(n) for n in cap_lengths])
-        image = _rotations(positions, dims)
-        if len(distinct) > 1:
-            image = image[of_sample]
-        return image.to(device), _rotations(cap_positions, dims).to(device)
-
-
-def _joined(image: Rope, cap: Rope) -> Rope:
-    """Tables of the joint sequence [image, caption]."""
-    return torch.cat([image, cap.expand(len(image), -1, -1, -1)], dim=2)
-
-
-def _rotations(positions: Tensor, dims: tuple[int, int, int]) -> Rope:
-    """Of (B, N, 3) positions; angles are computed in float64."""
-    angles = []
-    for axis, dim in enumerate(dims):
-        frequencies = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-        angles.append(positions[..., axis, None] * frequencies)
-    joined = torch.cat(angles, dim=-1)[:, None]
-    return torch.polar(torch.ones_like(joined), joined).to(torch.complex64)
+    counts = [count for count, _ in runs]
+    parts = [
+        F.pad(F.scaled_dot_product_attention(*(x[:, :, :tokens] for x in parts)), (0, 0, 0, q.shape[2] - tokens))
+        for (_, tokens), *parts in zip(runs, q.split(counts), k.split(counts), v.split(counts), strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def _finite(x: Tensor) -> Tensor:

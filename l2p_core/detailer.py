@@ -7,6 +7,7 @@ and the costly full-resolution ones a single pixel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
 from .fused_decoder import can_fuse, fused_stage
+from .precision import unwidened
 from .region import Region, StageRegions, stage_regions
 
 
@@ -34,6 +36,7 @@ class DetailerHead(nn.Module):
         config = variant_row(variant).head if isinstance(variant, str) else variant
         self.stages = config.stages
         self.gradient_checkpointing = False
+        self.compiled: Callable[[Tensor, Tensor], Tensor] | None = None  # `whole`, by `compile_blocks`
 
         def conv(inside: int, outside: int, kernel: int = 3) -> nn.Module:
             return operations.Conv2d(inside, outside, kernel, padding=kernel // 2, **factory)
@@ -74,11 +77,17 @@ class DetailerHead(nn.Module):
             raise ValueError(f"A tile of {tile} pixels is not possible: give 1 or more, or none for the whole image.")
         image = Region(0, height, 0, width)
         if tile is None or tile >= max(height, width):
-            return self._region(pixels, features, image, image)
+            compiled = None if torch.is_grad_enabled() else self.compiled
+            return (compiled or self.whole)(pixels, features)
         output = torch.empty_like(pixels)
         for piece in image.tiles(tile):
             output[piece.index] = self._region(pixels, features, piece, image)
         return output
+
+    def whole(self, pixels: Tensor, features: Tensor) -> Tensor:
+        """The head on the whole image at once; see `forward`."""
+        image = Region(0, pixels.shape[-2], 0, pixels.shape[-1])
+        return self._region(pixels, features, image, image)
 
     def _region(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region) -> Tensor:
         """The output over `wanted`, computing of every stage only what that depends on."""
@@ -111,7 +120,8 @@ class DetailerHead(nn.Module):
 
     def _merged(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
         """The stage as written, before its SiLU; `x` covers what `at.upsampled` touches."""
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        with unwidened(x):
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         x = _cropped(x, at.upsampled.halved().doubled(), at.upsampled)
         x = _cropped(self._conv("up", stage, 1)(x), at.upsampled, at.merged)
         x = torch.cat([x, _cropped(skip, at.encoded, at.merged)], dim=1)

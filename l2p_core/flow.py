@@ -6,6 +6,7 @@ x_sigma = (1 - sigma) x0 + sigma noise; the model predicts the velocity noise - 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,13 +92,13 @@ def euler(
     """Integrate the flow along `sigmas` and return its end, unclamped; arguments as for `sample`."""
     if cfg != 1.0 and negative is None:
         raise ValueError("Guidance (cfg other than 1) needs a negative caption for each image; it may be empty text.")
+    captions, negative = _refined(model, captions), None if cfg == 1.0 else _refined(model, negative)
     steps = sigmas.tolist()
     x = noise.float() if init is None else add_noise(init, noise, sigmas[:1].to(noise.device).expand(len(noise)))
     for i, (sigma, following) in enumerate(zip(steps, steps[1:], strict=False)):
         level = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         velocity = model(x, level, captions).float()
-        if cfg != 1.0:
-            assert negative is not None
+        if negative is not None:
             # Two passes rather than one of twice the batch: half the memory, and no masked attention.
             unguided = model(x, level, negative).float()
             velocity = unguided + cfg * (velocity - unguided)
@@ -105,6 +106,12 @@ def euler(
             progress(i + 1, len(steps) - 1, x - sigma * velocity)
         x = x + (following - sigma) * velocity
     return x
+
+
+def _refined(model: FlowModel, captions: Any) -> Any:
+    """Captions as the model reads them in every step, where it can work that out beforehand."""
+    refined = getattr(model, "refined", None)
+    return captions if refined is None else refined(captions)
 
 
 def sample(

@@ -2,7 +2,8 @@
 
 What autograd keeps of norms and of SwiGLU by itself is a third of all that a block holds until its gradients are
 computed, more where a norm widens bfloat16 to float32; and it goes through memory more often. Forward these are torch's
-own operations, number for number.
+own operations, in the dtype of their inputs. A compiler works out by itself what to keep and what to fuse, so it is
+given the plain formulas.
 """
 
 from __future__ import annotations
@@ -14,19 +15,40 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .precision import unwidened
+
+
+def scaled_norm(x: Tensor, weight: Tensor, factor: Tensor | None, eps: float) -> Tensor:
+    """RMS norm over the last dimension, times `weight` and, if there is one, `factor`; in the dtype of `x`.
+
+    x (B, ..., N, D) in up to 32 bits, weight (D,), factor (B, 1, D) for x (B, N, D).
+    """
+    if not torch.compiler.is_compiling():
+        return ScaledNorm.apply(x, weight, factor, eps)
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * weight.float()
+    return (normed if factor is None else normed * factor.float()).to(x.dtype)
+
+
+def gated_silu(gate: Tensor, x: Tensor) -> Tensor:
+    """silu(gate) * x, of any one shape and dtype."""
+    return F.silu(gate) * x if torch.compiler.is_compiling() else GatedSilu.apply(gate, x)
+
 
 class ScaledNorm(torch.autograd.Function):
-    """`apply(x, weight, factor, eps)`: RMS norm over the last dimension, times `weight` and, if there is one, `factor`.
-
-    x (B, ..., N, D) in up to 32 bits, weight (D,), factor (B, 1, D) for x (B, N, D); the result is as x. Keeps x.
-    """
+    """`scaled_norm` without a compiler. Keeps x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, factor: Tensor | None, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight, factor)
         ctx.eps = eps
-        normed = F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
-        return normed if factor is None else normed * factor
+        if factor is not None and len(factor) == 1:
+            # One pass over x: a single sample's factor goes into the weight.
+            weight, factor = (weight * factor).flatten(), None
+        # Newer versions of torch would widen a norm to float32 under autocast, and the stream with it.
+        with unwidened(x):
+            normed = F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+        return normed if factor is None else normed.mul_(factor)
 
     @staticmethod
     @once_differentiable
@@ -56,7 +78,7 @@ class ScaledNorm(torch.autograd.Function):
 
 
 class GatedSilu(torch.autograd.Function):
-    """`apply(gate, x)`: silu(gate) * x, of any one shape and dtype. Keeps both."""
+    """`gated_silu` without a compiler. Keeps both."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, x: Tensor) -> Tensor:

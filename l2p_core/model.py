@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .backbone import Backbone
+from .backbone import Backbone, Captions
 from .config import ModelConfig
 from .detailer import DetailerHead
 from .patch import pad_to_multiple, patchify, unpatchify
@@ -32,13 +31,14 @@ class L2PModel(Backbone):
         self.tile: int | None = None
         self.local_decoder = DetailerHead(config.head, config.dim)
 
-    def forward(self, pixels: Tensor, sigma: Tensor, captions: Sequence[Tensor]) -> Tensor:
+    def forward(self, pixels: Tensor, sigma: Tensor, captions: Captions) -> Tensor:
         """Predict the velocity noise - x0.
 
         Args:
             pixels: (B, 3, H, W) noisy pixels, (1 - sigma) x0 + sigma noise with x0 in [-1, 1]; any H and W.
             sigma: (B,) noise levels in [0, 1].
-            captions: B tensors (L_i, caption_dim) of any lengths; each sample equals running it alone.
+            captions: B tensors (L_i, caption_dim) of any lengths, or what `refined` made of them; each sample equals
+                running it alone.
 
         Returns:
             (B, 3, H, W) in the dtype of `pixels`.
@@ -81,7 +81,7 @@ class LatentModel(Backbone):
         super().__init__(config)
         self.final_layer = FinalLayer(config)
 
-    def forward(self, latents: Tensor, sigma: Tensor, captions: Sequence[Tensor]) -> Tensor:
+    def forward(self, latents: Tensor, sigma: Tensor, captions: Captions) -> Tensor:
         """Predict the velocity noise - x0 of latents (B, C, H, W); arguments as for L2PModel."""
         height, width = latents.shape[-2:]
         x = pad_to_multiple(latents, self.config.size_multiple).to(self.x_embedder.weight.dtype)

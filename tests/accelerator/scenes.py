@@ -23,6 +23,7 @@ from tiny_models import RandomBatches, pixel_model  # noqa: E402
 installed()
 
 from comfyui_l2p.l2p_core import accelerator, training_model  # noqa: E402
+from comfyui_l2p.l2p_core.backbone import Block, RMSNorm  # noqa: E402
 from comfyui_l2p.l2p_core.block_stream import BlockStream  # noqa: E402
 from comfyui_l2p.l2p_core.checkpoint import save  # noqa: E402
 from comfyui_l2p.l2p_core.parallel import Ranks  # noqa: E402
@@ -144,5 +145,31 @@ def streaming() -> dict[str, bool]:
     return {"right": right}
 
 
+def precision() -> dict[str, list[str]]:
+    """The dtypes that come out of each kind of part of a model under bfloat16 autocast, and of gradients between."""
+    model = pixel_model().to(DEVICE)
+    found: dict[str, set[str]] = {}
+
+    def watch(kind: str, tensor: Tensor) -> Tensor:
+        found.setdefault(kind, set()).add(str(tensor.dtype))
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: found.setdefault(f"{kind}, gradient", set()).add(str(gradient.dtype)))
+        return tensor
+
+    for module in model.modules():
+        if isinstance(module, (Block, RMSNorm)):
+            kind = type(module).__name__
+            module.register_forward_hook(lambda module, given, made, kind=kind: watch(kind, made))
+    head = model.local_decoder
+    merged = head._merged
+    head._merged = lambda *given: watch("decoder stage", merged(*given))  # type: ignore[method-assign]
+    with torch.autocast(NAME, torch.bfloat16):
+        pixels, sigma = torch.randn(2, 3, 32, 32), torch.tensor([0.5, 0.6])
+        model(pixels.to(DEVICE), sigma.to(DEVICE), tiny_models.captions(3, 40)).sum().backward()
+    return {kind: sorted(dtypes) for kind, dtypes in found.items()}
+
+
+SCENES = {"training": training, "mistakes": mistakes, "streaming": streaming, "precision": precision}
+
 if __name__ == "__main__":
-    print(json.dumps({"training": training, "mistakes": mistakes, "streaming": streaming}[sys.argv[1]]()))
+    print(json.dumps(SCENES[sys.argv[1]]()))
