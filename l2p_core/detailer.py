@@ -37,6 +37,7 @@ class DetailerHead(nn.Module):
         self.stages = config.stages
         self.gradient_checkpointing = False
         self.compiled: Callable[[Tensor, Tensor], Tensor] | None = None  # `whole`, by `compile_blocks`
+        self.fused: bool | None = None  # decoder stages; None is where it was measured to pay
 
         def conv(inside: int, outside: int, kernel: int = 3) -> nn.Module:
             return operations.Conv2d(inside, outside, kernel, padding=kernel // 2, **factory)
@@ -114,7 +115,7 @@ class DetailerHead(nn.Module):
 
     def _decode(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
         up, dec = self._conv("up", stage, 1), self._conv("dec", stage, 0)
-        if can_fuse(up, dec, x, at.decoded.pixels):
+        if can_fuse(up, dec, x, at.decoded.pixels, self.fused):
             return _silu(self._fused(stage, at, x, skip))
         return _silu(self._merged(stage, at, x, skip))
 

@@ -21,11 +21,13 @@ MIN_PIXELS = 512 * 512
 _COARSE_TAPS = tuple(tuple((a + t - 2) // 2 + 1 for t in range(5)) for a in (0, 1))
 
 
-def can_fuse(up: nn.Module, dec: nn.Module, x: Tensor, pixels: int) -> bool:
-    """Whether to fuse: plain convolutions, no gradients, a CPU (where it was measured) and enough pixels to pay."""
+def can_fuse(up: nn.Module, dec: nn.Module, x: Tensor, pixels: int, wanted: bool | None = None) -> bool:
+    """Whether to fuse: plain convolutions, no gradients, and `wanted`; None is on a CPU (where it was measured) with
+    enough pixels to pay."""
     # Exactly this class: a host's own layers cast, offload or patch their weights when they are called.
     plain = type(up) is nn.Conv2d and type(dec) is nn.Conv2d
-    return plain and x.device.type == "cpu" and not torch.is_grad_enabled() and pixels >= MIN_PIXELS
+    pays = x.device.type == "cpu" and pixels >= MIN_PIXELS
+    return plain and not torch.is_grad_enabled() and (pays if wanted is None else wanted)
 
 
 def compose(up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
@@ -38,11 +40,11 @@ def compose(up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
     # fine[o, i, s + t] = sum over s, t, c of dec[o, c, s] up[c, i, t]: a correlation with the flipped kernel, padded in
     # full, over `up`'s inputs as a batch.
     fine = F.conv2d(up_weight.transpose(0, 1), dec_weight.flip(2, 3), padding=2).transpose(0, 1)
-    rows = torch.zeros(2, *fine.shape[:2], 3, 5, dtype=fine.dtype)
+    rows = fine.new_zeros(2, *fine.shape[:2], 3, 5)
     for a, taps in enumerate(_COARSE_TAPS):
         for tap, coarse in enumerate(taps):
             rows[a, :, :, coarse] += fine[:, :, tap]
-    weight = torch.zeros(2, 2, *fine.shape[:2], 3, 3, dtype=fine.dtype)
+    weight = fine.new_zeros(2, 2, *fine.shape[:2], 3, 3)
     for a, taps in enumerate(_COARSE_TAPS):
         for tap, coarse in enumerate(taps):
             weight[:, a, :, :, :, coarse] += rows[..., tap]

@@ -231,6 +231,26 @@ def _add_benchmark(commands: _Commands) -> None:
 
     train.set_defaults(command=run_train)
 
+    gpu = _command(kinds, "gpu", "the 6B model on this GPU: exactness, speed and memory of sampling and training")
+    gpu.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder for gpu.md and gpu.json")
+    gpu.add_argument("--parts", default=None, metavar="NAME,...", help="parts to run (default: all)")
+    gpu.add_argument("--list", action="store_true", help="print the parts and their rows, and measure nothing")
+    gpu.add_argument("--minutes", type=_positive_number, default=8.0, help="after which the rest is skipped")
+    gpu.add_argument("--model", type=Path, default=None, metavar="FILE", help="an L2P model (default: random weights)")
+    gpu.add_argument("--device", default=None, help="torch device, such as cuda (default: a GPU if any)")
+    gpu.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
+
+    def run_gpu(args: argparse.Namespace) -> None:
+        from .benchmark.gpu import benchmark_gpu, listed
+
+        if args.list:
+            print(listed())
+            return
+        parts = None if args.parts is None else [name.strip() for name in args.parts.split(",")]
+        benchmark_gpu(args.output, parts, args.minutes, args.quick, args.model, args.device)
+
+    gpu.set_defaults(command=run_gpu)
+
     checkpoint = _command(kinds, "checkpoint", "speed and memory of conversion, delta and merge")
     checkpoint.add_argument("--gigabytes", type=float, default=1.0, help="size of the checkpoint to make")
     checkpoint.add_argument("--folder", type=Path, default=None, help="where to make it (default: temporary folder)")

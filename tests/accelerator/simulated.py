@@ -104,6 +104,7 @@ def _module() -> types.ModuleType:
         "memory_allocated": lambda device=None: library.memory_allocated(),
         "memory_reserved": lambda device=None: library.memory_allocated(),
         "max_memory_allocated": lambda device=None: library.max_memory_allocated(),
+        "max_memory_reserved": lambda device=None: library.max_memory_allocated(),
         "reset_peak_memory_stats": lambda device=None: library.reset_peak(),
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: torch.accelerator.synchronize(),

@@ -1,0 +1,161 @@
+"""`l2p benchmark gpu`: what the whole model does on this device, in one command of a few minutes.
+
+This process asks another (`gpu_worker`) for the rows of `gpu_rows`, one after the other, and writes the report after
+each. A row that fails, crashes or hangs is named in the report, and the next one follows.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from ... import __version__
+from ...l2p_core.checkpoint import open_checkpoint
+from . import gpu_worker
+from .gpu_measure import Figures
+from .gpu_report import markdown, with_ratio, write
+from .gpu_rows import PARTS, chosen
+
+_STARTS = 180.0
+"""Seconds that a process may take until its first row begins, and between rows."""
+
+UNREACHED = "not run: the time was over"
+
+
+def benchmark_gpu(
+    output: Path,
+    parts: Sequence[str] | None = None,
+    minutes: float = 8.0,
+    quick: bool = False,
+    model: Path | None = None,
+    device: str | None = None,
+) -> dict[str, Figures]:
+    """Measure, write gpu.md and gpu.json into the folder `output`, and print the table.
+
+    Args:
+        output: is made if it is not there; a report in it is replaced.
+        parts: names of those to run; None is all.
+        minutes: after which what is left is skipped.
+        quick: small sizes, to see that it runs.
+        model: an L2P file to take weights from; None takes random ones.
+        device: to measure, such as "cuda"; None takes a GPU if there is one.
+
+    Returns:
+        By each row's key, what was found.
+
+    Raises:
+        ValueError: for a part that there is not, or a file that is not an L2P model.
+    """
+    rows = [row.key for part in chosen(parts) for row in part.rows]
+    if model is not None:
+        open_checkpoint(model).pixel_config()
+    output.mkdir(parents=True, exist_ok=True)
+    about: dict[str, Any] = {
+        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
+        "version": __version__,
+        "quick": quick,
+        "model": None if model is None else str(model),
+        "parts": [part.name for part in chosen(parts)],
+    }
+    results: dict[str, Figures] = {}
+    started = time.monotonic()
+
+    def found(key: str, figures: Figures) -> None:
+        results[key] = with_ratio(figures)
+        in_order = {row: results[row] for row in rows if row in results}
+        write(output, about | {"seconds": time.monotonic() - started}, in_order)
+        said = figures.get("failed") or (f"{figures['ms']:.1f} ms" if "ms" in figures else figures.get("value", "done"))
+        print(f"{key}: {said}", file=sys.stderr, flush=True)
+
+    while left := [row for row in rows if row not in results]:
+        seconds = 60 * minutes - (time.monotonic() - started)
+        if seconds <= 0:
+            for row in left:
+                found(row, {"failed": UNREACHED})
+            break
+        request = {
+            "rows": left, "seconds": seconds, "quick": quick, "model": str(model.resolve()) if model else None,
+            "device": device,
+        }  # fmt: skip
+        with _Worker(request) as worker:
+            worker.run(found, left)
+    results = {row: results[row] for row in rows}
+    print(markdown(about | {"seconds": time.monotonic() - started}, results))
+    return results
+
+
+def listed() -> str:
+    """The parts, what they measure, and their rows."""
+    return "\n".join(
+        line for part in PARTS for line in (f"{part.name}: {part.about}", *(f"  {row.name}" for row in part.rows))
+    )
+
+
+class _Worker:
+    """A process that measures, for as long as it lives."""
+
+    def __init__(self, request: dict[str, Any]):
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed on exit)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", gpu_worker.__name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        assert self._process.stdin and self._process.stdout
+        self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
+        with suppress(OSError):  # if it has ended, `run` says why
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+
+    def run(self, found: Any, left: Sequence[str]) -> None:
+        """Take what it finds until it ends or hangs; at least one of the rows is then done."""
+        at, limit, done = None, _STARTS, False
+        while True:
+            try:
+                message = self._messages.get(timeout=limit)
+            except queue.Empty:
+                self._process.kill()
+                found(at or left[0], {"failed": f"stopped after {limit:.0f} s without an answer"})
+                return
+            if message is None:
+                break
+            limit = message.get("limit", _STARTS)
+            at = message.get("begins")
+            if "row" in message:
+                found(message["row"], message["figures"])
+                done = True
+        if at or not done:
+            code = self._process.wait()
+            found(at or left[0], {"failed": f"the process ended with code {code}: {self._last_error()}"})
+
+    def _listen(self, lines: IO[str]) -> None:
+        for message in gpu_worker.messages(iter(lines)):
+            self._messages.put(message)
+        self._messages.put(None)
+
+    def _last_error(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        return lines[-1][:300] if lines else "it said nothing"
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._errors.close()

@@ -1,0 +1,71 @@
+"""The Detailer Head alone, in bfloat16: whole and in tiles, with its decoder fused and not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...l2p_core.config import VARIANTS
+from ...l2p_core.detailer import DetailerHead
+from ...l2p_core.sampling_memory import choose_tile, head_bytes
+from .gpu_measure import Bench, Figures, relative_error, timed
+from .gpu_weights import random_weight
+
+Scene = tuple[DetailerHead, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The scene: a variant's head, and its inputs."""
+
+    variant: str
+
+    def make(self, bench: Bench) -> Scene:
+        config = bench.scale.config(self.variant)
+        assert config.head is not None
+        with torch.device("meta"):
+            head = DetailerHead(config.head, config.dim)
+        weights = {
+            key: random_weight(key, tuple(weight.shape), torch.bfloat16, bench.device)
+            for key, weight in head.state_dict().items()
+        }
+        head.load_state_dict(weights, assign=True)
+        head.eval().requires_grad_(False)
+        side = bench.scale.sides[self.variant]
+        grid = side // VARIANTS[self.variant].patch_size
+        pixels = torch.randn(1, 3, side, side, dtype=torch.bfloat16, device=bench.device)
+        features = torch.randn(1, grid, grid, config.dim, dtype=torch.bfloat16, device=bench.device)
+        return head, pixels, features.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Measures a pass.
+
+    Attributes:
+        variant: of the scene.
+        tiles: "whole", "auto" or "fixed".
+        fused: whether a decoder stage's convolutions run as one.
+    """
+
+    variant: str
+    tiles: str
+    fused: bool
+
+    @torch.no_grad()
+    def __call__(self, bench: Bench, scene: Scene) -> Figures:
+        head, pixels, features = scene
+        config, side = bench.scale.config(self.variant), pixels.shape[-1]
+        automatic = choose_tile(config, side, side, bench.scale.caption, itemsize=2)
+        tile = {"whole": None, "auto": automatic, "fixed": bench.scale.tile}[self.tiles]
+        head.fused = self.fused
+        figures = timed(bench, lambda: head(pixels, features, tile))
+        output, key = head(pixels, features, tile)[..., ::8, ::8].float().cpu(), f"head {self.variant}"
+        expected = bench.outputs.setdefault(key, output)
+        return figures | {
+            "predicted": head_bytes(config, side, side, tile, 2),
+            "error": relative_error(output, expected),
+            "note": f"tiles of {tile}" if tile and tile < side else "whole",
+        }

@@ -1,0 +1,167 @@
+"""Measuring on a device: seconds and memory of a call, and what it launches, waits for and copies."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ...l2p_core import accelerator
+from .gpu_scale import Scale
+
+Figures = dict[str, Any]
+"""What was found of a row, by the keys of `gpu_report.COLUMNS`."""
+
+Interval = tuple[float, float]
+
+_WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
+_COPIES = ("Memcpy HtoD", "Memcpy DtoH", "aten::copy_")
+_NO_KERNELS = ("Memcpy", "Memset")
+
+
+@dataclass
+class Bench:
+    """What is measured, and how long that may take.
+
+    Attributes:
+        device: to measure.
+        scale: how large.
+        model: file with an L2P model; None takes random weights.
+        deadline: by `time.monotonic`, when the part's time is over.
+        outputs: of earlier rows, by what they are of, to hold later ones to.
+    """
+
+    device: torch.device
+    scale: Scale
+    model: Path | None
+    deadline: float
+    outputs: dict[str, torch.Tensor]
+
+    @property
+    def gpu(self) -> Any:
+        """torch.cuda or what is like it, None for the CPU."""
+        return accelerator.module(self.device) if accelerator.has_own_memory(self.device.type) else None
+
+    def synchronise(self) -> None:
+        """Wait for the device."""
+        if self.gpu:
+            self.gpu.synchronize(self.device)
+
+    def clean(self) -> None:
+        """Let go of what nobody uses."""
+        gc.collect()
+        accelerator.empty_cache(self.device)
+
+
+def timed(bench: Bench, step: Callable[[], object], rounds: int | None = None, warm_up: int = 1) -> Figures:
+    """Median milliseconds of a call, and the allocator's peak during it.
+
+    Ends early, after one round at least, when the measurement's seconds or the part's time are over.
+    """
+    bench.clean()
+    for _ in range(warm_up):
+        step()
+    bench.synchronise()
+    bench.clean()
+    resident = _allocated(bench)
+    if bench.gpu:
+        bench.gpu.reset_peak_memory_stats(bench.device)
+    taken: list[float] = []
+    until = min(bench.deadline, time.monotonic() + bench.scale.seconds)
+    while not taken or (len(taken) < (rounds or bench.scale.rounds) and time.monotonic() < until):
+        started = time.perf_counter()
+        step()
+        bench.synchronise()
+        taken.append(1000 * (time.perf_counter() - started))
+    figures: Figures = {"ms": statistics.median(taken), "rounds": len(taken), "ms_all": taken}
+    if bench.gpu:
+        peak = bench.gpu.max_memory_allocated(bench.device)
+        figures |= {
+            "resident": resident,
+            "peak": peak,
+            "beyond": peak - resident,
+            "reserved": bench.gpu.max_memory_reserved(bench.device),
+        }
+    return figures
+
+
+def _allocated(bench: Bench) -> int:
+    return bench.gpu.memory_allocated(bench.device) if bench.gpu else 0
+
+
+def counted(bench: Bench, step: Callable[[], object]) -> Figures:
+    """Kernels, waits and copies of one call, from torch's profiler."""
+    activities = [ProfilerActivity.CPU]
+    of_device = getattr(ProfilerActivity, bench.device.type.upper(), None)
+    if of_device not in (None, ProfilerActivity.CPU):
+        activities.append(of_device)
+    bench.synchronise()
+    with profile(activities=activities) as profiler:
+        step()
+        bench.synchronise()
+    return of_events([_Event.of(event) for event in profiler.events()])
+
+
+@dataclass(frozen=True)
+class _Event:
+    name: str
+    start: float
+    end: float
+    on_device: bool
+
+    @classmethod
+    def of(cls, event: Any) -> _Event:
+        on_device = event.device_type.name != "CPU" and not getattr(event, "is_user_annotation", False)
+        return cls(event.name, event.time_range.start, event.time_range.end, on_device)
+
+
+def of_events(events: Sequence[_Event]) -> Figures:
+    """What a profile's events tell; where none is a device's, the CPU's operations stand for kernels.
+
+    Times are the milliseconds in which at least one copy, or kernel, is on its way; `hidden` is the share of the
+    copying during which a kernel runs.
+    """
+    at_work = [event for event in events if event.on_device] or [e for e in events if e.name.startswith("aten::")]
+    copies = [event for event in at_work if event.name.startswith(_COPIES)]
+    kernels = [event for event in at_work if event not in set(copies) and not event.name.startswith(_NO_KERNELS)]
+    copying, computing = (union((event.start, event.end) for event in some) for some in (copies, kernels))
+    copy_time = length(copying)
+    both = copy_time + length(computing) - length(union([*copying, *computing]))
+    return {
+        "kernels": len(kernels),
+        "copies": len(copies),
+        "waits": sum(event.name in _WAITS for event in events if not event.on_device),
+        "items": sum(event.name == "aten::_local_scalar_dense" for event in events),
+        "copy_ms": copy_time / 1000,
+        "kernel_ms": length(computing) / 1000,
+        "hidden": both / copy_time if copy_time else None,
+    }
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """Overlapping intervals as one, in order."""
+    joined: list[Interval] = []
+    for start, end in sorted(intervals):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def length(intervals: Iterable[Interval]) -> float:
+    """Of intervals that do not overlap."""
+    return sum(end - start for start, end in intervals)
+
+
+def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what was expected."""
+    value, expected = value.detach().cpu().double(), expected.detach().cpu().double()
+    return float((value - expected).norm() / expected.norm())

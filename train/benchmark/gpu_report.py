@@ -1,0 +1,91 @@
+"""The report of `l2p benchmark gpu`: one Markdown table and one JSON, written anew after every row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...l2p_core.atomic import atomic_file
+from ..console import bytes_text, table
+from .gpu_measure import Figures
+
+
+def _number(digits: int) -> Callable[[Any], str]:
+    return lambda value: f"{value:.{digits}f}"
+
+
+COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("value", "", str),
+    ("ms", "ms", _number(1)),
+    ("rounds", "rounds", str),
+    ("error", "relative error", lambda value: f"{value:.1e}"),
+    ("peak", "allocator's peak", bytes_text),
+    ("reserved", "reserved", bytes_text),
+    ("beyond", "peak compared", bytes_text),
+    ("predicted", "predicted", bytes_text),
+    ("ratio", "ratio", _number(2)),
+    ("kernels", "kernels", str),
+    ("kernel_ms", "kernels, ms", _number(1)),
+    ("copies", "copies", str),
+    ("copy_ms", "copies, ms", _number(1)),
+    ("hidden", "copying hidden", lambda value: f"{value:.0%}"),
+    ("waits", "waits", str),
+    ("items", "values read back", str),
+    ("note", "", str),
+)
+"""Of each column: the figure it shows, its heading, and how it is written."""
+
+LEGEND = """\
+- *ms*: median of the rounds, after one that warms up. A training step is all of its micro-batches.
+- *peak compared*: the allocator's peak beyond what was there before (weights) in sampling and of the head, all of it in
+  training; *predicted* is our own plan of the same, *ratio* the measured over the predicted.
+- *relative error*: in `golden` against what the row says; in `sampling` against the published way of computing the same
+  step; of the head against its first row.
+- *kernels*, *copies*, *waits* (stream and event synchronisations) and *values read back* are of one step, from torch's
+  profiler, which slows that step down. Their *ms* are those during which at least one is running. *copying hidden* is
+  the share of copying during which a kernel runs. Where no device reports kernels, the CPU's operations are counted."""
+
+
+def with_ratio(figures: Figures) -> Figures:
+    """Figures with that of measured over predicted memory, if both are known."""
+    if figures.get("predicted") and figures.get("beyond"):
+        return figures | {"ratio": figures["beyond"] / figures["predicted"]}
+    return figures
+
+
+def markdown(about: dict[str, Any], results: dict[str, Figures]) -> str:
+    """The table, its title and its legend."""
+    shown = [column for column in COLUMNS if any(figures.get(column[0]) is not None for figures in results.values())]
+    rows = []
+    for key, figures in results.items():
+        cells = [_cell(figures, column) for column in shown]
+        rows.append([key, *cells, _cell_text(figures.get("failed", ""))])
+    header = ["row", *(heading for _, heading, _ in shown), "failed"]
+    title = f"`l2p benchmark gpu`, {about['when']}, l2p {about['version']}"
+    if about["quick"]:
+        title += " (quick check, small sizes: a check that it runs, not a measurement)"
+    weights = "random weights" if about["model"] is None else f"weights of {Path(about['model']).name}"
+    return f"{title}\n\n{weights}, {about['seconds']:.0f} s in all\n\n{table(header, rows)}\n\n{LEGEND}\n"
+
+
+def write(folder: Path, about: dict[str, Any], results: dict[str, Figures]) -> None:
+    """Write gpu.md and gpu.json, whole or not at all."""
+    texts = {
+        "gpu.json": json.dumps({**about, "rows": results}, indent=1) + "\n",
+        "gpu.md": markdown(about, results),
+    }
+    for name, text in texts.items():
+        data = text.encode()
+        with atomic_file(folder / name, len(data), overwrite=True) as file:
+            file.write(data)
+
+
+def _cell(figures: Figures, column: tuple[str, str, Callable[[Any], str]]) -> str:
+    value = figures.get(column[0])
+    return "" if value is None else _cell_text(column[2](value))
+
+
+def _cell_text(text: str) -> str:
+    return text.replace("|", "/").replace("\n", " ")

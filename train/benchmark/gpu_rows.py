@@ -1,0 +1,135 @@
+"""The rows of `l2p benchmark gpu`, as a table: which parts there are, what each measures, and its share of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...l2p_core.config import VARIANTS
+from . import gpu_card
+from .gpu_golden import Golden, InPrecision
+from .gpu_head import Head, Pass
+from .gpu_measure import Bench, Figures
+from .gpu_sampling import Sampling, Step
+from .gpu_training import Training
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        part: that it belongs to.
+        name: in its part.
+        measure: it, given the bench and what the scene made.
+        scene: makes what is measured; neighbouring rows of equal scenes share it. None makes nothing.
+    """
+
+    part: str
+    name: str
+    measure: Callable[[Bench, Any], Figures]
+    scene: Any = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.part}: {self.name}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that belong together.
+
+    Attributes:
+        name: to choose it by.
+        about: what it measures.
+        share: of the time, beside the other parts'.
+    """
+
+    name: str
+    about: str
+    share: float
+    rows: tuple[Row, ...]
+
+
+_PRECISIONS = {
+    "fp32, TF32 off": InPrecision(torch.float32, tf32=False),
+    "fp32, TF32 as set": InPrecision(torch.float32),
+    "bf16": InPrecision(torch.bfloat16),
+    "fp16": InPrecision(torch.float16),
+}
+
+
+def _sampling() -> tuple[Row, ...]:
+    scenes = [Sampling(weights, compiled) for weights in ("bf16", "fp8") for compiled in (False, True)]
+    rows = []
+    for scene in scenes:
+        way = f"{scene.weights} {'compiled' if scene.compiled else 'eager'}"
+        for variant in VARIANTS:
+            if way == "bf16 eager":
+                rows.append(Row("sampling", f"{variant} bf16 as published", Step(variant, published=True), scene))
+            rows.append(Row("sampling", f"{variant} {way}", Step(variant), scene))
+    return tuple(rows)
+
+
+def _training() -> tuple[Row, ...]:
+    settings = {
+        "z-image-1k, 2 micro-batches": Training("z-image-1k", accumulate=2),
+        "z-image-1k-16gb, 2 micro-batches": Training("z-image-1k-16gb", accumulate=2),
+        "z-image-1k-16gb, streamed, 1 micro-batch": Training("z-image-1k-16gb", accumulate=1, stream=True),
+    }
+    return tuple(Row("training", name, measure) for name, measure in settings.items())
+
+
+PARTS: tuple[Part, ...] = (
+    Part(
+        "card",
+        "the device, its software, bandwidth from and to pinned memory, a large bf16 product",
+        1,
+        (
+            Row("card", "device", gpu_card.name),
+            Row("card", "software", gpu_card.software),
+            Row("card", "pinned memory to device", gpu_card.to_device),
+            Row("card", "device to pinned memory", gpu_card.from_device),
+            Row("card", "bf16 product", gpu_card.matmul),
+        ),
+    ),
+    Part(
+        "golden",
+        "relative errors against the published code, in float32, bfloat16 and float16",
+        1,
+        tuple(
+            Row("golden", f"{variant} {name}", measure, Golden(variant))
+            for variant in VARIANTS
+            for name, measure in _PRECISIONS.items()
+        ),
+    ),
+    Part("sampling", "a step of each variant: bf16 and fp8, eager and compiled, and as published", 9, _sampling()),
+    Part("training", "a step at 1024 pixels under three of the recipes' memory settings", 7, _training()),
+    Part(
+        "head",
+        "the Detailer Head alone: whole, in tiles, its decoder fused and not",
+        3,
+        tuple(
+            Row("head", f"{variant} {tiles} {decoder}", Pass(variant, tiles, decoder == "fused"), Head(variant))
+            for variant in VARIANTS
+            for tiles in ("whole", "auto", "fixed")
+            for decoder in ("plain", "fused")
+        ),
+    ),
+)
+
+
+def chosen(names: Sequence[str] | None) -> tuple[Part, ...]:
+    """The parts of these names, in the table's order; None is all.
+
+    Raises:
+        ValueError: for a name that there is not.
+    """
+    known = [part.name for part in PARTS]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"There is no part {name!r}: choose from {', '.join(known)}.")
+    return tuple(part for part in PARTS if names is None or part.name in names)

@@ -1,0 +1,94 @@
+"""Sampling steps of the whole model: each variant at its size, eager and compiled, beside the published way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...l2p_core import block_store, checkpoint
+from ...l2p_core.model import L2PModel
+from ...l2p_core.sampling_memory import choose_tile, step_bytes
+from ...l2p_core.training_config import TrainingConfig
+from .gpu_measure import Bench, Figures, counted, relative_error, timed
+from .gpu_weights import blocks_of, random_input, random_model, with_variant
+from .published import published_velocity
+
+_EVERY = 8
+"""Rows and columns between those of an output that is kept to be compared."""
+
+_COUNTED = "1k"
+"""The variant whose kernels are counted; the backbone's are the same in all."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The scene: a model whose blocks all variants share.
+
+    Attributes:
+        weights: of linear layers in blocks, "bf16" or "fp8".
+        compiled: whether torch.compile has each block.
+    """
+
+    weights: str
+    compiled: bool
+
+    def make(self, bench: Bench) -> L2PModel:
+        frozen = TrainingConfig(frozen="fp8" if self.weights == "fp8" else "full")
+        if bench.model is None:
+            model = random_model(bench.scale.config("1k"), bench.device, frozen)
+        else:
+            model = checkpoint.load_model(bench.model, torch.bfloat16)
+            if block_store.wanted(frozen):
+                block_store.store_loaded(model, (), frozen, bench.device)
+            model.to(bench.device)
+        model.eval().requires_grad_(False)
+        if self.compiled:
+            for block in blocks_of(model):
+                block.compile(backend=bench.scale.backend, dynamic=False)
+        return model
+
+
+@dataclass(frozen=True)
+class Step:
+    """Measures a step of a variant.
+
+    Attributes:
+        variant: at its own size.
+        published: the published way of computing it.
+    """
+
+    variant: str
+    published: bool = False
+
+    @torch.no_grad()
+    def __call__(self, bench: Bench, base: L2PModel) -> Figures:
+        side, caption = bench.scale.sides[self.variant], bench.scale.caption
+        model = base
+        if base.config.variant != self.variant:
+            config = base.config.with_head(self.variant, bench.scale.head_width)
+            model = with_variant(base, config, bench.device).eval().requires_grad_(False)
+        model.tile = choose_tile(model.config, side, side, caption, itemsize=2)
+        pixels = random_input("pixels", (1, 3, side, side), torch.float32, bench.device)
+        features = random_input("caption", (caption, model.config.caption_dim), torch.bfloat16, bench.device)
+        sigma = torch.tensor([0.6], device=bench.device)
+        step: Callable[[], Tensor] = (
+            (lambda: published_velocity(model, pixels, sigma, features))
+            if self.published
+            else (lambda: model(pixels, sigma, [features]))
+        )
+        figures = timed(bench, step)
+        if not self.published:
+            figures["predicted"] = step_bytes(model.config, side, side, caption, itemsize=2, tile=model.tile)
+            figures["note"] = f"head in tiles of {model.tile}" if model.tile else "head whole"
+        figures |= self._compared(bench, step()[..., ::_EVERY, ::_EVERY].float().cpu())
+        return figures | (counted(bench, step) if self.variant == _COUNTED else {})
+
+    def _compared(self, bench: Bench, output: Tensor) -> Figures:
+        """The difference from the published way's output, which is kept to compare with."""
+        key = f"sampling {self.variant}"
+        if self.published:
+            bench.outputs[key] = output
+        return {"error": relative_error(output, bench.outputs[key])} if key in bench.outputs else {}

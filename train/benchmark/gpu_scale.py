@@ -1,0 +1,77 @@
+"""How large everything is that `l2p benchmark gpu` measures: in full, and for a quick check of the same code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...l2p_core.config import VARIANTS, ModelConfig
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes.
+
+    Attributes:
+        source: the backbone, with any head.
+        head_width: factor on the head's channels.
+        sides: of each variant's image, in pixels.
+        tile: side of the head's fixed tiles, in pixels.
+        caption: tokens.
+        training_side: of the images that are trained on.
+        blocks: trained at each end of the backbone.
+        rounds: of a measurement, at most, after one that warms up.
+        seconds: that a measurement takes before it ends with fewer rounds.
+        copied: bytes of the copies that bandwidth is measured with.
+        matmul: side of the square matrices.
+        backend: of torch.compile.
+    """
+
+    source: ModelConfig
+    head_width: float
+    sides: dict[str, int]
+    tile: int
+    caption: int
+    training_side: int
+    blocks: int
+    rounds: int
+    seconds: float
+    copied: int
+    matmul: int
+    backend: str
+
+    def config(self, variant: str) -> ModelConfig:
+        """The pixel model of a variant."""
+        return self.source.with_head(variant, self.head_width)
+
+
+FULL = Scale(
+    ModelConfig(),
+    head_width=1.0,
+    sides={name: row.pixels for name, row in VARIANTS.items()},
+    tile=1024,
+    caption=128,
+    training_side=1024,
+    blocks=5,
+    rounds=10,
+    seconds=4.0,
+    copied=1 << 30,
+    matmul=8192,
+    backend="inductor",
+)
+QUICK = Scale(
+    ModelConfig(
+        dim=64, head_dim=16, n_layers=4, n_refiner_layers=1, ffn_dim=96, caption_dim=32, t_freq_dim=32, t_hidden_dim=32,
+        t_dim=32,
+    ),
+    head_width=0.125,
+    sides={"1k": 64, "4k": 128, "8k": 256, "10k": 320},
+    tile=96,
+    caption=40,
+    training_side=64,
+    blocks=1,
+    rounds=2,
+    seconds=0.1,
+    copied=1 << 16,
+    matmul=64,
+    backend="aot_eager",
+)  # fmt: skip

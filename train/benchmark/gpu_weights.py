@@ -1,0 +1,82 @@
+"""L2P models of random weights, made where they are computed with, in the form in which they are kept.
+
+A weight depends on its name and on the device alone, so that models of one size agree however they are kept.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor
+
+from ...l2p_core import block_store
+from ...l2p_core.config import ModelConfig
+from ...l2p_core.model import L2PModel, key_shapes
+from ...l2p_core.training_config import TrainingConfig
+
+
+def random_model(
+    config: ModelConfig, device: torch.device, training: TrainingConfig, trained: Collection[str] = ()
+) -> L2PModel:
+    """A model in bfloat16.
+
+    Args:
+        config: its sizes.
+        device: to compute on.
+        training: `frozen`, `stream` and `offload` say how linear layers are kept.
+        trained: names of parameters that train: float32, and under `offload` on the CPU.
+    """
+    with torch.device("meta"):
+        model = L2PModel(config)
+    puts = block_store.store(model, trained, training, device) if block_store.wanted(training) else {}
+    shapes = key_shapes(config)
+    for key, put in puts.items():
+        put(random_weight(key, shapes[key], torch.bfloat16, device))
+    state = {}
+    for key in model.state_dict():
+        dtype = torch.float32 if key in trained else torch.bfloat16
+        weight = random_weight(key, shapes[key], dtype, device)
+        state[key] = weight.cpu() if training.offload and key in trained else weight
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def with_variant(base: L2PModel, config: ModelConfig, device: torch.device) -> L2PModel:
+    """A model of another variant around the same blocks, its patch embedder and head random."""
+    with torch.device("meta"):
+        model = L2PModel(config)
+    for name, module in base.named_children():
+        if name not in ("x_embedder", "local_decoder"):
+            setattr(model, name, module)
+    model.x_pad_token, model.cap_pad_token = base.x_pad_token, base.cap_pad_token
+    for name in ("x_embedder", "local_decoder"):
+        part = model.get_submodule(name)
+        weights = {
+            key: random_weight(f"{name}.{key}", tuple(weight.shape), base.x_pad_token.dtype, device)
+            for key, weight in part.state_dict().items()
+        }
+        part.load_state_dict(weights, assign=True)
+    return model
+
+
+def random_weight(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers that keep activations at the size of their inputs."""
+    numbers = random_input(name, shape, dtype, device)
+    if "norm" in name or name == "cap_embedder.0.weight":
+        return numbers.mul_(0.1).add_(1)
+    return numbers.mul_(1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.1)
+
+
+def random_input(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal numbers."""
+    torch.manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, dtype=dtype, device=device)
+
+
+def blocks_of(model: L2PModel) -> Iterator[torch.nn.Module]:
+    """All transformer blocks, in the order in which they are computed."""
+    for stack in (model.noise_refiner, model.context_refiner, model.layers):
+        yield from stack

@@ -1,0 +1,119 @@
+"""The process that measures: runs the rows it is given and prints what it finds, a line of JSON each.
+
+It is apart from the one that writes the report, so that a crash, a full memory or a device in an error state ends a row
+and not the benchmark. It ends itself when the device no longer answers after a failure; another then goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...l2p_core import accelerator
+from .gpu_measure import Bench, Figures
+from .gpu_rows import PARTS, Part, Row
+from .gpu_scale import FULL, QUICK
+
+GRACE = 60.0
+"""Seconds that a row may overrun its part's time before the process is ended."""
+
+CUT = "not run: its part's time was over"
+
+
+def main() -> None:
+    """Read the request from standard input, measure, print."""
+    request = json.loads(sys.stdin.readline())
+    device = torch.device(request["device"]) if request["device"] else accelerator.default_device()
+    scale = QUICK if request["quick"] else FULL
+    model = Path(request["model"]) if request["model"] else None
+    bench = Bench(device, scale, model, deadline=0.0, outputs={})
+    ends = time.monotonic() + request["seconds"]
+    wanted = set(request["rows"])
+    left = [part for part in PARTS if any(row.key in wanted for row in part.rows)]
+    while left:
+        part = left[0]
+        now = time.monotonic()
+        bench.deadline = now + (ends - now) * part.share / sum(other.share for other in left)
+        if not _measure(bench, part, wanted):
+            return
+        left.pop(0)
+
+
+def _measure(bench: Bench, part: Part, wanted: set[str]) -> bool:
+    """A part's rows; False if the device is in an error state."""
+    scene = _Scene(bench)
+    for row in part.rows:
+        if row.key not in wanted:
+            continue
+        if time.monotonic() > bench.deadline:
+            _say(row=row.key, figures={"failed": CUT})
+            continue
+        _say(begins=row.key, limit=bench.deadline - time.monotonic() + GRACE)
+        started = time.monotonic()
+        figures, failed = _figures(bench, row, scene)
+        _say(row=row.key, figures=figures | {"seconds": time.monotonic() - started})
+        if failed and not _answers(bench):
+            return False
+    scene.close()
+    return True
+
+
+class _Scene:
+    """What neighbouring rows share, made once."""
+
+    def __init__(self, bench: Bench):
+        self._bench = bench
+        self._of: Any = None
+        self._made: Any = None
+
+    def of(self, scene: Any) -> Any:
+        """What a scene makes; a scene that could not be made is tried again."""
+        if scene != self._of:
+            self.close()
+            self._made = scene.make(self._bench)
+            self._of = scene
+        return self._made
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._of = self._made = None
+        self._bench.clean()
+
+
+def _figures(bench: Bench, row: Row, scene: _Scene) -> tuple[Figures, bool]:
+    """A row's figures, and whether it failed: whatever happens, the next row shall have its turn."""
+    try:
+        return row.measure(bench, scene.of(row.scene)), False
+    except Exception as error:
+        lines = f"{type(error).__name__}: {error}".strip().splitlines()
+        return {"failed": lines[0][:300], "details": "\n".join(lines)[:4000]}, True
+
+
+def _answers(bench: Bench) -> bool:
+    """Whether the device still computes, once the failed row's tensors are gone."""
+    try:
+        bench.clean()
+        return float(torch.ones(2, device=bench.device).sum()) == 2
+    except RuntimeError:
+        return False
+
+
+def _say(**message: Any) -> None:
+    print(json.dumps({"l2p": message}), flush=True)
+
+
+def messages(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """What a worker said, in lines that may have others among them, of libraries."""
+    for line in lines:
+        if line.startswith('{"l2p": '):
+            yield json.loads(line)["l2p"]
+
+
+if __name__ == "__main__":
+    main()
