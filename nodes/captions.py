@@ -11,7 +11,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..l2p_core.dataset.captions import CaptionCache
+from ..l2p_core.dataset.captions import MAX_TOKENS, CaptionCache
 from ..l2p_core.run.captions import Captions
 from .content import content_digest
 
@@ -58,7 +58,7 @@ class ClipEncoder:
         self._clip = clip
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """Features of each caption, (L_i, caption_dim), on the CPU.
+        """Features of each caption, (L_i, caption_dim), on the CPU; of longer ones the first MAX_TOKENS.
 
         Raises:
             ValueError: if the CLIP makes something else of a caption than one sequence of vectors.
@@ -66,7 +66,12 @@ class ClipEncoder:
         with torch.inference_mode():
             features = [self._features(caption) for caption in captions]
         # Copies made outside are ordinary tensors, which may be trained on.
-        return [matrix.clone() for matrix in features]
+        return [matrix[:MAX_TOKENS].clone() for matrix in features]
+
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption in its template, before it is cut."""
+        tokens = [self._clip.tokenize(caption) for caption in captions]
+        return [max(sum(map(len, parts)) for parts in of_caption.values()) for of_caption in tokens]
 
     def _features(self, caption: str) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..l2p_core.accelerator import CPU, has_own_memory
 from ..l2p_core.checkpoint import open_checkpoint
-from ..l2p_core.dataset.images import pillow
+from ..l2p_core.dataset.images import opened
 from ..l2p_core.parallel import Ranks
 from ..l2p_core.run import loop
 from ..l2p_core.run import recipe as recipes
@@ -226,6 +226,6 @@ def _let_go(error: BaseException) -> None:
 
 
 def _last_montage(folder: RunFolder) -> Tensor:
-    with pillow().open(folder.montages()[-1]) as image:
+    with opened(folder.montages()[-1], ("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     return torch.from_numpy(pixels / 255)[None]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from comfyui_l2p.l2p_core import tiny
-from comfyui_l2p.l2p_core.dataset.captions import CaptionCache, TextEncoder, WordEncoder
+from comfyui_l2p.l2p_core.dataset.captions import MAX_TOKENS, CaptionCache, TextEncoder, WordEncoder
 from comfyui_l2p.l2p_core.tensor_file import save
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -29,6 +29,9 @@ class Letters:
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
         self.asked.append(list(captions))
         return [torch.tensor([[1.0, 0.5], *([ord(c) % 8, 2] for c in text)], dtype=self.dtype) for text in captions]
+
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        return [1 + len(text) for text in captions]
 
 
 def never() -> TextEncoder:
@@ -122,7 +125,7 @@ def test_a_caption_that_was_never_encoded_is_named(tmp_path: Path) -> None:
 def test_any_text_is_a_caption(tmp_path: Path, caption: str) -> None:
     cache = CaptionCache(tmp_path, "letters")
     cache.fill([caption], Letters)
-    assert len(cache.read(caption)) == len(caption) + 1
+    assert len(cache.read(caption)) == min(len(caption) + 1, MAX_TOKENS)
     assert all(path.is_relative_to(tmp_path) for path in files(tmp_path))
 
 
@@ -203,3 +206,23 @@ def test_words_are_the_same_from_the_cache(tmp_path: Path) -> None:
     assert torch.equal(cache.read(""), words.encode(""))
     assert WordEncoder(tiny.load_words()).identity == encoder.identity
     assert WordEncoder(type(words)(words.vocabulary, words.table + 1)).identity != encoder.identity
+
+
+def test_long_captions_are_cut_and_counted(tmp_path: Path) -> None:
+    """The same for an encoder that cuts by itself and one that does not, now and at the next start."""
+    cache, long, full = CaptionCache(tmp_path, "letters"), "x" * MAX_TOKENS, "y" * (MAX_TOKENS - 1)
+    cache.fill([long, full, "fox"], Letters)
+    for found in (cache, CaptionCache(tmp_path, "letters")):
+        found.fill([long, full, "fox"], never if found is not cache else Letters)
+        assert found.cut([full, long, "fox", ""]) == {long: MAX_TOKENS + 1}
+        assert found.read(long).shape == (MAX_TOKENS, 2) == found.read(full).shape
+
+
+def test_longer_features_of_version_0_1_are_cut_too(tmp_path: Path) -> None:
+    cache = CaptionCache(tmp_path, "letters")
+    said = {"l2p.kind": "caption", "l2p.encoder": "letters", "l2p.caption": "fox"}
+    path = cache.path("fox")
+    path.parent.mkdir(parents=True)
+    save({"features": torch.zeros(700, 2)}, path, said)
+    cache.fill(["fox"], Letters)
+    assert cache.read("fox").shape == (MAX_TOKENS, 2) and cache.cut(["fox"]) == {"fox": 700}

@@ -198,7 +198,7 @@ def test_broken_files_say_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     (tmp_path / "empty.png").touch()
     for name in ("text.png", "empty.png"):
-        with pytest.raises(images.BrokenImage, match="no image of a known format"):
+        with pytest.raises(images.BrokenImage, match="not an image of a known format"):
             images.size(tmp_path / name)
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(images.BrokenImage, match="floating point"):
@@ -218,7 +218,7 @@ def test_programs_in_disguise_are_no_images(tmp_path: Path) -> None:
     """Pillow would hand PostScript to another program."""
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path, format="EPS")
-    with pytest.raises(images.BrokenImage, match="no image of a known format"):
+    with pytest.raises(images.BrokenImage, match="not an image of a known format"):
         images.size(path)
 
 

@@ -40,7 +40,7 @@ def test_tabs_and_json_lines(tmp_path: Path) -> None:
         ("p.csv", "words\na fox\n", "has no column named prompt or text or caption"),
         ("p.jsonl", '{"text": "a fox"}\n{"words": 1}\n', "line 2: it has no caption"),
         ("p.txt", "\n \n", "holds no prompt: write one a line"),
-        ("p.docx", "a fox", "is no list of prompts"),
+        ("p.docx", "a fox", "is not a list of prompts"),
         ("gone/p.txt", None, "cannot be read"),
     ],
 )
@@ -55,3 +55,16 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | 
 def test_half_a_character_is_refused() -> None:
     with pytest.raises(ValueError, match="half a character"):
         prompts.from_text("a \ud800 fox")
+
+
+def test_lines_that_begin_with_a_number_sign_are_comments_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("# animals\na fox #1\n  # more\na hare\n", encoding="utf-8")
+    assert prompts.read(path) == ["a fox #1", "a hare"]
+    assert (
+        prompts.skipped(path)
+        == "2 lines that begin with # are skipped as comments in prompts.txt, the first: '# animals'."
+    )
+    path.write_text("a fox\n", encoding="utf-8")
+    assert prompts.skipped(path) is None
+    assert prompts.skipped(write_csv(tmp_path / "p.csv", [("# a fox",)], ("prompt",))) is None

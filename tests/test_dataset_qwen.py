@@ -97,6 +97,8 @@ def test_no_more_than_512_tokens_count(library: Any, reference: Any, folder: Pat
     assert long.shape == (512, 32)
     assert torch.equal(long, longer)
     assert torch.allclose(long, published(library, reference, folder, "x" * 600), atol=1e-4, rtol=1e-4)
+    template, more = encoder(folder).lengths(["", "x" * 600])
+    assert more == template + 600
 
 
 def test_special_tokens_of_the_template_are_single_tokens(folder: Path) -> None:

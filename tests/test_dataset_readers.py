@@ -1,4 +1,4 @@
-"""What is read from data folders as people's tools write them, and what is named and left out."""
+"""What is read from data folders as people's tools write them, and what is named and skipped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from data_folders import grey, write_csv
 
+from comfyui_l2p.l2p_core.dataset import formats
+from comfyui_l2p.l2p_core.dataset.image_folder import open_folder
 from comfyui_l2p.l2p_core.dataset.readers import Listing, read
 
 
@@ -79,9 +81,9 @@ def test_json_lines(tmp_path: Path) -> None:
     assert content(listing) == [("a.png", "a fox", 5), ("b.png", "a hare", None)]
     assert reasons(listing) == {
         "metadata.jsonl line 4": "image and caption must be texts",
-        "metadata.jsonl line 5": "it is no JSON object",
+        "metadata.jsonl line 5": "it is not a JSON object",
         "metadata.jsonl line 6": "it holds half a character (a lone surrogate)",
-        "metadata.jsonl line 7": "it is no JSON",
+        "metadata.jsonl line 7": "it is not valid JSON: write one object in braces a line",
     }
     assert listing.unlisted == 1
 
@@ -151,15 +153,143 @@ def test_backslashes_of_windows(tmp_path: Path) -> None:
     assert content(read(tmp_path)) == [("deep/er/a.png", "a fox", 1)]
 
 
-def test_other_capitals_are_the_same_file_where_the_system_says_so(tmp_path: Path) -> None:
-    images(tmp_path, "Photo.png")
-    (tmp_path / "Photo.txt").write_text("of the text", encoding="utf-8")
-    write_csv(tmp_path / "metadata.csv", [("photo.PNG", "of the table", 1)])
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ("IMG_0.JPG", "IMG_0.TXT"),
+        ("img_0.jpg", "IMG_0.txt"),
+        ("Caf\u00e9.png", "cafe\u0301.txt"),
+        ("Stra\u00dfe.png", "STRASSE.caption"),
+        ("0.jpg", "0.jpg.txt"),
+        ("0.jpg", "0.caption"),
+        ("deep/b.webp", "DEEP/B.WEBP.TXT"),
+    ],
+)
+def test_a_caption_is_found_however_its_name_is_spelled(tmp_path: Path, image: str, text: str) -> None:
+    images(tmp_path, image)
+    (tmp_path / text).parent.mkdir(exist_ok=True)
+    (tmp_path / text).write_text("a fox", encoding="utf-8")
+    assert content(read(tmp_path)) == [(image, "a fox", None)]
+
+
+@pytest.mark.parametrize("written", ["PHOTO.PNG", "caf\u00e9/photo.png", "Cafe\u0301\\Photo.PNG"])
+def test_a_table_finds_an_image_however_its_name_is_spelled(tmp_path: Path, written: str) -> None:
+    name = "cafe\u0301/Photo.png" if "af" in written else "Photo.png"
+    images(tmp_path, name)
+    write_csv(tmp_path / "metadata.csv", [(written, "of the table", 1)])
     listing = read(tmp_path)
-    if (tmp_path / "photo.PNG").exists():
-        assert content(listing) == [("Photo.png", "of the table", 1)] and not listing.problems
-    else:
-        assert "does not exist" in reasons(listing)["metadata.csv line 2"]
+    assert content(listing) == [(name, "of the table", 1)] and not listing.problems
+
+
+def test_names_that_differ_in_capitals_alone_must_be_exact(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "A.png", "b.png")
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("capitals are all the same to this file system")
+    (tmp_path / "a.txt").write_text("a fox", encoding="utf-8")
+    write_csv(tmp_path / "more.csv", [("a.PNG", "x", 1), ("b.PNG", "a bee", 2)])
+    listing = read(tmp_path)
+    assert content(listing) == [("a.png", "a fox", None), ("b.png", "a bee", 2)]
+    assert reasons(listing)["more.csv line 2"] == (
+        "the image 'a.PNG' may be any of A.png, a.png: write it as the file is named"
+    )
+
+
+def test_formats_that_pillow_reads_are_read(tmp_path: Path) -> None:
+    names = ["a.gif", "b.jfif", "c.ppm", "d.tga", "e.JP2", "f.qoi"]
+    images(tmp_path, *names)
+    for name in names:
+        (tmp_path / name).with_suffix(".txt").write_text("a fox", encoding="utf-8")
+    data = open_folder(tmp_path, area=64 * 64, multiple=16)
+    assert [image.sample.name for image in data.images] == names and not data.problems
+
+
+def test_captioned_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "PLUGINS", {n: formats.Plugin(p.package, "no_such", p.register)
+                                             for n, p in formats.PLUGINS.items()})  # fmt: skip
+    monkeypatch.setattr(formats, "known", lambda: frozenset({"PNG"}))
+    images(tmp_path, "a.png")
+    for name in ("a.psd", "b.heic", "c.jxl", "d.cr2", "e.gif", "noise.npz", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"x")
+    for name in "abcde":
+        (tmp_path / f"{name}.txt").write_text("a fox", encoding="utf-8")
+    listing = read(tmp_path)
+    assert content(listing) == [("a.png", "a fox", None)]
+    assert reasons(listing) == {
+        "b.heic": ".heic files need the package pillow-heif: install it, or save it as PNG or JPEG",
+        "c.jxl": ".jxl files need the package pillow-jxl-plugin: install it, or save it as PNG or JPEG",
+        "d.cr2": ".cr2 files are not read: save it as PNG or JPEG",
+        "e.gif": ".gif files cannot be read by this version of Pillow: save it as PNG or JPEG",
+    }
+    assert listing.skipped == {".psd": 1, ".npz": 1, ".db": 1}
+
+
+def test_a_plugin_of_pillow_is_taken_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    grey(tmp_path / "a.heic", 90, 32, 16)
+    (tmp_path / "a.txt").write_text("a fox", encoding="utf-8")
+    [image] = open_folder(tmp_path, area=64 * 64, multiple=16).images
+    assert image.size == (32, 16)
+
+
+def test_folders_of_other_trainers(tmp_path: Path) -> None:
+    images(tmp_path, "10_fox/a.png", "10_fox/b.png", "10_fox/c.png", "10_fox/sub/d.png")
+    (tmp_path / "10_fox" / "a.txt").write_text("of the text", encoding="utf-8")
+    (tmp_path / "10_fox" / "a.caption").write_text("of the caption", encoding="utf-8")
+    (tmp_path / "10_fox" / "a.npz").touch()
+    (tmp_path / "10_fox" / "lonely.txt").touch()
+    metadata = {
+        "a": {"caption": "of the metadata"},
+        "b.png": {"caption": "a hare", "tags": "1hare, grass", "train_resolution": [512, 512]},
+        "sub/d": {"tags": "1owl"},
+        "/elsewhere/c.png": {"caption": "a mouse"},
+    }
+    (tmp_path / "10_fox" / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8-sig")
+    (tmp_path / "meta_of_something_else.json").write_text('{"version": 3}', encoding="utf-8")
+    listing = read(tmp_path)
+    assert content(listing) == [
+        ("10_fox/a.png", "of the text", None),
+        ("10_fox/b.png", "a hare, 1hare, grass", None),
+        ("10_fox/sub/d.png", "1owl", None),
+    ]
+    assert "leads out of the data folder" in reasons(listing)["10_fox/metadata.json line 4"]
+    assert listing.skipped == {".npz": 1, ".json": 1} and listing.unused == 2
+    assert listing.repeat_folders == ["10_fox"]
+    notes = " ".join(open_folder(tmp_path, area=64 * 64, multiple=16, max_bad_share=1).notes)
+    assert "Files that are not read: 1 .json, 1 .npz." in notes
+    assert "2 text files that no image takes its caption from: skipped." in notes
+    assert "such as 10_fox set repeats in other trainers; here every image is shown equally often." in notes
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_read_as_such(tmp_path: Path, encoding: str) -> None:
+    images(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.txt").write_bytes("a fox, asl\u00e9ep".encode(encoding))
+    write_csv(tmp_path / "data.csv", [("b.png", "a hare", 3)])
+    table = tmp_path / "data.csv"
+    table.write_bytes(table.read_bytes().decode().encode(encoding))
+    assert content(read(tmp_path)) == [("a.png", "a fox, asl\u00e9ep", None), ("b.png", "a hare", 3)]
+
+
+def test_a_text_with_nul_characters_is_named(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "b.png", "c.png")
+    (tmp_path / "a.txt").write_text("a fox", encoding="utf-8")
+    (tmp_path / "b.txt").write_bytes(b"a\0\0b fox")
+    (tmp_path / "c.txt").write_bytes("a fox".encode("utf-32"))
+    listing = read(tmp_path)
+    assert content(listing) == [("a.png", "a fox", None)]
+    assert all("NUL characters: save it as UTF-8" in reason for reason in reasons(listing).values())
+    assert list(reasons(listing)) == ["b.png", "c.png"]
+
+
+def test_json_lines_that_are_not_say_what_is_wrong_with_them(tmp_path: Path) -> None:
+    images(tmp_path, "a.png", "b.png")
+    line = '{"file_name": "%s.png", "text": "a fox"}'
+    table = tmp_path / "metadata.jsonl"
+    table.write_text(f"{line % 'a'},\n{line % 'b'},\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 1: it is not valid JSON: remove the comma at its end\.$"):
+        read(tmp_path)
+    table.write_text(f"\ufeff{line % 'a'}\n\ufeff{line % 'b'}\n", encoding="utf-8-sig")
+    assert len(read(tmp_path).samples) == 2
 
 
 @pytest.mark.parametrize(
@@ -180,18 +310,33 @@ def test_an_absolute_path_is_refused_wherever_it_leads(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
-def test_links_may_not_lead_out(tmp_path: Path) -> None:
-    images(tmp_path, "outside/a.png", "data/b.png")
+def test_links_are_followed_and_names_in_tables_still_cannot_leave(tmp_path: Path) -> None:
+    images(tmp_path, "outside/a.png", "outside/deep/c.png", "data/b.png", "secret.png")
     data = tmp_path / "data"
     (data / "folder").symlink_to(tmp_path / "outside", target_is_directory=True)
     (data / "file.png").symlink_to(tmp_path / "outside" / "a.png")
     (data / "inside.png").symlink_to(data / "b.png")
-    names = ("folder/a.png", "file.png", "inside.png", "b.png")
-    write_csv(data / "metadata.csv", [(name, "x", 1) for name in names])
+    (data / "gone.png").symlink_to(tmp_path / "nowhere")
+    names = ("folder/a.png", "folder/deep/c.png", "file.png", "inside.png", "b.png")
+    write_csv(data / "metadata.csv", [(name, "x", 1) for name in (*names, "folder/../../secret.png")])
     listing = read(data)
-    assert [sample.name for sample in listing.samples] == ["b.png", "inside.png"]
-    assert list(reasons(listing)) == ["file.png", "folder", "metadata.csv line 2", "metadata.csv line 3"]
-    assert all("leads out of the data folder" in reason for reason in reasons(listing).values())
+    assert [sample.name for sample in listing.samples] == sorted(names)
+    assert "leads out of the data folder" in reasons(listing)["metadata.csv line 7"]
+    data_set = open_folder(data, area=64 * 64, multiple=16, max_bad_share=1)
+    assert len(data_set.images) == 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_snapshot_of_a_hub_is_read(tmp_path: Path) -> None:
+    """Every file there is a link to one named by its content alone."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1a2b"
+    snapshot.mkdir(parents=True)
+    grey(blobs / "x.png").rename(blobs / "0123")
+    write_csv(blobs / "x.csv", [("0.png", "a fox", 1)]).rename(blobs / "4567")
+    (snapshot / "0.png").symlink_to(Path("../../blobs/0123"))
+    (snapshot / "metadata.csv").symlink_to(Path("../../blobs/4567"))
+    assert content(read(snapshot)) == [("0.png", "a fox", 1)]
+    assert content(read(snapshot / "metadata.csv")) == [("0.png", "a fox", 1)]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
@@ -202,12 +347,15 @@ def test_a_data_folder_may_itself_be_a_link(tmp_path: Path) -> None:
     assert content(read(tmp_path / "link")) == [("a.png", "x", 1)]
 
 
-def test_a_link_in_circles_ends(tmp_path: Path) -> None:
-    images(tmp_path, "a.png")
-    write_csv(tmp_path / "metadata.csv", [("a.png", "x", 1)])
-    if os.name != "nt":
-        (tmp_path / "round").symlink_to(tmp_path, target_is_directory=True)
-    assert len(read(tmp_path).samples) == 1
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_in_circles_end_and_nothing_is_read_twice(tmp_path: Path) -> None:
+    images(tmp_path, "data/a.png", "data/sub/b.png", "c.png")
+    for name in ("data/a", "data/sub/b", "c"):
+        (tmp_path / name).with_suffix(".txt").write_text("x", encoding="utf-8")
+    (tmp_path / "data" / "round").symlink_to(tmp_path / "data", target_is_directory=True)
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data" / "sub", target_is_directory=True)
+    (tmp_path / "data" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert [sample.name for sample in read(tmp_path / "data").samples] == ["a.png", "sub/b.png", "up/c.png"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
@@ -226,7 +374,7 @@ def test_a_seed_that_is_none_is_named(tmp_path: Path, seed: str) -> None:
     write_csv(tmp_path / "metadata.csv", [("a.png", "x", seed), ("b.png", "x", "")])
     listing = read(tmp_path)
     assert content(listing) == [("b.png", "x", None)]
-    assert "is no whole number" in reasons(listing)["metadata.csv line 2"]
+    assert "is not a whole number" in reasons(listing)["metadata.csv line 2"]
 
 
 def test_an_open_quote_costs_the_lines_that_it_swallows(tmp_path: Path) -> None:

@@ -225,6 +225,35 @@ def test_captions_are_cached_beforehand_and_places_given_on_the_command_line(
 
 
 @pytest.mark.usefixtures("unflushed")
+def test_captions_that_are_cut_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data_folders.write_csv(folder / "images" / "metadata.csv", [("000.png", "red circle " * 300, 1)])
+    assert main(["cache", str(folder / "recipe.toml"), "--output", str(folder / "run")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 captions are longer than the 512 tokens that the model takes and are cut there" in said
+    assert "'red circle red circle" in said and ", has 601." in said
+
+
+@pytest.mark.usefixtures("unflushed")
+def test_the_home_folder_may_be_written_as_a_tilde(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a recipe and on the command line, which no shell expands after --base= and on Windows."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(folder))
+    text = RECIPE.replace('"images"', '"~/images"').replace('"source.safetensors"', "'~/source.safetensors'")
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "recipe.toml").write_text(f'{text}\n[captions]\ncache = "~/features"\n', encoding="utf-8")
+    monkeypatch.chdir(elsewhere)
+    assert main(["cache", "~/elsewhere/recipe.toml", "--output=~/run", "--data=~/images"]) == 0
+    assert (folder / "run").is_dir() and (folder / "features").is_dir()
+    assert main(["inspect", "~/source.safetensors"]) == 0
+    assert main(["cache", "recipe.toml", "--data=~/nowhere"]) == 2
+    assert str(folder / "nowhere") in capsys.readouterr().err
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["recipe.toml"]
+
+
+@pytest.mark.usefixtures("unflushed")
 def test_a_smaller_variant_is_converted_and_one_of_the_same_is_not(folder: Path) -> None:
     source = folder / "source.safetensors"
     smaller = base.initialisation(ModelSection(str(source), "1k", 0.125), folder / "1k.safetensors")

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from ..l2p_core.accelerator import default_device
+from ..l2p_core.dataset.captions import MAX_TOKENS
 from ..l2p_core.safetensors_header import Entry, Header, read_header, shown
 from ..l2p_core.shards import files_of
 from ..l2p_core.tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
 
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 """Qwen3's chat template for one user turn with the generation prompt, thinking allowed."""
-MAX_TOKENS = 512
 SKIPPED_LAYERS = 1
 PAD_TOKEN = 151643  # the features of padding are dropped, so that any token serves where a vocabulary is smaller
 # What Qwen3 checkpoints do not show by their shapes; https://huggingface.co/Qwen/Qwen3-4B/blob/main/config.json
@@ -120,6 +120,10 @@ class QwenEncoder:
         mask = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
         hidden = self._model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
         return [row[:length].cpu() for row, length in zip(hidden, lengths, strict=True)]
+
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption in its template, before it is cut."""
+        return [len(self._tokenizer(TEMPLATE.format(caption))["input_ids"]) for caption in captions]
 
     def _tokens(self, caption: str) -> list[int]:
         ids = self._tokenizer(TEMPLATE.format(caption), truncation=True, max_length=MAX_TOKENS)["input_ids"]

@@ -24,7 +24,11 @@ from ..tiny.words import Words
 
 KIND_KEY, KIND = "l2p.kind", "caption"
 ENCODER_KEY, CAPTION_KEY = "l2p.encoder", "l2p.caption"
+TOKENS_KEY = "l2p.tokens"
 FEATURES = "features"
+MAX_TOKENS = 512
+"""Tokens of a caption that count, the template's included: the published trainer and Z-Image cut there. A text encoder
+that looks back alone, as Qwen3 does, gives the first tokens the same features whatever is cut."""
 EMPTY = ""
 """The caption that guidance and caption dropout need; every cache holds it."""
 
@@ -38,7 +42,11 @@ class TextEncoder(Protocol):
         ...
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """Features of each caption, (L_i, caption_dim), of any float type on any device."""
+        """Features of each caption, (L_i, caption_dim), L_i at most MAX_TOKENS, of any float type on any device."""
+        ...
+
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption before it is cut."""
         ...
 
 
@@ -53,6 +61,7 @@ class CaptionCache:
     def __init__(self, folder: Path | str, identity: str):
         self.identity = identity
         self.folder = Path(folder) / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        self._lengths: dict[str, int] = {}
 
     def path(self, caption: str) -> Path:
         """The file of a caption's features."""
@@ -62,6 +71,11 @@ class CaptionCache:
     def missing(self, captions: Iterable[str]) -> list[str]:
         """Which captions, and the empty one, have no whole file yet; each once."""
         return [caption for caption in dict.fromkeys([EMPTY, *captions]) if not self._is_there(caption)]
+
+    def cut(self, captions: Iterable[str]) -> dict[str, int]:
+        """Which of the captions, once `fill` has seen them, are cut at MAX_TOKENS, and how many tokens they have."""
+        lengths = {caption: self._lengths.get(caption, 0) for caption in captions}
+        return {caption: length for caption, length in lengths.items() if length > MAX_TOKENS}
 
     def fill(
         self,
@@ -97,8 +111,8 @@ class CaptionCache:
                 batch = missing[start : start + batch_size]
                 with torch.no_grad():
                     features = encoder.encode(batch)
-                for caption, matrix in zip(batch, features, strict=True):
-                    self._write(caption, matrix)
+                for caption, matrix, length in zip(batch, features, encoder.lengths(batch), strict=True):
+                    self._write(caption, matrix, length)
                 if progress:
                     progress(start + len(batch), len(missing))
         finally:
@@ -107,7 +121,7 @@ class CaptionCache:
         return len(missing)
 
     def read(self, caption: str) -> Tensor:
-        """Features of a caption, (L, caption_dim), float32.
+        """Features of a caption, (L, caption_dim), L at most MAX_TOKENS, float32.
 
         Raises:
             ValueError: if they are not in the cache or their file is damaged.
@@ -123,16 +137,23 @@ class CaptionCache:
             raise ValueError(
                 f"{path} is not the file of the caption {_short(caption)}: delete it, it will be made anew."
             )
-        return tensors[FEATURES].float()
+        return tensors[FEATURES][:MAX_TOKENS].float()  # version 0.1 kept more of what ComfyUI encodes
 
     def _is_there(self, caption: str) -> bool:
         """Whether the file is whole: copies of a cache may have been cut short."""
         try:
-            return FEATURES in read_header(self.path(caption)).tensors
+            header = read_header(self.path(caption))
         except CheckpointError:
             return False
+        if FEATURES not in header.tensors:
+            return False
+        rows = header.tensors[FEATURES].shape[0]
+        # Files of version 0.1 do not say how long the caption was: those that are full count as cut.
+        said = header.metadata.get(TOKENS_KEY, "")
+        self._lengths[caption] = int(said) if said.isdecimal() else rows + (rows == MAX_TOKENS)
+        return True
 
-    def _write(self, caption: str, features: Tensor) -> None:
+    def _write(self, caption: str, features: Tensor, length: int) -> None:
         if features.ndim != 2 or not features.is_floating_point() or not bool(features.isfinite().all()):
             raise ValueError(
                 f"The features of the caption {_short(caption)} are no matrix of finite numbers (shape "
@@ -140,9 +161,15 @@ class CaptionCache:
             )
         path = self.path(caption)
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {KIND_KEY: KIND, ENCODER_KEY: self.identity, CAPTION_KEY: caption}
+        metadata = {
+            KIND_KEY: KIND,
+            ENCODER_KEY: self.identity,
+            CAPTION_KEY: caption,
+            TOKENS_KEY: str(length),
+        }
+        self._lengths[caption] = length
         try:
-            save({FEATURES: features}, path, metadata, overwrite=True)
+            save({FEATURES: features[:MAX_TOKENS]}, path, metadata, overwrite=True)
         except CheckpointError:
             # On Windows a file that another process has open cannot be replaced; then it is the same one.
             if not self._is_there(caption):
@@ -165,6 +192,9 @@ class WordEncoder:
             ValueError: for a word that is not in the vocabulary.
         """
         return [self._words.encode(caption) for caption in captions]
+
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        return [len(features) for features in self.encode(captions)]
 
 
 def _free_memory() -> None:

@@ -37,9 +37,9 @@ class ImageFolder:
     Attributes:
         folder: the data folder, absolute.
         images: the good samples, in the order of their names; one or more.
-        problems: what was left out, and why.
+        problems: what is skipped, and why.
         total: samples that there would be without problems.
-        notes: sentences on what a user should know before training: images left out, enlarged or much cropped.
+        notes: sentences on what a user should know before training: images skipped, enlarged or much cropped.
         fingerprint: SHA-256 over names, captions, seeds, sizes and buckets in their order. A run goes on bit for bit
             only on data with the fingerprint that it began with.
     """
@@ -120,9 +120,10 @@ def _notes(
 ) -> list[str]:
     notes = []
     if bad:
-        notes.append(f"{problems.count(bad)} of {total} samples are left out: {_some([str(p) for p in bad])}.")
+        notes.append(f"{problems.count(bad)} of {total} samples are skipped: {_some([str(p) for p in bad])}.")
     if listing.unlisted:
-        notes.append(f"{_images(listing.unlisted)} that no table names and no text file describes are left aside.")
+        notes.append(f"{_images(listing.unlisted)} that no table names and no text file describes are skipped.")
+    notes += _of_other_trainers(listing)
     if listing.repeats:
         notes.append(f"{listing.repeats} repeated rows are read once.")
     grown = sorted(((buckets.enlargement(*image.size, image.bucket), image) for image in images), key=lambda p: -p[0])
@@ -133,6 +134,23 @@ def _notes(
     cut = [f"{image.sample.name} ({share:.0%})" for share, image in cuts if share > _LARGE_CROP]
     if cut:
         notes.append(f"{_images(len(cut))} lose more than {_LARGE_CROP:.0%} of their area to the crop: {_some(cut)}.")
+    return notes
+
+
+def _of_other_trainers(listing: Listing) -> list[str]:
+    """What a folder holds for other tools, and is not used here."""
+    notes = []
+    if listing.skipped:
+        kinds = [f"{count} {suffix}" for suffix, count in listing.skipped.most_common()]
+        notes.append(f"Files that are not read: {_some(kinds)}.")
+    if listing.unused:
+        count = "1 text file" if listing.unused == 1 else f"{listing.unused} text files"
+        notes.append(f"{count} that no image takes its caption from: skipped.")
+    if listing.repeat_folders:
+        notes.append(
+            f"Folder names such as {_some(listing.repeat_folders)} set repeats in other trainers; here every image is "
+            "shown equally often."
+        )
     return notes
 
 

@@ -6,19 +6,20 @@ for nothing else of the core needs it. Colour profiles are left aside, as publis
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import formats
+from .formats import pillow as pillow
+
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "AVIF")
-"""Raster formats only: others that Pillow knows run programs (EPS) or hold no pixels."""
 _WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
 _TURNED = (5, 6, 7, 8)
 _WORD = 257  # 65535 / 255, from 16 bits to 8
@@ -33,11 +34,11 @@ def size(path: Path) -> tuple[int, int]:
     """(width, height) of an image file as it is to be shown, from its header alone.
 
     Raises:
-        BrokenImage: if it is no image, or of more pixels than Pillow's guard against decompression bombs lets pass
+        BrokenImage: if it is not an image, or of more pixels than Pillow's guard against decompression bombs lets pass
             (179 million; a square of 10240 pixels is 105 million, at which it warns once).
         OSError: if the file cannot be read, as when a disk fails.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = _shown_size(image)
         if min(width, height) < 1:
             raise BrokenImage("it has no pixels")
@@ -51,10 +52,10 @@ def load(path: Path, width: int, height: int) -> Tensor:
     each pixel of the file, and as much again where it must be converted or has transparent pixels.
 
     Raises:
-        BrokenImage: if the file is no image, is truncated or damaged, or holds too many pixels.
+        BrokenImage: if the file is not an image, is truncated or damaged, or holds too many pixels.
         OSError: if the file cannot be read, as when a disk fails.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         # Before decoding: that may add what comes later in the file, which the header's reader did not see.
         orientation = _orientation(image)
         shown = (height, width) if orientation in _TURNED else (width, height)
@@ -79,39 +80,35 @@ def from_uint8(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def pillow() -> ModuleType:
-    """Pillow's module of images.
+def opened(file: Path | IO[bytes], wanted: Sequence[str] | None = None) -> Image.Image:
+    """An image with its header read, a context manager.
+
+    Args:
+        file: its path or content.
+        wanted: the formats that it may have, by Pillow's names; None are all that are read (`formats`) of its suffix.
 
     Raises:
-        ValueError: if it is not installed.
+        BrokenImage: if it is of none of them, damaged, or of too many pixels.
+        OSError: if the file cannot be read, as when a disk fails.
     """
+    if wanted is None:
+        wanted = formats.of_suffix(file.suffix if isinstance(file, Path) else "")
     try:
-        from PIL import Image
-    except ImportError as error:
-        raise ValueError("Reading images needs Pillow: install it with 'pip install pillow'.") from error
-    return Image
-
-
-def _opened(path: Path) -> Image.Image:
-    """The image with its header read, a context manager."""
-    module = pillow()
-    module.init()
-    try:
-        image: Image.Image = module.open(path, formats=[name for name in FORMATS if name in module.OPEN])
+        image: Image.Image = pillow().open(file, formats=wanted)
     except MemoryError:
         raise
     except Exception as error:
-        raise _verdict(error) from error
+        raise _verdict(error, wanted) from error
     return image
 
 
-def _verdict(error: Exception) -> Exception:
+def _verdict(error: Exception, wanted: Sequence[str] = ()) -> Exception:
     """Pillow's many kinds of errors as one, apart from those of the disk, which say nothing about the image."""
     module = pillow()
     if isinstance(error, module.DecompressionBombError | module.DecompressionBombWarning):
         return BrokenImage("it has more pixels than are safe to decode: make it smaller")
     if isinstance(error, module.UnidentifiedImageError):
-        return BrokenImage(f"it is no image of a known format ({', '.join(FORMATS)})")
+        return BrokenImage(f"it is not an image of a known format ({', '.join(wanted)})")
     if isinstance(error, BrokenImage) or (isinstance(error, OSError) and error.errno is not None):
         return error
     return BrokenImage(f"it is damaged or truncated ({str(error)[:100] or type(error).__name__})")

@@ -15,13 +15,14 @@ _SHOWN = 3
 def read(path: Path) -> list[str]:
     """The prompts of a file, each once, in their order.
 
-    A text file has one a line; a CSV, TSV or JSON-lines file has them in a column named prompt, text or caption.
+    A text file has one a line, and comments in lines that begin with #; a CSV, TSV or JSON-lines file has them in a
+    column named prompt, text or caption.
 
     Raises:
         ValueError: if there is no such file, it has another suffix, or a row cannot be read, or there is no prompt.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path} is no list of prompts: give a file of the kind {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{path} is not a list of prompts: give a file of the kind {', '.join(SUFFIXES)}.")
     if path.suffix.lower() == ".txt":
         return _some(from_text(tables.decoded(path)), path)
     table = tables.read_captions(path)
@@ -32,14 +33,36 @@ def read(path: Path) -> list[str]:
 
 
 def from_text(text: str) -> list[str]:
-    """The prompts of a text, one a line, each once; empty lines do not count.
+    """The prompts of a text, one a line, each once; empty lines and comments (`comments`) do not count.
 
     Raises:
         ValueError: if the text holds what no file can, half a character.
     """
     if not tables.is_text(text):
         raise ValueError("The prompts hold half a character (a lone surrogate): type them anew.")
-    return _each_once(io.StringIO(text, newline=None))
+    return _each_once(line for line in _lines(text) if not _is_comment(line))
+
+
+def comments(text: str) -> list[str]:
+    """The lines of a text that are no prompts: they begin with #, as in the lists of other trainers."""
+    return [line.strip() for line in _lines(text) if _is_comment(line)]
+
+
+def skipped(path: Path) -> str | None:
+    """A sentence on the comments in a text file of prompts; None if there are none."""
+    found = comments(tables.decoded(path)) if path.suffix.lower() == ".txt" else []
+    if not found:
+        return None
+    count = "1 line that begins with # is" if len(found) == 1 else f"{len(found)} lines that begin with # are"
+    return f"{count} skipped as comments in {path.name}, the first: {found[0][:80]!r}."
+
+
+def _lines(text: str) -> Iterable[str]:
+    return io.StringIO(text, newline=None)
+
+
+def _is_comment(line: str) -> bool:
+    return line.lstrip().startswith("#")
 
 
 def _each_once(prompts: Iterable[str]) -> list[str]:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from ..atomic import write_bytes
 from ..pictures import png
-from .images import BrokenImage, pillow
+from .formats import FROM_MACHINES
+from .images import BrokenImage, opened
 from .tables import decoded
 
 if TYPE_CHECKING:
@@ -183,21 +184,24 @@ class SynthesisFolder:
         path = self.path(item)
         if not _is_whole(path):
             return False
-        with pillow().open(path) as image:
-            return bool(image.info.get(TEXT_KEY) == self._text(item))
+        try:
+            with opened(path, ("PNG",)) as image:
+                return bool(image.info.get(TEXT_KEY) == self._text(item))
+        except BrokenImage:
+            return False
 
 
 def read_image(content: bytes) -> Image.Image:
-    """Decode an image file's content to RGB.
+    """Decode an image file that another machine has sent, to RGB: PNG, JPEG or WebP, nothing else.
 
     Raises:
-        BrokenImage: if it is none, or damaged.
+        BrokenImage: if it is none, damaged, or of more pixels than are safe to decode.
     """
-    try:
-        with pillow().open(io.BytesIO(content)) as image:
+    with opened(io.BytesIO(content), FROM_MACHINES) as image:
+        try:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BrokenImage(f"it is damaged or no image ({error})") from error
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BrokenImage(f"it is damaged ({error})") from error
 
 
 def _is_whole(path: Path) -> bool:

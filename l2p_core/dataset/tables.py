@@ -1,4 +1,4 @@
-"""Tables of captioned images: CSV and JSON lines, as people's tools write them."""
+"""Tables of captioned images: CSV, JSON lines and kohya's metadata.json, as people's tools write them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 from .problems import Problem
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+JSON_SUFFIX = ".json"
+"""Of kohya's metadata; other tools keep other things in such files, so that only some names are looked at."""
 IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "path")
 CAPTION_COLUMNS = ("prompt", "text", "caption")
 SEED_COLUMN = "seed"
@@ -23,7 +25,8 @@ MAX_SEED = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Row:
-    """A row as it was written, stripped: `line` counts from 1, `image` is a path beside or below the table."""
+    """A row as it was written, stripped: `line` counts from 1 (in JSON, its entries), `image` is a path beside or below
+    the table."""
 
     line: int
     image: str
@@ -33,10 +36,11 @@ class Row:
 
 @dataclass
 class Table:
-    """The rows of a table, and the lines that are none."""
+    """The rows of a table, the lines that are none, and whether it has the columns that are needed."""
 
     rows: list[Row] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    known: bool = False
 
 
 def read(path: Path, required: bool) -> Table | None:
@@ -51,13 +55,11 @@ def read(path: Path, required: bool) -> Table | None:
         if required:
             raise
         return None
-    table = _read_lines(text) if path.suffix.lower() == ".jsonl" else _read_csv(text)
-    if table is None and required:
-        raise ValueError(
-            f"{path} has no column for images ({', '.join(IMAGE_COLUMNS)}) or none for captions "
-            f"({', '.join(CAPTION_COLUMNS)}): name them in its first line."
-        )
-    return table
+    table = _READERS.get(path.suffix.lower(), _read_csv)(text, _OF_IMAGES)
+    if required:
+        images, captions = ", ".join(IMAGE_COLUMNS), ", ".join(CAPTION_COLUMNS)
+        _complain(path, table, f"no column for images ({images}) or none for captions ({captions})")
+    return table if table.known else None
 
 
 def read_captions(path: Path) -> Table:
@@ -67,15 +69,23 @@ def read_captions(path: Path) -> Table:
         ValueError: if it has no such column, or is not text.
     """
     text = decoded(path)
-    of_captions = {"caption": CAPTION_COLUMNS}
-    table = _read_lines(text, of_captions) if path.suffix.lower() == ".jsonl" else _read_csv(text, of_captions)
-    if table is None:
-        raise ValueError(f"{path} has no column named {' or '.join(CAPTION_COLUMNS)}: name one so in its first line.")
+    table = _READERS.get(path.suffix.lower(), _read_csv)(text, {"caption": CAPTION_COLUMNS})
+    _complain(path, table, f"no column named {' or '.join(CAPTION_COLUMNS)}")
     return table
 
 
+def _complain(path: Path, table: Table, lacks: str) -> None:
+    """Refuse a file that is no table of what is needed, for what stands in its way."""
+    if table.known:
+        return
+    if table.problems and all(problem.reason.startswith(_NOT_JSON) for problem in table.problems):
+        raise ValueError(f"{path} cannot be read: {table.problems[0]}.")
+    where = "its first line" if path.suffix.lower() in (".csv", ".tsv") else "every line"
+    raise ValueError(f"{path} has {lacks}: name them in {where}.")
+
+
 def decoded(path: Path) -> str:
-    """A text file's content: UTF-8 with or without a byte order mark, or UTF-16 with one.
+    """A text file's content: UTF-8 with or without a byte order mark, or UTF-16, which is detected without one too.
 
     Raises:
         ValueError: if it is neither, or cannot be read.
@@ -84,11 +94,25 @@ def decoded(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return raw.decode("utf-16" if utf16 else "utf-8-sig")
+        text = raw.decode(_encoding(raw))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: save it as UTF-8.") from error
+    if "\0" in text:
+        raise ValueError(f"{path} is not UTF-8 text, it holds NUL characters: save it as UTF-8.")
+    return text
+
+
+def _encoding(raw: bytes) -> str:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    # UTF-16 without a mark: text has no NUL characters, and the other byte of common letters is one.
+    sample = raw[:_SAMPLE]
+    if len(raw) % 2 == 0 and b"\0" in sample:
+        even, odd = sample[::2].count(0), sample[1::2].count(0)
+        if even == 0 or odd == 0:
+            return "utf-16-le" if odd else "utf-16-be"
+    return "utf-8-sig"
 
 
 def is_text(text: str) -> bool:
@@ -102,9 +126,12 @@ def is_text(text: str) -> bool:
 
 _OF_IMAGES = {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS}
 """What a table of images must have, each under one of these names."""
+_NOT_JSON = "it is not valid JSON"
+_MARK = "\ufeff"
+_SAMPLE = 1 << 16  # bytes that tell a text's encoding
 
 
-def _read_csv(text: str, needed: Mapping[str, Sequence[str]] = _OF_IMAGES) -> Table | None:
+def _read_csv(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
     header, _, _ = text.lstrip().partition("\n")
     for delimiter in DELIMITERS:
         try:
@@ -114,11 +141,11 @@ def _read_csv(text: str, needed: Mapping[str, Sequence[str]] = _OF_IMAGES) -> Ta
         columns = _columns(names, needed)
         if columns:
             return _csv_rows(text, delimiter, columns)
-    return None
+    return Table()
 
 
 def _csv_rows(text: str, delimiter: str, columns: Mapping[str, int]) -> Table:
-    table = Table()
+    table = Table(known=True)
     # Strict: a stray quote would otherwise swallow the rows up to the next one without a word.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     width = 0
@@ -150,27 +177,67 @@ def _malformed(table: Table, first: int, last: int, error: str) -> None:
     table.problems.append(Problem(lines, f"the quotes do not match ({error})", max(1, last - first + 1)))
 
 
-def _read_lines(text: str, needed: Mapping[str, Sequence[str]] = _OF_IMAGES) -> Table | None:
-    table, known = Table(), False
+def _read_lines(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
+    table = Table()
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+        line = line.strip().strip(_MARK)  # files that were put together have one in the middle
+        if not line:
             continue
         try:
             values = json.loads(line)
         except (ValueError, RecursionError):
-            table.problems.append(Problem(f"line {number}", "it is no JSON"))
+            table.problems.append(Problem(f"line {number}", _json_fault(line)))
             continue
-        if not isinstance(values, dict):
-            table.problems.append(Problem(f"line {number}", "it is no JSON object"))
-            continue
-        columns = _columns(list(values), needed)
-        if columns:
-            known = True
-            cells = list(values.values())
-            _add(table, number, {kind: cells[column] for kind, column in columns.items()})
-        else:
-            table.problems.append(Problem(f"line {number}", f"it has no {' or no '.join(needed)}"))
-    return table if known else None
+        _add_object(table, number, values, needed)
+    return table
+
+
+def _json_fault(line: str) -> str:
+    if line.endswith(","):
+        return f"{_NOT_JSON}: remove the comma at its end"
+    return f"{_NOT_JSON}: write one object in braces a line"
+
+
+def _read_json(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
+    """kohya's metadata, {image: {"caption": ..., "tags": ...}}, or a list of objects as those of JSON lines."""
+    table = Table()
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        table.problems.append(Problem("line 1", f"{_NOT_JSON}: export it again"))
+        return table
+    if isinstance(values, list):
+        for number, entry in enumerate(values, start=1):
+            _add_object(table, number, entry, needed)
+    elif isinstance(values, dict):
+        for number, (image, entry) in enumerate(values.items(), start=1):
+            if isinstance(entry, dict) and (caption := _kohya_caption(entry)):
+                table.known = True
+                _add(table, number, {"image": image, "caption": caption})
+    return table
+
+
+def _kohya_caption(entry: Mapping[str, Any]) -> str:
+    """A caption with its tags after it, as kohya's trainers join them."""
+    texts = [entry.get("caption"), entry.get("tags")]
+    return ", ".join(text for text in texts if isinstance(text, str) and text.strip())
+
+
+def _add_object(table: Table, number: int, values: Any, needed: Mapping[str, Sequence[str]]) -> None:
+    if not isinstance(values, dict):
+        table.problems.append(Problem(f"line {number}", "it is not a JSON object"))
+        return
+    columns = _columns(list(values), needed)
+    if columns is None:
+        table.problems.append(Problem(f"line {number}", f"it has no {' or no '.join(needed)}"))
+        return
+    table.known = True
+    cells = list(values.values())
+    _add(table, number, {kind: cells[column] for kind, column in columns.items()})
+
+
+_READERS = {".jsonl": _read_lines, JSON_SUFFIX: _read_json}
+"""By suffix; all other tables are CSV."""
 
 
 def _columns(names: Sequence[str], needed: Mapping[str, Sequence[str]]) -> dict[str, int] | None:
@@ -199,7 +266,7 @@ def _add(table: Table, line: int, values: Mapping[str, Any]) -> None:
         seed = _seed(values.get("seed"))
     except ValueError:
         shown = str(values["seed"])[:40]
-        table.problems.append(Problem(f"line {line}", f"the seed {shown!r} is no whole number from 0 to 2**64 - 1"))
+        table.problems.append(Problem(f"line {line}", f"the seed {shown!r} is not a whole number from 0 to 2**64 - 1"))
         return
     table.rows.append(Row(line, image.strip(), (caption or "").strip(), seed))
 

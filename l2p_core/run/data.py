@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ from .. import tiny
 from ..accelerator import has_own_memory
 from ..batch import BatchSource, Part
 from ..config import ModelConfig, variant_row
+from ..dataset.captions import MAX_TOKENS
 from ..dataset.image_folder import ImageFolder, open_folder
 from ..dataset.loader import Loader
 from ..dataset.problems import Problem
@@ -38,10 +39,12 @@ class RunData:
     Attributes:
         images: a data folder, or the tiny set in memory.
         features: of the captions, those of the montages and the empty one included.
+        cut: sentences on captions that are too long.
     """
 
     images: ImageFolder | ImageSet
     features: Features = field(default_factory=lambda: tiny.load_words().encode)
+    cut: list[str] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -51,7 +54,7 @@ class RunData:
     @property
     def notes(self) -> list[str]:
         """Sentences on what a user should know before training."""
-        return self.images.notes if isinstance(self.images, ImageFolder) else []
+        return [*self.images.notes, *self.cut] if isinstance(self.images, ImageFolder) else []
 
     def stream(self, recipe: Recipe, ranks: Ranks) -> Stream:
         """Batches of this process's part."""
@@ -139,9 +142,21 @@ def _prepare_folder(
         index=index,
         progress=partial(working, "looking at images"),
     )
-    cache = captions.fill([*folder.captions, *recipe.watch.prompts], partial(working, "encoding captions"))
+    texts = [*folder.captions, *recipe.watch.prompts]
+    cache = captions.fill(texts, partial(working, "encoding captions"))
     _check_width(cache.read, config, f"The text encoder makes captions ({captions.identity})")
-    return RunData(folder, cache.read)
+    return RunData(folder, cache.read, _of_cut(cache.cut(texts), len(set(texts))))
+
+
+def _of_cut(cut: Mapping[str, int], total: int) -> list[str]:
+    """A sentence on captions that are too long, if there are any."""
+    if not cut:
+        return []
+    longest = max(cut, key=lambda caption: cut[caption])
+    return [
+        f"{len(cut)} of {total} captions are longer than the {MAX_TOKENS} tokens that the model takes and are cut "
+        f"there; the longest, {longest[:60]!r}..., has {cut[longest]}."
+    ]
 
 
 def _check_width(features: Features, config: ModelConfig, whose: str) -> None:

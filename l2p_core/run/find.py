@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..paths import typed
+
 BUNDLED = Path(__file__).parents[2] / "train" / "recipes"
 RECIPE_OF_RUN = "recipe.toml"
 
@@ -19,7 +21,7 @@ def find(name: str) -> Path:
     Raises:
         ValueError: if there is no such file.
     """
-    path = Path(name)
+    path = typed(name)
     if (path / RECIPE_OF_RUN).is_file():
         return path / RECIPE_OF_RUN
     if path.is_file():

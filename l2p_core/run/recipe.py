@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..dataset.problems import MAX_BAD_SHARE
+from ..paths import typed
 from ..training_config import TrainingConfig
 
 TINY = "tiny"
@@ -241,10 +242,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def with_paths(recipe: Recipe, beside: Path) -> Recipe:
-    """The recipe with absolute paths, relative ones starting at the folder `beside`."""
+    """The recipe with absolute paths, relative ones starting at the folder `beside`, `~` being the home folder."""
 
     def absolute(text: str) -> str:
-        return str((beside / text).resolve()) if text and text != TINY else text
+        return str((beside / typed(text)).resolve()) if text and text != TINY else text
 
     replace = dataclasses.replace
     captions = {name: absolute(value) for name, value in dataclasses.asdict(recipe.captions).items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import write_bytes
-from ..dataset.images import pillow
+from ..dataset.images import opened
 from ..step_metrics import HIGH_SIGMA
 from .chart import chart
 from .folder import RunFolder
@@ -115,7 +115,7 @@ def _montages(folder: RunFolder, prompts: Sequence[str]) -> Iterable[str]:
 
 def _data_url(path: Path) -> str:
     """A picture inside the page; large ones shrunk and as JPEG, or a report would have hundreds of megabytes."""
-    with pillow().open(path) as image:
+    with opened(path, ("PNG",)) as image:
         if image.width <= _WIDEST:
             return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
         image.thumbnail((_WIDEST, 1 << 16))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from comfyui_l2p.l2p_core import tiny
+from comfyui_l2p.l2p_core.dataset.captions import MAX_TOKENS
 from comfyui_l2p.l2p_core.tensor_file import save
 from comfyui_l2p.nodes.captions import host_captions, identity_of
 from comfyui_l2p.nodes.demo import load_demo
@@ -94,6 +95,19 @@ def check_features_are_those_of_the_command_line(encoder: Any, tmp_path: Path) -
     for one, two in zip(here.encode([CAPTION, ""]), other.encode([CAPTION, ""]), strict=True):
         assert one.shape == two.shape
         assert float((one - two).norm() / two.norm()) < 1e-5
+
+
+def check_long_captions_are_cut_as_the_command_line_cuts_them(encoder: Any, tmp_path: Path) -> None:
+    path, long = tmp_path / "qwen.safetensors", "word " * 600
+    save(weights(), path, {})
+    tokenizer = Path(os.environ["COMFYUI_PATH"]) / "comfy" / "text_encoders" / "qwen25_tokenizer"
+    other = qwen.QwenEncoder(qwen.find(path, tokenizer), device="cpu", dtype=torch.float32)
+    here = host_captions(encoder, tmp_path / "cache").make_encoder()
+    (one,), (two,) = here.encode([long]), other.encode([long])
+    assert one.shape == two.shape == (MAX_TOKENS, 32)
+    assert float((one - two).norm() / two.norm()) < 1e-5
+    assert here.lengths([long, CAPTION]) == other.lengths([long, CAPTION])
+    assert here.lengths([CAPTION]) == [len(here.encode([CAPTION])[0])]
 
 
 def check_the_demo_makes_the_features_that_its_model_was_trained_with(tmp_path: Path) -> None:

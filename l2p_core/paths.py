@@ -1,0 +1,120 @@
+"""Paths that people type, and names that stay inside a folder.
+
+The rule for links, in one place: a symbolic link on the disk was made by the machine's owner, and is followed wherever
+it leads. A name in a workflow or in a table was written by somebody else; it is judged as text, before the disk is
+asked, and can mean nothing outside its folder but what the owner linked there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+
+def typed(text: str | Path) -> Path:
+    """A path as its owner typed it: `~` at its beginning is the home folder, on every system and in every shell."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name of nobody here
+        return Path(text)
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """The path that a name means below a folder, with either slash on every system; None if it leads out.
+
+    Absolute names, names with a drive, and names that climb above the folder lead out, wherever the disk's links lead.
+    The empty name and "." are the folder itself. Nothing is resolved: the path keeps the folder's own spelling.
+    """
+    windows = PureWindowsPath(name)
+    if windows.drive or windows.root or PurePosixPath(name).is_absolute() or "\0" in name:
+        return None
+    parts: list[str] = []
+    for part in name.replace("\\", "/").split("/"):
+        if part == "..":
+            if not parts:
+                return None
+            parts.pop()
+        elif os.name == "nt" and PureWindowsPath(part).drive:
+            return None
+        elif part not in ("", "."):
+            parts.append(part)
+    return folder.joinpath(*parts)
+
+
+def walk(
+    folder: Path, onerror: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    """Each folder below `folder`, itself first, with its files; hidden ones are passed over, links followed.
+
+    Every folder is read once: a link to what lies below `folder` anyway, or round in a circle, is passed over. Folders
+    are listed, no file is asked for.
+
+    Args:
+        folder: where to begin.
+        onerror: called for each folder that cannot be listed; None passes them over.
+    """
+    top = os.path.realpath(folder)
+    seen: set[str] = set()
+    waiting = [(folder, top)]
+    while waiting:
+        here, real = waiting.pop()
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(here) as listed:
+                entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            if onerror:
+                onerror(error)
+            continue
+        folders = {entry.name for entry in entries if is_folder(entry)}
+        yield here, [entry for entry in entries if entry.name not in folders]
+        for name in sorted(folders, reverse=True):
+            leads_to = os.path.realpath(os.path.join(real, name))
+            is_link = leads_to != os.path.join(real, name)
+            if not (is_link and Path(leads_to).is_relative_to(top)):
+                waiting.append((here / name, leads_to))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is one itself, or a link to one; a link that leads nowhere is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def state(*paths: Path) -> str:
+    """A name for what files and folders hold, from names, sizes and times of change alone: 20,000 images take a moment.
+
+    It is another one as soon as a file below one of the paths is added, removed, renamed or written.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            is_file = path.is_file()
+        except OSError:
+            is_file = False
+        found = (
+            [_stat(path, path.name)]
+            if is_file
+            else [
+                _stat(entry, (here / entry.name).relative_to(path).as_posix())
+                for here, files in walk(path)
+                for entry in files
+            ]
+        )
+        digest.update(json.dumps([path.name, found]).encode())
+    return digest.hexdigest()
+
+
+def _stat(file: Path | os.DirEntry[str], name: str) -> tuple[str, int, int]:
+    try:
+        stat = file.stat()
+    except OSError:
+        return name, -1, -1
+    return name, stat.st_size, stat.st_mtime_ns
