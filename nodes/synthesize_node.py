@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import comfy.samplers
@@ -48,8 +49,8 @@ class SynthesizeDataset(io.ComfyNode):
                     "prompt_file",
                     options=[NO_FILE, *datasets.input_files(prompts.SUFFIXES)],
                     default=NO_FILE,
-                    tooltip="More prompts, from the input folder: a text file with one a line, or a table (csv, tsv, "
-                    "jsonl) with a column prompt, text or caption.",
+                    tooltip="More prompts, from the input folder: a text file with one a line (lines that begin with # "
+                    "are comments), or a table (csv, tsv, jsonl) with a column prompt, text or caption.",
                 ),
                 io.Int.Input("images_per_prompt", default=2, min=1, max=10000, tooltip="How many images of a prompt."),
                 io.Int.Input(
@@ -160,7 +161,10 @@ def _prompts(text: str, file: str) -> list[str]:
     """
     found = prompts.from_text(text)
     if file != NO_FILE:
-        found += prompts.read(datasets.input_file(file))
+        path = datasets.input_file(file)
+        found += prompts.read(path)
+        if sentence := prompts.skipped(path):
+            logging.info("L2P: %s", sentence)
     if not found:
         raise ValueError("There are no prompts: type some, one a line, or choose a file of the input folder.")
     return found

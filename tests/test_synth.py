@@ -21,6 +21,7 @@ from comfyui_l2p.l2p_core.dataset.image_folder import open_folder
 from comfyui_l2p.l2p_core.dataset.loader import Loader
 from comfyui_l2p.l2p_core.dataset.synthesis import SynthesisFolder, items
 from comfyui_l2p.l2p_core.tiny.shapes import IMAGE_SIZE, all_captions
+from comfyui_l2p.train import host_client
 from comfyui_l2p.train.cli import main
 from comfyui_l2p.train.fleet import Fleet
 from comfyui_l2p.train.host_client import HostClient
@@ -51,7 +52,7 @@ PROMPTS = [f'a "{name}", asleep' for name in ("fox", "hare", "owl", "newt", "cro
 @pytest.fixture
 def workflow(tmp_path: Path) -> Path:
     path = tmp_path / "workflow.json"
-    path.write_text(json.dumps(WORKFLOW), encoding="utf-8")
+    path.write_text(json.dumps(WORKFLOW), encoding="utf-8-sig")  # as editors on Windows save it
     return path
 
 
@@ -114,14 +115,22 @@ def test_a_host_that_goes_gives_its_work_to_the_others(
     assert f"{bad.address} does not answer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["error", "two", "broken", "refuse", "drop"])
+@pytest.mark.parametrize("kind", ["error", "two", "broken", "eps", "huge", "refuse", "drop"])
 def test_a_host_that_always_fails_is_given_up(
-    tmp_path: Path, workflow: Path, prompts: Path, capsys: pytest.CaptureFixture[str], kind: str
+    tmp_path: Path,
+    workflow: Path,
+    prompts: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
+    monkeypatch.setattr(host_client, "IMAGE_BYTES", 1 << 19)
     sentences = {
         "error": "out of memory",
         "two": "gives 2 images, not one: take batch size 1",
         "broken": "cannot be read",
+        "eps": "not an image of a known format (PNG, JPEG, WEBP)",
+        "huge": "its answer is larger than the 1 MB that are read",
         "refuse": "does not take the workflow: Value not in list unet_name",
         "drop": "has dropped a workflow",
     }
@@ -195,7 +204,7 @@ def test_the_settings_follow_the_workflow_and_not_its_seed() -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "is no workflow in API format"),
         ('{"nodes": [], "links": []}', "export it in API format"),
         (json.dumps(WORKFLOW).replace("{prompt}", "a fox"), "holds {prompt}: write that for the positive prompt"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
+
+from ..l2p_core.paths import typed
 
 MODEL_HELP = "safetensors file, folder of shards, or 'tiny' for the bundled source"
 
@@ -24,7 +25,9 @@ def add_recipe(parser: argparse.ArgumentParser, output: bool = True) -> None:
         "recipe", metavar="RECIPE", help="TOML file, name of a bundled recipe such as 'tiny', or run folder to go on in"
     )
     if output:
-        parser.add_argument("--output", type=Path, default=None, help="run folder (default: runs/<name of the recipe>)")
+        parser.add_argument(
+            "--output", type=typed, default=None, help="run folder (default: runs/<name of the recipe>)"
+        )
     parser.add_argument("--base", default=None, help=f"in place of the recipe's [model] base: {MODEL_HELP}")
     parser.add_argument("--data", default=None, metavar="FOLDER", help="in place of the recipe's [data] path")
     parser.add_argument("--encoder", default=None, metavar="PATH", help="in place of the recipe's [captions] encoder")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
+from ..l2p_core.paths import typed
 from . import file_commands
 from .arguments import Commands as _Commands
 from .arguments import add_recipe as _add_recipe
@@ -90,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_demo(commands: _Commands) -> None:
     parser = _command(commands, "demo", "convert, train, sample, score and draw the bundled tiny model, live")
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the figure and all files")
+    parser.add_argument("--output", type=typed, default=Path("demo"), help="folder for the figure and all files")
     parser.add_argument("--steps", type=_positive, default=None, help="training steps (default: as the recipe)")
     parser.add_argument("--seed", type=int, default=0, help="of the initialisation, the training and the samples")
 
@@ -105,10 +106,10 @@ def _add_demo(commands: _Commands) -> None:
 def _add_synth(commands: _Commands) -> None:
     parser = _command(commands, "synth", "make the images to train on: in running hosts, or with the bundled source")
     parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="ComfyUI workflow in API format with {prompt} in a text, or 'tiny'"
+        "source", type=typed, metavar="SOURCE", help="ComfyUI workflow in API format with {prompt} in a text, or 'tiny'"
     )
-    parser.add_argument("output", type=Path, metavar="FOLDER", help="where the images and metadata.csv go")
-    parser.add_argument("--prompts", type=Path, default=None, metavar="FILE", help="text file, one a line, or a table")
+    parser.add_argument("output", type=typed, metavar="FOLDER", help="where the images and metadata.csv go")
+    parser.add_argument("--prompts", type=typed, default=None, metavar="FILE", help="text file, one a line, or a table")
     parser.add_argument("--seeds", type=_positive, default=1, metavar="N", help="images of each prompt")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of each prompt's first image")
     parser.add_argument(
@@ -170,26 +171,26 @@ def _add_sample(commands: _Commands) -> None:
     parser = _command(commands, "sample", "generate PNG images with an L2P model")
     parser.add_argument(
         "model",
-        type=Path,
+        type=typed,
         nargs="?",
         default=Path("tiny"),
         metavar="MODEL",
         help="safetensors file or folder of shards; 'tiny' is the bundled source with its delta",
     )
-    parser.add_argument("--delta", type=Path, default=None, help="put this delta onto MODEL first")
+    parser.add_argument("--delta", type=typed, default=None, help="put this delta onto MODEL first")
     parser.add_argument("--prompt", default=None, help="caption in words, for the tiny model")
     parser.add_argument(
-        "--caption-features", type=Path, default=None, metavar="FILE",
+        "--caption-features", type=typed, default=None, metavar="FILE",
         help="safetensors file with text encoder states 'positive' and, for guidance, 'negative', each (L, width)",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, default=Path("l2p.png"), help="PNG file; several seeds are numbered")
+    parser.add_argument("--output", type=typed, default=Path("l2p.png"), help="PNG file; several seeds are numbered")
     parser.add_argument("--width", type=_positive, default=None, help="pixels, any number (default: of the variant)")
     parser.add_argument("--height", type=_positive, default=None, help="pixels, any number (default: of the variant)")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one image for each")
     parser.add_argument("--steps", type=_positive, default=None, help="Euler steps (default: of the variant)")
     parser.add_argument("--cfg", type=float, default=None, help="guidance (default: of the variant)")
     parser.add_argument("--shift", type=float, default=None, help="of the schedule (default: of the variant)")
-    parser.add_argument("--init", type=Path, default=None, help="image to start from, resized to the size asked for")
+    parser.add_argument("--init", type=typed, default=None, help="image to start from, resized to the size asked for")
     parser.add_argument("--denoise", type=float, default=1.0, help="with --init: share of the schedule, above 0 to 1")
     parser.add_argument("--tile", type=_positive, default=None, help="side in pixels of the head's tiles")
     parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda")
@@ -209,7 +210,7 @@ def _add_benchmark(commands: _Commands) -> None:
 
     head = _command(kinds, "head", "the Detailer Head: memory format, tiles, and a 10240-pixel image in little memory")
     head.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
-    head.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the results here too")
+    head.add_argument("--json", type=typed, default=None, metavar="FILE", help="write the results here too")
 
     def run_head(args: argparse.Namespace) -> None:
         from .benchmark.head import benchmark_head
@@ -222,7 +223,7 @@ def _add_benchmark(commands: _Commands) -> None:
     train.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
     train.add_argument("--precision", choices=["bf16", "fp32"], default=None, help="default: as the processor can")
     train.add_argument("--device", default=None, help="torch device, such as cpu or cuda (default: a GPU if any)")
-    train.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the results here too")
+    train.add_argument("--json", type=typed, default=None, metavar="FILE", help="write the results here too")
 
     def run_train(args: argparse.Namespace) -> None:
         from .benchmark.train import benchmark_train
@@ -253,7 +254,7 @@ def _add_benchmark(commands: _Commands) -> None:
 
     checkpoint = _command(kinds, "checkpoint", "speed and memory of conversion, delta and merge")
     checkpoint.add_argument("--gigabytes", type=float, default=1.0, help="size of the checkpoint to make")
-    checkpoint.add_argument("--folder", type=Path, default=None, help="where to make it (default: temporary folder)")
+    checkpoint.add_argument("--folder", type=typed, default=None, help="where to make it (default: temporary folder)")
 
     def run_checkpoint(args: argparse.Namespace) -> None:
         from .benchmark.checkpoint import benchmark_checkpoint
@@ -263,11 +264,13 @@ def _add_benchmark(commands: _Commands) -> None:
     checkpoint.set_defaults(command=run_checkpoint)
 
     transfer = _command(kinds, "transfer", "what transfer keeps of the tiny source, and the ablations, in small")
-    transfer.add_argument("--output", type=Path, default=Path("runs/transfer"), help="folder; finished stages are kept")
+    transfer.add_argument(
+        "--output", type=typed, default=Path("runs/transfer"), help="folder; finished stages are kept"
+    )
     transfer.add_argument("--steps", type=_positive, default=None, help="of the main run (default: as the recipe)")
     transfer.add_argument("--ablation-steps", type=_positive, default=None, help="of each ablation")
     transfer.add_argument("--renderings", action="store_true", help="also train on clean renderings, to compare")
-    transfer.add_argument("--write-delta", type=Path, default=None, metavar="FILE", help="also write the delta here")
+    transfer.add_argument("--write-delta", type=typed, default=None, metavar="FILE", help="also write the delta here")
 
     def run_transfer(args: argparse.Namespace) -> None:
         from .benchmark.transfer import benchmark_transfer

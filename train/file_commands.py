@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from ..l2p_core.paths import typed
 from .arguments import MODEL_HELP, Commands, command
 
 
 def add_inspect(commands: Commands) -> None:
     """`l2p inspect`."""
     parser = command(commands, "inspect", "say what a file is: layout, variant, sizes, number types, metadata")
-    parser.add_argument("file", type=Path, metavar="FILE", help=MODEL_HELP)
+    parser.add_argument("file", type=typed, metavar="FILE", help=MODEL_HELP)
     parser.add_argument("--keys", action="store_true", help="list every tensor too")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -26,8 +26,8 @@ def add_inspect(commands: Commands) -> None:
 def add_convert(commands: Commands) -> None:
     """`l2p convert`."""
     parser = command(commands, "convert", "make a pixel initialisation from a latent source or a smaller variant")
-    parser.add_argument("source", type=Path, metavar="SOURCE", help=MODEL_HELP)
-    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument("source", type=typed, metavar="SOURCE", help=MODEL_HELP)
+    parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")
     parser.add_argument("--variant", default="1k", help="1k, 4k, 8k or 10k")
     parser.add_argument("--seed", type=int, default=0, help="of what is initialised")
     parser.add_argument("--init", default="random", help="how the patch embedder and the head begin: random or scaled")
@@ -50,9 +50,9 @@ def add_convert(commands: Commands) -> None:
 def add_merge(commands: Commands) -> None:
     """`l2p merge`."""
     parser = command(commands, "merge", "put a delta onto its base: the pixel initialisation or the latent source")
-    parser.add_argument("delta", type=Path, metavar="DELTA", help="file that `l2p delta` or `l2p train` wrote")
-    parser.add_argument("base", type=Path, metavar="BASE", help=MODEL_HELP)
-    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument("delta", type=typed, metavar="DELTA", help="file that `l2p delta` or `l2p train` wrote")
+    parser.add_argument("base", type=typed, metavar="BASE", help=MODEL_HELP)
+    parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
 
     def run(args: argparse.Namespace) -> None:
@@ -66,9 +66,9 @@ def add_merge(commands: Commands) -> None:
 def add_delta(commands: Commands) -> None:
     """`l2p delta`."""
     parser = command(commands, "delta", "keep only what training changed, as a small file to share")
-    parser.add_argument("trained", type=Path, metavar="TRAINED", help="trained L2P model")
-    parser.add_argument("base", type=Path, metavar="BASE", help=MODEL_HELP)
-    parser.add_argument("target", type=Path, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument("trained", type=typed, metavar="TRAINED", help="trained L2P model")
+    parser.add_argument("base", type=typed, metavar="BASE", help=MODEL_HELP)
+    parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
 
     def run(args: argparse.Namespace) -> None:

@@ -14,6 +14,9 @@ from typing import Any
 Json = dict[str, Any]
 REQUEST_SECONDS = 60
 """How long a host may take to answer a request; it does while it loads a model."""
+JSON_BYTES, IMAGE_BYTES = 1 << 26, 1 << 29
+"""An answer is read up to this size. A PNG of 10240x10240 pixels that does not compress at all has 420 MB."""
+_REFUSAL_BYTES = 1 << 16  # of what a host says about a workflow that it does not take
 _POLL_FIRST, _POLL_LAST = 0.05, 0.5  # seconds between looks at whether a workflow is done
 
 
@@ -26,7 +29,7 @@ class HostRefused(Exception):
 
 
 class ImageFailed(Exception):
-    """The host ran the workflow and failed, or gave no single image."""
+    """The host ran the workflow and failed, or gave no single image of a size that is read."""
 
 
 class Stopped(Exception):
@@ -72,7 +75,7 @@ class HostClient:
             self._take_back(id)
             raise
         try:
-            return self._get("/view?" + urllib.parse.urlencode(_image_of(entry)))
+            return self._get("/view?" + urllib.parse.urlencode(_image_of(entry)), IMAGE_BYTES)
         finally:
             self._forget(id)
 
@@ -80,7 +83,7 @@ class HostClient:
         try:
             answer = self._parsed(self._post("/prompt", {"prompt": workflow}))
         except urllib.error.HTTPError as error:
-            raise HostRefused(_refusal(error.read())) from error
+            raise HostRefused(_refusal(error.read(_REFUSAL_BYTES))) from error
         if "prompt_id" not in answer:
             raise HostRefused("its answer names no workflow, as ComfyUI's does")
         return str(answer["prompt_id"])
@@ -117,12 +120,12 @@ class HostClient:
         """Take a workflow out of the host's history, which would grow with every image."""
         try:
             self._post("/history", {"delete": [id]})
-        except (HostGone, urllib.error.HTTPError):
+        except (HostGone, ImageFailed, urllib.error.HTTPError):
             return  # its history ends with it
 
-    def _get(self, path: str) -> bytes:
+    def _get(self, path: str, limit: int = JSON_BYTES) -> bytes:
         try:
-            return self._answer(urllib.request.Request(self.url + path))
+            return self._answer(urllib.request.Request(self.url + path), limit)
         except urllib.error.HTTPError as error:
             kind = ImageFailed if error.code < 500 else HostGone
             raise kind(f"{self.name} answers {error.code} to {path.partition('?')[0]}") from error
@@ -143,15 +146,18 @@ class HostClient:
                 raise
             raise HostGone(f"{self.name} answers {error.code} to {path}") from error
 
-    def _answer(self, request: urllib.request.Request) -> bytes:
+    def _answer(self, request: urllib.request.Request, limit: int = JSON_BYTES) -> bytes:
         try:
             with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as answer:
-                return bytes(answer.read())
+                content = bytes(answer.read(limit + 1))
         except urllib.error.HTTPError:
             raise
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise HostGone(f"{self.name} does not answer ({reason})") from error
+        if len(content) > limit:
+            raise ImageFailed(f"its answer is larger than the {limit / 1e6:.0f} MB that are read")
+        return content
 
 
 def _refusal(body: bytes) -> str:

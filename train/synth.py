@@ -34,6 +34,8 @@ def synth_command(args: argparse.Namespace) -> None:
     """
     tiny = str(args.source) == NAME
     _check(args, tiny)
+    if args.prompts and args.prompts.is_file() and (skipped := prompts.skipped(args.prompts)):
+        print(skipped, file=sys.stderr)
     wanted = items(prompts.read(args.prompts) if args.prompts else all_captions(), args.seeds, args.first)
     if tiny:
         settings = {"steps": args.steps or STEPS, "cfg": CFG if args.cfg is None else args.cfg}

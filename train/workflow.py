@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..l2p_core.dataset.tables import decoded
+
 PLACEHOLDER = "{prompt}"
 SEED_INPUTS = ("seed", "noise_seed")
 _NAMED = {
@@ -53,12 +55,11 @@ class Workflow:
     @classmethod
     def load(cls, path: Path) -> Workflow:
         """Read a file; errors as for the class, and a ValueError if it is no workflow in API format."""
+        text = decoded(path)
         try:
-            nodes = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+            nodes = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no JSON: export the workflow from ComfyUI in API format.") from error
+            raise ValueError(f"{path} is not valid JSON: export the workflow from ComfyUI in API format.") from error
         if isinstance(nodes, dict) and isinstance(nodes.get("nodes"), list):
             raise ValueError(
                 f"{path} is a workflow as ComfyUI saves it: export it in API format (Workflow, Export (API))."
