@@ -1,51 +1,31 @@
 """Checkpoints: a safetensors file or a folder of shards, opened as one set of tensors in ComfyUI layout.
 
 Opening reads headers only. Both key layouts, the prefix ``model.diffusion_model.`` and mixed dtypes are understood;
-quantised weights are recognised and refused by whatever needs the numbers.
+quantised weights are recognised, and refused by whatever needs exact ones. No key is passed over: each is a weight of
+the model, a scale of one (`quantised`), or on a list of those that may be there (`recognise`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from .config import COMFY_PREFIX, ModelConfig
 from .layouts import comfy_sources
-from .metadata import DELTA, KIND
+from .metadata import DELTA, KIND, stored_config
 from .model import L2PModel, LatentModel, build, key_shapes
+from .quantised import FLOAT_DTYPES, LayerSettings, check_layers, layer_settings, summary, unpacked
+from .recognise import is_beside, is_unused, other_kind, unknown_prefix
 from .safetensors_header import CheckpointError, Entry, Header, read_header, shown
 from .shards import files_of
 from .tensor_file import load_tensors, save
 from .tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, Piece, Progress, ProgressCallback, Stored
 
 __all__ = ["Checkpoint", "CheckpointError", "load_any", "load_latent", "load_model", "load_tensors", "save"]
-
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-UNUSED_KEYS = ("norm_final.weight",)
-"""Keys that Z-Image files may carry and that its network does not have."""
-
-_QUANTISED_KEY = re.compile(
-    r"(^|\.)(scaled_fp8|comfy_quant|weight_scale(_2)?|scale_(weight|input)|input_scale|qweight|absmax|quant_map)($|\.)"
-)
-
-# What other models' files are told by: a piece of a key, and what to call the file.
-_OTHER_MODELS = (
-    ("conditioner.embedders.", "an SDXL checkpoint"),
-    ("cond_stage_model.", "a Stable Diffusion checkpoint"),
-    ("decoder.conv_in.", "a VAE"),
-    ("input_blocks.", "a Stable Diffusion or SDXL model"),
-    ("down_blocks.", "a Stable Diffusion or SDXL model"),
-    ("joint_blocks.", "a Stable Diffusion 3 model"),
-    ("double_blocks.", "a Flux model"),
-    ("transformer_blocks.", "another diffusion transformer"),
-    ("lora_", "a LoRA"),
-    (".lora_A.", "a LoRA"),
-    ("model.embed_tokens.", "a text encoder"),
-)
 
 
 @dataclass(frozen=True)
@@ -79,17 +59,46 @@ class Checkpoint:
         """Whether this is a trained part, to be merged onto its base (see `delta`)."""
         return self.metadata.get(KIND) == DELTA
 
+    @cached_property
+    def layer_settings(self) -> LayerSettings:
+        """The quantised layers and how each is stored; reads their markers.
+
+        Raises:
+            CheckpointError: if one is not valid.
+        """
+        return layer_settings(self.path, self.tensors, self.metadata)
+
+    @property
+    def quantisation(self) -> str | None:
+        """The format of quantised weights in a few words, such as "nvfp4"; None for floating-point numbers."""
+        return summary(self.tensors, self.layer_settings)
+
     def config(self) -> ModelConfig:
-        """The model's sizes.
+        """The model's sizes: those that the metadata state where the shapes agree with them, else read off the shapes.
 
         Raises:
             CheckpointError: if this is a delta, another kind of model, or its shapes contradict each other.
         """
         self._refuse_other_models()
+        shapes = unpacked(self.shapes, self.layer_settings)
         try:
-            return ModelConfig.from_shapes(self.shapes)
+            found = ModelConfig.from_shapes(shapes)
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
+        stated = stored_config(self.metadata)
+        return stated if stated and self._agrees(stated, found) else found
+
+    def _agrees(self, stated: ModelConfig, found: ModelConfig) -> bool:
+        """Whether the tensors are those of a stated configuration, which may differ where weights are filled up."""
+        counted = (stated.n_layers, stated.n_refiner_layers, stated.variant) == (
+            *(found.n_layers, found.n_refiner_layers, found.variant),
+        )
+        try:
+            if counted and stated != found:
+                check_exact(self, key_shapes(stated))
+        except CheckpointError:
+            return False
+        return counted
 
     def plain_config(self) -> ModelConfig:
         """The model's sizes, if its weights are plain floating-point numbers.
@@ -98,12 +107,11 @@ class Checkpoint:
             CheckpointError: as `config`, and if the checkpoint is quantised.
         """
         self._refuse_other_models()
-        for name, stored in self.tensors.items():
-            if _QUANTISED_KEY.search(name) or any(piece.dtype not in FLOAT_DTYPES for piece in stored.pieces):
-                raise CheckpointError(
-                    f"{self.path} is quantised ({shown(name)} is {stored.dtype}), which works for sampling in ComfyUI "
-                    "but not here: use the bf16, fp16 or fp32 file of the same model."
-                )
+        if self.quantisation:
+            raise CheckpointError(
+                f"{self.path} is quantised ({self.quantisation}), which is enough to sample from in ComfyUI, but not "
+                "to convert, merge or train: use the bf16, fp16 or fp32 file of the same model."
+            )
         return self.config()
 
     def pixel_config(self) -> ModelConfig:
@@ -124,11 +132,15 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} is an L2P delta, which holds only what was trained: merge it onto its base first."
             )
-        if "x_pad_token" in self.tensors:
-            return
-        for marker, kind in _OTHER_MODELS:
-            if any(marker in name for name in (*self.tensors, *self.outside)):
-                raise CheckpointError(f"{self.path} is {kind}, but a Z-Image or L2P model was expected.")
+        kind = other_kind(self.tensors, self.outside, self.metadata.get("model_class", ""))
+        if kind:
+            raise CheckpointError(f"{self.path} is {kind}, but a Z-Image or L2P model was expected.")
+        prefix = unknown_prefix(self.tensors)
+        if prefix:
+            raise CheckpointError(
+                f"{self.path} has keys that begin with {shown(prefix)}, which is not known: a Z-Image or L2P model has "
+                f"none or '{COMFY_PREFIX}' there, so save it again under such names."
+            )
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -242,16 +254,17 @@ def check_complete(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...
     """Hold a checkpoint to the keys and shapes of a model; it may have more.
 
     Raises:
-        CheckpointError: naming the first key that is missing or of another shape.
+        CheckpointError: naming the first key that is missing or of another shape, or what of a quantised layer is.
     """
-    shapes = checkpoint.shapes
-    missing = [key for key in expected if key not in shapes]
+    missing = [key for key in expected if key not in checkpoint.tensors]
     if missing:
         raise CheckpointError(f"{checkpoint.path} is incomplete: {some(missing)} missing.")
+    accounted = _check_quantised(checkpoint, expected)
     for key, shape in expected.items():
-        if shapes[key] != shape:
+        if key not in accounted and checkpoint.tensors[key].shape != shape:
             raise CheckpointError(
-                f"{checkpoint.path}: {shown(key)} has the shape {shapes[key]}, but {shape} was expected."
+                f"{checkpoint.path}: {shown(key)} has the shape {checkpoint.tensors[key].shape}, but {shape} was "
+                "expected."
             )
 
 
@@ -262,9 +275,20 @@ def check_exact(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]])
         CheckpointError: naming the first key that is missing, unknown or of another shape.
     """
     check_complete(checkpoint, expected)
-    unknown = [key for key in checkpoint.tensors if key not in expected and key not in UNUSED_KEYS]
+    accounted = _check_quantised(checkpoint, expected)
+    unknown = [key for key in checkpoint.tensors if key not in expected and key not in accounted and not is_unused(key)]
     if unknown:
         raise CheckpointError(f"{checkpoint.path} has tensors that such a model does not: {some(unknown)} unknown.")
+    beside = [key for key in checkpoint.outside if not is_beside(key)]
+    if beside:
+        raise CheckpointError(
+            f"{checkpoint.path} has tensors outside its diffusion model that are of no known part: {some(beside)} "
+            "unknown."
+        )
+
+
+def _check_quantised(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> set[str]:
+    return check_layers(checkpoint.path, checkpoint.tensors, checkpoint.layer_settings, expected)
 
 
 def some(keys: Sequence[str]) -> str:

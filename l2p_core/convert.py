@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from . import metadata
-from .checkpoint import UNUSED_KEYS, Checkpoint, check_complete, open_checkpoint
+from .checkpoint import Checkpoint, check_exact, open_checkpoint
 from .config import ModelConfig, variant_row
 from .initialise import INITS, random_values
 from .layouts import diffusers_targets
 from .model import key_shapes
 from .model_file import Slot, model_file, refuse_own_source
+from .recognise import is_unused
 from .safetensors_header import CheckpointError, Header, nbytes
 from .tensor_io import (
     DTYPE_NAMES,
@@ -118,7 +119,7 @@ def convert(
     source_config = checkpoint.plain_config()
     if source_config.variant == row.name:
         raise CheckpointError(f"{source} is a {variant} pixel model already: there is nothing to convert.")
-    check_complete(checkpoint, key_shapes(source_config))
+    check_exact(checkpoint, key_shapes(source_config))
     refuse_own_source(target, [header.path for header in checkpoint.files])
 
     config = source_config.with_head(variant, head_width)
@@ -163,7 +164,7 @@ def _fates(checkpoint: Checkpoint, source: ModelConfig, target: ModelConfig, how
             )
     for key in held:
         if key not in wanted:
-            unused = key in UNUSED_KEYS
+            unused = is_unused(key)
             reason = "no Z-Image model uses it" if unused else f"a {target.variant} model has no such tensor"
             fates.append(Fate(key, "dropped", reason))
     fates += [Fate(key, "dropped", "outside the diffusion model") for key in checkpoint.outside]

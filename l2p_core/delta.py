@@ -81,7 +81,7 @@ def extract(
     target, new, old = Path(target), open_checkpoint(trained), open_checkpoint(base)
     config = new.pixel_config()
     check_exact(new, key_shapes(config))
-    old.plain_config()
+    check_exact(old, key_shapes(old.plain_config()))
     if not any(old.shapes.get(name) == shape for name, shape in new.shapes.items()):
         raise CheckpointError(f"{trained} and {base} are models of different sizes: give the base it was trained from.")
     refuse_own_source(target, _paths(new, old))
@@ -137,7 +137,7 @@ def save(
         CheckpointError: if the tensors and the base do not make one L2P model, or the file cannot be written.
     """
     old = open_checkpoint(base)
-    old.plain_config()
+    check_exact(old, key_shapes(old.plain_config()))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not lora.is_adapter(name)}
     # Where the numbers are does not matter here, only that they make a model.
     whole = replace(old, tensors=old.tensors | {name: Stored(name, "F32", shape, ()) for name, shape in shapes.items()})

@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from . import metadata
-from .checkpoint import FLOAT_DTYPES, Checkpoint
+from .checkpoint import Checkpoint
+from .quantised import FLOAT_DTYPES
 from .safetensors_header import CheckpointError, parse_json
 from .tensor_io import ChunkReader, Stored, equal_bytes
 

@@ -64,7 +64,7 @@ def diffusers_targets(key: str, patch_size: int) -> tuple[str, ...]:
         return (f"all_x_embedder.{patch_size}-1.{key.removeprefix('x_embedder.')}",)
     if key.startswith("final_layer."):
         return (f"all_final_layer.{patch_size}-1.{key.removeprefix('final_layer.')}",)
-    if _STACKED in key:
+    if key.endswith(f"{_STACKED}weight"):
         return tuple(key.replace(_STACKED, part) for part in _SPLIT)
     for comfy, diffusers in _RENAMED:
         key = key.replace(comfy, diffusers)
@@ -119,12 +119,18 @@ def patch_size_of(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return LATENT_PATCH
 
 
-def _to_comfy_name(key: str) -> tuple[str, int | None]:
-    """The ComfyUI key, and which of q, k, v (0, 1, 2) the tensor is, None if it is the whole."""
+def renamed(key: str) -> str:
+    """A key by the names of the ComfyUI layout; those of q, k and v, which are parts of a tensor there, stay."""
     key = _PATCHED.sub(r"\1.", key, count=1) if key.startswith("all_") else key
-    for part, name in enumerate(_SPLIT):
-        if name in key:
-            return key.replace(name, _STACKED), part
     for comfy, diffusers in _RENAMED:
         key = key.replace(diffusers, comfy)
-    return key, None
+    return key
+
+
+def _to_comfy_name(key: str) -> tuple[str, int | None]:
+    """The ComfyUI key, and which of q, k, v (0, 1, 2) the tensor is, None if it is the whole."""
+    for part, name in enumerate(_SPLIT):
+        # Weights alone are stacked: the scales of quantised ones are not rows of one matrix.
+        if key.endswith(f"{name}weight"):
+            return key.replace(name, _STACKED), part
+    return renamed(key), None

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import lora, metadata
-from .checkpoint import FLOAT_DTYPES, Checkpoint, check_exact, open_checkpoint
+from .checkpoint import Checkpoint, check_exact, open_checkpoint
 from .kept import Kept, digest_of, parse_kept
 from .lora import LowRank
 from .model import key_shapes
+from .quantised import FLOAT_DTYPES
 from .safetensors_header import CheckpointError
 from .tensor_io import ChunkReader, Progress, ProgressCallback
 
@@ -52,8 +53,8 @@ def open_merged(delta: str | Path, base: str | Path) -> Merged:
     """
     new, old = open_checkpoint(delta), open_checkpoint(base)
     if not new.is_delta:
-        raise CheckpointError(f"{delta} is not an L2P delta: give a file that `l2p delta` or training wrote.")
-    old.plain_config()
+        raise CheckpointError(f"{delta} is not an L2P delta: give a file of trained weights that was saved as one.")
+    check_exact(old, key_shapes(old.plain_config()))
     kept = parse_kept(new)
     for name, entry in kept.items():
         if name not in old.tensors:

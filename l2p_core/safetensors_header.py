@@ -34,10 +34,10 @@ DTYPE_BITS = {
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
 _MAGIC = (
-    (b"version https://git-lfs", "a git-lfs pointer, not the file itself: fetch it with 'git lfs pull' or download it"),
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself: download the file itself"),
     (b"PK\x03\x04", "a zip or PyTorch pickle file (.pt, .ckpt), which can run code: only safetensors files are read"),
     (b"\x80", "a pickle file (.pt, .ckpt, .bin), which can run code: only safetensors files are read"),
-    (b"GGUF", "a GGUF file: use the model's safetensors file"),
+    (b"GGUF", "a GGUF file, which neither this nor ComfyUI itself reads: use the model's safetensors file"),
     (b"<", "a web page, not a model: the download went wrong, download the file itself"),
 )
 
@@ -100,8 +100,12 @@ def read_header(path: Path) -> Header:
     return Header(path, {entry.name: entry for entry in entries}, metadata, data_start)
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON from a stranger: no repeated keys, no fractions, no huge numbers, no bottomless nesting.
+def parse_json(text: str, fractions: bool = False) -> Any:
+    """Parse JSON from a stranger: no repeated keys, no huge numbers, no bottomless nesting.
+
+    Args:
+        text: without a byte order mark.
+        fractions: whether there may be numbers such as 0.5 and 123.0; a header has none.
 
     Raises:
         ValueError: saying which of these it was.
@@ -111,7 +115,7 @@ def parse_json(text: str) -> Any:
             text,
             object_pairs_hook=_unique_pairs,
             parse_int=_bounded_int,
-            parse_float=_refuse_number,
+            parse_float=float if fractions else _refuse_number,
             parse_constant=_refuse_number,
         )
     except RecursionError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from .safetensors_header import CheckpointError, parse_json, shown
 
@@ -48,14 +49,8 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, each a plain name beside it."""
-    if index.stat().st_size > _MAX_INDEX_BYTES:
-        raise CheckpointError(f"{index} is far too large for an index: download it again.")
-    try:
-        parsed = parse_json(index.read_text(encoding="utf-8"))
-        names = set(parsed["weight_map"].values())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a valid index of shards; download it again.") from error
+    """The files that an index names, each a plain name beside it; any of them may be a link, as in a hub's snapshot."""
+    names = _shard_names(index)
     for name in names:
         if not isinstance(name, str) or PureWindowsPath(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(f"{index} names {shown(name)}, which is not a file beside it.")
@@ -64,3 +59,17 @@ def _shards(index: Path) -> list[Path]:
     if not names:
         raise CheckpointError(f"{index} names no shards; download it again.")
     return [index.parent / name for name in sorted(names)]
+
+
+def _shard_names(index: Path) -> set[Any]:
+    try:
+        content = index.read_bytes() if index.stat().st_size <= _MAX_INDEX_BYTES else None
+    except OSError as error:
+        raise CheckpointError(f"{index} cannot be read: {error.strerror or error}.") from error
+    if content is None:
+        raise CheckpointError(f"{index} is far too large for an index: download it again.")
+    try:
+        # What else the index says, such as the total size, is not used, and some programs write that as 123.0.
+        return set(parse_json(content.decode("utf-8-sig"), fractions=True)["weight_map"].values())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a valid index of shards; download it again.") from error

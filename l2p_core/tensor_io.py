@@ -69,6 +69,12 @@ class Stored:
     def nbytes(self) -> int:
         return nbytes(self.dtype, self.shape)
 
+    @property
+    def stored_dtype(self) -> str:
+        """The type of the numbers in the file, where all pieces have one, whatever they are read as."""
+        found = {piece.dtype for piece in self.pieces}
+        return found.pop() if len(found) == 1 else self.dtype
+
     def as_dtype(self, dtype: str) -> Stored:
         """The same tensor, converted to `dtype` while it is read."""
         return replace(self, dtype=dtype)

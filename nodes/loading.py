@@ -11,12 +11,13 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..l2p_core.checkpoint import UNUSED_KEYS, Checkpoint, check_complete, open_checkpoint
+from ..l2p_core.checkpoint import Checkpoint, check_complete, open_checkpoint
 from ..l2p_core.config import COMFY_PREFIX, ModelConfig
 from ..l2p_core.layouts import comfy_sources
 from ..l2p_core.lora import is_adapter
 from ..l2p_core.merged import Merged, open_merged, verify
 from ..l2p_core.model import key_shapes
+from ..l2p_core.recognise import UNUSED_KEYS
 from ..l2p_core.safetensors_header import CheckpointError
 from ..l2p_core.tensor_io import TORCH_DTYPES
 from ..l2p_core.verified import Verified

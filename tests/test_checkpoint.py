@@ -180,7 +180,7 @@ def test_a_download_cut_short_says_how_much_is_there(tmp_path: Path) -> None:
         ("layers.0.feed_forward.w1.weight", torch.zeros(80, 64).to(torch.float8_e4m3fn)),
         ("layers.0.feed_forward.w1.weight", torch.zeros(80, 64, dtype=torch.int8)),
         ("layers.0.feed_forward.w1.weight_scale", torch.ones(())),
-        ("layers.0.feed_forward.w1.comfy_quant", torch.zeros(9, dtype=torch.uint8)),
+        ("layers.0.feed_forward.w1.comfy_quant", torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)),
         ("scaled_fp8", torch.zeros(2)),
     ],
 )

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..l2p_core import freeze
-from ..l2p_core.checkpoint import Checkpoint, check_complete, open_checkpoint
+from ..l2p_core.checkpoint import Checkpoint, check_exact, open_checkpoint
 from ..l2p_core.config import COMFY_PREFIX, ModelConfig
+from ..l2p_core.lora import is_adapter
+from ..l2p_core.metadata import stored_config
 from ..l2p_core.model import key_shapes
 from ..l2p_core.tiny.bundled import resolve
 from .console import bytes_text, count_text
@@ -51,14 +53,27 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "metadata": checkpoint.metadata,
     }
     if checkpoint.is_delta:
-        return {**facts, "kind": "delta"}
+        return {**facts, "kind": "delta", **_about_delta(checkpoint)}
     config = checkpoint.config()
-    check_complete(checkpoint, key_shapes(config))
+    check_exact(checkpoint, key_shapes(config))
+    facts["parameters"] = sum(math.prod(shape) for shape in key_shapes(config).values())
+    if checkpoint.quantisation:
+        facts["quantised"] = checkpoint.quantisation
     facts |= {"kind": "pixel model" if config.head else "latent source", "variant": config.variant}
     facts["config"] = dataclasses.asdict(config)
     if config.head:
-        facts["trained"] = _trained(checkpoint, config)
+        facts["trained"] = _trained(config)
     return facts
+
+
+def _about_delta(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a delta says of its model, as far as its own tensors agree."""
+    stated = stored_config(checkpoint.metadata)
+    shapes = key_shapes(stated) if stated else {}
+    full = {name: shape for name, shape in checkpoint.shapes.items() if not is_adapter(name)}
+    if stated is None or any(shapes.get(name) != shape for name, shape in full.items()):
+        return {}
+    return {"variant": stated.variant, "config": dataclasses.asdict(stated)}
 
 
 def layout_of(checkpoint: Checkpoint) -> str:
@@ -76,10 +91,10 @@ def _bytes_by_dtype(checkpoint: Checkpoint) -> dict[str, int]:
     return dict(total.most_common())
 
 
-def _trained(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, int]:
+def _trained(config: ModelConfig) -> dict[str, int]:
     """Parameters that the published policy trains, and those of the head among them."""
     names = freeze.trainable_names(config)
-    sizes = {name: math.prod(shape) for name, shape in checkpoint.shapes.items() if name in names}
+    sizes = {name: math.prod(shape) for name, shape in key_shapes(config).items() if name in names}
     return {
         "parameters": sum(sizes.values()),
         "head": sum(size for name, size in sizes.items() if name.startswith("local_decoder.")),
@@ -89,7 +104,8 @@ def _trained(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, int]:
 def _lines(facts: dict[str, Any]) -> list[str]:
     """The facts as text."""
     files = "" if facts["files"] == 1 else f" in {facts['files']} files"
-    kind = f"{facts['variant']} pixel model" if facts.get("variant") else facts["kind"]
+    noun = "delta" if facts["kind"] == "delta" else "pixel model"
+    kind = f"{facts['variant']} {noun}" if facts.get("variant") else facts["kind"]
     lines = [
         f"{facts['path']}",
         f"kind        {kind}, {facts['layout']} layout, {bytes_text(facts['bytes'])}{files}",
@@ -97,6 +113,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         + ", ".join(f"{dtype} {bytes_text(size)}" for dtype, size in facts["dtypes"].items())
         + ")",
     ]
+    if "quantised" in facts:
+        lines.append(f"quantised   {facts['quantised']}: for sampling in ComfyUI, not to convert, merge or train")
     if "config" in facts:
         lines += _config_lines(facts["config"])
     if "trained" in facts:
