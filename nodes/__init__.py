@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import stock
 from .convert_nodes import ConvertToL2P, MergeDelta, SaveDelta
+from .host import L2PModelConfig
 from .load_nodes import Demo, DemoSource, Loader
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
 from .sampler_node import PixelSampler
@@ -14,6 +16,10 @@ from .train_node import TrainL2P
 
 class L2PExtension(ComfyExtension):
     """What the host asks for the pack's nodes."""
+
+    async def on_load(self) -> None:
+        """Let the host's own loaders know L2P files."""
+        stock.register(L2PModelConfig)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes, in the order of the menu."""

@@ -1,12 +1,12 @@
 """L2P as a MODEL of the host: what ComfyUI needs to know of a diffusion model, and nothing of files or nodes.
 
-The host's own detection takes L2P keys for the latent Z-Image, so nothing here goes through it; otherwise the steps
-are those of `load_diffusion_model_state_dict` in comfy/sd.py.
+The host builds a model of a state dict by a row of its list of supported models. Ours, `L2PModelConfig`, serves both
+the host's own loaders, in whose list `stock` puts it, and `build_model`, whose steps are those of
+`load_diffusion_model_state_dict` in comfy/sd.py.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,6 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
-import comfy.patcher_extension
 import comfy.supported_models
 import comfy.utils
 import torch
@@ -25,14 +24,19 @@ from torch import Tensor
 
 from ..l2p_core.config import VARIANTS, ModelConfig
 from ..l2p_core.sampling_memory import choose_tile, step_bytes
-from . import lora_names
-from .limits import check_memory, check_pixels
-from .lora import FittingPatches
+from . import lora_names, stock
+from .limits import check_pixels, free_memory
 from .network import L2PNextDiT
+from .patcher import adopt, patchers_of
 
 PREVIEW_PIXELS = 512
 
-WEIGHT_DTYPES = {"default": None, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8_e4m3fn": None}
+WEIGHT_DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
 """What a user can choose weights to be kept in; fp8 concerns the backbone's linear layers only."""
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -57,29 +61,79 @@ def shrink_for_preview(pixels: Tensor) -> Tensor:
 
 
 class L2PModelConfig(comfy.supported_models.ZImage):
-    """The host's configuration object for one L2P checkpoint; ZImage for its text-encoder and key prefixes."""
+    """The row of an L2P checkpoint in the host's list; ZImage for its text encoder and key prefixes."""
 
+    # What the host detects in an L2P file, which it takes for the latent model of the same backbone.
+    unet_config: dict[str, Any] = {"image_model": stock.BACKBONE}
+    required_keys: dict[str, Any] = {stock.HEAD_KEY: {}}
     latent_format = PixelFormat
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
+    quant_config: dict[str, Any] | None = None
+    asked_for_8_bits = False
 
-    def __init__(self, config: ModelConfig, head_tile: int | None):
-        assert config.variant is not None
-        super().__init__(
-            {
-                "image_model": "l2p",
-                "l2p": config,
-                "head_tile": head_tile,
-                # Read by the host's LoRA key map (comfy/lora.py, z_image_to_diffusers).
-                "dim": config.dim,
-                "n_layers": config.n_layers,
-                "n_refiner_layers": config.n_refiner_layers,
-            }
+    def __init__(self, unet_config: Mapping[str, Any] | None = None, head_tile: int | None = None):
+        # The sizes that the host detects are the latent model's: `get_model` reads them off the weights.
+        super().__init__({"image_model": "l2p", "head_tile": head_tile})
+
+    @classmethod
+    def matches(
+        cls, unet_config: Mapping[str, Any], state_dict: Mapping[str, Any] | None = None, unet_key_prefix: str = ""
+    ) -> bool:
+        """Whether a file is an L2P model that the host does not know itself."""
+        return stock.is_l2p(state_dict, unet_key_prefix) and not stock.is_native(
+            cls, unet_config, state_dict, unet_key_prefix
         )
+
+    def set_inference_dtype(self, dtype: torch.dtype, manual_cast_dtype: torch.dtype | None, **_: Any) -> None:
+        """As the host's; 8 bits, which it would give to all weights, are left to `get_model`."""
+        self.asked_for_8_bits = dtype.itemsize == 1
+        self.unet_config["dtype"], self.manual_cast_dtype = dtype, manual_cast_dtype
+
+    def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> L2PBaseModel:
+        """The model that these weights are of, without them; `state_dict` is brought to its names, in place.
+
+        Raises:
+            ValueError: if weights are missing, as they are from a delta.
+        """
+        lora_names.make_known()
+        weights = stock.taken_out(state_dict, prefix)
+        config = stock.sizes(weights)
+        if self.asked_for_8_bits and self.custom_operations is None:
+            self._keep_the_head_out_of_8_bits(weights)
+        state_dict.update({prefix + name: weight for name, weight in weights.items()})
+        # `dim` and `n_layers` are read by the host's LoRA key map (comfy/lora.py, z_image_to_diffusers).
+        self.unet_config |= {
+            "l2p": config,
+            "dim": config.dim,
+            "n_layers": config.n_layers,
+            "n_refiner_layers": config.n_refiner_layers,
+        }
+        assert config.variant is not None
         # A multiplier of 1 hands the network sigma itself; ModelSamplingAuraFlow keeps it.
         self.sampling_settings = {"multiplier": 1.0, "shift": VARIANTS[config.variant].shift}
-
-    def get_model(self, state_dict: Mapping[str, Tensor], prefix: str = "", device: Any = None) -> L2PBaseModel:
+        logging.info("L2P: %s model, patch %d, %d blocks", config.variant, config.patch_size, config.n_layers)
         return L2PBaseModel(self, device=device)
+
+    def _keep_the_head_out_of_8_bits(self, weights: dict[str, Tensor]) -> None:
+        """8 bits by the host's flag, by the node's choice, or as the file has most of its weights.
+
+        Files that are quantised layer by layer stay as they are.
+        """
+        parameters = comfy.utils.calculate_parameters(weights)
+        if self.quant_config is None:
+            quantise_backbone(weights)
+            self.quant_config = comfy.utils.detect_layer_quantization(weights, "")
+        supported = self.supported_inference_dtypes
+        dtype = comfy.model_management.unet_dtype(model_params=parameters, supported_dtypes=supported)
+        # By the host's flag, again.
+        self.unet_config["dtype"] = torch.bfloat16 if dtype.itemsize == 1 else dtype
+        self.manual_cast_dtype = comfy.model_management.unet_manual_cast(
+            None, comfy.model_management.get_torch_device(), supported
+        )
+
+    def process_vae_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """For Load Checkpoint's VAE output: the host's VAE for pixels, as Load VAE's "pixel_space" is."""
+        return {"pixel_space_vae": torch.tensor(1.0)}
 
 
 class L2PBaseModel(comfy.model_base.Lumina2):
@@ -90,26 +144,43 @@ class L2PBaseModel(comfy.model_base.Lumina2):
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=L2PNextDiT
         )
         self.memory_usage_factor_conds = ()
+        self.diffusion_model.ask_free_memory_of(self)
 
     @property
     def l2p(self) -> ModelConfig:
         """The sizes of this model."""
         return self.diffusion_model.l2p
 
+    def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", assign: bool = False) -> L2PBaseModel:
+        """As the host's, which has made its patcher by then."""
+        super().load_model_weights(sd, unet_prefix, assign)
+        for patcher in patchers_of(self):
+            adopt(patcher)
+        return self
+
     def process_timestep(self, timestep: Tensor, **_: Any) -> Tensor:
-        """Sigma in [0, 1], whatever scale a sampling node (ModelSamplingSD3: 1000) has put it on."""
-        return timestep / self.model_sampling.multiplier
+        """Sigma in [0, 1], whatever scale a sampling node (ModelSamplingSD3: 1000) has put it on.
+
+        Those that have no scale (ModelSamplingFlux) hand sigma on.
+        """
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
         """The caption's shape, under the name that `memory_required` reads."""
         caption = kwargs.get("cross_attn")
         return {} if caption is None else {"c_crossattn": list(caption.shape)}
 
+    def get_free_memory(self, device: torch.device) -> float:
+        """Bytes that are free for a step, as the patcher that samples counts them."""
+        return free_memory(self.current_patcher, device)
+
     def memory_required(
-        self, input_shape: Iterable[int], cond_shapes: Mapping[str, list[list[int]]] | None = None
+        self, input_shape: Iterable[int], cond_shapes: Mapping[str, list[list[int]]] | None = None, **_: Any
     ) -> float:
-        """Bytes a forward pass of (B, 3, H, W) needs beside the weights, see `memory`."""
-        batch, _, height, width = input_shape
+        """Bytes a forward pass of (B, 3, H, W) needs beside the weights, see `sampling_memory`."""
+        shape = list(input_shape)
+        check_pixels(shape)
+        batch, _channels, height, width = shape
         caption = max((shape[1] for shape in (cond_shapes or {}).get("c_crossattn", [])), default=0)
         itemsize = comfy.model_management.dtype_size(self.get_dtype_inference())
         tile = self.diffusion_model.head_tile
@@ -125,29 +196,17 @@ def _fused_attention() -> bool:
     return comfy.model_management.pytorch_attention_enabled() or comfy.model_management.xformers_enabled()
 
 
-@functools.cache
-def _patcher_class(base: type) -> type:
-    """The host's patcher (which one is decided when the host starts) that leaves out what does not fit."""
-    return type("L2PModelPatcher", (FittingPatches, base), {})
-
-
 def build_model(
     state: dict[str, Tensor],
     metadata: dict[str, str] | None,
-    config: ModelConfig,
     *,
     weight_dtype: str = "default",
     head_tile: int | None = None,
     disable_dynamic: bool = False,
 ) -> Any:
-    """Put an L2P state dict (ComfyUI layout, no prefix) into a ModelPatcher. Takes the tensors out of `state`."""
-    lora_names.make_known()
-    load_device = comfy.model_management.get_torch_device()
-    offload_device = comfy.model_management.unet_offload_device()
-    model_config = L2PModelConfig(config, head_tile)
-    if weight_dtype == "fp8_e4m3fn" or (weight_dtype == "default" and _host_takes_fp8(state, model_config)):
-        quantise_backbone(state)
+    """Put an L2P state dict (no prefix) into a ModelPatcher. Takes the tensors out of `state`."""
     state, metadata = comfy.utils.convert_old_quants(state, "", metadata=metadata)
+    model_config = L2PModelConfig(head_tile=head_tile)
     model_config.quant_config = comfy.utils.detect_layer_quantization(state, "") or None
     supported = model_config.supported_inference_dtypes
     quantised = model_config.quant_config is not None
@@ -156,55 +215,18 @@ def build_model(
         supported_dtypes=supported,
         weight_dtype=None if quantised else comfy.utils.weight_dtype(state),
     )
-    if dtype.itemsize == 1:
-        # By the host's flag; the linear layers are quantised already, and nothing else may be.
-        dtype = torch.bfloat16
+    load_device = comfy.model_management.get_torch_device()
     cast = comfy.model_management.unet_manual_cast(None if quantised else dtype, load_device, supported)
     model_config.set_inference_dtype(dtype, cast)
-
     model = model_config.get_model(state)
-    on_cpu = comfy.model_management.is_device_cpu(load_device)
-    # Given a CPU, the host's dynamic patcher turns itself into a plain one, which a subclass could not follow.
-    plain = disable_dynamic or on_cpu
-    base = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
-    patcher = _patcher_class(base)(model, load_device=load_device, offload_device=offload_device)
+    plain = comfy.model_patcher.ModelPatcher
+    kind = plain if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    offload_device = comfy.model_management.unet_offload_device()
+    patcher = kind(model, load_device=load_device, offload_device=offload_device, **stock.disk_speed(kind, state))
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "l2p", _before_sampling)
-    logging.info("L2P: %s model, patch %d, %d blocks", config.variant, config.patch_size, config.n_layers)
     return patcher
-
-
-def _host_takes_fp8(state: dict[str, Tensor], model_config: L2PModelConfig) -> bool:
-    """Whether the host would keep all weights in 8 bits, the head's too: by its flag, or as the file has most of them.
-
-    Not for files that are quantised layer by layer, which stay as they are.
-    """
-    if comfy.utils.detect_layer_quantization(state, "") or "scaled_fp8" in state:
-        return False
-    dtype: torch.dtype = comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(state),
-        supported_dtypes=model_config.supported_inference_dtypes,
-        weight_dtype=comfy.utils.weight_dtype(state),
-    )
-    return dtype.itemsize == 1
-
-
-def _before_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Wraps the host's sampling: refuses what cannot be sampled, and brings areas of conditioning to pixels.
-
-    Areas come in eighths of a pixel's size, whatever the model.
-    """
-    guider = executor.class_obj
-    check_pixels(noise.shape)
-    check_memory(guider.model_patcher, noise.shape[0], *noise.shape[2:])
-    for conds in guider.conds.values():
-        for cond in conds:
-            area = cond.get("area")
-            if area is not None and area[0] != "percentage":
-                cond["area"] = tuple(8 * value for value in area)
-    return executor(noise, *args, **kwargs)
 
 
 def quantise_backbone(state: dict[str, Tensor]) -> None:

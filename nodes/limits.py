@@ -42,7 +42,7 @@ def check_memory(model: Any, batch: int, height: int, width: int) -> None:
     step = model.model.memory_required([batch, PIXEL_CHANNELS, height, width])
     needed = step + SAMPLER_COPIES * image_bytes(batch, height, width)
     if comfy.model_management.is_device_cpu(device):
-        there = comfy.model_management.get_free_memory(device)
+        there = free_memory(model, device)
     else:
         # Weights can leave the GPU to make room, so all of it counts.
         there = comfy.model_management.get_total_memory(device)
@@ -51,6 +51,11 @@ def check_memory(model: Any, batch: int, height: int, width: int) -> None:
             f"{batch} image(s) of {width}x{height} need about {needed / GIB:.0f} GiB for one step, but there are "
             f"{there / GIB:.0f} GiB: choose a smaller size or batch, or a smaller head tile in L2P Loader."
         )
+
+
+def free_memory(patcher: Any, device: torch.device) -> float:
+    """Bytes free on a device: as the patcher counts them where it does (newer hosts), else as the host."""
+    return (patcher if hasattr(patcher, "get_free_memory") else comfy.model_management).get_free_memory(device)
 
 
 def check_pixels(shape: Sequence[int]) -> None:

@@ -62,16 +62,14 @@ def load_model(
     tile = parse_head_tile(head_tile)
     if weight_dtype not in WEIGHT_DTYPES:
         raise ValueError(f"There is no weight type {weight_dtype!r}; choose one of {', '.join(WEIGHT_DTYPES)}.")
-    state, metadata, config = read_state(path, delta)
-    patcher = build_model(
-        state, metadata, config, weight_dtype=weight_dtype, head_tile=tile, disable_dynamic=disable_dynamic
-    )
+    state, metadata = read_state(path, delta)
+    patcher = build_model(state, metadata, weight_dtype=weight_dtype, head_tile=tile, disable_dynamic=disable_dynamic)
     # The host loads the model anew from this when it compiles, trains, or runs on several GPUs.
     patcher.cached_patcher_init = (load_model, (path, delta, weight_dtype, head_tile))
     return patcher
 
 
-def read_state(path: str, delta: str | None) -> tuple[dict[str, Tensor], dict[str, str] | None, ModelConfig]:
+def read_state(path: str, delta: str | None) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     """The weights in ComfyUI layout without prefix (memory-mapped where the host does so), with what describes them.
 
     Raises:
@@ -87,10 +85,10 @@ def read_state(path: str, delta: str | None) -> tuple[dict[str, Tensor], dict[st
             "Convert to L2P, or give the delta that was trained on it."
         )
     _check_complete(checkpoint, config)
-    return *_read(path), config
+    return _read(path)
 
 
-def _read_merged(base: str, delta: str) -> tuple[dict[str, Tensor], dict[str, str] | None, ModelConfig]:
+def _read_merged(base: str, delta: str) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     """What merging the two would write, without writing it."""
     merged = open_merged(delta, base)
     _verify_once(merged)
@@ -100,7 +98,7 @@ def _read_merged(base: str, delta: str) -> tuple[dict[str, Tensor], dict[str, st
     state |= {name: of_base[name].to(TORCH_DTYPES[entry.dtype]) for name, entry in merged.kept.items()}
     for layer, adapter in merged.adapters.items():
         state[f"{layer}.weight"] = adapter.added_to(state[f"{layer}.weight"])
-    return state, metadata, merged.checkpoint.config()
+    return state, metadata
 
 
 def _verify_once(merged: Merged) -> None:

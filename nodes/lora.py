@@ -1,4 +1,4 @@
-"""LoRA files made for the latent source on an L2P model: what fits applies, one line says what was left out."""
+"""LoRA files made for the latent source on an L2P model: what fits applies, one line says what was skipped."""
 
 from __future__ import annotations
 
@@ -8,48 +8,55 @@ from typing import Any
 
 from torch import Tensor
 
-from .lora_names import PREFIX, LeftOut
+from .lora_names import PREFIX, L2PParts
+
+NOT_OF_WEIGHTS = ("config",)
+"""Kinds of patches by which files set how a layer computes (newer hosts); the host applies them to no weight."""
 
 
 class FittingPatches:
-    """Mixed into the host's ModelPatcher: weight patches whose shape is not the weight's are left out.
+    """Mixed into the host's ModelPatcher: weight patches whose shape is not the weight's are skipped.
 
     The latent source's patch embedder and final layer do not exist in a pixel model; the host would try the one at
-    every load of the model and fail with an error each time. Patches return the left-out keys too, so that the host
-    does not report them once more.
+    every load of the model and fail with an error each time. The skipped keys are returned as well, so that the
+    host does not report them once more.
     """
 
     def add_patches(
         self, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
     ) -> list[Any]:
         """As the host's."""
-        fitting, left_out = self._fitting(patches)
+        fitting, skipped = self._fitting(patches)
         applied: list[Any] = super().add_patches(fitting, strength_patch, strength_model)  # type: ignore[misc]
-        return [*applied, *left_out]
+        return [*applied, *skipped]
 
     def add_hook_patches(
         self, hook: Any, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
     ) -> list[Any]:
         """As the host's, which has patches that conditioning switches on and off."""
-        fitting, left_out = self._fitting(patches)
+        fitting, skipped = self._fitting(patches)
         applied: list[Any] = super().add_hook_patches(hook, fitting, strength_patch, strength_model)  # type: ignore[misc]
-        return [*applied, *left_out]
+        return [*applied, *skipped]
 
     def _fitting(self, patches: dict[Any, Any]) -> tuple[dict[Any, Any], list[Any]]:
         """The patches that fit, and the keys of the others."""
         weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[attr-defined]
-        fitting = {key: patch for key, patch in patches.items() if fits(key, patch, weights)}
-        left_out = [key for key in patches if key not in fitting and _name(key).startswith(PREFIX)]
-        if left_out:
-            _report(len(fitting), {key: patches[key] for key in left_out})
-        return fitting, left_out
+        found = dict(patches)
+        for patch in patches.values():
+            if isinstance(patch, L2PParts):
+                found |= patch.patches
+        fitting = {key: patch for key, patch in found.items() if fits(key, patch, weights)}
+        skipped = {key: patch for key, patch in found.items() if key not in fitting and _name(key).startswith(PREFIX)}
+        if skipped:
+            _report(len(fitting), skipped)
+        return fitting, [key for key in patches if key not in fitting and key in skipped]
 
 
-def _report(patched: int, left_out: dict[Any, Any]) -> None:
+def _report(patched: int, skipped: dict[Any, Any]) -> None:
     parts: set[str] = set()
     whole = 0
-    for key, patch in left_out.items():
-        if isinstance(patch, LeftOut):
+    for key, patch in skipped.items():
+        if isinstance(patch, L2PParts):
             parts |= patch.parts
             whole += patch.whole
         else:
@@ -58,13 +65,16 @@ def _report(patched: int, left_out: dict[Any, Any]) -> None:
     reasons = ["not being made for this model: " + ", ".join(sorted(parts))] if parts else []
     if whole:
         reasons.append(f"{whole} whole tensors of a delta, which belongs into L2P Loader's delta input")
-    logging.info("L2P: %d weights patched; left out, %s", patched, "; ".join(reasons))
+    if reasons:
+        logging.info("L2P: %d weights patched; skipped, %s", patched, "; ".join(reasons))
 
 
 def fits(key: Any, patch: Any, weights: dict[str, Tensor]) -> bool:
-    """Whether a patch of the host's kinds can be applied to the weight it names."""
+    """Whether a patch of the host's kinds can be applied to the weight it names; what changes no weight can."""
     name = _name(key)
-    if name not in weights or isinstance(patch, LeftOut):
+    if isinstance(patch, tuple) and patch[0] in NOT_OF_WEIGHTS:
+        return True
+    if name not in weights or isinstance(patch, L2PParts):
         return False
     shape = tuple(weights[name].shape)
     made_for = _shape_made_for(patch)

@@ -1,8 +1,9 @@
 """Names in LoRA files that the host does not know: a format added to its list of those (comfy/weight_adapter).
 
 The host asks every format in that list for an adapter by the names that the weights of the model at hand may have in
-files. Of L2P's own parts it knows one spelling only, so this format answers to the others. It also takes note of what
-cannot be patched into any pixel model, which the host would report key by key; `lora.FittingPatches` says it in a line.
+files. Ours answers to names of the Detailer Head alone, which no other model has, so that it is in nobody else's way:
+to the head's under the spellings that the host does not know; and once a file, under the name of one bias, for all
+else that only an L2P model makes something of. `lora.FittingPatches` applies that, and says in a line what it skips.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ PREFIX = "diffusion_model."
 
 _HEAD = f"{PREFIX}local_decoder."
 _EMBEDDER = f"{PREFIX}x_embedder"
-_ONCE_A_MODEL = f"{_HEAD}out_conv.bias"
-"""A name that the host asks for once a file, of L2P models only."""
+_ONCE_A_FILE = f"{_HEAD}out_conv.bias"
+"""A name that the host asks for once a file, and of L2P models only."""
 
 _FINAL_LAYER = re.compile(r"(?:^|[._])(?:all_)?final_layer[._]")
 _WHOLE_TENSOR = re.compile(
@@ -30,22 +31,23 @@ _WHOLE_TENSOR = re.compile(
 )
 
 
-class LeftOut:
-    """Stands among a file's patches for what is in the file and cannot be patched into a pixel model.
+class L2PParts:
+    """Stands among a file's patches for what the host does not look for in it.
 
     Args:
-        parts: of the latent source.
+        patches: of the patch embedder, under names that the host does not know.
+        parts: of the latent source, which a pixel model does not have.
         whole: how many tensors are a delta's, beside its adapters.
-        keys: all of them.
+        keys: all of the file's that this is.
     """
 
-    def __init__(self, parts: set[str], whole: int, keys: set[str]):
-        self.parts, self.whole = parts, whole
+    def __init__(self, patches: dict[str, Any], parts: set[str], whole: int, keys: set[str]):
+        self.patches, self.parts, self.whole = patches, parts, whole
         self.loaded_keys = keys
 
 
 class L2PNames:
-    """In the host's list of formats: any of the others, under names of the diffusers layout."""
+    """In the host's list of formats: any of the others, under names of L2P's own parts."""
 
     @classmethod
     def load(
@@ -57,21 +59,11 @@ class L2PNames:
         loaded_keys: set[str] | None = None,
     ) -> Any:
         """What the file has for the weight that the host calls `x`, None if nothing."""
-        if x == _ONCE_A_MODEL:
-            return _useless(lora)
-        for name in _other_names(x):
-            if not any(key.startswith(name) for key in lora):
-                continue
-            beside = {end: lora[name + end] for end in (".alpha", ".dora_scale") if name + end in lora}
-            alpha = beside[".alpha"].item() if ".alpha" in beside else None
-            for kind in comfy.weight_adapter.adapters:
-                if kind is cls:
-                    continue
-                adapter = kind.load(name, lora, alpha, beside.get(".dora_scale"), loaded_keys)
-                if adapter is not None:
-                    adapter.loaded_keys.update(name + end for end in beside)
-                    return adapter
-        return None
+        if not x.startswith(_HEAD):
+            return None
+        if x == _ONCE_A_FILE:
+            return _parts(lora)
+        return _adapter([name for name in _spellings(x.removeprefix(PREFIX)) if name != x], lora)
 
 
 def make_known() -> None:
@@ -80,26 +72,44 @@ def make_known() -> None:
         comfy.weight_adapter.adapters.append(L2PNames)
 
 
-def _other_names(x: str) -> list[str]:
-    """What the weight of an L2P model that the host calls `x` may be called in files besides."""
-    names = [x.removeprefix(PREFIX)] if x.startswith(_HEAD) else []
-    if x == _EMBEDDER:
-        # The latent source's is found too, so that it is left out for its shape and not reported as unknown.
-        patches = [LATENT_PATCH, *(row.patch_size for row in VARIANTS.values())]
-        names = ["x_embedder", *(f"all_x_embedder.{patch}-1" for patch in patches)]
-    return [form for name in names for form in _spellings(name) if form != x]
+def _parts(lora: Mapping[str, Tensor]) -> L2PParts | None:
+    """The patch embedder, the latent source's output projection, and in a delta the tensors beside its adapters."""
+    # The latent source's embedder is found too, so that it is skipped for its shape and not reported as unknown.
+    patches = [LATENT_PATCH, *(row.patch_size for row in VARIANTS.values())]
+    names = [form for patch in patches for form in _spellings(f"all_x_embedder.{patch}-1")]
+    # As x_embedder the host finds it under the first and third spelling itself.
+    names += [name for name in _spellings("x_embedder") if name not in (_EMBEDDER, "lora_unet_x_embedder")]
+    embedder = _adapter(names, lora)
+    projection = {key for key in lora if _FINAL_LAYER.search(key)}
+    whole = {key for key in lora if _WHOLE_TENSOR.fullmatch(key) and "lora" not in key}
+    if embedder is None and not projection and not whole:
+        return None
+    return L2PParts(
+        {} if embedder is None else {f"{_EMBEDDER}.weight": embedder},
+        {"final_layer"} if projection else set(),
+        len(whole),
+        projection | whole | (set() if embedder is None else embedder.loaded_keys),
+    )
+
+
+def _adapter(names: list[str], lora: Mapping[str, Tensor]) -> Any:
+    """What the file has under one of some names, by any of the host's formats; None if nothing."""
+    for name in names:
+        if not any(key.startswith(name) for key in lora):
+            continue
+        beside = {end: lora[name + end] for end in (".alpha", ".dora_scale") if name + end in lora}
+        alpha = beside[".alpha"].item() if ".alpha" in beside else None
+        for kind in comfy.weight_adapter.adapters:
+            if kind is L2PNames:
+                continue
+            adapter = kind.load(name, lora, alpha, beside.get(".dora_scale"), set())
+            if adapter is not None:
+                adapter.loaded_keys.update(name + end for end in beside)
+                return adapter
+    return None
 
 
 def _spellings(name: str) -> list[str]:
     """As comfy/lora.py spells the names of Z-Image's other weights."""
     flat = name.replace(".", "_")
-    return [f"{PREFIX}{name}", f"transformer.{name}", f"lycoris_{flat}", f"lora_unet_{flat}", name]
-
-
-def _useless(lora: Mapping[str, Tensor]) -> LeftOut | None:
-    """What is for the latent source's output projection, and, in a delta, the tensors beside its adapters."""
-    projection = {key for key in lora if _FINAL_LAYER.search(key)}
-    whole = {key for key in lora if _WHOLE_TENSOR.fullmatch(key) and "lora" not in key}
-    if not projection and not whole:
-        return None
-    return LeftOut({"final_layer"} if projection else set(), len(whole), projection | whole)
+    return [f"{PREFIX}{name}", f"transformer.{name}", f"lora_unet_{flat}", f"lycoris_{flat}", name]

@@ -7,6 +7,7 @@ Parameter names are those of `l2p_core`, and a test holds the two networks to ea
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,12 @@ class L2PNextDiT(SizedNextDiT):
         self.local_decoder = DetailerHead(l2p.head, l2p.dim, operations, device=device, dtype=dtype)
         self.l2p = l2p
         self.head_tile = head_tile
+        self._owner: weakref.ref[Any] | None = None
+
+    def ask_free_memory_of(self, owner: Any) -> None:
+        """Have the automatic tile ask `owner.get_free_memory`, which knows the patcher that samples."""
+        # Weakly, for the owner holds this network, and the host counts on both to go with their last user.
+        self._owner = weakref.ref(owner)
 
     def _forward(
         self,
@@ -125,7 +132,8 @@ class L2PNextDiT(SizedNextDiT):
         if self.head_tile is not None:
             return self.head_tile or None
         batch, _, height, width = pixels.shape
-        free = comfy.model_management.get_free_memory(pixels.device)
+        owner = self._owner() if self._owner else None
+        free = (owner or comfy.model_management).get_free_memory(pixels.device)
         return choose_tile(self.l2p, height, width, caption, pixels.element_size(), batch, free)
 
     def _joint_blocks(

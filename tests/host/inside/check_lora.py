@@ -111,7 +111,7 @@ def check_the_latent_ends_are_left_out_in_one_line(
             file |= {f"{key}.{high}.weight": torch.ones(rows, 2), f"{key}.{low}.weight": torch.ones(2, columns)}
             file[f"{key}.alpha"] = torch.tensor(2.0)
         on_it, logged = patched(model, file, caplog)
-        assert logged == ["L2P: 1 weights patched; left out, not being made for this model: final_layer, x_embedder"]
+        assert logged == ["L2P: 1 weights patched; skipped, not being made for this model: final_layer, x_embedder"]
         assert torch.equal(output(on_it), expected)
 
 
@@ -121,7 +121,7 @@ def check_a_lora_of_another_variant_is_left_out(tmp_path: Path, caplog: pytest.L
     up, down = low_rank("x", (model.model.l2p.dim, 64 * 64 * 3))
     file = {"all_x_embedder.64-1.lora_B.weight": up, "all_x_embedder.64-1.lora_A.weight": down}
     model, logged = patched(model, file, caplog)
-    assert logged == ["L2P: 0 weights patched; left out, not being made for this model: x_embedder"]
+    assert logged == ["L2P: 0 weights patched; skipped, not being made for this model: x_embedder"]
     assert torch.equal(output(model), before)
 
 
@@ -198,7 +198,7 @@ def check_the_hosts_lora_loader_reads_the_adapters(tmp_path: Path, caplog: pytes
     assert count == len(lora.LINEARS) * trainer.model.config.n_layers
     model, logged = patched(partly, load_file(file), caplog)
     assert logged == [
-        f"L2P: {count} weights patched; left out, {len(full)} whole tensors of a delta, which belongs into L2P "
+        f"L2P: {count} weights patched; skipped, {len(full)} whole tensors of a delta, which belongs into L2P "
         "Loader's delta input"
     ]
     complete = output(kit.load_model(base, str(file), weight_dtype="fp32"))
