@@ -10,41 +10,49 @@ from ..l2p_core.tiny import SOURCE_PATH
 from .names import as_path
 
 FOLDER = "diffusion_models"
+WHOLE_MODELS = (FOLDER, "checkpoints")
+"""Where an L2P model may lie: people put files that hold more than the diffusion model into the second."""
 NO_FILE = "none"
 TINY = "tiny source (comes with L2P)"
 """Stands for the bundled latent model among the files of the folder."""
 
 
-def choices() -> list[str]:
-    """The safetensors files in the host's diffusion_models folders, as the user sees them."""
-    names = folder_paths.get_filename_list(FOLDER)
-    return [name for name in names if name.lower().endswith((".safetensors", ".sft"))]
+def choices(*folders: str) -> list[str]:
+    """The safetensors files in the host's folders of some kinds (diffusion_models), each name once."""
+    names = [name for folder in folders or (FOLDER,) for name in folder_paths.get_filename_list(folder)]
+    return [name for name in dict.fromkeys(names) if name.lower().endswith((".safetensors", ".sft"))]
 
 
-def models() -> list[str]:
+def models(*folders: str) -> list[str]:
     """`choices`, and the bundled latent model after them."""
-    return [*choices(), TINY]
+    return [*choices(*folders), TINY]
 
 
-def existing(name: str) -> str:
-    """The full path of a file in the diffusion_models folders, or of the bundled latent model.
+def existing(name: str, *folders: str) -> str:
+    """The full path of a file in the first of some folders (diffusion_models) that has it, or of the bundled model.
 
     Raises:
         ValueError: if there is none of that name.
     """
     if name == TINY:
         return str(SOURCE_PATH)
-    path = folder_paths.get_full_path(FOLDER, name)
+    path = _found(name, *folders)
     if path is None:
-        raise ValueError(f"There is no file {name!r} in models/{FOLDER}: put it there, or press R to refresh the list.")
+        places = " or ".join(f"models/{folder}" for folder in folders or (FOLDER,))
+        raise ValueError(f"There is no file {name!r} in {places}: put it there, or press R to refresh the list.")
     return path
+
+
+def _found(name: str, *folders: str) -> str | None:
+    paths = (folder_paths.get_full_path(folder, name) for folder in folders or (FOLDER,))
+    return next((path for path in paths if path), None)
 
 
 def fingerprint(*names: str | None) -> list[tuple[str, int, int]]:
     """What tells that one of the files has changed: names, sizes and times."""
     found = []
     for name in names:
-        path = folder_paths.get_full_path(FOLDER, name) if name else None
+        path = _found(name, *WHOLE_MODELS) if name else None
         if name and path:
             stat = Path(path).stat()
             found.append((name, stat.st_size, stat.st_mtime_ns))

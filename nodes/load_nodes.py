@@ -23,14 +23,15 @@ class Loader(io.ComfyNode):
             display_name="L2P Loader",
             category="L2P",
             description="Loads an L2P pixel-space model of any variant (1k, 4k, 8k, 10k; told from the file) as a "
-            "MODEL for Pixel Sampler, KSampler and everything else that takes one. "
-            "Load Diffusion Model would take it for a latent Z-Image and give wrong images.",
+            "MODEL for Pixel Sampler, KSampler and everything else that takes one. Load Diffusion Model and Load "
+            "Checkpoint load a whole model too; deltas and a size for the head's tiles are to be had here.",
             search_aliases=["load diffusion model", "unet loader", "l2p", "z-image pixel", "pixel space model"],
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=files.models(),
-                    tooltip="From models/diffusion_models: an L2P model, or the base that the delta was made for.",
+                    options=files.models(*files.WHOLE_MODELS),
+                    tooltip="From models/diffusion_models or models/checkpoints: an L2P model, or the base that the "
+                    "delta was made for.",
                 ),
                 io.Combo.Input(
                     "delta",
@@ -59,7 +60,7 @@ class Loader(io.ComfyNode):
     def validate_inputs(cls, file: str | None = None) -> bool | str:
         try:
             if file is not None:
-                files.existing(file)
+                files.existing(file, *files.WHOLE_MODELS)
         except ValueError as error:
             return str(error)
         return True
@@ -71,7 +72,7 @@ class Loader(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, delta: str, weight_dtype: str, head_tile: str) -> io.NodeOutput:
         delta_path = None if delta == files.NO_FILE else files.existing(delta)
-        return io.NodeOutput(load_model(files.existing(file), delta_path, weight_dtype, head_tile))
+        return io.NodeOutput(load_model(files.existing(file, *files.WHOLE_MODELS), delta_path, weight_dtype, head_tile))
 
 
 class Demo(io.ComfyNode):

@@ -10,7 +10,8 @@ function reportWidget(node) {
   const { widget } = app.widgets.STRING(node, NAME, ["STRING", { multiline: true }], app);
   // Neither saved with the workflow nor sent to the server, which has no such input.
   widget.serialize = false;
-  widget.options = { ...widget.options, serialize: false };
+  // Nodes 2.0 draws a text field of its own, by these options; it holds on to the object that it was given.
+  Object.assign(widget.options, { serialize: false, read_only: true });
   const element = widget.element ?? widget.inputEl;
   if (element) element.readOnly = true;
   return widget;
@@ -28,7 +29,7 @@ app.registerExtension({
       reportWidget(this).value = Array.isArray(text) ? text.join("\n") : text;
       const [width, height] = this.computeSize();
       this.setSize([Math.max(this.size[0], width), Math.max(this.size[1], height + 120)]);
-      app.graph.setDirtyCanvas(true, false);
+      this.graph?.setDirtyCanvas(true, false);
     };
   },
 });
