@@ -8,6 +8,7 @@ host knows L2P itself, its row is left to answer.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +17,11 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ..l2p_core.checkpoint import UNUSED_KEYS
 from ..l2p_core.config import ModelConfig
 from ..l2p_core.layouts import comfy_sources
 from ..l2p_core.model import key_shapes
+from ..l2p_core.quantised import MARKER, unpacked
+from ..l2p_core.recognise import UNUSED_KEYS
 
 HEAD_KEY = "{}local_decoder.out_conv.weight"
 """In every L2P file; the braces stand for the prefix of its keys."""
@@ -81,7 +83,13 @@ def sizes(weights: Mapping[str, Tensor]) -> ModelConfig:
         ValueError: if some are missing: the host would only log them, and sample noise.
     """
     try:
-        config = ModelConfig.from_shapes({name: tuple(weight.shape) for name, weight in weights.items()})
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        settings = {
+            name.removesuffix(f".{MARKER}"): json.loads(bytes(weight.tolist()))
+            for name, weight in weights.items()
+            if name.endswith(f".{MARKER}")
+        }
+        config = ModelConfig.from_shapes(unpacked(shapes, settings))
         missing = next((f"'{name}' is missing" for name in key_shapes(config) if name not in weights), None)
     except ValueError as error:
         raise ValueError(_incomplete(str(error))) from error
