@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -72,14 +72,25 @@ def remove(path: Path) -> None:
     Raises:
         CheckpointError: if it stays open, or may not be deleted.
     """
+    _when_free(lambda: path.unlink(missing_ok=True), f"{path} could not be removed")
+
+
+def move(path: Path, target: Path) -> None:
+    """Give a file or folder another name on the same disk, where nothing has it yet; waits and errors as `remove`."""
+    _when_free(lambda: os.rename(path, target), f"{path} could not be moved to {target}")
+
+
+def _when_free(change: Callable[[], object], failure: str) -> None:
     until = time.monotonic() + _PATIENCE
     while True:
         try:
-            path.unlink(missing_ok=True)
+            change()
             return
         except PermissionError as error:
             if os.name == "posix" or time.monotonic() >= until:
-                raise CheckpointError(f"{path} could not be removed: {_IN_USE} ({error}).") from error
+                raise CheckpointError(f"{failure}: {_IN_USE} ({error}).") from error
+        except OSError as error:
+            raise CheckpointError(f"{failure}: {error}.") from error
         time.sleep(0.05)
 
 

@@ -112,8 +112,7 @@ def convert(
         ValueError: for an unknown variant, init or layout.
     """
     source, target = Path(source), Path(target)
-    if init not in INITS:
-        raise ValueError(f"There is no initialisation {init!r}; choose one of {', '.join(INITS)}.")
+    check_init(init)
     row = variant_row(variant)
     checkpoint = open_checkpoint(source)
     source_config = checkpoint.plain_config()
@@ -142,6 +141,16 @@ def convert(
         report = replace(report, source_sha256=_combined(hashes))
         writer.finish(_metadata(config, report, init))
     return report
+
+
+def check_init(init: str) -> None:
+    """Refuse what is not a name of `initialise.INITS`.
+
+    Raises:
+        ValueError: naming those there are.
+    """
+    if init not in INITS:
+        raise ValueError(f"There is no initialisation {init!r}; choose one of {', '.join(INITS)}.")
 
 
 def _fates(checkpoint: Checkpoint, source: ModelConfig, target: ModelConfig, how: str) -> tuple[Fate, ...]:

@@ -22,6 +22,7 @@ from .training_config import TrainingConfig
 
 GB = 10**9
 DEVICE_OVERHEAD = 6 * GB // 10
+_HEADER_BYTES = 256  # what a file says about a tensor at most
 _EIGHT_BIT_FROM, _EIGHT_BIT_BLOCK = 4096, 256  # numbers of a tensor; see `adamw`
 
 
@@ -48,9 +49,9 @@ class Plan:
     def sentence(self, device_type: str = "cuda") -> str:
         """What is needed, in words."""
         of = "GPU memory" if has_own_memory(device_type) else "memory"
-        sentence = f"Needs about {gigabytes(self.device_bytes)} GB of {of}: {_listed(self.device)}"
+        sentence = f"Needs about {gigabytes(self.device_bytes)} GB of {of}: {listed(self.device)}"
         if self.computer_bytes:
-            sentence += f"; and {gigabytes(self.computer_bytes)} GB of the computer's memory: {_listed(self.computer)}"
+            sentence += f"; and {gigabytes(self.computer_bytes)} GB of the computer's memory: {listed(self.computer)}"
         return sentence + "."
 
 
@@ -67,6 +68,16 @@ def plan(
         processes: that train together.
     """
     return _Planner(config, training, work, device_type, processes).plan()
+
+
+def saved_sizes(config: ModelConfig, training: TrainingConfig) -> tuple[int, int]:
+    """Bytes of a run's state and of its delta on the disk; arguments as for `plan`."""
+    planner = _Planner(config, training, Workload(1, 0, 0, 0), "cpu", 1)
+    of_each = len(planner.trained) * _HEADER_BYTES
+    kept = len(planner.shapes) * _HEADER_BYTES
+    averages = 4 * planner.numbers if training.ema_decay else 0
+    moments = planner._moments()
+    return 4 * planner.numbers + averages + moments + 4 * of_each, 4 * planner.numbers + of_each + kept
 
 
 class _Planner:
@@ -215,8 +226,8 @@ def _product(shape: tuple[int, ...]) -> int:
     return numbers
 
 
-def _listed(sizes: dict[str, int]) -> str:
-    """What takes a hundredth of it all or more, in GB."""
+def listed(sizes: dict[str, int]) -> str:
+    """What takes a hundredth of it all or more, in GB, in words."""
     least = sum(sizes.values()) / 100
     return ", ".join(f"{what} {gigabytes(size)}" for what, size in sizes.items() if size and size >= least)
 

@@ -36,7 +36,7 @@ COSINE_FLOOR = 0.1
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss or a gradient is no longer a finite number; what has been saved is from before.
+    """The loss, a gradient or a weight is no longer a finite number.
 
     The weights are those before that step, unless they are stepped during the backward pass (see `early`) and it is
     in the middle of it that a gradient stops being finite.
@@ -99,6 +99,7 @@ class Trainer:
         self.ranks = ranks or Ranks(device=model.x_pad_token.device)
         self.device = self.ranks.device
         self._empty_caption = empty_caption
+        self._last: Batch | None = None
         self._sigmas = flow.training_sigmas(config.shift)
         self.parameters = self._prepare_parameters()
         self._network: nn.Module = model
@@ -217,6 +218,31 @@ class Trainer:
 
     def _backward(self, batch: Batch, micro_batches: int) -> tuple[list[float], list[float]]:
         """Add the gradients of one of a step's micro-batches; its samples' errors and noise levels."""
+        self._last = batch
+        errors, sigma = self._errors(batch, self._network)
+        if self._weights.steps_early and not bool(errors.isfinite().all()):
+            raise self._diverged()
+        (errors.mean() / micro_batches).backward()
+        return errors.detach().tolist(), sigma.tolist()
+
+    def loss_now(self) -> float:
+        """The mean loss, over all processes, of the micro-batch that was trained on last, with the noise it had then
+        and the weights as they are now; all processes call this after a step."""
+        assert self._last is not None, "there has been no step"
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                errors, _ = self._errors(self._last, self.model)
+        finally:
+            self.model.train()
+        return float(self._of_all(errors.tolist()).mean())
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of a save, by name: weights, averages and moments; under FSDP2 cut among the processes."""
+        return self._weights.state()
+
+    def _errors(self, batch: Batch, network: nn.Module) -> tuple[Tensor, Tensor]:
+        """Each sample's error (B,) and noise level (B,)."""
         config = self.config
         draws = [
             draw(
@@ -237,21 +263,17 @@ class Trainer:
         ]
         with self._autocast():
             errors = flow.velocity_errors(
-                self._network,
+                network,
                 batch.pixels.to(self.device, non_blocking=True),
                 noise.to(self.device, non_blocking=True),
                 sigma.to(self.device),
                 [caption.to(self.device) for caption in captions],
             )
-        if self._weights.steps_early and not bool(errors.isfinite().all()):
-            raise self._diverged()
-        (errors.mean() / micro_batches).backward()
-        return errors.detach().tolist(), sigma.tolist()
+        return errors, sigma
 
     def _diverged(self) -> TrainingDiverged:
         return TrainingDiverged(
-            f"Training diverged at step {self.step + 1}: the loss is no longer a finite number. The last save is "
-            "good; go on from it with a lower learning rate."
+            f"Training diverged at step {self.step + 1}: the loss or its gradient is no longer a finite number."
         )
 
     def _of_all(self, values: list[float]) -> Tensor:

@@ -124,9 +124,19 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
             captions = host_captions(clip, run_files.caption_folder())
             hooks = _hooks(live, folder)
             ranks = Ranks(device=_device_of_the_host())
-            result = loop.train(recipe, folder.path, captions=captions, hooks=hooks, ranks=ranks, restart=choices.anew)
+            result = loop.train(
+                recipe,
+                folder.path,
+                captions=captions,
+                hooks=hooks,
+                ranks=ranks,
+                restart=choices.anew,
+                published=target,
+            )
         if not result.finished:
-            live.end("stopped", f"Stopped after {result.step} of {recipe.training.steps} steps; all is saved.")
+            done = f"Stopped after {result.step} of {recipe.training.steps} steps"
+            kept = "all is saved" if result.saved == result.step else f"the last save is of step {result.saved}"
+            live.end("stopped", f"{done}; {kept}.")
             comfy.model_management.throw_exception_if_processing_interrupted()
         if live.is_empty:
             _show_earlier(live, folder, result.step + 1)

@@ -16,6 +16,7 @@ from comfyui_l2p.l2p_core.checkpoint import load_tensors
 from comfyui_l2p.l2p_core.run import divergence
 from comfyui_l2p.l2p_core.run.divergence import DivergenceWatch
 from comfyui_l2p.l2p_core.run.folder import RunFolder
+from comfyui_l2p.l2p_core.tensor_file import save
 from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.train.cli import main
 
@@ -126,3 +127,87 @@ def test_a_loss_that_is_no_number_is_said_and_the_last_save_stays(
     assert load_tensors(made.state)[1]["l2p.step"] == "2"
     weights, _ = load_tensors(made.delta)
     assert all(bool(weight.isfinite().all()) for weight in weights.values())
+
+
+def last_line(folder: Path, capsys: pytest.CaptureFixture[str], steps: int, **watch: int) -> str:  # noqa: F811
+    """What `l2p train` with a learning rate of 1 says last, having failed."""
+    text = test_run.RECIPE.format(steps=steps, lr=1.0).replace("ema_decay = 0.9", "ema_decay = 0.0")
+    (folder / "recipe.toml").write_text(text.replace("save_every = 2", f"save_every = {watch['save_every']}"))
+    assert main(["train", str(folder / "recipe.toml"), "--output", str(folder / "run")]) == 1
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_weights_that_one_step_has_ruined_are_not_saved(
+    folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The loss of a step is that of the weights before it, so that it says nothing of what would be saved."""
+    made = RunFolder(folder / "run")
+    for steps in (1, 6):
+        said = last_line(folder, capsys, steps, save_every=1)
+        assert "diverged" in said and "Nothing was saved before that: begin anew with a lower learning rate." in said
+        assert not made.state.exists() and not made.delta.exists()
+
+
+@pytest.mark.parametrize("place", ["weight", "average", "moment"])
+def test_numbers_that_are_none_replace_no_good_save(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    one_step = Trainer._train_step
+
+    def step(self: Trainer, batches: object) -> object:
+        metrics = one_step(self, batches)  # type: ignore[arg-type]
+        if metrics.step == 4:
+            prefix = {"weight": "parameter.", "average": "average.", "moment": "exp_avg."}[place]
+            self.state()[prefix + "local_decoder.out_conv.weight"].view(-1)[0] = math.nan
+        return metrics
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    with pytest.raises(TrainingDiverged, match="The last save, of step 2, is from before that, and its weights are"):
+        train(folder, "run", steps=4)
+    made = RunFolder(folder / "run")
+    assert load_tensors(made.state)[1]["l2p.step"] == "2"
+    for tensors, _ in (load_tensors(made.state), load_tensors(made.delta)):
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_a_save_that_every_further_step_diverges_from_is_called_that(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backward = Trainer._backward
+
+    def broken(self: Trainer, batch: Batch, micro_batches: int) -> tuple[list[float], list[float]]:
+        if self.step == 2:
+            batch.pixels.fill_(float("inf"))
+        return backward(self, batch, micro_batches)
+
+    monkeypatch.setattr(Trainer, "_backward", broken)
+    with pytest.raises(TrainingDiverged, match="The last save, of step 2, is what this step started from"):
+        train(folder, "run", steps=4)
+
+
+def test_a_first_step_that_diverges_is_not_blamed_on_training(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backward = Trainer._backward
+
+    def broken(self: Trainer, batch: Batch, micro_batches: int) -> tuple[list[float], list[float]]:
+        batch.pixels.fill_(float("nan"))
+        return backward(self, batch, micro_batches)
+
+    monkeypatch.setattr(Trainer, "_backward", broken)
+    with pytest.raises(TrainingDiverged, match="It was the first step, so that training is not to blame"):
+        train(folder, "run", steps=4)
+
+
+def test_a_state_that_an_earlier_version_saved_unseen_is_not_published(folder: Path) -> None:  # noqa: F811
+    made = train(folder, "run", steps=1)
+    state, about = load_tensors(made.state)
+    state["parameter.x_pad_token"].view(-1)[0] = math.inf
+    save(state, made.state, about, overwrite=True)
+    with pytest.raises(ValueError, match="holds weights that are not finite numbers"):
+        train(folder, "run", steps=1)

@@ -14,7 +14,7 @@ from comfyui_l2p.l2p_core import training_model
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
 from comfyui_l2p.l2p_core.dataset.captions import TextEncoder, WordEncoder
 from comfyui_l2p.l2p_core.parallel import Ranks
-from comfyui_l2p.l2p_core.run import loop
+from comfyui_l2p.l2p_core.run import loop, preparation
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.base import pixel_config
 from comfyui_l2p.l2p_core.run.captions import Captions
@@ -97,7 +97,7 @@ def test_preparation_can_be_stopped_and_keeps_what_is_done(folder: Path) -> None
     recipe = recipe_in(folder)
 
     def stop(text: str, done: int, total: int) -> None:
-        if text == "encoding captions":
+        if text == "loading":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -110,7 +110,7 @@ def test_preparation_can_be_stopped_and_keeps_what_is_done(folder: Path) -> None
 def test_two_processes_share_the_samples_of_one(folder: Path) -> None:  # noqa: F811
     recipe, run = recipe_in(folder), RunFolder(folder / "run")
     run.begin(recipe)
-    data = loop.prepare_data(recipe, run, pixel_config(recipe.model, run.init), None, Hooks())
+    data = preparation.prepare_data(recipe, run, pixel_config(recipe.model, run.init), None, Hooks())
     cpu = torch.device("cpu")
     streams = [data.stream(recipe, Ranks(rank, count, cpu)) for rank, count in ((0, 1), (0, 2), (1, 2))]
     with streams[0].block, streams[1].block, streams[2].block:

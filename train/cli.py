@@ -157,7 +157,7 @@ def _add_plan(commands: _Commands) -> None:
 def _add_train(commands: _Commands) -> None:
     parser = _command(commands, "train", "train as a recipe says; started again, it goes on where it stopped")
     _add_recipe(parser)
-    parser.add_argument("--restart", action="store_true", help="begin anew, over the run in the folder")
+    parser.add_argument("--restart", action="store_true", help="begin anew; the run in the folder is moved aside")
 
     def run(args: argparse.Namespace) -> None:
         from .run import Places, train

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from ..l2p_core import convert, delta, tiny
+from ..l2p_core.atomic import write_bytes
 from ..l2p_core.checkpoint import load_model
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.data import RunData, tiny_images
 from ..l2p_core.run.find import find
-from ..l2p_core.run.folder import RunFolder
+from ..l2p_core.run.folder import LOCK, RunFolder
 from ..l2p_core.run.loop import Run
 from ..l2p_core.run.metrics import loss_by_sigma, read_metrics
 from ..l2p_core.run.recipe import Recipe
@@ -29,6 +30,8 @@ EVALUATED = 96  # captions a score is made of
 SAMPLING_STEPS = 12
 SHOWN = 8  # images a row
 CURVE_POINTS = 12
+MARKER = "demo.txt"
+"""The file that tells a demo's folder, which the next demo empties."""
 
 SOURCE_NAME = "latent source"
 INIT_NAME = "converted, untrained"
@@ -40,16 +43,40 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
     """Convert, train, sample, score and draw; every file of it goes to `output`.
 
     Args:
-        output: the folder; images that the source made in an earlier demo are used again, all else is made anew.
+        output: the folder, new, empty or a demo's; images that the source made in an earlier demo are used again, all
+            else is made anew.
         steps: of training; None as the bundled recipe "demo".
         seed: of initialisation and training.
+
+    Raises:
+        ValueError: for a folder that holds something else.
     """
-    started = time.monotonic()
     recipe = _recipe(steps, seed)
     folder = RunFolder(output)
-    folder.clear()
-    folder.begin(recipe)
+    _check_folder(output)
+    with folder.held():
+        folder.clear()
+        write_bytes(output / MARKER, b"This folder is a demo's: the next one deletes what the last one made.\n")
+        folder.begin(recipe)
+        _demo(recipe, folder)
 
+
+def _check_folder(output: Path) -> None:
+    """Refuse a folder that holds anything but a demo.
+
+    Raises:
+        ValueError: if it does.
+    """
+    if output.is_dir() and not (output / MARKER).exists() and any(path.name != LOCK for path in output.iterdir()):
+        raise ValueError(
+            f"{output} is not empty, and no demo has made it, but a demo deletes what the last one left in its folder: "
+            "give another one with --output."
+        )
+
+
+def _demo(recipe: Recipe, folder: RunFolder) -> None:
+    started = time.monotonic()
+    output = folder.path
     print("1. The bundled latent source becomes a pixel initialisation.")
     report = convert.convert(
         bundled.SOURCE,

@@ -15,15 +15,15 @@ from tqdm import tqdm
 from ..l2p_core import parallel
 from ..l2p_core.dataset.image_folder import ImageFolder
 from ..l2p_core.paths import typed
-from ..l2p_core.run import loop
+from ..l2p_core.run import loop, preparation
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.captions import Captions
 from ..l2p_core.run.find import beside, find
 from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.hooks import Hooks
-from ..l2p_core.run.loop import caption_folder
 from ..l2p_core.run.metrics import RunMetrics
+from ..l2p_core.run.preparation import caption_folder
 from ..l2p_core.run.recipe import Recipe
 from . import qwen
 from .console import bar, train_progress
@@ -53,7 +53,7 @@ def train(name: str, output: Path | None = None, restart: bool = False, places: 
     Args:
         name: a recipe file, a bundled recipe's name, or a run folder to go on in.
         output: the run folder; None is runs/<name of the recipe>, or the run folder that `name` is.
-        restart: forget what the folder holds.
+        restart: begin anew; what the folder holds is moved aside.
         places: see `Places`.
 
     Raises:
@@ -83,7 +83,7 @@ def cache(name: str, output: Path | None = None, places: Places | None = None) -
     captions, run = captions_of(recipe, caption_folder(recipe, folder)), RunFolder(folder)
     with shown(0) as hooks:
         folder.mkdir(parents=True, exist_ok=True)
-        found = loop.prepare_data(recipe, run, pixel_config(recipe.model, run.init), captions, hooks)
+        found = preparation.prepare_data(recipe, run, pixel_config(recipe.model, run.init), captions, hooks)
     assert isinstance(found.images, ImageFolder)
     sizes = ", ".join(f"{count} of {size}" for size, count in found.images.sizes.items())
     print(f"{len(found.images.images)} images ({sizes}); {len(found.images.captions)} captions are encoded.")

@@ -6,9 +6,10 @@ import hashlib
 from pathlib import Path
 
 from .. import convert
-from ..checkpoint import open_checkpoint
+from ..checkpoint import check_complete, check_exact, open_checkpoint
 from ..config import VARIANTS, ModelConfig, variant_row
-from ..safetensors_header import read_header
+from ..model import key_shapes
+from ..safetensors_header import nbytes, read_header
 from ..shards import files_of
 from ..tensor_io import ProgressCallback
 from ..tiny.bundled import resolve
@@ -48,11 +49,44 @@ def initialisation(model: ModelSection, target: Path, progress: ProgressCallback
     return target
 
 
-def pixel_config(model: ModelSection, target: Path) -> ModelConfig:
-    """The configuration of what training will start from, without converting anything; arguments as above."""
-    config = open_checkpoint(target if target.exists() else resolve(model.base)).config()
-    converted = not target.exists() and _is_converted(config, model)
+def pixel_config(model: ModelSection, target: Path | None) -> ModelConfig:
+    """The configuration of what training will start from, without converting anything.
+
+    Args:
+        model: with an absolute `base`.
+        target: what the base would be converted to, and may have been; None if what is there does not count.
+    """
+    made = target is not None and target.exists()
+    config = open_checkpoint(target if target is not None and made else resolve(model.base)).config()
+    converted = not made and _is_converted(config, model)
     return config.with_head(model.variant, model.head_width) if converted else config
+
+
+def check(model: ModelSection) -> None:
+    """Whether the base can be trained or converted, asked before anything makes way for it.
+
+    Raises:
+        ValueError: if it is incomplete, quantised, or not to be converted in the way asked for.
+    """
+    convert.check_init(model.init)
+    checkpoint = open_checkpoint(resolve(model.base))
+    config = checkpoint.plain_config()
+    hold = check_complete if _is_converted(config, model) else check_exact
+    hold(checkpoint, key_shapes(config))
+
+
+def bytes_to_convert(model: ModelSection) -> int:
+    """What the initialisation will take on the disk; 0 where the base is trained as it is."""
+    checkpoint = open_checkpoint(resolve(model.base))
+    config = checkpoint.config()
+    if not _is_converted(config, model):
+        return 0
+    new = checkpoint.tensors["x_embedder.weight"].dtype
+    shapes = key_shapes(config.with_head(model.variant, model.head_width))
+    return sum(
+        nbytes(checkpoint.tensors[name].dtype if checkpoint.shapes.get(name) == shape else new, shape)
+        for name, shape in shapes.items()
+    )
 
 
 def _is_converted(config: ModelConfig, model: ModelSection) -> bool:

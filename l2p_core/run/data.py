@@ -105,6 +105,8 @@ def prepare(
         return _prepare_folder(recipe, config, index, captions, working)
     found = RunData(tiny_images(recipe.data, images, working))
     _check_width(found.features, config, f"Data of kind {recipe.data.kind!r} has the tiny model's captions")
+    for prompt in recipe.watch.prompts:
+        found.features(prompt)  # a word that the model does not know is named now, not at the first montage
     return found
 
 

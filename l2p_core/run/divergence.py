@@ -29,6 +29,7 @@ class DivergenceWatch:
         self.factor, self.patience = factor, patience
         self.best = math.inf
         self.steps_above = 0
+        self.first = math.nan  # the loss of the first step
         self._sum = self._weight = 0.0
         self._steps = 0
 
@@ -50,6 +51,8 @@ class DivergenceWatch:
     def add(self, loss: float) -> None:
         """Take the loss of one more step."""
         self._steps += 1
+        if self._steps == 1:
+            self.first = loss
         self._sum = MEMORY * self._sum + (1 - MEMORY) * loss
         self._weight = MEMORY * self._weight + 1 - MEMORY
         if not self.patience or self._steps < YOUNG:

@@ -6,12 +6,17 @@ Nothing in it names its own place, so that it may be moved, to another machine t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from .. import training_state
-from ..atomic import remove, write_bytes
+from ..atomic import move, remove, write_bytes
+from ..safetensors_header import CheckpointError
+from . import lock
 from . import recipe as recipes
 from .metrics import RunMetrics
 from .recipe import Recipe
@@ -21,6 +26,11 @@ _MAY_CHANGE = {
     "data": ("path", "workers", "max_bad_share"),
     "training": training_state.MAY_CHANGE,
 }
+_WHERE = {"base": "[model] base", "data": "[data] path"}
+
+LOCK = "run.lock"
+ASIDE = "earlier"
+"""A run that another one takes the place of goes to a folder of this name and a number."""
 
 
 class RunFolder:
@@ -45,22 +55,80 @@ class RunFolder:
         self.delta = path / "delta.safetensors"
         self.report = path / "report.html"
 
-    def begin(self, recipe: Recipe) -> None:
-        """Make the folder and keep the recipe in it. A run that has saved nothing yet gives way to another.
+    @contextmanager
+    def held(self) -> Iterator[bool]:
+        """Keep other processes out for the length of the block; False where the file system knows no locks.
 
         Raises:
-            ValueError: if the folder holds a run with another model, other data or other training settings, or
-                cannot be written.
+            FolderInUse: if another process trains here.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        with lock.held(self.path, LOCK) as is_held:
+            yield is_held
+
+    def continues(self, recipe: Recipe) -> bool:
+        """Whether what lies here is of a run by this recipe, be it only a beginning.
+
+        Raises:
+            ValueError: if the folder holds a save of a run with another model, other data or other training settings.
+        """
         if self.recipe.exists():
             try:
                 _check_same(recipes.load(self.recipe), recipe, self.path)
             except ValueError:
                 if self.state.exists():
                     raise
-                self.clear()
+                return False
+        return True
+
+    def begin(self, recipe: Recipe, anew: bool = False) -> Path | None:
+        """Make the folder and keep the recipe in it; what a run before has left makes way if it is not resumed.
+
+        Args:
+            recipe: of the run.
+            anew: do not resume the run that is there.
+
+        Returns:
+            The folder that a run before was moved to. Of one that never saved anything, nothing is kept.
+
+        Raises:
+            ValueError: if the folder holds another run and it is not begun anew, or cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        same = not anew and self.continues(recipe)
+        aside = None
+        # A delta without a state is the end of a run whose user has made room.
+        if (self.state.exists() and not same) or (self.delta.exists() and not (same and self.state.exists())):
+            aside = self.set_aside()
+        elif not same:
+            self.clear()
         write_bytes(self.recipe, recipes.to_toml(recipe).encode())
+        return aside
+
+    def set_aside(self) -> Path:
+        """Move the run into a folder of its own in this one, from which it can be resumed.
+
+        Raises:
+            CheckpointError: if a file cannot be moved, as when somebody reads it on Windows; all is as before then.
+        """
+        numbers = itertools.count(1)
+        target = next(path for path in (self.path / f"{ASIDE}-{number}" for number in numbers) if not path.exists())
+        target.mkdir()
+        moved: list[Path] = []
+        try:
+            # What is resumed from goes first, so that after a kill no other run begins with it.
+            for path in (path for path in (*self._files(), self.events) if path.exists()):
+                move(path, target / path.name)
+                moved.append(path)
+        except CheckpointError:
+            for path in reversed(moved):
+                move(target / path.name, path)
+            target.rmdir()
+            raise
+        return target
+
+    def check_data(self, fingerprint: str) -> None:
+        """Hold a run that is resumed to the data that it began with, wherever they lie now; errors as `identify`."""
+        self._check_identity({"data": fingerprint})
 
     def identify(self, identity: dict[str, str]) -> None:
         """Hold the run to the model and data that it began with, wherever they lie now.
@@ -71,29 +139,36 @@ class RunFolder:
         Raises:
             ValueError: if they are others than the folder's run began with.
         """
-        if self.identity.exists() and self.state.exists():
-            before = json.loads(self.identity.read_text(encoding="utf-8"))
-            for what, where in (("base", "[model] base"), ("data", "[data] path")):
-                if before.get(what) != identity[what]:
-                    raise ValueError(
-                        f"{self.path} holds a run on another content of {where}: put back what it began with, or begin "
-                        "anew in another folder."
-                    )
+        self._check_identity(identity)
         write_bytes(self.identity, json.dumps(identity, indent=1).encode())
 
+    def _check_identity(self, identity: Mapping[str, str]) -> None:
+        if not (self.identity.exists() and self.state.exists()):
+            return
+        before = json.loads(self.identity.read_text(encoding="utf-8"))
+        for what, now in identity.items():
+            if before.get(what) != now:
+                raise ValueError(
+                    f"{self.path} holds a run on another content of {_WHERE[what]}: put back what it began with, or "
+                    "begin anew in another folder."
+                )
+
     def clear(self) -> None:
-        """Forget the run, keeping the images it trained on.
+        """Delete the run, keeping the images it trained on.
 
         Raises:
-            CheckpointError: if a file cannot be removed, as when somebody reads it on Windows. What would be gone on
+            CheckpointError: if a file cannot be removed, as when somebody reads it on Windows. What would be resumed
                 from goes first, so that no other run begins with it.
         """
-        files = (self.state, self.recipe, self.identity, self.plan, self.init, self.index, self.metrics, self.problems)
-        events = [path for path in self.events.glob("*") if path.is_file()]
-        for path in (*files, self.delta, self.report, *self.montages(), *events):
+        for path in (*self._files(), self.index, *(path for path in self.events.glob("*") if path.is_file())):
             remove(path)
         if self.events.is_dir():
             shutil.rmtree(self.events)
+
+    def _files(self) -> list[Path]:
+        """What is of this run alone, there or not, the state first."""
+        files = (self.state, self.delta, self.recipe, self.identity, self.plan, self.init, self.metrics, self.problems)
+        return [*files, self.report, *self.montages()]
 
     def montage(self, step: int) -> Path:
         """Where the montage of a step goes."""

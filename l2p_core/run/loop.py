@@ -1,36 +1,33 @@
-"""A run from its recipe to its delta: prepared, trained, saved and shown on the way, stopped and gone on with."""
+"""A run from its recipe to its delta: prepared, trained, saved and shown on the way, stopped and resumed."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from .. import delta, sharding, training_model
+from .. import accelerator, training_model
 from ..atomic import write_bytes
-from ..checkpoint import open_checkpoint
-from ..config import ModelConfig
 from ..parallel import Ranks
-from ..recompute import kept_sentence
-from ..tiny.words import CAPTION_DIM
-from ..trainer import Trainer, TrainingDiverged, check_possible
-from ..training_config import TrainingConfig
-from . import data, montage, report
-from .base import fingerprint, initialisation, pixel_config
-from .captions import Captions, of_words
+from ..soundness import all_finite
+from ..trainer import Trainer, TrainingDiverged
+from . import data, montage, preparation, report
+from .base import pixel_config
+from .captions import Captions
 from .data import RunData
 from .divergence import DivergenceWatch
 from .events import Events
 from .folder import RunFolder
 from .hooks import Hooks
 from .metrics import Clock, RunMetrics, duration, read_metrics
-from .planning import after_running_out, planned
+from .planning import after_running_out
 from .recipe import Recipe
+from .saves import Saves
 
 AfterStep = Callable[[Trainer], None]
 """Called after every optimiser step."""
@@ -42,11 +39,19 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has come to: its folder, the steps done, and whether these are all."""
+    """What a run has come to.
+
+    Attributes:
+        folder: of the run.
+        step: how many steps are done.
+        finished: whether these are all.
+        saved: the step of the last save; 0 if there is none.
+    """
 
     folder: RunFolder
     step: int
     finished: bool
+    saved: int
 
 
 def train(
@@ -57,10 +62,12 @@ def train(
     hooks: Hooks | None = None,
     ranks: Ranks | None = None,
     restart: bool = False,
+    published: Path | None = None,
 ) -> Result:
     """Train as the recipe says, from the last save in the folder if there is one.
 
-    It works under inference mode too, which it leaves for its length.
+    The folder is held for the length of the call, so that no other process trains there. It works under inference mode
+    too, which it leaves for its length.
 
     Args:
         recipe: with absolute paths, see `recipe.with_paths`.
@@ -69,85 +76,51 @@ def train(
             left out for the tiny model, which knows its words.
         hooks: to watch and stop the run.
         ranks: the processes that train together; each makes this call.
-        restart: forget what the folder holds.
+        restart: begin anew; once everything is found to be right, what the folder holds is moved into a folder of its
+            own in it.
+        published: where the caller will copy the delta, whose room on the disk is asked for as well.
 
     Raises:
-        ValueError: for data, models and folders that cannot be used, or a full disk; the message says what to do.
-        TrainingDiverged: when the loss is no longer finite or keeps rising; the last good save stays.
+        ValueError: for data, models and folders that cannot be used or are in use, or a full disk; the message says
+            what to do.
+        TrainingDiverged: when the loss or the weights are no longer finite or the loss keeps rising; the message says
+            what there is to resume from.
         MemoryRanOut: when a GPU has less memory than was planned; the last save stays.
     """
     hooks, ranks = hooks or Hooks(), ranks or Ranks()
-    with torch.inference_mode(False), torch.enable_grad():
+    run_folder = RunFolder(folder)
+    with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad():
+        ranks.first_only(lambda: _hold(run_folder, stack, hooks))
         try:
-            run = prepare(recipe, RunFolder(folder), captions, hooks, ranks, restart)
+            run = prepare(recipe, run_folder, captions, hooks, ranks, restart, published)
             recipe = run.recipe
             finished = run.go()
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not accelerator.is_out_of_memory(error) or not accelerator.has_own_memory(ranks.device.type):
+                raise
             traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
-            raise after_running_out(recipe, pixel_config(recipe.model, RunFolder(folder).init), ranks) from None
-        return Result(run.folder, run.trainer.step, finished)
+            raise after_running_out(recipe, pixel_config(recipe.model, run_folder.init), ranks) from None
+        return Result(run.folder, run.trainer.step, finished, run.saves.step)
+
+
+def _hold(folder: RunFolder, stack: ExitStack, hooks: Hooks) -> None:
+    """Keep other processes out of the folder until the stack ends."""
+    if not stack.enter_context(folder.held()):
+        hooks.note("This disk knows no locks: see to it that no other process trains in the same folder.")
 
 
 def prepare(
-    recipe: Recipe, folder: RunFolder, captions: Captions | None, hooks: Hooks, ranks: Ranks, restart: bool = False
+    recipe: Recipe,
+    folder: RunFolder,
+    captions: Captions | None,
+    hooks: Hooks,
+    ranks: Ranks,
+    restart: bool = False,
+    published: Path | None = None,
 ) -> Run:
     """The run, ready to go on; arguments and errors as for `train`."""
-
-    if not ranks.first:
-        hooks = Hooks(should_stop=hooks.should_stop, working=hooks.working)
-
-    def make_files() -> tuple[Path, RunData, TrainingConfig]:
-        ranks.part(recipe.training.accumulate, recipe.data.batch_size)
-        check_possible(recipe.training, ranks)
-        if ranks.first:
-            if restart:
-                folder.clear()
-            folder.begin(recipe)
-        training = _plan(recipe, folder, hooks, ranks)
-        base = initialisation(recipe.model, folder.init, partial(hooks.working, "converting"))
-        config = open_checkpoint(base).config()
-        found = prepare_data(recipe, folder, config, captions, hooks)
-        if ranks.first:
-            folder.identify({"base": fingerprint(base), "data": found.fingerprint})
-        return base, found, training
-
-    base, found, training = ranks.first_then_others(make_files)
-    if ranks.any(training.parallel == "fsdp"):
-        training = replace(training, parallel="fsdp")
-    training = replace(
-        training,
-        keep_activations=min(ranks.gather(training.keep_activations)),
-        gradient_checkpointing=ranks.any(training.gradient_checkpointing),
-    )
-    return Run(replace(recipe, training=training), folder, base, found, ranks, hooks)
-
-
-def _plan(recipe: Recipe, folder: RunFolder, hooks: Hooks, ranks: Ranks) -> TrainingConfig:
-    """State what the run needs of memory; its configuration with what depends on that decided."""
-    config = pixel_config(recipe.model, folder.init)
-    found, training = planned(recipe, config, ranks)
-    if ranks.first:
-        sentence = found.sentence(ranks.device.type) + kept_sentence(config, training)
-        write_bytes(folder.plan, f"{sentence}\n".encode())
-        hooks.note(sentence)
-    return training
-
-
-def prepare_data(
-    recipe: Recipe, folder: RunFolder, config: ModelConfig, captions: Captions | None, hooks: Hooks
-) -> RunData:
-    """A run's data with all caption features in their cache; arguments and errors as for `train`."""
-    if captions is None and config.caption_dim == CAPTION_DIM:
-        captions = of_words(caption_folder(recipe, folder.path))
-    found = data.prepare(recipe, config, folder.images, folder.index, captions, hooks.working)
-    for note in found.notes:
-        hooks.note(note)
-    return found
-
-
-def caption_folder(recipe: Recipe, folder: Path) -> Path:
-    """Where a run in `folder` keeps caption features, unless told otherwise by its caller."""
-    return Path(recipe.captions.cache) if recipe.captions.cache else folder.resolve().parent / "captions"
+    found = preparation.prepare(recipe, folder, captions, hooks, ranks, restart, published)
+    return Run(found.recipe, folder, found.base, found.data, ranks, hooks)
 
 
 class Run:
@@ -179,33 +152,51 @@ class Run:
         model = training_model.load(base, recipe.training, self.ranks, partial(self.hooks.working, "loading"))
         self.trainer = Trainer(model, recipe.training, empty_caption=found.features(""), ranks=self.ranks)
         if folder.state.exists():
-            self.trainer.resume(folder.state)
+            self._resume()
         self.ranks.first_only(lambda: folder.rewind(self.trainer.step))
         self.watch = self._divergence_watch()
-        self._saved_step = self.trainer.step
+        self.saves = Saves(self.trainer, base, folder, self.watch, self.ranks, self.hooks)
         self._events = Events(folder.events, self.trainer.step)
         if self.ranks.first and not self._events.available:
             self.hooks.note("TensorBoard is not installed, so that no event files are written; report.html shows it.")
         if self.trainer.step and self.ranks.first:
-            self.hooks.note(f"Going on after step {self.trainer.step} of {recipe.training.steps}.")
+            self.hooks.note(self._resumed())
+
+    def _resume(self) -> None:
+        self.trainer.resume(self.folder.state)
+        if not all_finite(self.trainer):
+            raise ValueError(
+                f"{self.folder.state} holds weights that are not finite numbers, from which nothing can be trained: "
+                "begin anew with a lower learning rate."
+            )
+
+    def _resumed(self) -> str:
+        done, steps = self.trainer.step, self.recipe.training.steps
+        if done < steps:
+            return f"Resuming after step {done} of {steps}."
+        asked = "" if done == steps else f", and the recipe asks for {steps}"
+        return f"{done} steps are done already{asked}: there is nothing left to train; raise steps to go on."
 
     def go(self, after_step: AfterStep | None = None) -> bool:
-        """Train to the end, or until asked to stop; whether it came to the end. Both ways all is saved.
+        """Train to the end, or until asked to stop; whether it came to the end. Both ways it is saved if it is sound.
 
         Raises:
-            TrainingDiverged: see `divergence`; the delta and the state of the last good save stay.
+            TrainingDiverged: see `divergence` and `saves`; the delta and the state of the last save stay.
         """
         try:
             finished = self._go(after_step)
         except TrainingDiverged as error:
+            said = f"{error} {self.saves.resumable()}"
             # The report is second to saying what happened.
             with suppress(ValueError):
-                self._write_report(str(error))
+                self._write_report(said)
+            error.args = (said,)
             raise
         finally:
             self._events.close()
         done = f"after {self.trainer.step} of {self.recipe.training.steps} steps"
-        self._write_report(f"Finished {done}." if finished else f"Stopped {done}; started again, it goes on there.")
+        again = f"Stopped {done}; started again, it {self.saves.start_again()}."
+        self._write_report(f"Finished {done}." if finished else again)
         return finished
 
     def _go(self, after_step: AfterStep | None) -> bool:
@@ -247,31 +238,12 @@ class Run:
             self.hooks.progress(metrics)
 
     def _save_if_due(self, finished: bool, stopping: bool) -> bool:
-        """Save at intervals, when asked to stop and at the end; before the end not while the loss is rising, so that
-        the last good save stays."""
+        """Save at intervals, when asked to stop and at the end; whether it was saved."""
         due = finished or stopping or self.trainer.step % self.recipe.watch.save_every == 0
-        if not due:
-            return False
-        if self.watch.rising and self._saved_step:
-            if not finished:
-                if stopping and self.ranks.first:
-                    self.hooks.note(f"The loss is rising, so that the save of step {self._saved_step} stays the last.")
-                return False
-            if self.ranks.first:
-                self.hooks.note("The loss was rising at the end: look at the montages before using the delta.")
-        self._save()
-        return True
-
-    def _save(self) -> None:
-        """Delta and state, each whole or not at all; the state last, since it is what a run goes on from."""
-        sharding.write_from_first(
-            self.ranks,
-            self.trainer.trained(),
-            lambda weights: delta.save(weights, self.base, self.folder.delta, overwrite=True),
-        )
-        self.trainer.save(self.folder.state)
-        self._saved_step = self.trainer.step
-        self._events.flush()
+        saved = due and self.saves.make(finished, stopping)
+        if saved:
+            self._events.flush()
+        return saved
 
     def _write_report(self, status: str) -> None:
         if self.ranks.first:
@@ -325,8 +297,7 @@ class Run:
         watch = self.watch
         return (
             f"Training diverged: at step {self.trainer.step} the smoothed loss, {watch.smoothed:.4f}, has been above "
-            f"{watch.factor:g} times its best, {watch.best:.4f}, for {watch.steps_above} steps. The last save, of step "
-            f"{self._saved_step}, is from before that; go on from it with a lower learning rate."
+            f"{watch.factor:g} times its best, {watch.best:.4f}, for {watch.steps_above} steps."
         )
 
     def _name_problems(self, stream: data.Stream) -> None:

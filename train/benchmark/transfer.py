@@ -119,10 +119,16 @@ def write_bundled_delta(folder: RunFolder, target: Path) -> None:
 def _train(arm: Arm, output: Path) -> RunFolder:
     """Train an arm, from where it stopped; the images are shared between arms."""
     folder = RunFolder(output / arm.folder)
+    with folder.held():
+        _train_in(folder, arm, output)
+    return folder
+
+
+def _train_in(folder: RunFolder, arm: Arm, output: Path) -> None:
     # Also for a finished arm: one of another recipe must not pass for this one.
     folder.begin(arm.recipe)
     if (folder.path / "finished").exists():
-        return folder
+        return
     if not folder.init.exists():
         (_scratch if arm.from_scratch else _convert)(arm.recipe, folder.init)
     print(f"{arm.name}: {folder.path}")
@@ -134,7 +140,6 @@ def _train(arm: Arm, output: Path) -> RunFolder:
     if not finished:
         raise KeyboardInterrupt
     (folder.path / "finished").write_text("", encoding="utf-8")
-    return folder
 
 
 def _convert(recipe: Recipe, target: Path) -> None:

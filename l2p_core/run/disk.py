@@ -1,0 +1,159 @@
+"""What a run needs of its disk, known before anything is loaded, and what to change where it is not there.
+
+A save is written beside the one before, which is removed when the new one is whole: so there is room for two states,
+the larger of what is saved. Sizes are in bytes; in sentences 1 GB is 10^9. Caption features, montages and the report
+are not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import ModelConfig
+from ..plan import gigabytes, listed, saved_sizes
+from ..training_config import TrainingConfig
+from . import base
+from .folder import RunFolder
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """Bytes that a run needs of the disk at its worst moment.
+
+    Attributes:
+        folder: of the run.
+        parts: by what they are for, of the run folder's disk.
+        present: of these, what lies there already.
+        published: where a copy of the delta goes; None for nowhere.
+        config: of the L2P model.
+        training: how it is trained; of a run that is resumed it is settled.
+        resumed: whether it is.
+    """
+
+    folder: Path
+    parts: dict[str, int]
+    present: int
+    published: Path | None
+    config: ModelConfig
+    training: TrainingConfig
+    resumed: bool
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the run folder's disk must have free."""
+        return max(0, self.bytes - self.present)
+
+    def sentence(self) -> str:
+        """What is needed, in words."""
+        there = f", of which {gigabytes(self.present)} are there already" if self.present else ""
+        return f"Needs about {gigabytes(self.bytes)} GB of the disk: {listed(self.parts)}{there}."
+
+    def refuse_if_too_much(self, processes: int = 1) -> None:
+        """Hold the plan to what is free.
+
+        Raises:
+            ValueError: if a disk has too little room, with the least change that would make the run fit.
+        """
+        complaint = self.complaint(processes)
+        if complaint:
+            raise ValueError(f"{self.sentence()} {complaint}")
+
+    def complaint(self, processes: int = 1) -> str:
+        """What is wrong with the disks and what to do, in words; empty if they have room."""
+        free, copy = _free(self.folder), self._copy_elsewhere()
+        if copy:
+            there = _free(copy)
+            size = self.parts_of(self.training)["delta"]
+            if size > there:
+                return (
+                    f"The disk of {copy}, where the delta goes when training is done, has only {gigabytes(there)} GB "
+                    f"free, and needs {gigabytes(size)} GB: make room there."
+                )
+        if self.missing <= free:
+            return ""
+        fitting = ((words, size) for words, size in self._smaller(processes) if size - self.present <= free)
+        words, size = next(fitting, ("", 0))
+        advice = f"It would fit with {words}: then about {gigabytes(size)} GB. Or make" if words else "Make"
+        return (
+            f"The disk of {self.folder} has only {gigabytes(free)} GB free. {advice} room, or choose a folder on "
+            "another disk."
+        )
+
+    def parts_of(self, training: TrainingConfig) -> dict[str, int]:
+        """`parts` with the saves of another training."""
+        state, delta = saved_sizes(self.config, training)
+        parts = {**self.parts, "state": state, "the state before it, until a save succeeds": state, "delta": delta}
+        return parts | ({"its published copy": delta} if "its published copy" in self.parts else {})
+
+    def _copy_elsewhere(self) -> Path | None:
+        """Where a copy of the delta goes that is on another disk."""
+        return self.published.parent if self.published and "its published copy" not in self.parts else None
+
+    def _smaller(self, processes: int) -> Iterator[tuple[str, int]]:
+        """Changes that need less, the least first: their words, and the bytes that are needed then."""
+        if self.resumed:
+            return
+        eight, none = ("optimiser_bits", 8), ("ema_decay", 0.0)
+        sharded = processes > 1 and self.training.parallel == "fsdp"
+        possible = [change for change in ([none] if sharded else [eight, none]) if not self._has(*change)]
+        sets = [*([change] for change in possible), *([possible] if len(possible) > 1 else [])]
+        if self.training.policy != "all":
+            sets += [[*possible, ("blocks", count)] for count in reversed(range(self.training.blocks))]
+        for changes in sets:
+            changed = dataclasses.replace(self.training, **dict(changes))  # type: ignore[arg-type]
+            words = " and ".join(f"{name} = {value:g}" for name, value in changes)
+            yield words, sum(self.parts_of(changed).values())
+
+    def _has(self, name: str, value: float) -> bool:
+        return bool(getattr(self.training, name) == value)
+
+
+def planned(
+    recipe: Recipe,
+    config: ModelConfig,
+    training: TrainingConfig,
+    folder: RunFolder,
+    fresh: bool = False,
+    published: Path | None = None,
+) -> DiskPlan:
+    """What a run needs.
+
+    Args:
+        recipe: of the run, with absolute paths.
+        config: of the L2P model.
+        training: how it is trained.
+        folder: of the run, there or not.
+        fresh: whether what lies there is of another run, and stays.
+        published: the file that the delta is copied to when it is finished; None for none.
+    """
+    there = [] if fresh else [path for path in (folder.state, folder.delta, folder.init) if path.exists()]
+    init = folder.init.stat().st_size if folder.init in there else base.bytes_to_convert(recipe.model)
+    copied = published is not None and _disk(published) == _disk(folder.path)
+    parts = {"initialisation": init, "its published copy": 0} if copied else {"initialisation": init}
+    present = sum(path.stat().st_size for path in there)
+    plan = DiskPlan(folder.path, parts, present, published, config, training, resumed=folder.state in there)
+    return dataclasses.replace(plan, parts=plan.parts_of(training))
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that there is."""
+    path = path.resolve()
+    return next(found for found in (path, *path.parents) if found.exists())
+
+
+def _disk(path: Path) -> int:
+    return os.stat(_existing(path)).st_dev
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(_existing(path)).free

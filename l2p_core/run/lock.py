@@ -1,0 +1,96 @@
+"""One process in a run folder at a time: a lock of the operating system's, which ends with the process holding it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+_HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+_BEYOND = 1 << 30
+"""The byte that is locked on Windows, beyond what is written: there a locked byte cannot be read by others."""
+
+
+class FolderInUse(ValueError):
+    """Another process works in the folder; the message says which, and what to do."""
+
+
+@contextmanager
+def held(folder: Path, name: str) -> Iterator[bool]:
+    """Hold a folder for the length of the block; False where its file system knows no locks and it is not held.
+
+    The file stays; what is locked is the file and not its being there, so that nothing has to be removed after a kill.
+
+    Args:
+        folder: made where it is missing.
+        name: of the file in it that is locked; it says who holds it.
+
+    Raises:
+        FolderInUse: if another process holds it.
+        ValueError: if the folder cannot be made or written.
+    """
+    with _opened(folder, name) as file:
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno in _HELD:
+                raise FolderInUse(
+                    f"{folder} is in use: {_holder(file)} trains there. Wait until it ends, or choose another folder; "
+                    "nothing was touched."
+                ) from error
+            yield False
+            return
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        except OSError:
+            # On a full disk nobody learns who it is, which is no reason not to train.
+            file.truncate(0)
+        try:
+            yield True
+        finally:
+            _unlock(file)
+
+
+def _opened(folder: Path, name: str) -> FileIO:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Made where it is missing, and never cut: another process may hold it.
+        return open(os.open(folder / name, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)), "r+b", buffering=0)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} could not be written ({error.strerror or error}): choose another folder."
+        ) from error
+
+
+def _holder(file: FileIO) -> str:
+    said = file.read(256).decode(errors="replace").strip()
+    return said or "another process"
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: FileIO) -> None:
+        position = file.seek(_BEYOND)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        file.seek(position - _BEYOND)
+
+    def _unlock(file: FileIO) -> None:
+        file.seek(_BEYOND)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(file: FileIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _unlock(file: FileIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_UN)

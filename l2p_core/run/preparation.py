@@ -1,0 +1,137 @@
+"""What comes before a run's model is loaded: everything is checked, then the folder is begun, then files are made.
+
+Nothing of a run that lies in the folder already is touched before recipe, base, memory, disk and data have been found
+to be right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from ..atomic import remove, write_bytes
+from ..config import ModelConfig
+from ..parallel import Ranks
+from ..recompute import kept_sentence
+from ..tiny.words import CAPTION_DIM
+from ..trainer import check_possible
+from . import base, data, disk
+from .captions import Captions, of_words
+from .data import RunData
+from .folder import RunFolder
+from .hooks import Hooks
+from .planning import planned
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is made of.
+
+    Attributes:
+        recipe: its training with "auto" and -1 decided.
+        base: the L2P file that training starts from.
+        data: what it trains on.
+    """
+
+    recipe: Recipe
+    base: Path
+    data: RunData
+
+
+def prepare(
+    recipe: Recipe,
+    folder: RunFolder,
+    captions: Captions | None,
+    hooks: Hooks,
+    ranks: Ranks,
+    restart: bool = False,
+    published: Path | None = None,
+) -> Prepared:
+    """Check and make everything that a run needs; the first process does so, and then the others find it made.
+
+    Arguments and errors are those of `loop.train`.
+    """
+    if not ranks.first:
+        hooks = Hooks(should_stop=hooks.should_stop, working=hooks.working)
+
+    def work() -> Prepared:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        ranks.part(recipe.training.accumulate, recipe.data.batch_size)
+        check_possible(recipe.training, ranks)
+        fresh = ranks.first and (restart or not folder.continues(recipe))
+        config = _config(recipe, folder, fresh)
+        memory, training = planned(recipe, config, ranks)
+        sentence = memory.sentence(ranks.device.type) + kept_sentence(config, training)
+        if ranks.first:
+            room = disk.planned(recipe, config, training, folder, fresh, published)
+            room.refuse_if_too_much(ranks.count)
+            sentence += f" {room.sentence()}"
+            hooks.note(sentence)
+        found = prepare_data(recipe, folder, config, captions, hooks)
+        if ranks.first:
+            if not fresh:
+                folder.check_data(found.fingerprint)
+            _begin(recipe, folder, restart, hooks)
+            write_bytes(folder.plan, f"{sentence}\n".encode())
+        start = _initialisation(recipe, folder, found, hooks, ranks)
+        if ranks.first:
+            # Captions and the initialisation are on the disk now: what is left must do for the saves.
+            disk.planned(recipe, config, training, folder, False, published).refuse_if_too_much(ranks.count)
+        return Prepared(replace(recipe, training=training), start, found)
+
+    found = ranks.first_then_others(work)
+    training = found.recipe.training
+    if ranks.any(training.parallel == "fsdp"):
+        training = replace(training, parallel="fsdp")
+    training = replace(
+        training,
+        keep_activations=min(ranks.gather(training.keep_activations)),
+        gradient_checkpointing=ranks.any(training.gradient_checkpointing),
+    )
+    return replace(found, recipe=replace(recipe, training=training))
+
+
+def _config(recipe: Recipe, folder: RunFolder, fresh: bool) -> ModelConfig:
+    """Of the model that will be trained; what it will be made of is seen to be usable."""
+    if fresh or not folder.init.exists():
+        base.check(recipe.model)
+    return base.pixel_config(recipe.model, None if fresh else folder.init)
+
+
+def _begin(recipe: Recipe, folder: RunFolder, restart: bool, hooks: Hooks) -> None:
+    aside = folder.begin(recipe, restart)
+    if aside:
+        hooks.note(f"The run that was there lies in {aside} now, whole: delete that folder when you no longer need it.")
+
+
+def _initialisation(recipe: Recipe, folder: RunFolder, found: RunData, hooks: Hooks, ranks: Ranks) -> Path:
+    """What training starts from, made where it is missing and held to what the run began with."""
+    is_new = not folder.init.exists()
+    start = base.initialisation(recipe.model, folder.init, partial(hooks.working, "converting"))
+    if ranks.first:
+        try:
+            folder.identify({"base": base.fingerprint(start), "data": found.fingerprint})
+        except ValueError:
+            if is_new:
+                remove(folder.init)
+            raise
+    return start
+
+
+def prepare_data(
+    recipe: Recipe, folder: RunFolder, config: ModelConfig, captions: Captions | None, hooks: Hooks
+) -> RunData:
+    """A run's data with all caption features in their cache; arguments and errors as for `loop.train`."""
+    if captions is None and config.caption_dim == CAPTION_DIM:
+        captions = of_words(caption_folder(recipe, folder.path))
+    found = data.prepare(recipe, config, folder.images, folder.index, captions, hooks.working)
+    for note in found.notes:
+        hooks.note(note)
+    return found
+
+
+def caption_folder(recipe: Recipe, folder: Path) -> Path:
+    """Where a run in `folder` keeps caption features, unless told otherwise by its caller."""
+    return Path(recipe.captions.cache) if recipe.captions.cache else folder.resolve().parent / "captions"

@@ -1,0 +1,191 @@
+"""What a user has trained outlives mistakes: a new run in its folder, a demo, a second process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_run import RECIPE, folder, train  # noqa: F401 (a fixture)
+
+from comfyui_l2p.l2p_core import atomic, delta
+from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors
+from comfyui_l2p.l2p_core.run import lock, planning
+from comfyui_l2p.l2p_core.run.folder import LOCK, RunFolder
+from comfyui_l2p.l2p_core.run.metrics import read_metrics
+from comfyui_l2p.train import demo
+from comfyui_l2p.train.cli import main
+
+pytestmark = pytest.mark.usefixtures("unflushed")
+
+HOLDS = """
+import sys
+from pathlib import Path
+from comfyui_l2p.l2p_core.run.folder import RunFolder
+with RunFolder(Path(sys.argv[1])).held() as held:
+    print(held, flush=True)
+    sys.stdin.read()
+"""
+
+
+def content(run: Path) -> dict[str, bytes]:
+    """Everything in a run's folder but the lock and what may be made again at any time."""
+    files = [path for path in run.rglob("*") if path.is_file() and path.name not in (LOCK, "sizes.json")]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.parent.name != "images"}
+
+
+def restart(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:  # noqa: F811
+    (folder / "new.toml").write_text(text, encoding="utf-8")
+    code = main(["train", str(folder / "new.toml"), "--output", str(folder / "run"), "--restart"])
+    return code, capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ((('base = "source.safetensors"', 'base = "sorce.safetensors"'),), "sorce.safetensors"),
+        ((("head_width = 0.125", 'head_width = 0.125\ninit = "rnd"'),), "There is no initialisation"),
+        ((('kind = "renderings"\nimages = 4', 'kind = "folder"\npath = "my_imagse"'),), "my_imagse"),
+        ((("blocks = 1", "blocks = 1\noptimiser_bits = 8\noffload = true"),), "bitsandbytes"),
+        ((("a red circle", "a mauve circle"),), "mauve"),
+        ((("", ""),), "There are"),
+    ],
+    ids=["base", "init", "data", "library", "prompt", "memory"],
+)
+def test_a_mistake_in_a_run_that_begins_anew_costs_nothing(
+    folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: tuple[tuple[str, str], ...],
+    expected: str,
+) -> None:
+    train(folder, "run", steps=2)
+    before = content(folder / "run")
+    text = RECIPE.format(steps=2, lr=1e-3)
+    for old, new in wrong:
+        text = text.replace(old, new)
+    if expected == "There are":
+        monkeypatch.setattr(planning, "available_memory", lambda: 1000)
+        monkeypatch.setattr(planning, "computer_memory", lambda: 1000)
+    monkeypatch.setattr("comfyui_l2p.l2p_core.adamw.importlib.util.find_spec", lambda name: None)
+    code, said = restart(folder, text, capsys)
+    assert code == 2 and expected in said
+    assert content(folder / "run") == before
+
+
+def test_a_run_that_begins_anew_moves_the_old_one_aside(
+    folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train(folder, "run", steps=4)
+    before = content(folder / "run")
+    code = main(["train", str(folder / "recipe.toml"), "--output", str(folder / "run"), "--restart"])
+    assert code == 0 and f"lies in {folder / 'run' / 'earlier-1'} now" in capsys.readouterr().err
+    aside = folder / "run" / "earlier-1"
+    assert content(aside) == before and len(read_metrics(RunFolder(folder / "run").metrics)) == 4
+    delta.load_model(aside / "delta.safetensors", aside / "init.safetensors")
+    # What lies there is a run as any other.
+    (aside / "recipe.toml").write_text(
+        (aside / "recipe.toml").read_text(encoding="utf-8").replace("steps = 4", "steps = 5"), encoding="utf-8"
+    )
+    assert main(["train", str(aside)]) == 0
+    assert load_tensors(aside / "state.safetensors")[1]["l2p.step"] == "5"
+    assert main(["train", str(folder / "recipe.toml"), "--output", str(folder / "run"), "--restart"]) == 0
+    assert (folder / "run" / "earlier-2" / "state.safetensors").exists()
+
+
+def test_a_delta_whose_state_was_deleted_makes_way_and_is_kept(folder: Path) -> None:  # noqa: F811
+    """For room: the state is many times as large."""
+    made = train(folder, "run", steps=2)
+    kept = made.delta.read_bytes()
+    made.state.unlink()
+    train(folder, "run", steps=2)
+    assert (made.path / "earlier-1" / "delta.safetensors").read_bytes() == kept
+
+
+def test_what_cannot_be_moved_stays_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    made = train(folder, "run", steps=2)
+    before, rename = content(made.path), os.rename
+
+    def refused(path: Path, target: Path) -> None:
+        if path.name == "recipe.toml" and target.parent != made.path:
+            raise PermissionError(13, "Permission denied")
+        rename(path, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    monkeypatch.setattr(atomic, "_PATIENCE", 0.0)
+    with pytest.raises(CheckpointError, match="recipe.toml could not be moved"):
+        train(folder, "run", steps=2, restart=True)
+    assert content(made.path) == before
+
+
+def test_a_demo_leaves_other_folders_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    train(folder, "run", steps=2)
+    before = content(folder / "run")
+    assert main(["demo", "--output", str(folder / "run")]) == 2
+    assert "no demo has made it" in capsys.readouterr().err
+    assert content(folder / "run") == before
+
+
+def test_a_demo_takes_a_demos_folder_again(tmp_path: Path) -> None:
+    demo._check_folder(tmp_path / "new")
+    demo._check_folder(tmp_path)
+    (tmp_path / "state.safetensors").write_bytes(b"days of work")
+    with pytest.raises(ValueError, match="no demo has made it"):
+        demo.demo(tmp_path)
+    (tmp_path / demo.MARKER).write_text("", encoding="utf-8")
+    demo._check_folder(tmp_path)
+
+
+@pytest.fixture
+def holder(folder: Path) -> subprocess.Popen[str]:  # noqa: F811
+    """Another process that has the run's folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(folder / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline().strip() == "True"
+    return process
+
+
+def test_a_second_process_touches_nothing_until_the_first_is_gone(
+    folder: Path,  # noqa: F811
+    holder: subprocess.Popen[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with holder:
+        (folder / "recipe.toml").write_text(RECIPE.format(steps=1, lr=1e-3), encoding="utf-8")
+        arguments = ["train", str(folder / "recipe.toml"), "--output", str(folder / "run")]
+        for more in ([], ["--restart"]):
+            assert main([*arguments, *more]) == 2
+            said = capsys.readouterr().err
+            assert "is in use" in said and f"process {holder.pid} on " in said and said.count("\n") == 1
+        assert [path.name for path in (folder / "run").iterdir()] == [LOCK]
+        holder.kill() if sys.platform == "win32" else os.kill(holder.pid, signal.SIGKILL)
+    assert main(arguments) == 0 and RunFolder(folder / "run").delta.exists()
+
+
+def test_where_locks_are_unknown_a_run_says_so(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def unknown(_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(lock, "_lock", unknown)
+    train(folder, "run", steps=1)
+    assert "knows no locks" in capsys.readouterr().err
+
+
+def test_fewer_steps_than_are_done_are_explained(
+    folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = train(folder, "run", steps=3)
+    before = made.state.read_bytes()
+    train(folder, "run", steps=2)
+    assert "3 steps are done already, and the recipe asks for 2: there is nothing left" in capsys.readouterr().err
+    assert made.state.read_bytes() == before and len(read_metrics(made.metrics)) == 3
