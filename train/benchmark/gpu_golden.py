@@ -44,10 +44,11 @@ class Golden:
 
     def make(self, bench: Bench) -> tuple[L2PModel, list[Case], str]:
         path = GOLDEN / f"dit_{VARIANTS[self.variant].patch_size}.safetensors"
-        return _published(path) if path.exists() else _own(self.variant)
+        return published(path) if bench.scale.golden and path.exists() else own(self.variant)
 
 
-def _published(path: Path) -> tuple[L2PModel, list[Case], str]:
+def published(path: Path) -> tuple[L2PModel, list[Case], str]:
+    """A golden file's model, cases and origin."""
     config, stored = golden_vectors.load(path)
     seed = config["seed"]
     cases = [
@@ -64,7 +65,8 @@ def _published(path: Path) -> tuple[L2PModel, list[Case], str]:
 
 
 @torch.no_grad()
-def _own(variant: str) -> tuple[L2PModel, list[Case], str]:
+def own(variant: str) -> tuple[L2PModel, list[Case], str]:
+    """The same of a small model that is computed here."""
     config, side, seed = QUICK.config(variant), QUICK.sides[variant], 0
     keys = to_diffusers({key: torch.empty(shape, device="meta") for key, shape in key_shapes(config).items()})
     model = golden_vectors.model({key: tuple(tensor.shape) for key, tensor in keys.items()}, seed)

@@ -23,7 +23,7 @@ Interval = tuple[float, float]
 
 _WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 _COPIES = ("Memcpy HtoD", "Memcpy DtoH", "aten::copy_")
-_NO_KERNELS = ("Memcpy", "Memset")
+_NO_KERNELS = (*_COPIES, "Memcpy", "Memset")
 
 
 @dataclass
@@ -130,7 +130,7 @@ def of_events(events: Sequence[_Event]) -> Figures:
     """
     at_work = [event for event in events if event.on_device] or [e for e in events if e.name.startswith("aten::")]
     copies = [event for event in at_work if event.name.startswith(_COPIES)]
-    kernels = [event for event in at_work if event not in set(copies) and not event.name.startswith(_NO_KERNELS)]
+    kernels = [event for event in at_work if not event.name.startswith(_NO_KERNELS)]
     copying, computing = (union((event.start, event.end) for event in some) for some in (copies, kernels))
     copy_time = length(copying)
     both = copy_time + length(computing) - length(union([*copying, *computing]))

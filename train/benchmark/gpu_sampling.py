@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ...l2p_core import block_store, checkpoint
+from ...l2p_core.compiled import compile_blocks
 from ...l2p_core.model import L2PModel
 from ...l2p_core.sampling_memory import choose_tile, step_bytes
 from ...l2p_core.training_config import TrainingConfig
 from .gpu_measure import Bench, Figures, counted, relative_error, timed
-from .gpu_weights import blocks_of, random_input, random_model, with_variant
+from .gpu_weights import random_input, random_model, with_variant
 from .published import published_velocity
 
 _EVERY = 8
@@ -29,7 +30,7 @@ class Sampling:
 
     Attributes:
         weights: of linear layers in blocks, "bf16" or "fp8".
-        compiled: whether torch.compile has each block.
+        compiled: whether torch.compile has the blocks, and the head where it is evaluated whole.
     """
 
     weights: str
@@ -46,8 +47,7 @@ class Sampling:
             model.to(bench.device)
         model.eval().requires_grad_(False)
         if self.compiled:
-            for block in blocks_of(model):
-                block.compile(backend=bench.scale.backend, dynamic=False)
+            compile_blocks(model, backend=bench.scale.backend, dynamic=False)
         return model
 
 
@@ -70,14 +70,17 @@ class Step:
         if base.config.variant != self.variant:
             config = base.config.with_head(self.variant, bench.scale.head_width)
             model = with_variant(base, config, bench.device).eval().requires_grad_(False)
+            if base.local_decoder.compiled:
+                compile_blocks(model.local_decoder, backend=bench.scale.backend, dynamic=False)
         model.tile = choose_tile(model.config, side, side, caption, itemsize=2)
         pixels = random_input("pixels", (1, 3, side, side), torch.float32, bench.device)
         features = random_input("caption", (caption, model.config.caption_dim), torch.bfloat16, bench.device)
         sigma = torch.tensor([0.6], device=bench.device)
+        captions = model.refined([features])  # once a sampling
         step: Callable[[], Tensor] = (
             (lambda: published_velocity(model, pixels, sigma, features))
             if self.published
-            else (lambda: model(pixels, sigma, [features]))
+            else (lambda: model(pixels, sigma, captions))
         )
         figures = timed(bench, step)
         if not self.published:

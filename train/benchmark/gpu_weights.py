@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -74,9 +74,3 @@ def random_input(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: 
     """Standard normal numbers."""
     torch.manual_seed(zlib.crc32(name.encode()))
     return torch.randn(shape, dtype=dtype, device=device)
-
-
-def blocks_of(model: L2PModel) -> Iterator[torch.nn.Module]:
-    """All transformer blocks, in the order in which they are computed."""
-    for stack in (model.noise_refiner, model.context_refiner, model.layers):
-        yield from stack

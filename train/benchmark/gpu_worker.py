@@ -6,6 +6,7 @@ and not the benchmark. It ends itself when the device no longer answers after a 
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -29,6 +30,7 @@ CUT = "not run: its part's time was over"
 def main() -> None:
     """Read the request from standard input, measure, print."""
     request = json.loads(sys.stdin.readline())
+    gc.freeze()  # what was imported stays, and need not be looked through whenever a row has ended
     device = torch.device(request["device"]) if request["device"] else accelerator.default_device()
     scale = QUICK if request["quick"] else FULL
     model = Path(request["model"]) if request["model"] else None
