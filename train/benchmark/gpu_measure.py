@@ -65,11 +65,10 @@ def timed(bench: Bench, step: Callable[[], object], rounds: int | None = None, w
 
     Ends early, after one round at least, when the measurement's seconds or the part's time are over.
     """
-    bench.clean()
     for _ in range(warm_up):
         step()
     bench.synchronise()
-    bench.clean()
+    accelerator.empty_cache(bench.device)
     resident = _allocated(bench)
     if bench.gpu:
         bench.gpu.reset_peak_memory_stats(bench.device)

@@ -68,7 +68,7 @@ QUICK = Scale(
     ),
     head_width=1 / 32,
     sides={"1k": 64, "4k": 128, "8k": 128, "10k": 320},
-    tile=64,
+    tile=96,
     caption=40,
     training_side=64,
     blocks=1,

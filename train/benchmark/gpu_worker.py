@@ -21,7 +21,7 @@ from .gpu_measure import Bench, Figures
 from .gpu_rows import PARTS, Part, Row
 from .gpu_scale import FULL, QUICK
 
-GRACE = 60.0
+GRACE = 30.0
 """Seconds that a row may overrun its part's time before the process is ended."""
 
 CUT = "not run: its part's time was over"
