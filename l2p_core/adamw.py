@@ -86,3 +86,15 @@ def set_step(optimiser: torch.optim.Optimizer, parameter: Tensor, step: int) -> 
         state["step"].fill_(float(step))
     else:
         state["step"] = step
+
+
+def step_unless(optimiser: torch.optim.Optimizer, broken: Tensor) -> None:
+    """Step, but change nothing where `broken`, a scalar beside the parameters, is 1 and not 0.
+
+    torch's fused AdamW looks at it on the device, so that Python need not wait; bitsandbytes has nothing like it.
+    """
+    if isinstance(optimiser, torch.optim.AdamW):
+        optimiser.found_inf = broken  # type: ignore[attr-defined]
+        optimiser.step()
+    elif not bool(broken):
+        optimiser.step()

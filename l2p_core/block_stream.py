@@ -9,6 +9,7 @@ if it is before the block has made room for another. A step's new weights are ha
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class BlockStream:
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(_SLOTS)]
         self._held: list[int | None] = [None] * _SLOTS
         self._stale: list[set[_Piece]] = [set() for _ in range(_SLOTS)]
+        self._lock = threading.Lock()
         self._last = 0
         self._direction = 1
         self._gpu: Any = accelerator.module(device) if accelerator.has_own_memory(device.type) else None
@@ -64,17 +66,23 @@ class BlockStream:
         return StreamedTensor(self, block, self._pieces[block][position])
 
     def write(self, block: int, piece: _Piece, tensor: Tensor) -> None:
-        """Set the numbers of a piece."""
+        """Set the elements of a piece, from any thread; it must not be read before this returns."""
         slot = block % _SLOTS
-        if self._held[slot] == block:
+        with self._lock:
+            held = self._held[slot] == block
             arrived = self._arrived[slot]
-            if arrived:
-                arrived.synchronize()  # the copy reads what is about to change
-            self._stale[slot].add(piece)
+            if held:
+                self._stale[slot].add(piece)
+        if held and arrived:
+            arrived.synchronize()  # the copy reads what is about to change
         piece.of(self._homes[block]).copy_(tensor)
 
     def read(self, block: int, piece: _Piece) -> Tensor:
         """A piece on the device, good until one of another block is read; the next block sets out."""
+        with self._lock:
+            return self._read(block, piece)
+
+    def _read(self, block: int, piece: _Piece) -> Tensor:
         if block != self._last:
             self._direction = 1 if block > self._last else -1
             self._last = block

@@ -2,16 +2,18 @@
 
 Gradients never pile up then: of a model whose trained weights are float32 they are as large as these, and all there at
 the end of the backward pass otherwise. torch calls a hook when a weight's gradient is complete; no later part of the
-backward pass reads that weight any more. Vectors, which are half of all weights and next to nothing of their numbers,
+backward pass reads that weight any more. Vectors, which are half of all weights and next to none of their elements,
 wait and are stepped together after it: a step of each by itself costs more than their gradients' memory is worth.
 
 Clipping needs the norm of all gradients, which is not known yet: each weight's gradient is scaled down to `clip_norm`
 by itself. Where the total is within `clip_norm`, neither way changes anything; above it this way clips less.
+
+Nothing here waits for the device: norms stay tensors, and from the first loss or gradient on that is not finite a flag
+beside the weights lets the optimiser change nothing any more.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import adamw
-from .trained_weights import TrainedWeights, total_norm
+from .trained_weights import TrainedWeights
 from .training_config import TrainingConfig
 
 
@@ -27,11 +29,13 @@ class EarlyWeights(TrainedWeights):
     """float32 weights, moments and averages where the model is computed, for one micro-batch a step."""
 
     steps_early = True
+    """Whether weights change during the backward pass; a subclass may sum up several micro-batches instead."""
 
     def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig):
         super().__init__(parameters, config)
         self._arrived: set[str] = set()
-        self._norms: list[float] = []
+        self._norms: list[Tensor] = []
+        self._broken = torch.zeros((), device=next(iter(self.masters.values())).device)
         for name, parameter in self.parameters.items():
             if name not in self._waiting:
                 self._listen(name, parameter)
@@ -59,18 +63,28 @@ class EarlyWeights(TrainedWeights):
         super().begin(step, lr)
         self._arrived.clear()
         self._norms.clear()
+        self._broken.zero_()
 
     @torch.no_grad()
-    def clip(self) -> float:
+    def losses(self, errors: Tensor) -> None:
+        if self.steps_early:
+            self._note(errors.detach())
+
+    def clip(self) -> Tensor:
+        return self._clip([name for name, parameter in self._waiting.items() if parameter.grad is not None])
+
+    @torch.no_grad()
+    def _clip(self, waited: list[str]) -> Tensor:
+        """`clip`, where the weights that waited and have a gradient are these."""
         if not self.steps_early:
             return super().clip()
-        waited = [name for name, parameter in self._waiting.items() if parameter.grad is not None]
         self._arrived.update(waited)
-        gradients = [self._waited(name) for name in waited]
-        norms = torch.stack(torch._foreach_norm(gradients)).tolist() if gradients else []
-        for gradient, norm in zip(gradients, norms, strict=True):
-            self._scale(gradient, norm)
-        return total_norm(self._norms)
+        if waited:
+            gradients = [gradient for name in waited if (gradient := self.masters[name].grad) is not None]
+            norms = torch.stack(torch._foreach_norm(gradients))
+            self._norms.append(norms)
+            torch._foreach_mul_(gradients, list(self._factor(norms).unbind()))
+        return torch.linalg.vector_norm(torch.cat([norm.flatten() for norm in self._norms]))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -92,34 +106,33 @@ class EarlyWeights(TrainedWeights):
         gradient, parameter.grad = parameter.grad, None
         self._take(name, gradient)
 
-    @torch.no_grad()
     def _take(self, name: str, gradient: Tensor) -> None:
         """Use up the gradient that a backward pass has completed."""
         self._arrived.add(name)
         self._step_one(name, gradient)
 
+    @torch.no_grad()
     def _step_one(self, name: str, gradient: Tensor) -> None:
-        master = self.masters[name]
-        self._scale(gradient, float(torch.linalg.vector_norm(gradient)))
-        # From the first gradient on that is no number nothing changes any more; the trainer stops after this pass.
+        master, norm = self.masters[name], torch.linalg.vector_norm(gradient)
+        self._norms.append(norm)
+        self._note(norm)
+        # Python may look at what a CPU has computed, and save itself a pass over the gradient.
+        if not norm.is_cpu or norm > self.config.clip_norm:
+            gradient.mul_(self._factor(norm))
         master.grad = gradient
-        if math.isfinite(total_norm(self._norms)):
-            self.optimiser_of[name].step()
-            self._average([name])
+        adamw.step_unless(self.optimiser_of[name], self._broken)
+        self._average([name], 1 - self._broken)
         master.grad = None
 
-    def _waited(self, name: str) -> Tensor:
-        """The gradient of a weight that waits, where it is stepped."""
-        gradient = self.masters[name].grad
-        assert gradient is not None
-        return gradient
+    def _factor(self, norm: Tensor) -> Tensor:
+        """What scales gradients of these norms down to `clip_norm`."""
+        return (self.config.clip_norm / norm).clamp(max=1)
 
-    def _scale(self, gradient: Tensor, norm: float) -> None:
-        """Clip a gradient of this norm, and take note of it."""
-        if norm > self.config.clip_norm:
-            gradient.mul_(self.config.clip_norm / norm)
-        self._norms.append(norm)
+    def _note(self, values: Tensor) -> None:
+        """Let nothing be stepped any more in this step if one of these is not finite."""
+        self._broken.copy_(torch.maximum(self._broken, 1 - values.isfinite().all().float()))
 
-    def _average(self, names: Iterable[str]) -> None:
+    def _average(self, names: Iterable[str], share: Tensor | float = 1.0) -> None:
+        """Move averages towards the weights, by this share (0 or 1) of the usual way."""
         for name in names if self.averages else ():
-            self.averages[name].lerp_(self.masters[name], 1 - self._decay())
+            self.averages[name].lerp_(self.masters[name], (1 - self._decay()) * share)

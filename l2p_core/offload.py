@@ -1,22 +1,22 @@
 """Trained weights, optimiser states and averages in CPU memory, stepped there as gradients arrive.
 
-The device holds a working copy of each weight, bfloat16 under "bf16", and gradients of one layer at a time: as soon as
-one is complete it is taken away. With one micro-batch a step the weight is stepped at once (see `early`) and its
-working copy renewed. With several, gradients are summed in CPU memory, clipped by their total, and all weights are
-stepped after the last. Where blocks are streamed, working copies of their linear layers lie in CPU memory too and come
-to the device with their block (see `trained_linear`).
+The device holds a working copy of each weight, bfloat16 under "bf16", and gradients of a few layers at a time: as soon
+as one is complete it is on its way (see `exchange`). With one micro-batch a step the weight is stepped at once (see
+`early`) and its working copy renewed, while the backward pass goes on. With several, gradients are summed in CPU
+memory, clipped by their total, and all weights are stepped after the last. Where blocks are streamed, working copies of
+their linear layers lie in CPU memory too and come to the device with their block (see `trained_linear`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from .accelerator import has_own_memory, pinned
+from . import exchange
 from .early import EarlyWeights
 from .trained_linear import TrainedLinear
 from .training_config import TrainingConfig
@@ -26,6 +26,8 @@ CPU = torch.device("cpu")
 
 class OffloadedWeights(EarlyWeights):
     """float32 weights, moments and averages in CPU memory, and working copies in the model.
+
+    Between `losses` and `clip` norms, sums and masters belong to the exchange, which may use them in its thread.
 
     Args:
         parameters: those of the model that train, by name, in float32 on any device; they become the working copies.
@@ -45,10 +47,9 @@ class OffloadedWeights(EarlyWeights):
         self._device = device
         self._streamed = streamed
         self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        largest = max(parameter.numel() for parameter in parameters.values())
-        # Only pinned memory is copied to and from a GPU at full speed.
-        staged = has_own_memory(device.type)
-        self._staging = pinned((largest,), self._dtype) if staged else None
+        sizes = [parameter.numel() for parameter in parameters.values()]
+        vectors = sum(parameter.numel() for parameter in parameters.values() if parameter.ndim == 1)
+        self._exchange = exchange.make(device, max(*sizes, vectors), self._dtype)
         super().__init__(parameters, config)
         self._sums: dict[str, Tensor] = {}
 
@@ -76,11 +77,22 @@ class OffloadedWeights(EarlyWeights):
         super().resumed(step)
         self._renew(self.masters)
 
-    def clip(self) -> float:
+    def losses(self, errors: Tensor) -> None:
+        if self.steps_early:
+            # A copy, for the backward pass uses the errors themselves at the same time.
+            self._exchange.bring([errors.detach().clone()], self._losses)
+
+    def clip(self) -> Tensor:
+        waiting = {name: p.grad for name, p in self._waiting.items() if p.grad is not None}
+        if waiting:
+            self._exchange.bring(list(waiting.values()), partial(self._keep, list(waiting)))
+        for name in waiting:
+            self.parameters[name].grad = None
+        self._exchange.finish()
         if not self.steps_early:
             for name in self._arrived:
                 self.masters[name].grad = self._sums[name]
-        return super().clip()
+        return self._clip(list(waiting))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -105,42 +117,44 @@ class OffloadedWeights(EarlyWeights):
     @torch.no_grad()
     def _renew(self, weights: Mapping[str, Tensor]) -> None:
         """Let working copies be these weights."""
+        self._exchange.send(self._renewed(weights))
+        self._exchange.finish()
+
+    def _renewed(self, weights: Mapping[str, Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+        """Renew the working copies that lie in CPU memory; the weights of the others, with these."""
         for name, weight in weights.items():
             if name in self._streamed:
                 self._streamed[name].working.fill(weight)
-                continue
-            working = self.parameters[name].data
-            if self._staging is not None:
-                weight = self._staging[: weight.numel()].view(weight.shape).copy_(weight)
-            working.copy_(weight)
+            else:
+                yield weight, self.parameters[name].data
+
+    def _take(self, name: str, gradient: Tensor) -> None:
+        first = name not in self._arrived
+        self._arrived.add(name)
+        use = partial(self._stepped, name) if self.steps_early else partial(self._summed, name, first)
+        self._exchange.bring([gradient], use)
+
+    # What follows is called by the exchange, with gradients in CPU memory.
+
+    def _losses(self, errors: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+        self._note(errors[0])
+        return ()
+
+    def _stepped(self, name: str, gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+        self._step_one(name, gradients[0].float())
+        return self._renewed({name: self.masters[name]})
 
     @torch.no_grad()
-    def _take(self, name: str, gradient: Tensor) -> None:
-        if self.steps_early:
-            super()._take(name, gradient)
-            return
+    def _summed(self, name: str, first: bool, gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
         if name not in self._sums:
             self._sums[name] = torch.empty_like(self.masters[name])
-        gradient = self._to_cpu(gradient)
-        if name in self._arrived:
-            self._sums[name] += gradient
+        if first:
+            self._sums[name].copy_(gradients[0])
         else:
-            self._sums[name].copy_(gradient)
-        self._arrived.add(name)
+            self._sums[name] += gradients[0]
+        return ()
 
-    def _waited(self, name: str) -> Tensor:
-        parameter = self.parameters[name]
-        assert parameter.grad is not None
-        self.masters[name].grad = parameter.grad.to(CPU, torch.float32)
-        parameter.grad = None
-        return super()._waited(name)
-
-    def _step_one(self, name: str, gradient: Tensor) -> None:
-        super()._step_one(name, self._to_cpu(gradient).float())
-        self._renew({name: self.masters[name]})
-
-    def _to_cpu(self, gradient: Tensor) -> Tensor:
-        """It in CPU memory, good until the next one is asked for."""
-        if self._staging is None:
-            return gradient
-        return self._staging[: gradient.numel()].view(gradient.shape).copy_(gradient)
+    def _keep(self, names: Sequence[str], gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+        for name, gradient in zip(names, gradients, strict=True):
+            self.masters[name].grad = gradient.to(torch.float32, copy=True)
+        return ()

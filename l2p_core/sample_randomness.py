@@ -23,7 +23,16 @@ class Draw:
     drop_caption: bool
 
 
-def draw(run_seed: int, number: int, shape: torch.Size, *, levels: int, dropout: float, own_seed: int | None) -> Draw:
+def draw(
+    run_seed: int,
+    number: int,
+    shape: torch.Size,
+    *,
+    levels: int,
+    dropout: float,
+    own_seed: int | None,
+    out: Tensor | None = None,
+) -> Draw:
     """Draw for the sample `number` of a run.
 
     Args:
@@ -33,13 +42,14 @@ def draw(run_seed: int, number: int, shape: torch.Size, *, levels: int, dropout:
         levels: how many noise levels to choose from, uniformly.
         dropout: probability of dropping the caption.
         own_seed: the seed that the source drew this image's noise from; None draws it from the run's.
+        out: (C, H, W) float32 to put the noise into, where it is to lie in a memory of the caller's.
     """
     generator = torch.Generator().manual_seed(mixed(run_seed, number))
     sigma_index = int(torch.randint(levels, (), generator=generator))
     drop_caption = float(torch.rand((), generator=generator)) < dropout
     if own_seed is not None:
         generator = torch.Generator().manual_seed(own_seed)
-    return Draw(sigma_index, torch.randn(shape, generator=generator), drop_caption)
+    return Draw(sigma_index, torch.randn(shape, generator=generator, out=out), drop_caption)
 
 
 def mixed(seed: int, number: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -22,13 +21,12 @@ class TrainedWeights:
     Args:
         parameters: those of the model that train, by name, in float32.
         config: of the training.
+        shared: whether several processes average their gradients, so that each has one of every weight always.
     """
 
-    steps_early = False
-    """Whether weights change during the backward pass already, so that a loss must be looked at before it."""
-
-    def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig):
+    def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig, shared: bool = False):
         self.parameters = dict(parameters)
+        self._shared = shared
         self.config = config
         self.masters = self._own()
         self.optimiser_of = self._optimisers()
@@ -69,16 +67,23 @@ class TrainedWeights:
             for group in optimiser.param_groups:
                 group["lr"] = lr * group["scale"]
 
-    def clip(self) -> float:
-        """After the last backward pass: the gradient's norm, before it is scaled down to `clip_norm`; all processes
-        call this."""
-        for name in _PADS:
-            # A token that no sample needed stays as it is, without weight decay. Several processes give each a
-            # gradient always, of zeros then.
-            token = self.parameters.get(name)
-            if token is not None and token.grad is not None and not bool(whole(token.grad).any()):
-                token.grad = None
-        return float(whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.config.clip_norm)))
+    def losses(self, errors: Tensor) -> None:
+        """Before each backward pass: its samples' errors (B,), on the device."""
+
+    def clip(self) -> Tensor:
+        """After the last backward pass: the gradient's norm, before it is scaled down to `clip_norm`, as a scalar that
+        nobody waits for; all processes call this."""
+        return whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.config.clip_norm))
+
+    def needed(self) -> dict[str, Tensor]:
+        """Of the pad tokens that have a gradient because processes share it, whether any sample needed them."""
+        tokens = {name: self.parameters[name] for name in _PADS if name in self.parameters and self._shared}
+        return {name: whole(token.grad).any() for name, token in tokens.items() if token.grad is not None}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Leave weights that no sample needed as they are, without weight decay."""
+        for name in names:
+            self.parameters[name].grad = None
 
     def step(self) -> None:
         """Change the weights by the gradients, and the averages after them."""
@@ -127,8 +132,3 @@ class TrainedWeights:
     def _decay(self) -> float:
         """Of the averages: a young one would otherwise be mostly the untrained initialisation."""
         return min(self.config.ema_decay, (1 + self._step) / (10 + self._step))
-
-
-def total_norm(norms: list[float]) -> float:
-    """The norm of tensors that have these."""
-    return math.sqrt(math.fsum(norm * norm for norm in norms)) if all(map(math.isfinite, norms)) else math.nan

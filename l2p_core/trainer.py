@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from . import adamw, block_store, flow, lora, sharding, training_state
+from . import adamw, block_store, flow, lora, prepared, sharding, training_state
 from .batch import Batch as Batch
 from .batch import BatchSource as BatchSource
 from .early import EarlyWeights
@@ -24,8 +25,8 @@ from .freeze import freeze_all_but, trainable_names
 from .model import L2PModel
 from .offload import OffloadedWeights
 from .parallel import Ranks
+from .prepared import Preparation, Prepared
 from .recompute import kept_blocks
-from .sample_randomness import draw
 from .step_metrics import SIGMA_EDGES as SIGMA_EDGES
 from .step_metrics import StepMetrics as StepMetrics
 from .step_metrics import step_metrics
@@ -99,7 +100,7 @@ class Trainer:
         self.ranks = ranks or Ranks(device=model.x_pad_token.device)
         self.device = self.ranks.device
         self._empty_caption = empty_caption
-        self._last: Batch | None = None
+        self._last: Prepared | None = None
         self._sigmas = flow.training_sigmas(config.shift)
         self.parameters = self._prepare_parameters()
         self._network: nn.Module = model
@@ -112,7 +113,7 @@ class Trainer:
         elif config.step_early:
             self._weights = EarlyWeights(self.parameters, config)
         else:
-            self._weights = TrainedWeights(self.parameters, config)
+            self._weights = TrainedWeights(self.parameters, config, shared=self.ranks.count > 1)
 
     def run(self, batches: BatchSource) -> Iterator[StepMetrics]:
         """Train from the current step to the last, yielding after each.
@@ -125,8 +126,10 @@ class Trainer:
         self.model.train()
         self.model.gradient_checkpointing = self.config.gradient_checkpointing
         self.model.kept = kept_blocks(self.model.config, self.config)
-        while self.step < self.config.steps:
-            yield self._train_step(batches)
+        prepare = Preparation(batches, self.config, self._sigmas, self._empty_caption, self.device)
+        with prepared.ahead(prepare, self._numbers(), self.device) as ready:
+            while self.step < self.config.steps:
+                yield self._train_step(ready)
 
     def save(self, path: Path | str) -> None:
         """Write weights, averages, optimiser state and step to a safetensors file, whole or not at all."""
@@ -194,36 +197,43 @@ class Trainer:
             parameter.data = parameter.data.to(torch.float32 if name in names else frozen_dtype)
         return {name: parameter for name, parameter in self.model.named_parameters() if name in names}
 
-    def _train_step(self, batches: BatchSource) -> StepMetrics:
+    def _numbers(self) -> Iterator[int]:
+        """This process's micro-batches from the current step to the last, by their numbers in the run."""
+        accumulate = self.config.accumulate
+        for step in range(self.step, self.config.steps):
+            yield from (step * accumulate + micro for micro in self.ranks.micro_batches(accumulate))
+
+    def _train_step(self, ready: Iterator[Prepared]) -> StepMetrics:
         started = time.perf_counter()
-        errors: list[float] = []
+        errors: list[Tensor] = []
         levels: list[float] = []
         own = self.ranks.micro_batches(self.config.accumulate)
         lr = self._learning_rate()
         self._weights.begin(self.step, lr)
         for micro in own:
-            batch = batches.batch(self.step * self.config.accumulate + micro)
+            batch = next(ready)
             with sharding.averaging(self._network, last=micro == own[-1]):
-                batch_errors, batch_levels = self._backward(batch, len(own))
-            errors += batch_errors
-            levels += batch_levels
-        error, sigma = self._of_all(errors), self._of_all(levels)
-        norm = self._weights.clip()
+                errors.append(self._backward(batch, len(own)))
+            levels += batch.sigma.tolist()
+        clipped, needed = self._weights.clip(), self._weights.needed()
+        # The step's one wait for the device.
+        *own_errors, (norm,), tokens = _read([*errors, clipped, _stacked(needed)])
+        error, sigma = self._of_all([value for values in own_errors for value in values]), self._of_all(levels)
         if not math.isfinite(norm) or not bool(error.isfinite().all()):
             self._weights.drop_gradients()
             raise self._diverged()
+        self._weights.forget(name for name, used in zip(needed, tokens, strict=True) if not used)
         self._weights.step()
         self.step += 1
         return step_metrics(self.step, error, sigma, lr, norm, time.perf_counter() - started)
 
-    def _backward(self, batch: Batch, micro_batches: int) -> tuple[list[float], list[float]]:
-        """Add the gradients of one of a step's micro-batches; its samples' errors and noise levels."""
+    def _backward(self, batch: Prepared, micro_batches: int) -> Tensor:
+        """Add the gradients of one of a step's micro-batches; its samples' errors (B,), on the device."""
         self._last = batch
-        errors, sigma = self._errors(batch, self._network)
-        if self._weights.steps_early and not bool(errors.isfinite().all()):
-            raise self._diverged()
+        errors = self._errors(batch, self._network)
+        self._weights.losses(errors)
         (errors.mean() / micro_batches).backward()
-        return errors.detach().tolist(), sigma.tolist()
+        return errors.detach()
 
     def loss_now(self) -> float:
         """The mean loss, over all processes, of the micro-batch that was trained on last, with the noise it had then
@@ -232,7 +242,7 @@ class Trainer:
         self.model.eval()
         try:
             with torch.no_grad():
-                errors, _ = self._errors(self._last, self.model)
+                errors = self._errors(self._last, self.model)
         finally:
             self.model.train()
         return float(self._of_all(errors.tolist()).mean())
@@ -241,35 +251,11 @@ class Trainer:
         """The tensors of a save, by name: weights, averages and moments; under FSDP2 cut among the processes."""
         return self._weights.state()
 
-    def _errors(self, batch: Batch, network: nn.Module) -> tuple[Tensor, Tensor]:
-        """Each sample's error (B,) and noise level (B,)."""
-        config = self.config
-        draws = [
-            draw(
-                config.seed,
-                number,
-                batch.pixels.shape[1:],
-                levels=len(self._sigmas),
-                dropout=config.caption_dropout,
-                own_seed=own_seed if config.noise == "seeded" else None,
-            )
-            for number, own_seed in zip(batch.numbers, batch.seeds, strict=True)
-        ]
-        sigma = self._sigmas[[d.sigma_index for d in draws]]
-        noise = torch.stack([d.noise for d in draws])
-        captions = [
-            self._empty_caption if d.drop_caption and self._empty_caption is not None else caption
-            for d, caption in zip(draws, batch.captions, strict=True)
-        ]
+    def _errors(self, batch: Prepared, network: nn.Module) -> Tensor:
+        """Each sample's error, (B,) on the device."""
+        pixels, noise, sigma, captions = batch.to(self.device)
         with self._autocast():
-            errors = flow.velocity_errors(
-                network,
-                batch.pixels.to(self.device, non_blocking=True),
-                noise.to(self.device, non_blocking=True),
-                sigma.to(self.device),
-                [caption.to(self.device) for caption in captions],
-            )
-        return errors, sigma
+            return flow.velocity_errors(network, pixels, noise, sigma, captions)
 
     def _diverged(self) -> TrainingDiverged:
         return TrainingDiverged(
@@ -294,3 +280,16 @@ class Trainer:
             done = (self.step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
             factor = COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * done)) / 2
         return config.lr * factor
+
+
+def _stacked(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(tensors.values())) if tensors else torch.empty(0)
+
+
+def _read(tensors: Sequence[Tensor]) -> list[list[float]]:
+    """The elements of small tensors, waiting once for each device that these are on."""
+    flat = [tensor.detach().flatten().float() for tensor in tensors]
+    devices = {tensor.device for tensor in flat}
+    joined = {device: torch.cat([tensor for tensor in flat if tensor.device == device]) for device in devices}
+    elements = {device: iter(tensor.tolist()) for device, tensor in joined.items()}
+    return [list(islice(elements[tensor.device], len(tensor))) for tensor in flat]

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import test_run
 from test_run import folder, train  # noqa: F401 (a fixture)
+from torch import Tensor
 
-from comfyui_l2p.l2p_core.batch import Batch
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
+from comfyui_l2p.l2p_core.prepared import Prepared
 from comfyui_l2p.l2p_core.run import divergence
 from comfyui_l2p.l2p_core.run.divergence import DivergenceWatch
 from comfyui_l2p.l2p_core.run.folder import RunFolder
@@ -113,7 +114,7 @@ def test_a_loss_that_is_no_number_is_said_and_the_last_save_stays(
 ) -> None:
     one_step = Trainer._backward
 
-    def backward(self: Trainer, batch: Batch, micro_batches: int) -> tuple[list[float], list[float]]:
+    def backward(self: Trainer, batch: Prepared, micro_batches: int) -> Tensor:
         if self.step == 3:
             batch.pixels.fill_(float("inf"))
         return one_step(self, batch, micro_batches)
@@ -179,7 +180,7 @@ def test_a_save_that_every_further_step_diverges_from_is_called_that(
 ) -> None:
     backward = Trainer._backward
 
-    def broken(self: Trainer, batch: Batch, micro_batches: int) -> tuple[list[float], list[float]]:
+    def broken(self: Trainer, batch: Prepared, micro_batches: int) -> Tensor:
         if self.step == 2:
             batch.pixels.fill_(float("inf"))
         return backward(self, batch, micro_batches)
@@ -195,7 +196,7 @@ def test_a_first_step_that_diverges_is_not_blamed_on_training(
 ) -> None:
     backward = Trainer._backward
 
-    def broken(self: Trainer, batch: Batch, micro_batches: int) -> tuple[list[float], list[float]]:
+    def broken(self: Trainer, batch: Prepared, micro_batches: int) -> Tensor:
         batch.pixels.fill_(float("nan"))
         return backward(self, batch, micro_batches)
 

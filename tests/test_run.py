@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.model import LatentModel
+from comfyui_l2p.l2p_core.prepared import Prepared
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.metrics import loss_by_sigma, read_metrics
@@ -87,7 +89,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     straight = train(folder, "straight")
     one_step = Trainer._train_step
 
-    def interrupted_in_step_three(self: Trainer, batches: image_set.Batches) -> object:
+    def interrupted_in_step_three(self: Trainer, batches: Iterator[Prepared]) -> object:
         if self.step == 2:
             signal.raise_signal(signal.SIGINT)
         return one_step(self, batches)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import accelerator
 from ..trainer import Batch
 from . import images
 from .buckets import Size
@@ -45,7 +44,6 @@ class Loader:
         workers: threads. Each holds at most one file's pixels at 4 bytes a pixel.
         prefetch: micro-batches prepared ahead, held at 3 bytes a pixel.
         max_bad_share: share of bad samples from which on the run stops.
-        pin_memory: lay pixels in pinned memory, from which copying to a GPU does not wait.
 
     Raises:
         ValueError: for numbers out of range.
@@ -63,7 +61,6 @@ class Loader:
         workers: int = 4,
         prefetch: int = 2,
         max_bad_share: float = MAX_BAD_SHARE,
-        pin_memory: bool = False,
     ):
         if min(batch_size, world_size, workers) < 1 or prefetch < 0 or not 0 <= rank < world_size:
             raise ValueError(
@@ -71,7 +68,7 @@ class Loader:
             )
         self.data = data
         self.batch_size, self.rank = batch_size, rank
-        self.prefetch, self.max_bad_share, self.pin_memory = prefetch, max_bad_share, pin_memory
+        self.prefetch, self.max_bad_share = prefetch, max_bad_share
         self._features = features
         groups: dict[Size, list[Image]] = {}
         for image in data.images:
@@ -99,8 +96,6 @@ class Loader:
                 self._ahead[upcoming] = self._submit(upcoming)
         loaded = [future.result() for future in self._ahead.pop(number)]
         pixels = images.from_uint8(torch.stack([sample.pixels for sample in loaded]))
-        if self.pin_memory:
-            pixels = accelerator.pinned(pixels.shape, pixels.dtype).copy_(pixels)
         first = number * self.schedule.batch_size + self.rank * self.batch_size
         return Batch(
             pixels=pixels,

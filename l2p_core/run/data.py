@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import tiny
-from ..accelerator import has_own_memory
 from ..batch import BatchSource, Part
 from ..config import ModelConfig, variant_row
 from ..dataset.captions import MAX_TOKENS
@@ -71,7 +70,6 @@ class RunData:
             world_size=parts,
             workers=recipe.data.workers,
             max_bad_share=recipe.data.max_bad_share,
-            pin_memory=has_own_memory(ranks.device.type),
         )
         return Stream(loader, loader, lambda: loader.problems)
 

@@ -280,6 +280,12 @@ Tensor on_cpu(const Tensor& tensor) {
   return tensor.is_neg() ? at::_neg_view(same) : same;
 }
 
+// The same tensor, unknown to Python: the last to hold one that Python knows needs Python's lock to let go of it, which a
+// thread that waits for `mutex` may be holding.
+Tensor bare(const Tensor& tensor) {
+  return Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), false));
+}
+
 void copy_now(const Tensor& from, const Tensor& to) { on_cpu(to).copy_(on_cpu(from)); }
 
 Tensor copy_from(const Tensor& from, const Tensor& to, bool non_blocking) {
@@ -293,11 +299,11 @@ Tensor copy_from(const Tensor& from, const Tensor& to, bool non_blocking) {
     drain_all(stream);
     copy_now(from, to);
   } else if (in) {
-    enqueue(stream, [from, to] { copy_now(from, to); });
+    enqueue(stream, [from = bare(from), to = bare(to)] { copy_now(from, to); });
   } else {
     drain_all(stream);
     Tensor taken = on_cpu(from).clone();  // what the stream does to it later comes after the copy
-    enqueue(stream, [taken, to] { copy_now(taken, to); });
+    enqueue(stream, [taken, to = bare(to)] { copy_now(taken, to); });
   }
   return to;
 }
