@@ -25,6 +25,57 @@ def default_device() -> torch.device:
     return device if has_own_memory(device.type) else CPU
 
 
+def named(text: str) -> torch.device:
+    """The device that a user names, "cpu", "cuda", "cuda:1" and others, if this machine has it.
+
+    Raises:
+        ValueError: if it has not, with the devices that it has.
+    """
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = None
+    if device is not None and device.type == "cpu":
+        return CPU
+    kinds = available()
+    if device is None or device.type not in kinds or (device.index or 0) >= kinds[device.type]:
+        raise ValueError(f"This machine has no device {text!r}: it has {', '.join(_names(kinds))}.{_advice(text)}")
+    return device
+
+
+def available() -> dict[str, int]:
+    """Kinds of devices beside the CPU that torch can use here, and how many there are of each."""
+    kinds = ["cuda", "xpu", "mps"]
+    current = getattr(torch, "accelerator", None) and torch.accelerator.current_accelerator()
+    if current and current.type not in kinds:
+        kinds.append(current.type)
+    found = {}
+    for kind in kinds:
+        of_kind = getattr(torch, kind, None)
+        if kind == "mps":
+            count = int(torch.backends.mps.is_available())
+        else:
+            count = of_kind.device_count() if of_kind and of_kind.is_available() else 0
+        if count:
+            found[kind] = count
+    return found
+
+
+def _names(kinds: dict[str, int]) -> list[str]:
+    """What a user may call the devices."""
+    numbered = [f"{kind}:{i}" if count > 1 else kind for kind, count in kinds.items() for i in range(count)]
+    return [CPU.type, *numbered]
+
+
+def _advice(text: str) -> str:
+    kind = text.partition(":")[0]
+    if kind in ("hip", "rocm"):
+        return " The GPUs of AMD are called cuda."
+    if kind == "cuda" and not torch.version.cuda and not torch.version.hip:
+        return " This torch is built without CUDA and ROCm: for a GPU of NVIDIA or AMD install a build that has it."
+    return ""
+
+
 def has_own_memory(device_type: str) -> bool:
     """Whether a kind of device ("cuda", "cpu", ...) has memory beside the computer's; a CPU and Apple's GPUs do not."""
     return device_type not in ("cpu", "mps")
@@ -33,6 +84,12 @@ def has_own_memory(device_type: str) -> bool:
 def module(device: torch.device) -> Any:
     """torch.cuda, or what is like it for a device that has memory of its own."""
     return getattr(torch, device.type)
+
+
+def choose(device: torch.device) -> None:
+    """Let it be the one of its kind that is used where none is named."""
+    if has_own_memory(device.type) and device.index is not None:
+        module(device).set_device(device)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .ranges import HEAD_WIDTH
+
 PIXEL_CHANNELS = 3
 LATENT_PATCH = 2
 ROPE_THETA = 256.0
@@ -131,9 +133,10 @@ class ModelConfig:
         """This backbone as a pixel model of `variant`, its head's widths multiplied by `head_width`.
 
         Raises:
-            ValueError: for a variant that does not exist.
+            ValueError: for a variant that does not exist, or a width outside `ranges.HEAD_WIDTH`.
         """
         row = variant_row(variant)
+        HEAD_WIDTH.check("head_width", head_width)
         return dataclasses.replace(
             self,
             patch_size=row.patch_size,

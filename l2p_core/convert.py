@@ -23,6 +23,7 @@ from .initialise import INITS, random_values
 from .layouts import diffusers_targets
 from .model import key_shapes
 from .model_file import Slot, model_file, refuse_own_source
+from .ranges import HEAD_WIDTH, SEED
 from .recognise import is_unused
 from .safetensors_header import CheckpointError, Header, nbytes
 from .tensor_io import (
@@ -109,9 +110,11 @@ def convert(
 
     Raises:
         CheckpointError: if the source is unsuitable or damaged, or the target cannot be written.
-        ValueError: for an unknown variant, init or layout.
+        ValueError: for an unknown variant, init or layout, or a number outside its range (see `ranges`).
     """
     source, target = Path(source), Path(target)
+    SEED.check("seed", seed)
+    HEAD_WIDTH.check("head_width", head_width)
     check_init(init)
     row = variant_row(variant)
     checkpoint = open_checkpoint(source)

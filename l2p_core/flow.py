@@ -5,6 +5,7 @@ x_sigma = (1 - sigma) x0 + sigma noise; the model predicts the velocity noise - 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def sigmas(steps: int, shift: float = 3.0, denoise: float = 1.0) -> Tensor:
     """
     if steps < 1:
         raise ValueError(f"Sampling takes at least 1 step, not {steps}.")
-    if shift <= 0:
+    if not 0 < shift < math.inf:
         raise ValueError(f"The shift must be above 0, not {shift}; 3 is the published value.")
     if not 0 < denoise <= 1:
         raise ValueError(f"Denoise must be above 0 and at most 1, not {denoise}.")
@@ -90,6 +91,8 @@ def euler(
     progress: Progress | None = None,
 ) -> Tensor:
     """Integrate the flow along `sigmas` and return its end, unclamped; arguments as for `sample`."""
+    if not math.isfinite(cfg):
+        raise ValueError(f"Guidance (cfg) must be a finite number, not {cfg}.")
     if cfg != 1.0 and negative is None:
         raise ValueError("Guidance (cfg other than 1) needs a negative caption for each image; it may be empty text.")
     captions, negative = _refined(model, captions), None if cfg == 1.0 else _refined(model, negative)

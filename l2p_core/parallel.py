@@ -153,15 +153,21 @@ def speaks() -> bool:
 
 
 @contextmanager
-def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
+def process_group(timeout: timedelta = TIMEOUT, device: torch.device | None = None) -> Iterator[Ranks]:
     """The processes of this run, connected for the length of the block; just this one if it was not `launched`.
+
+    Args:
+        timeout: see `TIMEOUT`.
+        device: to compute on, without an index where there are several processes; None is a GPU if there is one.
 
     Raises:
         ValueError: if there are more processes on this machine than it has GPUs, or torch cannot connect processes.
         ProcessLost: out of the block, when another process ends or stops answering.
     """
     if not launched():
-        yield Ranks()
+        device = device or accelerator.default_device()
+        accelerator.choose(device)
+        yield Ranks(device=device)
         return
     import torch.distributed as dist
 
@@ -170,9 +176,8 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     from torch.distributed import distributed_c10d as c10d
     from torch.distributed.rendezvous import rendezvous
 
-    device = _device(int(os.environ["LOCAL_RANK"]))
-    if accelerator.has_own_memory(device.type):
-        accelerator.module(device).set_device(device)
+    device = _device(int(os.environ["LOCAL_RANK"]), device or accelerator.default_device())
+    accelerator.choose(device)
     try:
         store, rank, count = next(rendezvous("env://", timeout=timeout))
         # Words go through gloo on the CPU, whose waits end with an error when a process is gone: on Linux at once, on
@@ -226,10 +231,13 @@ def is_connection_error(error: RuntimeError) -> bool:
     return isinstance(error, named) or any(word in str(error) for word in ("gloo", "NCCL", "Connection reset"))
 
 
-def _device(local_rank: int) -> torch.device:
-    device = accelerator.default_device()
-    if device == accelerator.CPU:
+def _device(local_rank: int, device: torch.device) -> torch.device:
+    if not accelerator.has_own_memory(device.type):
         return device
+    if device.index is not None:
+        raise ValueError(
+            f"Several processes train on a GPU each: name their kind alone, {device.type!r} rather than {device}."
+        )
     count = accelerator.module(device).device_count()
     if local_rank >= count:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import ranges
 from .freeze import POLICIES
 
 _CHOICES: dict[str, tuple[object, ...]] = {
@@ -15,6 +16,25 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "noise": ("seeded", "fresh"),
     "parallel": ("auto", "ddp", "fsdp"),
 }
+
+RANGES = {
+    "steps": ranges.STEPS,
+    "lr": ranges.LEARNING_RATE,
+    "backbone_lr_scale": ranges.FACTOR,
+    "weight_decay": ranges.DECAY,
+    "warmup_steps": ranges.COUNT_OR_NONE,
+    "clip_norm": ranges.NORM,
+    "accumulate": ranges.BATCH,
+    "ema_decay": ranges.PART,
+    "caption_dropout": ranges.PART,
+    "shift": ranges.SHIFT,
+    "blocks": ranges.BLOCKS,
+    "lora_rank": ranges.RANK,
+    "lora_alpha": ranges.FACTOR,
+    "keep_activations": ranges.ACTIVATIONS,
+    "seed": ranges.SEED,
+}
+"""Of every number that is not one of a few `_CHOICES`."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +108,7 @@ class TrainingConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)!r}.")
-        least_values = {"steps": 1, "accumulate": 1, "warmup_steps": 0, "blocks": 0, "lora_rank": 1, "weight_decay": 0}
-        least_values |= {"keep_activations": -1}
-        for name, least in least_values.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}.")
-        for name in ("lr", "clip_norm", "shift", "backbone_lr_scale", "lora_alpha"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}.")
-        for name in ("caption_dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be from 0 to below 1, not {getattr(self, name)}.")
+        ranges.check(self, RANGES)
         if self.policy == "all" and self.frozen != "full":
             raise ValueError('frozen is about what does not train, but policy "all" trains everything: leave it out.')
         if self.policy == "all" and self.stream and not self.offload:

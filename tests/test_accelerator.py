@@ -10,8 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from comfyui_l2p.l2p_core import accelerator
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
@@ -179,6 +181,30 @@ def test_memory_that_runs_out_all_the_same_is_one_sentence_and_nothing_is_lost(r
     assert RunFolder(output).delta.is_file()
     done = train(recipe, output)
     assert done.returncode == 0 and "Going on after step 2 of 3" in done.stderr, done.stderr[-3000:]
+
+
+def sample(output: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    caption = "a red circle in the centre on a white background"
+    command = ["-m", "comfyui_l2p.train", "sample", "tiny", "--prompt", caption, "--steps", "3", *arguments]
+    return run([*command, "--output", str(output)], PYTHONPATH=str(FOLDER), **environment)
+
+
+def test_the_command_line_samples_on_it_as_on_the_cpu(tmp_path: Path) -> None:
+    names = {"there": [], "named": ["--device", "npu:0"], "here": ["--device", "cpu"]}
+    for name, arguments in names.items():
+        done = sample(tmp_path / f"{name}.png", *arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+    pixels = [torch.from_numpy(np.array(Image.open(tmp_path / f"{name}.png"))).int() for name in names]
+    assert torch.equal(pixels[0], pixels[1]) and int((pixels[0] - pixels[2]).abs().max()) <= 1
+    done = sample(tmp_path / "other.png", "--device", "npu:1")
+    assert done.returncode == 2 and "no device 'npu:1': it has cpu, npu." in done.stderr
+
+
+def test_sampling_goes_where_its_memory_is(tmp_path: Path) -> None:
+    done = sample(tmp_path / "image.png", SIMULATED_ACCELERATOR_BYTES=str(50 * 10**6))
+    assert done.returncode == 0 and "runs on the CPU" in done.stderr and (tmp_path / "image.png").is_file()
+    done = sample(tmp_path / "other.png", "--device", "npu", SIMULATED_ACCELERATOR_BYTES=str(50 * 10**6))
+    assert done.returncode == 2 and "0.1 GB free" in done.stderr and "--device cpu" in done.stderr
 
 
 def test_without_one_training_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from comfyui_l2p.l2p_core import checkpoint
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.train.cli import main
+from comfyui_l2p.train.sample import size_like
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -63,8 +64,9 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 @pytest.mark.parametrize(
     "command",
     [
-        [], ["demo"], ["inspect"], ["convert"], ["synth"], ["cache"], ["train"], ["merge"], ["delta"], ["sample"],
-        ["benchmark"], ["benchmark", "head"], ["benchmark", "checkpoint"], ["benchmark", "transfer"],
+        [], ["demo"], ["inspect"], ["convert"], ["doctor"], ["plan"], ["synth"], ["cache"], ["train"], ["merge"],
+        ["delta"], ["sample"], ["benchmark"], ["benchmark", "head"], ["benchmark", "checkpoint"],
+        ["benchmark", "transfer"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -130,6 +132,41 @@ def test_sample_writes_any_size_and_never_over_a_file(
     assert (tmp_path / "image-4.png").exists()
 
 
+def test_an_image_to_start_from_keeps_its_orientation_and_aspect(tmp_path: Path) -> None:
+    """A camera's picture: lying, with a note to turn it; red above once it is turned."""
+    lying = Image.new("RGB", (96, 64), (0, 0, 255))
+    lying.paste((255, 0, 0), (0, 0, 48, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    lying.save(tmp_path / "init.jpg", exif=exif, quality=95)
+    target = tmp_path / "image.png"
+    command = ["sample", "tiny", "--prompt", "a red circle in the centre on a white background", "--steps", "1"]
+    command += ["--init", str(tmp_path / "init.jpg"), "--denoise", "0.01", "--cfg", "1", "--output", str(target)]
+    assert main(command) == 0
+    with Image.open(target) as image:
+        assert image.size == (48, 80)  # 2 to 3 as far as multiples of 16 allow, of about 64 x 64 pixels
+        red, blue = image.convert("RGB").getpixel((24, 10)), image.convert("RGB").getpixel((24, 70))
+    assert isinstance(red, tuple) and isinstance(blue, tuple)
+    assert red[0] > 180 > 80 > red[2] and blue[2] > 180 > 80 > blue[0]
+    assert main([*command, "--overwrite", "--height", "30"]) == 0
+    with Image.open(target) as image:
+        assert image.size == (20, 30)
+
+
+@pytest.mark.parametrize(("shape", "given", "expected"), [
+    ((4000, 3000), (None, None), (1184, 880)),
+    ((3000, 4000), (None, None), (880, 1184)),
+    ((3000, 4000), (600, None), (600, 800)),
+    ((3000, 4000), (None, 600), (450, 600)),
+    ((3000, 4000), (500, 500), (500, 500)),
+    ((20_000, 1), (None, None), (144_816, 16)),
+], ids=str)  # fmt: skip
+def test_sides_follow_the_image_that_is_started_from(
+    shape: tuple[int, int], given: tuple[int | None, int | None], expected: tuple[int, int]
+) -> None:
+    assert size_like(shape, 1024, *given) == expected
+
+
 def test_sample_explains_what_does_not_fit_before_it_reads_weights(
     tmp_path: Path, source: Path, pixel: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,9 +174,18 @@ def test_sample_explains_what_does_not_fit_before_it_reads_weights(
     features = tmp_path / "caption.safetensors"
     save({"positive": torch.randn(5, 7)}, features)
     output = ["--output", tmp_path / "image.png"]
-    assert "--caption-features" in mistake(capsys, "sample", pixel, "--prompt", "a cat", *output)
+    assert "--encoder" in mistake(capsys, "sample", pixel, "--prompt", "a cat", *output)
+    assert "does not exist" in mistake(capsys, "sample", pixel, "--prompt", "a cat", "--encoder", "none", *output)
+    assert "--negative goes with --prompt" in mistake(
+        capsys, "sample", pixel, "--caption-features", features, "--negative", "blurred", *output
+    )
     assert "(tokens, 24)" in mistake(capsys, "sample", pixel, "--caption-features", features, *output)
     assert "one of the two" in mistake(capsys, "sample", pixel, *output)
+    assert "RAM" in mistake(capsys, "sample", "tiny", "--prompt", "a red circle", "--width", 65_536, "--height", 65_536)
+    assert "--init" in mistake(capsys, "sample", "tiny", "--prompt", "a red circle", "--denoise", 0.5)
+    assert "cannot be used as an image" in mistake(
+        capsys, "sample", "tiny", "--prompt", "a red circle", "--init", features, *output
+    )
     assert "convert it to L2P first" in mistake(capsys, "sample", source, "--prompt", "a cat", *output)
 
 
@@ -194,3 +240,16 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(source: Path) -> None:
         process.stdout.close()
         errors = process.stderr.read()
     assert process.returncode == 0 and not errors
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:-1", "foo", "", "mps:3", "meta", "xpu:7", "hip", "cuda:x"])
+@pytest.mark.parametrize("command", [
+    ["train", "tiny"], ["cache", "tiny"], ["sample", "tiny", "--prompt", "a red circle"], ["benchmark", "train"],
+], ids=lambda words: words[0])  # fmt: skip
+def test_a_device_that_is_not_there_is_named_with_those_that_are(
+    command: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = mistake(capsys, *command, f"--device={name}")
+    assert f"no device {name!r}" in said and "it has cpu" in said
+    assert not list(tmp_path.iterdir())

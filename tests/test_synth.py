@@ -226,7 +226,7 @@ def test_mistakes_are_one_line(
     target = tmp_path / "set"
     assert "--host 127.0.0.1:8188" in mistake(capsys, "synth", workflow, target, "--prompts", prompts)
     assert "--prompts FILE" in mistake(capsys, "synth", workflow, target, "--host", "x:1")
-    assert "no address" in mistake(capsys, "synth", workflow, target, "--prompts", prompts, "--host", "ftp://x")
+    assert "not the address" in mistake(capsys, "synth", workflow, target, "--prompts", prompts, "--host", "ftp://x")
     assert "needs no host" in mistake(capsys, "synth", "tiny", target, "--host", "x:1")
     assert "does not know the word 'fox'" in mistake(capsys, "synth", "tiny", target, "--prompts", prompts)
     assert not list(tmp_path.rglob("*.png"))

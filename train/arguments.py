@@ -3,50 +3,55 @@
 from __future__ import annotations
 
 import argparse
-import math
 
-from ..l2p_core.paths import typed
+from ..l2p_core.ranges import COUNT, GIGABYTES, Range
+
+_SHOWN = 40  # characters of a wrong value
 
 MODEL_HELP = "safetensors file, folder of shards, or 'tiny' for the bundled source"
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the default of each option that has one and does not name it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, []) or "(default:" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
     """A command that says in its help what it does and which values it takes by default."""
-    return commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    sentence = f"{text[0].upper()}{text[1:]}."
+    return commands.add_parser(name, help=text, description=sentence, formatter_class=_Defaults)
 
 
-def add_recipe(parser: argparse.ArgumentParser, output: bool = True) -> None:
-    """The recipe, and what may stand in for its paths."""
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="TOML file, name of a bundled recipe such as 'tiny', or run folder to go on in"
-    )
-    if output:
-        parser.add_argument(
-            "--output", type=typed, default=None, help="run folder (default: runs/<name of the recipe>)"
-        )
-    parser.add_argument("--base", default=None, help=f"in place of the recipe's [model] base: {MODEL_HELP}")
-    parser.add_argument("--data", default=None, metavar="FOLDER", help="in place of the recipe's [data] path")
-    parser.add_argument("--encoder", default=None, metavar="PATH", help="in place of the recipe's [captions] encoder")
+class Number:
+    """An argument's type: a number of a range, which a test reads off every option."""
+
+    def __init__(self, allowed: Range):
+        self.range = allowed
+
+    def __call__(self, text: str) -> float:
+        """The number; argparse shows what the error says."""
+        number = _parsed(text, self.range.whole)
+        if number is None:
+            wanted = "a whole number" if self.range.whole else "a number"
+            raise argparse.ArgumentTypeError(f"must be {wanted}, not {text[:_SHOWN]!r}")
+        problem = self.range.problem(number)
+        if problem:
+            raise argparse.ArgumentTypeError(f"must be {problem}, not {text[:_SHOWN]}")
+        return number
 
 
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    number = int(text) if text.lstrip("+-").isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
-
-
-def positive_number(text: str) -> float:
-    """A number above 0."""
+def _parsed(text: str, whole: bool) -> float | None:
     try:
-        number = float(text)
+        return int(text) if whole else float(text)
     except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return number
+        return None
+
+
+positive = Number(COUNT)
+positive_number = Number(GIGABYTES)

@@ -14,9 +14,10 @@ from typing import NoReturn
 
 from .. import __version__
 from ..l2p_core.paths import typed
-from . import file_commands
+from ..l2p_core.ranges import SEED
+from . import file_commands, image_commands, run_commands
 from .arguments import Commands as _Commands
-from .arguments import add_recipe as _add_recipe
+from .arguments import Number
 from .arguments import command as _command
 from .arguments import positive as _positive
 from .arguments import positive_number as _positive_number
@@ -76,14 +77,15 @@ def build_parser() -> argparse.ArgumentParser:
         _add_demo,
         file_commands.add_inspect,
         file_commands.add_convert,
-        _add_synth,
-        _add_cache,
-        _add_plan,
-        _add_train,
+        image_commands.add_synth,
+        run_commands.add_cache,
+        run_commands.add_plan,
+        run_commands.add_train,
         file_commands.add_merge,
         file_commands.add_delta,
-        _add_sample,
+        image_commands.add_sample,
         _add_benchmark,
+        _add_doctor,
     ):
         add(commands)
     return parser
@@ -91,9 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_demo(commands: _Commands) -> None:
     parser = _command(commands, "demo", "convert, train, sample, score and draw the bundled tiny model, live")
-    parser.add_argument("--output", type=typed, default=Path("demo"), help="folder for the figure and all files")
+    parser.add_argument("--output", type=typed, default=Path("demo"), help="folder for the figure and all other files")
     parser.add_argument("--steps", type=_positive, default=None, help="training steps (default: as the recipe)")
-    parser.add_argument("--seed", type=int, default=0, help="of the initialisation, the training and the samples")
+    parser.add_argument("--seed", type=Number(SEED), default=0, help="of the initialisation and the training")
 
     def run(args: argparse.Namespace) -> None:
         from .demo import demo
@@ -103,103 +105,14 @@ def _add_demo(commands: _Commands) -> None:
     parser.set_defaults(command=run)
 
 
-def _add_synth(commands: _Commands) -> None:
-    parser = _command(commands, "synth", "make the images to train on: in running hosts, or with the bundled source")
-    parser.add_argument(
-        "source", type=typed, metavar="SOURCE", help="ComfyUI workflow in API format with {prompt} in a text, or 'tiny'"
-    )
-    parser.add_argument("output", type=typed, metavar="FOLDER", help="where the images and metadata.csv go")
-    parser.add_argument("--prompts", type=typed, default=None, metavar="FILE", help="text file, one a line, or a table")
-    parser.add_argument("--seeds", type=_positive, default=1, metavar="N", help="images of each prompt")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of each prompt's first image")
-    parser.add_argument(
-        "--host", action="append", default=[], metavar="ADDRESS", help="of a running ComfyUI; several share the work"
-    )
-    parser.add_argument("--patience", type=float, default=60, metavar="SECONDS", help="for a host that does not answer")
-    parser.add_argument("--steps", type=_positive, default=None, help="with 'tiny': Euler steps")
-    parser.add_argument("--cfg", type=float, default=None, help="with 'tiny': guidance")
+def _add_doctor(commands: _Commands) -> None:
+    parser = _command(commands, "doctor", "print versions, devices, memory and what is missing, for bug reports")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(args: argparse.Namespace) -> None:
-        from .synth import synth_command
+        from .doctor import doctor
 
-        synth_command(args)
-
-    parser.set_defaults(command=run)
-
-
-def _add_cache(commands: _Commands) -> None:
-    parser = _command(commands, "cache", "look at a recipe's images and encode their captions, before training")
-    _add_recipe(parser)
-
-    def run(args: argparse.Namespace) -> None:
-        from .run import Places, cache
-
-        cache(args.recipe, args.output, Places(args.base, args.data, args.encoder))
-
-    parser.set_defaults(command=run)
-
-
-def _add_plan(commands: _Commands) -> None:
-    parser = _command(commands, "plan", "say what a recipe needs of memory, before anything is there or loaded")
-    _add_recipe(parser, output=False)
-    parser.add_argument("--gpu-memory", type=_positive_number, default=None, metavar="GB", help="that it must fit into")
-    parser.add_argument("--cards", action="store_true", help="print what makes it fit into usual GPUs")
-
-    def run(args: argparse.Namespace) -> None:
-        from .plan import plan_command
-        from .run import Places
-
-        plan_command(args.recipe, Places(args.base, args.data, args.encoder), args.gpu_memory, args.cards)
-
-    parser.set_defaults(command=run)
-
-
-def _add_train(commands: _Commands) -> None:
-    parser = _command(commands, "train", "train as a recipe says; started again, it goes on where it stopped")
-    _add_recipe(parser)
-    parser.add_argument("--restart", action="store_true", help="begin anew; the run in the folder is moved aside")
-
-    def run(args: argparse.Namespace) -> None:
-        from .run import Places, train
-
-        train(args.recipe, args.output, args.restart, Places(args.base, args.data, args.encoder))
-
-    parser.set_defaults(command=run)
-
-
-def _add_sample(commands: _Commands) -> None:
-    parser = _command(commands, "sample", "generate PNG images with an L2P model")
-    parser.add_argument(
-        "model",
-        type=typed,
-        nargs="?",
-        default=Path("tiny"),
-        metavar="MODEL",
-        help="safetensors file or folder of shards; 'tiny' is the bundled source with its delta",
-    )
-    parser.add_argument("--delta", type=typed, default=None, help="put this delta onto MODEL first")
-    parser.add_argument("--prompt", default=None, help="caption in words, for the tiny model")
-    parser.add_argument(
-        "--caption-features", type=typed, default=None, metavar="FILE",
-        help="safetensors file with text encoder states 'positive' and, for guidance, 'negative', each (L, width)",
-    )  # fmt: skip
-    parser.add_argument("--output", type=typed, default=Path("l2p.png"), help="PNG file; several seeds are numbered")
-    parser.add_argument("--width", type=_positive, default=None, help="pixels, any number (default: of the variant)")
-    parser.add_argument("--height", type=_positive, default=None, help="pixels, any number (default: of the variant)")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one image for each")
-    parser.add_argument("--steps", type=_positive, default=None, help="Euler steps (default: of the variant)")
-    parser.add_argument("--cfg", type=float, default=None, help="guidance (default: of the variant)")
-    parser.add_argument("--shift", type=float, default=None, help="of the schedule (default: of the variant)")
-    parser.add_argument("--init", type=typed, default=None, help="image to start from, resized to the size asked for")
-    parser.add_argument("--denoise", type=float, default=1.0, help="with --init: share of the schedule, above 0 to 1")
-    parser.add_argument("--tile", type=_positive, default=None, help="side in pixels of the head's tiles")
-    parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda")
-    parser.add_argument("--overwrite", action="store_true", help="replace images that exist")
-
-    def run(args: argparse.Namespace) -> None:
-        from .sample import sample_command
-
-        sample_command(args)
+        doctor(as_json=args.json)
 
     parser.set_defaults(command=run)
 
@@ -233,11 +146,11 @@ def _add_benchmark(commands: _Commands) -> None:
     train.set_defaults(command=run_train)
 
     gpu = _command(kinds, "gpu", "the 6B model on this GPU: exactness, speed and memory of sampling and training")
-    gpu.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder for gpu.md and gpu.json")
+    gpu.add_argument("--output", type=typed, default=Path("runs/gpu"), help="folder for gpu.md and gpu.json")
     gpu.add_argument("--parts", default=None, metavar="NAME,...", help="parts to run (default: all)")
     gpu.add_argument("--list", action="store_true", help="print the parts and their rows, and measure nothing")
     gpu.add_argument("--minutes", type=_positive_number, default=8.0, help="after which the rest is skipped")
-    gpu.add_argument("--model", type=Path, default=None, metavar="FILE", help="an L2P model (default: random weights)")
+    gpu.add_argument("--model", type=typed, default=None, metavar="FILE", help="an L2P model (default: random weights)")
     gpu.add_argument("--device", default=None, help="torch device, such as cuda (default: a GPU if any)")
     gpu.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
 
@@ -253,7 +166,7 @@ def _add_benchmark(commands: _Commands) -> None:
     gpu.set_defaults(command=run_gpu)
 
     checkpoint = _command(kinds, "checkpoint", "speed and memory of conversion, delta and merge")
-    checkpoint.add_argument("--gigabytes", type=float, default=1.0, help="size of the checkpoint to make")
+    checkpoint.add_argument("--gigabytes", type=_positive_number, default=1.0, help="size of the checkpoint to make")
     checkpoint.add_argument("--folder", type=typed, default=None, help="where to make it (default: temporary folder)")
 
     def run_checkpoint(args: argparse.Namespace) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 
+from ..l2p_core import ranges
 from ..l2p_core.paths import typed
-from .arguments import MODEL_HELP, Commands, command
+from .arguments import MODEL_HELP, Commands, Number, command
 
 
 def add_inspect(commands: Commands) -> None:
     """`l2p inspect`."""
-    parser = command(commands, "inspect", "say what a file is: layout, variant, sizes, number types, metadata")
+    parser = command(commands, "inspect", "show what a file is: layout, variant, sizes, dtypes, metadata")
     parser.add_argument("file", type=typed, metavar="FILE", help=MODEL_HELP)
-    parser.add_argument("--keys", action="store_true", help="list every tensor too")
+    parser.add_argument("--keys", action="store_true", help="also list every tensor")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(args: argparse.Namespace) -> None:
@@ -25,18 +26,21 @@ def add_inspect(commands: Commands) -> None:
 
 def add_convert(commands: Commands) -> None:
     """`l2p convert`."""
-    parser = command(commands, "convert", "make a pixel initialisation from a latent source or a smaller variant")
+    parser = command(commands, "convert", "make a pixel initialisation from a latent model or a smaller variant")
     parser.add_argument("source", type=typed, metavar="SOURCE", help=MODEL_HELP)
     parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")
     parser.add_argument("--variant", default="1k", help="1k, 4k, 8k or 10k")
-    parser.add_argument("--seed", type=int, default=0, help="of what is initialised")
-    parser.add_argument("--init", default="random", help="how the patch embedder and the head begin: random or scaled")
+    parser.add_argument("--seed", type=Number(ranges.SEED), default=0, help="seed of the new layers")
+    parser.add_argument("--init", default="random", help="how the new layers are initialised: random or scaled")
     parser.add_argument(
-        "--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="of all weights (default: kept)"
+        "--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="dtype of all weights (default: as in SOURCE)"
     )
-    parser.add_argument("--head-width", type=float, default=1.0, metavar="FACTOR", help="of the head's channels")
-    parser.add_argument("--layout", choices=("comfy", "diffusers"), default="comfy", help="of the keys written")
-    parser.add_argument("--keys", action="store_true", help="print the fate of every key, not just the counts")
+    parser.add_argument(
+        "--head-width", type=Number(ranges.HEAD_WIDTH), default=1.0, metavar="FACTOR",
+        help="factor on the channels of the Detailer Head",
+    )  # fmt: skip
+    parser.add_argument("--layout", choices=("comfy", "diffusers"), default="comfy", help="key layout of TARGET")
+    parser.add_argument("--keys", action="store_true", help="print what becomes of every key, not only the counts")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
 
     def run(args: argparse.Namespace) -> None:
@@ -49,8 +53,8 @@ def add_convert(commands: Commands) -> None:
 
 def add_merge(commands: Commands) -> None:
     """`l2p merge`."""
-    parser = command(commands, "merge", "put a delta onto its base: the pixel initialisation or the latent source")
-    parser.add_argument("delta", type=typed, metavar="DELTA", help="file that `l2p delta` or `l2p train` wrote")
+    parser = command(commands, "merge", "put a delta onto its base, the pixel initialisation or the latent model")
+    parser.add_argument("delta", type=typed, metavar="DELTA", help="delta that `l2p delta` or `l2p train` wrote")
     parser.add_argument("base", type=typed, metavar="BASE", help=MODEL_HELP)
     parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
@@ -65,7 +69,7 @@ def add_merge(commands: Commands) -> None:
 
 def add_delta(commands: Commands) -> None:
     """`l2p delta`."""
-    parser = command(commands, "delta", "keep only what training changed, as a small file to share")
+    parser = command(commands, "delta", "write only what training changed, as a small file to share")
     parser.add_argument("trained", type=typed, metavar="TRAINED", help="trained L2P model")
     parser.add_argument("base", type=typed, metavar="BASE", help=MODEL_HELP)
     parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")

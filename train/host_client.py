@@ -48,9 +48,13 @@ class HostClient:
 
     def __init__(self, address: str):
         self.url = (address if "://" in address else f"http://{address}").rstrip("/")
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{address!r} is no address of a host: write it as 127.0.0.1:8188.")
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            possible = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, or above 65535
+            possible = False
+        if not possible:
+            raise ValueError(f"{address!r} is not the address of a host: write it as 127.0.0.1:8188.")
         self.name = self.url.partition("://")[2]
 
     def is_there(self) -> bool:

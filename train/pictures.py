@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from PIL import Image
 from torch import Tensor
 
 from ..l2p_core.atomic import write_bytes
+from ..l2p_core.dataset import images
 from ..l2p_core.pictures import enlarged, picture, png
 
 
@@ -43,16 +43,32 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise ValueError(f"{path} exists already: choose another name or give --overwrite.")
 
 
-def load_picture(path: Path, width: int, height: int) -> Tensor:
-    """An image file as (1, 3, height, width) in [-1, 1].
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file as it is shown, turned upright.
 
     Raises:
-        ValueError: if the file is missing or no image.
+        ValueError: if the file is missing or not an image.
     """
+    with _named(path):
+        return images.size(path)
+
+
+def load_picture(path: Path, width: int, height: int) -> Tensor:
+    """An image file as (1, 3, height, width) in [-1, 1]: turned upright, cut to that shape about its middle, resized.
+
+    Raises:
+        ValueError: if the file is missing, not an image or damaged.
+    """
+    with _named(path):
+        return images.from_uint8(images.load(path, width, height))[None]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors about an image with its file's name."""
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+        yield
+    except images.BrokenImage as error:
+        raise ValueError(f"{path} cannot be used as an image: {error}.") from error
     except OSError as error:
-        raise ValueError(f"{path} cannot be read as an image: {error.strerror or 'its format is unknown'}.") from error
-    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
-    return (data.permute(2, 0, 1).float() / 127.5 - 1)[None]
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,20 @@ def find(path: Path | str, tokenizer: Path | str | None = None) -> QwenFiles:
     )
 
 
+def caption_dim(files: QwenFiles) -> int:
+    """Width of the features that an encoder gives, from the headers of its files.
+
+    Raises:
+        ValueError: if it is not a Qwen3 model.
+    """
+    return _Sizes.read(files.weights[0], _stored_shapes(_stored(files))).hidden_size
+
+
+def weight_bytes(files: QwenFiles) -> int:
+    """Bytes that an encoder's weights take, in bfloat16 and with the layers that are not used."""
+    return 2 * sum(math.prod(shape) for shape in _stored_shapes(_stored(files)).values())
+
+
 def identity(files: QwenFiles, dtype: torch.dtype = torch.bfloat16) -> str:
     """What a cache of captions is named by: the encoder's files and how they are used.
 
@@ -102,10 +117,10 @@ class QwenEncoder:
         ValueError: if transformers is missing or too old, or the files are not those of a Qwen3 model.
     """
 
-    def __init__(self, files: QwenFiles, device: str | None = None, dtype: torch.dtype = torch.bfloat16):
+    def __init__(self, files: QwenFiles, device: torch.device | str | None = None, dtype: torch.dtype = torch.bfloat16):
         transformers = _transformers()
         self.identity = identity(files, dtype)
-        self.device = device or default_device().type
+        self.device = torch.device(device) if device else default_device()
         self._tokenizer = _load_tokenizer(transformers, files.tokenizer)
         self._model = _load_model(transformers, files, self.device, dtype)
 
@@ -149,11 +164,10 @@ def _load_tokenizer(transformers: Any, folder: Path) -> Any:
         raise ValueError(f"{folder} holds no tokenizer that can be read: use the one of Qwen3.") from error
 
 
-def _load_model(transformers: Any, files: QwenFiles, device: str, dtype: torch.dtype) -> Any:
+def _load_model(transformers: Any, files: QwenFiles, device: torch.device, dtype: torch.dtype) -> Any:
     """The layers that are needed, read tensor by tensor straight to the device."""
-    headers = [read_header(path) for path in files.weights]
-    stored = {entry.name.removeprefix("model."): (header, entry) for header in headers for entry in _entries(header)}
-    config = _config(transformers, files, {name: entry.shape for name, (_, entry) in stored.items()})
+    stored = _stored(files)
+    config = _config(transformers, files, _stored_shapes(stored))
     with torch.device("meta"):
         model = transformers.Qwen3Model(config)
         model.norm = nn.Identity()
@@ -169,8 +183,15 @@ def _load_model(transformers: Any, files: QwenFiles, device: str, dtype: torch.d
     return model.eval().requires_grad_(False)
 
 
-def _entries(header: Header) -> list[Entry]:
-    return list(header.tensors.values())
+def _stored(files: QwenFiles) -> dict[str, tuple[Header, Entry]]:
+    headers = [read_header(path) for path in files.weights]
+    return {
+        entry.name.removeprefix("model."): (header, entry) for header in headers for entry in header.tensors.values()
+    }
+
+
+def _stored_shapes(stored: Mapping[str, tuple[Header, Entry]]) -> dict[str, tuple[int, ...]]:
+    return {name: entry.shape for name, (_, entry) in stored.items()}
 
 
 def _read(reader: ChunkReader, header: Header, entry: Entry, shape: tuple[int, ...]) -> Tensor:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from ..l2p_core import parallel
+from ..l2p_core.accelerator import named
 from ..l2p_core.dataset.image_folder import ImageFolder
 from ..l2p_core.paths import typed
 from ..l2p_core.run import loop, preparation
@@ -47,22 +49,29 @@ class Places:
     encoder: str | None = None
 
 
-def train(name: str, output: Path | None = None, restart: bool = False, places: Places | None = None) -> None:
+def train(
+    name: str,
+    output: Path | None = None,
+    restart: bool = False,
+    places: Places | None = None,
+    device: str | None = None,
+) -> None:
     """Train as the recipe says, from the last save in the run folder if there is one.
 
     Args:
-        name: a recipe file, a bundled recipe's name, or a run folder to go on in.
+        name: a recipe file, a bundled recipe's name, or a run folder to resume.
         output: the run folder; None is runs/<name of the recipe>, or the run folder that `name` is.
-        restart: begin anew; what the folder holds is moved aside.
+        restart: start over instead of resuming; what the folder holds is moved aside.
         places: see `Places`.
+        device: to train and to encode captions on; None is a GPU if there is one.
 
     Raises:
-        ValueError: for a wrong recipe, or a folder that holds another run.
+        ValueError: for a wrong recipe, a device that is not there, or a folder that holds another run.
         KeyboardInterrupt: after Ctrl-C, when everything is saved.
     """
-    with parallel.process_group() as ranks:
+    with parallel.process_group(device=None if device is None else named(device)) as ranks:
         recipe, folder = read_recipe(name, output, places or Places())
-        captions = captions_of(recipe, caption_folder(recipe, folder))
+        captions = captions_of(recipe, caption_folder(recipe, folder), ranks.device)
         with shown(recipe.training.steps) as hooks:
             result = loop.train(recipe, folder, captions=captions, hooks=hooks, ranks=ranks, restart=restart)
         if not result.finished:
@@ -71,16 +80,17 @@ def train(name: str, output: Path | None = None, restart: bool = False, places: 
             print(f"{result.folder.delta} written after {result.step} steps.")
 
 
-def cache(name: str, output: Path | None = None, places: Places | None = None) -> None:
+def cache(name: str, output: Path | None = None, places: Places | None = None, device: str | None = None) -> None:
     """Look at a recipe's data folder and encode its captions, so that training finds them; arguments as for `train`.
 
     Raises:
         ValueError: for a wrong recipe or data that cannot be used.
     """
+    of_encoder = None if device is None else named(device)
     recipe, folder = read_recipe(name, output, places or Places())
     if recipe.data.kind != "folder":
         raise ValueError(f"Data of kind {recipe.data.kind!r} brings its captions: there is nothing to cache.")
-    captions, run = captions_of(recipe, caption_folder(recipe, folder)), RunFolder(folder)
+    captions, run = captions_of(recipe, caption_folder(recipe, folder), of_encoder), RunFolder(folder)
     with shown(0) as hooks:
         folder.mkdir(parents=True, exist_ok=True)
         found = preparation.prepare_data(recipe, run, pixel_config(recipe.model, run.init), captions, hooks)
@@ -103,8 +113,8 @@ def read_recipe(name: str, output: Path | None, places: Places) -> tuple[Recipe,
     return recipes.with_paths(recipe, beside(path)), output or of_run
 
 
-def captions_of(recipe: Recipe, folder: Path) -> Captions | None:
-    """The cache in `folder` and the encoder that a recipe names; None where it names none.
+def captions_of(recipe: Recipe, folder: Path, device: torch.device | None = None) -> Captions | None:
+    """The cache in `folder` and the encoder that a recipe names, on `device`; None where it names none.
 
     Raises:
         ValueError: if there is no such encoder.
@@ -112,7 +122,7 @@ def captions_of(recipe: Recipe, folder: Path) -> Captions | None:
     if not recipe.captions.encoder:
         return None
     files = qwen.find(recipe.captions.encoder, recipe.captions.tokenizer or None)
-    return Captions(folder, qwen.identity(files), lambda: qwen.QwenEncoder(files))
+    return Captions(folder, qwen.identity(files), lambda: qwen.QwenEncoder(files, device))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import types
 import typing
@@ -13,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .. import ranges, training_config
+from ..config import VARIANTS
 from ..dataset.problems import MAX_BAD_SHARE
+from ..initialise import INITS
 from ..paths import typed
 from ..training_config import TrainingConfig
 
@@ -29,6 +33,33 @@ _TYPE_NAMES = {
     bool: "true or false",
     list[str]: "a list of texts",
 }
+
+RANGES = {
+    "model": {"head_width": ranges.HEAD_WIDTH, "seed": ranges.SEED},
+    "data": {
+        "size": ranges.SIDE,
+        "workers": ranges.WORKERS,
+        "max_bad_share": ranges.SHARE,
+        "images": ranges.COUNT,
+        "batch_size": ranges.BATCH,
+        "seed": ranges.SEED,
+        "steps": ranges.SAMPLING_STEPS,
+        "cfg": ranges.CFG,
+    },
+    "captions": {},
+    "training": training_config.RANGES,
+    "watch": {
+        "save_every": ranges.COUNT,
+        "montage_every": ranges.COUNT,
+        "seed": ranges.SEED,
+        "size": ranges.SIDE,
+        "steps": ranges.SAMPLING_STEPS,
+        "cfg": ranges.CFG,
+        "divergence_factor": ranges.DIVERGENCE,
+        "divergence_steps": ranges.COUNT_OR_NONE,
+    },
+}
+"""{section: {key: range}} of every number in a recipe."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +78,12 @@ class ModelSection:
     head_width: float = 1.0
     seed: int = 0
     init: str = "random"
+
+    def __post_init__(self) -> None:
+        ranges.check(self, RANGES["model"])
+        for name, choices in (("variant", tuple(VARIANTS)), ("init", INITS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
 
 
 @dataclass(frozen=True)
@@ -84,10 +121,7 @@ class DataSection:
             raise ValueError(f"kind must be folder, tiny or renderings, not {self.kind!r}.")
         if self.kind == "folder" and not self.path:
             raise ValueError("kind \"folder\" needs the key 'path', the folder with the captioned images.")
-        if min(self.images, self.batch_size, self.steps, self.workers, 1 if self.size is None else self.size) < 1:
-            raise ValueError("images, batch_size, steps, workers and size must be 1 or more.")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"max_bad_share must be from 0 to 1, not {self.max_bad_share}.")
+        ranges.check(self, RANGES["data"])
 
 
 @dataclass(frozen=True)
@@ -132,11 +166,7 @@ class WatchSection:
     divergence_steps: int = 200
 
     def __post_init__(self) -> None:
-        sizes = [value for value in (self.size, self.steps) if value is not None]
-        if min(self.save_every, self.montage_every, *sizes) < 1:
-            raise ValueError("save_every, montage_every, size and steps must be 1 or more.")
-        if not self.divergence_factor > 1 or self.divergence_steps < 0:
-            raise ValueError("divergence_factor must be above 1 and divergence_steps 0 or more.")
+        ranges.check(self, RANGES["watch"])
 
 
 @dataclass(frozen=True)
@@ -221,7 +251,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         if option is float and type(value) is int:
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                return math.inf  # which no range has
         if option == list[str] and isinstance(value, list) and all(isinstance(item, str) for item in value):
             return value
         # Exactly the type: True is an int to Python, but not to whoever wrote steps = true.
@@ -230,14 +263,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
                 # "C:\new\train" is right TOML, with a line break and a tab.
                 raise ValueError(f"{where} holds a control character, {value!r}; {_BACKSLASHES}")
             return value
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        list[str]: "a list of texts",
-    }
-    expected = names[next(option for option in options if option is not types.NoneType)]
+    expected = _TYPE_NAMES[next(option for option in options if option is not types.NoneType)]
     raise ValueError(f"{where} must be {expected}, not {value!r}.")
 
 

@@ -99,7 +99,7 @@ def benchmark_train(
         device: to train on, such as "cpu" or "cuda"; None takes a GPU if there is one.
         json_file: see above.
     """
-    device = device or accelerator.default_device().type
+    device = accelerator.default_device().type if device is None else str(accelerator.named(device))
     in_bf16 = accelerator.has_own_memory(device) or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     precision = precision or ("bf16" if in_bf16 else "fp32")
     scale = _QUICK if quick else _FULL

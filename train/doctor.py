@@ -1,0 +1,13 @@
+"""`l2p doctor`: what a bug report needs to say about this machine."""
+
+from __future__ import annotations
+
+import json
+
+from ..l2p_core.doctor import as_text, examine
+
+
+def doctor(as_json: bool = False) -> None:
+    """Print it, for people or as JSON."""
+    facts = examine()
+    print(json.dumps(facts, indent=2) if as_json else as_text(facts))

@@ -1,0 +1,82 @@
+"""The commands on recipes: cache, plan and train."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..l2p_core.paths import typed
+from .arguments import MODEL_HELP, Commands, command, positive_number
+
+if TYPE_CHECKING:
+    from .run import Places
+
+_DEVICE = "torch device, such as cpu, cuda:1 or xpu (default: a GPU if there is one)"
+
+
+def add_cache(commands: Commands) -> None:
+    """`l2p cache`."""
+    parser = command(commands, "cache", "check the images of a recipe and encode their captions, ahead of training")
+    _add_recipe(parser)
+    parser.add_argument("--device", default=None, help=f"of the text encoder: {_DEVICE}")
+
+    def run(args: argparse.Namespace) -> None:
+        from .run import cache
+
+        cache(args.recipe, args.output, _places(args), device=args.device)
+
+    parser.set_defaults(command=run)
+
+
+def add_plan(commands: Commands) -> None:
+    """`l2p plan`."""
+    parser = command(commands, "plan", "say how much memory a recipe needs, before anything is downloaded or loaded")
+    _add_recipe(parser, output=False)
+    parser.add_argument(
+        "--gpu-memory", type=positive_number, default=None, metavar="GB", help="memory of the GPU that it must fit"
+    )
+    parser.add_argument("--cards", action="store_true", help="print which settings make it fit into common GPUs")
+
+    def run(args: argparse.Namespace) -> None:
+        from .plan import plan_command
+
+        plan_command(args.recipe, _places(args), args.gpu_memory, args.cards)
+
+    parser.set_defaults(command=run)
+
+
+def add_train(commands: Commands) -> None:
+    """`l2p train`."""
+    parser = command(commands, "train", "train as a recipe says; run again, it resumes from the last save")
+    _add_recipe(parser)
+    parser.add_argument(
+        "--restart", action="store_true", help="start over instead of resuming; the run in the folder is moved aside"
+    )
+    parser.add_argument("--device", default=None, help=_DEVICE)
+
+    def run(args: argparse.Namespace) -> None:
+        from .run import train
+
+        train(args.recipe, args.output, args.restart, _places(args), device=args.device)
+
+    parser.set_defaults(command=run)
+
+
+def _add_recipe(parser: argparse.ArgumentParser, output: bool = True) -> None:
+    """The recipe, and what replaces its paths."""
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="TOML file, name of a bundled recipe such as 'tiny', or run folder to resume"
+    )
+    if output:
+        parser.add_argument(
+            "--output", type=typed, default=None, help="run folder (default: runs/<name of the recipe>)"
+        )
+    parser.add_argument("--base", default=None, help=f"replaces the recipe's [model] base: {MODEL_HELP}")
+    parser.add_argument("--data", default=None, metavar="FOLDER", help="replaces the recipe's [data] path")
+    parser.add_argument("--encoder", default=None, metavar="PATH", help="replaces the recipe's [captions] encoder")
+
+
+def _places(args: argparse.Namespace) -> Places:
+    from .run import Places
+
+    return Places(args.base, args.data, args.encoder)

@@ -1,0 +1,117 @@
+"""The caption of `l2p sample` as features: words of the tiny model, a file, or a prompt through the text encoder."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..l2p_core import accelerator, tiny
+from ..l2p_core.checkpoint import load_tensors
+from ..l2p_core.config import ModelConfig
+from ..l2p_core.plan import gigabytes
+from ..l2p_core.tiny.words import CAPTION_DIM
+from . import qwen
+
+Captions = tuple[Tensor, Tensor | None]
+"""Features (L, caption_dim) of the caption, and of the one to guide away from."""
+
+_ENCODER_SPARE = 10**9
+"""Bytes of a GPU's memory that a text encoder uses beside its weights: activations of two captions, and the context."""
+
+
+def is_tiny(config: ModelConfig) -> bool:
+    """Whether a model takes the captions of the bundled tiny one."""
+    return config.caption_dim == CAPTION_DIM
+
+
+def caption_reader(
+    args: argparse.Namespace, base: Path, config: ModelConfig, cfg: float
+) -> Callable[[torch.device], Captions]:
+    """What makes the captions on a device; everything that may be wrong with them is checked before it is called.
+
+    Args:
+        args: of `l2p sample`: prompt, negative, encoder, tokenizer and caption_features.
+        base: the model's file, beside which a text encoder may lie.
+        config: of the model.
+        cfg: guidance; 1 needs no negative caption.
+
+    Raises:
+        ValueError: for captions that are missing, too many, or do not fit the model, with what to give instead.
+    """
+    if (args.prompt is None) == (args.caption_features is None):
+        raise ValueError("Give the caption as --prompt or as --caption-features FILE, one of the two.")
+    if args.prompt is None:
+        if args.negative is not None:
+            raise ValueError(
+                "--negative goes with --prompt: put a tensor 'negative' into the caption features instead."
+            )
+        features = _from_file(args.caption_features, config, cfg)
+        return lambda device: features
+    if is_tiny(config):
+        words = tiny.load_words()
+        features = words.encode(args.prompt), words.encode(args.negative or "")
+        return lambda device: features
+    files = _encoder(args, base, config)
+    captions = [args.prompt] if cfg == 1 else [args.prompt, args.negative or ""]
+    return lambda device: _encoded(files, captions, device)
+
+
+def _from_file(path: Path, config: ModelConfig, cfg: float) -> Captions:
+    tensors, _ = load_tensors(path)
+    if "positive" not in tensors:
+        raise ValueError(f"{path} has no tensor 'positive' with the caption's features.")
+    for name, tensor in tensors.items():
+        if tensor.ndim != 2 or tensor.shape[1] != config.caption_dim or not tensor.is_floating_point():
+            raise ValueError(
+                f"{path}: '{name}' is {str(tensor.dtype).removeprefix('torch.')} of the shape {tuple(tensor.shape)}, "
+                f"but this model takes floating-point features (tokens, {config.caption_dim})."
+            )
+    if cfg != 1 and "negative" not in tensors:
+        raise ValueError("Guidance needs a tensor 'negative' in the caption features, or --cfg 1 for none.")
+    return tensors["positive"], tensors.get("negative")
+
+
+def _encoder(args: argparse.Namespace, base: Path, config: ModelConfig) -> qwen.QwenFiles:
+    folder = args.encoder or _beside(base)
+    if folder is None:
+        raise ValueError(
+            "--prompt needs this model's text encoder, Qwen3-4B: give its folder or file with --encoder (and with "
+            "--tokenizer its tokenizer, if that is elsewhere), or give --caption-features."
+        )
+    files = qwen.find(folder, args.tokenizer)
+    width = qwen.caption_dim(files)
+    if width != config.caption_dim:
+        raise ValueError(
+            f"The text encoder {folder} gives features of width {width}, but this model takes {config.caption_dim}: "
+            "use the one that it was made with, Qwen3-4B for Z-Image."
+        )
+    return files
+
+
+def _beside(base: Path) -> Path | None:
+    """The published folder that a model is a part of, `transformer` beside `text_encoder`; None if it is not."""
+    folders = (base.parent, base.parent.parent)
+    return next((folder for folder in folders if (folder / "text_encoder").is_dir()), None)
+
+
+def _encoded(files: qwen.QwenFiles, captions: list[str], device: torch.device) -> Captions:
+    """The captions' features on the CPU; nothing of the encoder is left in memory."""
+    needed = qwen.weight_bytes(files) + _ENCODER_SPARE
+    if accelerator.has_own_memory(device.type) and accelerator.free_bytes(device) < needed:
+        print(
+            f"The text encoder needs {gigabytes(needed)} GB, which {device} does not have free: it runs on the CPU.",
+            file=sys.stderr,
+        )
+        device = accelerator.CPU
+    encoder = qwen.QwenEncoder(files, device)
+    positive, *negative = encoder.encode(captions)
+    del encoder
+    gc.collect()
+    accelerator.empty_cache(device)
+    return positive, negative[0] if negative else None
