@@ -34,6 +34,12 @@ def files_of(path: Path) -> list[Path]:
     return [path]
 
 
+def index_of(shard: str) -> str | None:
+    """The name of the index that a shard's name belongs to; None for a file that is whole."""
+    found = _SHARD.search(shard)
+    return shard[: found.start()] + _INDEX_SUFFIX if found and int(found[1]) > 1 else None
+
+
 def _files_in(folder: Path) -> list[Path]:
     indexes = sorted(folder.glob(f"*{_INDEX_SUFFIX}"))
     files = sorted(folder.glob("*.safetensors"))

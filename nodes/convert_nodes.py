@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from . import files
+from . import files, results
 from .jobs import convert_file, extract_delta, merge_delta
 
 CATEGORY = "L2P/files"
@@ -36,7 +36,8 @@ def _outputs() -> list[io.Output]:
     ]
 
 
-def _done(target: Path, report: str) -> io.NodeOutput:
+def _done(node: type[io.ComfyNode], filename: str, target: Path, report: str) -> io.NodeOutput:
+    results.remember(node, filename, target)
     return io.NodeOutput(files.name_of(target), report, ui=ui.PreviewText(report))
 
 
@@ -66,6 +67,7 @@ class ConvertToL2P(io.ComfyNode):
             "embedder and Detailer Head. The result is where training starts from: until then it makes noise.",
             search_aliases=["convert checkpoint", "pixel initialisation", "pixel initialization", "z-image to l2p"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 _file("source", "The latent Z-Image model, or an L2P model of a smaller variant."),
                 io.Combo.Input(
@@ -92,13 +94,13 @@ class ConvertToL2P(io.ComfyNode):
         return _name_problem(filename)
 
     @classmethod
-    def fingerprint_inputs(cls, source: str | None = None, **settings: Any) -> Any:
-        return files.fingerprint(source), sorted(settings.items())
+    def fingerprint_inputs(cls, source: str | None = None, filename: str | None = None, **settings: Any) -> Any:
+        return files.fingerprint(source), results.fingerprint(cls, filename), sorted(settings.items())
 
     @classmethod
     def execute(cls, source: str, variant: str, seed: int, filename: str, overwrite: bool) -> io.NodeOutput:
         target = files.new_file(filename, overwrite)
-        return _done(target, convert_file(files.existing(source), target, variant, seed, overwrite))
+        return _done(cls, filename, target, convert_file(files.existing(source), target, variant, seed, overwrite))
 
 
 class SaveDelta(io.ComfyNode):
@@ -114,6 +116,7 @@ class SaveDelta(io.ComfyNode):
             "with L2P Loader: less than half the size, and no second copy of the base.",
             search_aliases=["extract delta", "difference", "l2p delta"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 _file("trained", "The trained L2P model."),
                 _file("base", "The pixel initialisation that training started from."),
@@ -128,13 +131,17 @@ class SaveDelta(io.ComfyNode):
         return _name_problem(filename)
 
     @classmethod
-    def fingerprint_inputs(cls, trained: str | None = None, base: str | None = None, **settings: Any) -> Any:
-        return files.fingerprint(trained, base), sorted(settings.items())
+    def fingerprint_inputs(
+        cls, trained: str | None = None, base: str | None = None, filename: str | None = None, **settings: Any
+    ) -> Any:
+        return files.fingerprint(trained, base), results.fingerprint(cls, filename), sorted(settings.items())
 
     @classmethod
     def execute(cls, trained: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
         target = files.new_file(filename, overwrite)
-        return _done(target, extract_delta(files.existing(trained), files.existing(base), target, overwrite))
+        return _done(
+            cls, filename, target, extract_delta(files.existing(trained), files.existing(base), target, overwrite)
+        )
 
 
 class MergeDelta(io.ComfyNode):
@@ -150,6 +157,7 @@ class MergeDelta(io.ComfyNode):
             "and saves a whole L2P model. L2P Loader does the same while loading, without a new file.",
             search_aliases=["merge checkpoint", "apply delta", "l2p delta"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 _file("delta", "The file of trained weights."),
                 _file("base", "The latent source, or the pixel initialisation, that the delta was made for."),
@@ -164,10 +172,12 @@ class MergeDelta(io.ComfyNode):
         return _name_problem(filename)
 
     @classmethod
-    def fingerprint_inputs(cls, delta: str | None = None, base: str | None = None, **settings: Any) -> Any:
-        return files.fingerprint(delta, base), sorted(settings.items())
+    def fingerprint_inputs(
+        cls, delta: str | None = None, base: str | None = None, filename: str | None = None, **settings: Any
+    ) -> Any:
+        return files.fingerprint(delta, base), results.fingerprint(cls, filename), sorted(settings.items())
 
     @classmethod
     def execute(cls, delta: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
         target = files.new_file(filename, overwrite)
-        return _done(target, merge_delta(files.existing(delta), files.existing(base), target, overwrite))
+        return _done(cls, filename, target, merge_delta(files.existing(delta), files.existing(base), target, overwrite))

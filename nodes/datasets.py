@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
 
-from ..l2p_core.dataset.synthesis import TABLE
-from .names import as_path
+from ..l2p_core import paths
+from .names import below
 
 FOLDER = "datasets"
 _DEPTH = 2  # of folders below it that are offered
@@ -16,8 +18,8 @@ _DEPTH = 2  # of folders below it that are offered
 def root() -> Path:
     """The host's datasets folder; older versions know none, and get it where later ones have it."""
     if FOLDER in folder_paths.folder_names_and_paths:
-        return Path(folder_paths.get_folder_paths(FOLDER)[0]).resolve()
-    return Path(folder_paths.base_path, FOLDER).resolve()
+        return Path(folder_paths.get_folder_paths(FOLDER)[0]).absolute()
+    return Path(folder_paths.base_path, FOLDER).absolute()
 
 
 def folder(name: str) -> Path:
@@ -26,16 +28,19 @@ def folder(name: str) -> Path:
     Raises:
         ValueError: for an empty name, one that leads out of the datasets folder, or one that Windows refuses, there.
     """
-    path = (root() / as_path(name)).resolve()
+    path = below(root(), name)
     if path == root():
         raise ValueError("The name of the data set is empty: give it one.")
-    if not path.is_relative_to(root()):
+    if path is None:
         raise ValueError(f"The name {name!r} leads out of the {FOLDER} folder: give a name inside it.")
     return path
 
 
 def choices() -> list[str]:
-    """Names of the data sets there are: of the folders in the datasets folder, and of those in them."""
+    """Names of the data sets there are: of the folders in the datasets folder, and of those in them.
+
+    Asked for whenever the frontend asks for the nodes: folders are listed, no image is looked at.
+    """
     return sorted(_folders(root(), _DEPTH))
 
 
@@ -48,8 +53,8 @@ def existing(name: str) -> Path:
     path = folder(name)
     if not path.is_dir():
         raise ValueError(
-            f"There is no data set {name!r} in {root()}: put a folder of captioned images there, or make one with "
-            "Synthesize L2P Dataset."
+            f"There is no data set {name!r} in the {FOLDER} folder: put a folder of captioned images there, or "
+            "make one with Synthesize L2P Dataset."
         )
     return path
 
@@ -61,8 +66,8 @@ def name_of(path: Path) -> str:
 
 def input_files(suffixes: tuple[str, ...]) -> list[str]:
     """Names of the files with these suffixes in the host's input folder."""
-    names = sorted(path.name for path in Path(folder_paths.get_input_directory()).iterdir() if path.is_file())
-    return [name for name in names if name.lower().endswith(suffixes)]
+    entries = _entries(Path(folder_paths.get_input_directory()))
+    return sorted(e.name for e in entries if e.name.lower().endswith(suffixes) and not paths.is_folder(e))
 
 
 def input_file(name: str) -> Path:
@@ -71,30 +76,35 @@ def input_file(name: str) -> Path:
     Raises:
         ValueError: if there is none of that name in it.
     """
-    inside = Path(folder_paths.get_input_directory()).resolve()
-    path = (inside / name).resolve()
-    if not path.is_relative_to(inside) or not path.is_file():
+    path = paths.inside(Path(folder_paths.get_input_directory()), name)
+    if path is None or not path.is_file():
         raise ValueError(
             f"There is no file {name!r} in the input folder: put it there, or press R to refresh the list."
         )
     return path
 
 
-def fingerprint(name: str | None, prompts: str | None) -> list[tuple[str, int, int]]:
-    """What tells that a data set or a file of prompts has changed: names, sizes and times of what there is."""
-    paths = []
-    if name and name.strip():
-        paths.append(folder(name) / TABLE)
-    if prompts:
-        paths.append(input_file(prompts))
-    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+def fingerprint(name: str | None) -> str:
+    """What tells that a data set has changed: names, sizes and times of all its files."""
+    return paths.state(folder(name)) if name and name.strip() else ""
 
 
-def _folders(parent: Path, depth: int) -> list[str]:
-    if not depth or not parent.is_dir():
+def input_fingerprint(name: str | None) -> str:
+    """What tells that a file of the input folder has changed."""
+    return paths.state(input_file(name)) if name else ""
+
+
+def _folders(parent: Path, depth: int) -> Iterator[str]:
+    for entry in _entries(parent) if depth else ():
+        if not entry.name.startswith(".") and paths.is_folder(entry):
+            yield entry.name
+            yield from (f"{entry.name}/{inner}" for inner in _folders(parent / entry.name, depth - 1))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder lists; nothing where it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
         return []
-    found = []
-    for path in parent.iterdir():
-        if path.is_dir() and not path.name.startswith("."):
-            found += [path.name, *(f"{path.name}/{below}" for below in _folders(path, depth - 1))]
-    return found

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePath
 
 import folder_paths
 
+from ..l2p_core import paths
+from ..l2p_core.safetensors_header import CheckpointError
+from ..l2p_core.shards import files_of, index_of
 from ..l2p_core.tiny import SOURCE_PATH
-from .names import as_path
+from .names import below
 
 FOLDER = "diffusion_models"
 WHOLE_MODELS = (FOLDER, "checkpoints")
@@ -18,9 +22,12 @@ TINY = "tiny source (comes with L2P)"
 
 
 def choices(*folders: str) -> list[str]:
-    """The safetensors files in the host's folders of some kinds (diffusion_models), each name once."""
+    """The models in the host's folders of some kinds (diffusion_models), as the user sees them, each name once:
+    safetensors files; of shards, once, the folder that they lie in, or their index where it cannot be the folder."""
     names = [name for folder in folders or (FOLDER,) for name in folder_paths.get_filename_list(folder)]
-    return [name for name in dict.fromkeys(names) if name.lower().endswith((".safetensors", ".sft"))]
+    names = [name for name in dict.fromkeys(names) if name.lower().endswith((".safetensors", ".sft"))]
+    indexes = {index for name in names if (index := index_of(name))}
+    return [*(name for name in names if not index_of(name)), *sorted(_folders(indexes))]
 
 
 def models(*folders: str) -> list[str]:
@@ -29,34 +36,22 @@ def models(*folders: str) -> list[str]:
 
 
 def existing(name: str, *folders: str) -> str:
-    """The full path of a file in the first of some folders (diffusion_models) that has it, or of the bundled model.
+    """The full path of a model, a file or a folder of shards, in the first of some folders (diffusion_models) that has
+    it, or of the bundled latent model.
 
     Raises:
         ValueError: if there is none of that name.
     """
-    if name == TINY:
-        return str(SOURCE_PATH)
-    path = _found(name, *folders)
+    path = _path(name, *folders)
     if path is None:
         places = " or ".join(f"models/{folder}" for folder in folders or (FOLDER,))
         raise ValueError(f"There is no file {name!r} in {places}: put it there, or press R to refresh the list.")
-    return path
+    return str(path)
 
 
-def _found(name: str, *folders: str) -> str | None:
-    paths = (folder_paths.get_full_path(folder, name) for folder in folders or (FOLDER,))
-    return next((path for path in paths if path), None)
-
-
-def fingerprint(*names: str | None) -> list[tuple[str, int, int]]:
-    """What tells that one of the files has changed: names, sizes and times."""
-    found = []
-    for name in names:
-        path = _found(name, *WHOLE_MODELS) if name else None
-        if name and path:
-            stat = Path(path).stat()
-            found.append((name, stat.st_size, stat.st_mtime_ns))
-    return found
+def fingerprint(*names: str | None) -> list[str]:
+    """What tells that one of the models has changed: names, sizes and times of its files."""
+    return [paths.state(*_files(path)) for name in names if name and (path := _path(name, *WHOLE_MODELS))]
 
 
 def target(name: str) -> Path:
@@ -65,15 +60,14 @@ def target(name: str) -> Path:
     Raises:
         ValueError: for an empty name, one that leads out of the folder, or one that Windows refuses, there.
     """
-    root = _output_root().resolve()
-    relative = as_path(name)
-    if relative.name in ("", ".safetensors", ".sft"):
-        raise ValueError("The file name is empty: give the new file a name.")
-    if relative.suffix.lower() not in (".safetensors", ".sft"):
-        relative = relative.with_name(relative.name + ".safetensors")
-    path = (root / relative).resolve()
-    if not path.is_relative_to(root):
+    root = _output_root()
+    path = below(root, name)
+    if path is None:
         raise ValueError(f"The file name {name!r} leads out of models/{FOLDER}: give a name inside it.")
+    if path == root or path.name in (".safetensors", ".sft"):
+        raise ValueError("The file name is empty: give the new file a name.")
+    if path.suffix.lower() not in (".safetensors", ".sft"):
+        path = path.with_name(path.name + ".safetensors")
     return path
 
 
@@ -99,10 +93,43 @@ def private(name: str) -> Path:
 
 def name_of(path: Path) -> str:
     """The name under which the host lists a file that `target` placed."""
-    return str(path.relative_to(_output_root().resolve()))
+    return str(path.relative_to(_output_root()))
 
 
 def _output_root() -> Path:
     """The folder of that very name, if the host has several: older setups list models/unet first."""
-    folders = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+    folders = _roots()
     return next((folder for folder in folders if folder.name == FOLDER), folders[0])
+
+
+def _roots(*folders: str) -> list[Path]:
+    """The folders of some kinds, of diffusion models where none is named."""
+    return [Path(root).absolute() for folder in folders or (FOLDER,) for root in folder_paths.get_folder_paths(folder)]
+
+
+def _folders(indexes: Iterable[str]) -> list[str]:
+    """Shards as they are offered: by their folder, or by their index where they lie in the models folder itself or
+    beside those of another model."""
+    parents = [PurePath(index).parent for index in indexes]
+    return [
+        str(parent) if parent.name and parents.count(parent) == 1 else index
+        for index, parent in zip(indexes, parents, strict=True)
+    ]
+
+
+def _path(name: str, *folders: str) -> Path | None:
+    if name == TINY:
+        return SOURCE_PATH
+    name = index_of(name) or name
+    for folder in folders or (FOLDER,):
+        if path := folder_paths.get_full_path(folder, name):
+            return Path(path)
+    found = ((root, paths.inside(root, name)) for root in _roots(*folders))
+    return next((path for root, path in found if path and path != root and path.is_dir()), None)
+
+
+def _files(model: Path) -> list[Path]:
+    try:
+        return files_of(model)
+    except CheckpointError:
+        return [model]  # what is wrong with it is said when it is read

@@ -19,6 +19,7 @@ from ..l2p_core.merged import Merged, open_merged, verify
 from ..l2p_core.model import key_shapes
 from ..l2p_core.recognise import UNUSED_KEYS
 from ..l2p_core.safetensors_header import CheckpointError
+from ..l2p_core.shards import files_of
 from ..l2p_core.tensor_io import TORCH_DTYPES
 from ..l2p_core.verified import Verified
 from . import files
@@ -114,7 +115,12 @@ def _verify_once(merged: Merged) -> None:
 
 
 def _read(path: str) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    state, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+    state: dict[str, Tensor] = {}
+    metadata = None
+    for file in files_of(Path(path)):
+        part, of_file = comfy.utils.load_torch_file(str(file), return_metadata=True)
+        state |= part
+        metadata = metadata or of_file
     plan = comfy_sources(_inside(state))
     for name in UNUSED_KEYS:
         plan.pop(name, None)

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import PurePath
+from pathlib import Path
+
+from ..l2p_core.paths import inside
 
 WINDOWS = os.name == "nt"
 _CHARACTERS = re.compile(r'[<>:"|?*\x00-\x1f]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE)
 
 
-def as_path(name: str) -> PurePath:
-    """A name as a path, with either slash between folders.
+def below(folder: Path, name: str) -> Path | None:
+    """The path that a user's name means below a folder, by the rule of `l2p_core.paths`; None if it leads out.
 
     Raises:
         ValueError: for what Windows gives to no file, there: asked now, not when the result of days is to be written.
     """
-    path = PurePath(name.strip().replace("\\", "/"))
+    name = name.strip()
     if WINDOWS:
-        for part in path.parts:
-            if part != ".." and not part.endswith("\\") and _is_refused(part):
+        for part in name.replace("\\", "/").split("/"):
+            if part not in ("", ".", "..") and _is_refused(part):
                 raise ValueError(
                     f'Windows lets no file or folder be called {part!r}: give a name without < > : " | ? *, without a '
                     "dot or a space at an end, and not of a device, such as con."
                 )
-    return path
+    return inside(folder, name)
 
 
 def _is_refused(part: str) -> bool:

@@ -8,8 +8,8 @@ from pathlib import Path
 import folder_paths
 
 from ..l2p_core.atomic import atomic_file
-from . import datasets, files
-from .names import as_path
+from . import files
+from .names import below
 
 RUNS = "l2p_runs"
 CAPTIONS = "captions"
@@ -18,27 +18,17 @@ CAPTIONS = "captions"
 _CHUNK = 1 << 24
 
 
-def dataset_fingerprint(name: str | None) -> list[tuple[str, int, int]]:
-    """What tells that a data set has changed: its tables' and folder's names, sizes and times."""
-    if name is None:
-        return []
-    folder = datasets.folder(name)
-    tables = [path for pattern in ("*.csv", "*.jsonl") for path in folder.glob(pattern)]
-    stats = [(path.name, path.stat()) for path in sorted([folder, *tables]) if path.exists()]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-
-
 def run_folder(name: str) -> Path:
     """The folder of a run in the host's output folder, so that its report and montages are found.
 
     Raises:
         ValueError: for an empty name, one that leads out of the folder of all runs, or one that Windows refuses, there.
     """
-    root = Path(folder_paths.get_output_directory(), RUNS).resolve()
-    path = (root / as_path(name)).resolve()
+    root = _output() / RUNS
+    path = below(root, name)
     if path == root:
         raise ValueError("The run has no name: give it one.")
-    if not path.is_relative_to(root):
+    if path is None:
         raise ValueError(f"The run's name {name!r} leads out of output/{RUNS}: give a name inside it.")
     if path.relative_to(root).parts[0].casefold() == CAPTIONS:  # capitals are all the same to Windows
         raise ValueError(f"The folder {CAPTIONS!r} in output/{RUNS} holds caption features: give the run another name.")
@@ -47,12 +37,12 @@ def run_folder(name: str) -> Path:
 
 def caption_folder() -> Path:
     """Where caption features are kept, for all runs."""
-    return Path(folder_paths.get_output_directory(), RUNS, CAPTIONS)
+    return _output() / RUNS / CAPTIONS
 
 
 def served(path: Path) -> dict[str, str]:
     """How the frontend asks the host for a file of the output folder."""
-    relative = path.relative_to(Path(folder_paths.get_output_directory()).resolve())
+    relative = path.relative_to(_output())
     return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}
 
 
@@ -85,3 +75,8 @@ def publish(delta: Path, target: Path) -> None:
             left = memoryview(chunk)
             while left:
                 left = left[copy.write(left) :]
+
+
+def _output() -> Path:
+    """The host's output folder, links in its path as they are: a run's folder is below it by name, wherever it lies."""
+    return Path(folder_paths.get_output_directory()).absolute()

@@ -227,7 +227,8 @@ def model_name(model: Any) -> str:
     """The files that a MODEL was loaded from, where the host knows them, else its kind; and a word for its patches."""
     _, arguments = getattr(model, "cached_patcher_init", None) or (None, ())
     paths = [Path(value) for value in arguments if isinstance(value, str)]
-    names = [path.name for path in paths if path.suffix.lower() in (".safetensors", ".sft", ".gguf")]
+    suffixes = (".safetensors", ".sft", ".gguf")
+    names = [p.name for p in paths if p.suffix.lower() in suffixes or (p.is_absolute() and p.is_dir())]
     name = " + ".join(names) or type(model.model).__name__
     return f"{name}, patched {content_digest(model.patches)[:8]}" if model.patches else name
 

@@ -9,7 +9,7 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 
 from ..l2p_core.dataset import prompts
-from . import datasets
+from . import datasets, results
 from .files import NO_FILE
 from .pixel_nodes import MAX_SIDE
 from .progress import say_at
@@ -119,7 +119,8 @@ class SynthesizeDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, dataset: str | None = None, prompt_file: str | None = None, **settings: Any) -> Any:
-        return datasets.fingerprint(dataset, None if prompt_file == NO_FILE else prompt_file), sorted(settings.items())
+        prompts = datasets.input_fingerprint(None if prompt_file == NO_FILE else prompt_file)
+        return prompts, results.fingerprint(cls, dataset), sorted(settings.items())
 
     @classmethod
     def execute(
@@ -150,6 +151,7 @@ class SynthesizeDataset(io.ComfyNode):
         source = Source(model, clip, vae, width, height, steps, cfg, sampler_name, scheduler, negative, batch_size)
         made = synthesize(folder, wanted, source, say_at(cls.hidden.unique_id))
         shown = examples(made)
+        results.remember(cls, dataset, folder)
         return io.NodeOutput(datasets.name_of(folder), len(made.done), shown, ui=ui.PreviewImage(shown, cls=cls))
 
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..l2p_core.freeze import POLICIES
 from ..l2p_core.run.find import bundled
-from . import datasets, files, run_files
+from . import datasets, files, results
 from . import live as live  # whose route must be there when the server starts
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
@@ -161,7 +161,8 @@ class TrainL2P(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, dataset: str | None = None, model: str | None = None, **settings: Any) -> Any:
-        return run_files.dataset_fingerprint(dataset), files.fingerprint(model), sorted(settings.items(), key=str)
+        inputs = datasets.fingerprint(dataset), files.fingerprint(model)
+        return inputs, results.fingerprint(cls, settings.get("run_name")), sorted(settings.items(), key=str)
 
     @classmethod
     def execute(cls, clip: Any, start: str, **settings: Any) -> io.NodeOutput:
@@ -169,4 +170,5 @@ class TrainL2P(io.ComfyNode):
         from .training import train
 
         done = train(Choices(anew=start == ANEW, **settings), clip, str(cls.hidden.unique_id))
+        results.remember(cls, settings["run_name"], *done.files)
         return io.NodeOutput(done.delta, {"loss": done.losses}, done.montage, ui={"l2p_training": [done.state]})

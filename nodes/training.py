@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -50,12 +51,14 @@ class Trained:
         losses: of every step from the first.
         montage: the last one, (1, H, W, 3) in [0, 1].
         state: as `Live.state`.
+        files: that the run has left and should find again.
     """
 
     delta: str
     losses: list[float]
     montage: Tensor
     state: dict[str, Any]
+    files: list[Path]
 
 
 def recipe_of(choices: Choices) -> Recipe:
@@ -151,7 +154,8 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
     name = files.name_of(target)
     live.end("finished", f"Finished after {result.step} steps: {name}")
     losses = [line["loss"] for line in read_metrics(folder.metrics)]
-    return Trained(name, losses, _last_montage(folder), dict(live.state))
+    left = [target, folder.delta, folder.report, folder.montages()[-1]]
+    return Trained(name, losses, _last_montage(folder), dict(live.state), left)
 
 
 def _device_of_the_host() -> torch.device:

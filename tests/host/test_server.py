@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import data_folders
 import golden_vectors as golden
 import graphs
 import numpy as np
@@ -14,8 +16,11 @@ import pytest
 from host_server import Refused, Run, Server
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_checkpoints import write_shards
 
 from comfyui_l2p.l2p_core import tiny
+from comfyui_l2p.l2p_core.checkpoint import load_tensors
+from comfyui_l2p.l2p_core.layouts import to_comfy
 
 NODES = {
     "L2PLoader",
@@ -208,3 +213,52 @@ def test_a_changed_file_is_loaded_again(server: Server, models: Path) -> None:
     assert "1" not in server.run(graphs.loader(path.name)).ran and "1" in first.ran
     save_file(golden.diffusers_weights(seed=9), path)
     assert "1" in server.run(graphs.loader(path.name)).ran
+
+
+def test_a_node_runs_again_where_its_own_file_is_not_as_it_left_it(server: Server, models: Path) -> None:
+    """And not because the file is there now; where it may not replace a stranger's, it says so and does not succeed."""
+    weights = golden.diffusers_weights()
+    save_file(weights, models / "own_base.safetensors")
+    weights["local_decoder.out_conv.bias"] += 1
+    save_file(weights, models / "own_trained.safetensors")
+    shutil.copy(tiny.SOURCE_PATH, models / "own_source.safetensors")
+    save = {"trained": "own_trained.safetensors", "base": "own_base.safetensors", "filename": "own_delta"}
+    merge = {"delta": ["1", 0], "base": "own_base.safetensors", "filename": "own_merged", "overwrite": True}
+    graph = {
+        "1": {"class_type": "L2PSaveDelta", "inputs": save | {"overwrite": False}},
+        "2": {"class_type": "L2PMergeDelta", "inputs": merge},
+        "3": graphs.convert("own_source.safetensors", "own_init")["3"],
+    }
+    nodes = {"1": "own_delta", "2": "own_merged", "3": "own_init"}
+    assert nodes.keys() <= server.run(graph).ran
+    assert not nodes.keys() & server.run(graph).ran
+    for node, name in nodes.items():
+        (models / f"{name}.safetensors").unlink()
+        run = server.run(graph)
+        assert run.error is None and node in run.ran and (models / f"{name}.safetensors").is_file()
+        assert not nodes.keys() & server.run(graph).ran
+    (models / "own_init.safetensors").write_bytes(b"a stranger's")
+    assert "exists already" in sentence(server.run(graph))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_shards_are_offered_once_and_work_everywhere(server: Server, models: Path) -> None:
+    """A folder of shards, as Z-Image is published, behind a link to another disk."""
+    elsewhere = server.base / "other disk"
+    elsewhere.mkdir()
+    write_shards(to_comfy(golden.diffusers_weights()), elsewhere, "model")
+    (models / "sharded").symlink_to(elsewhere)
+    offered = server.get("/object_info/L2PLoader")["L2PLoader"]["input"]["required"]["file"]
+    options = offered[1]["options"] if isinstance(offered[0], str) else offered[0]
+    assert [name for name in options if "sharded" in name] == ["sharded"]
+    run = server.run(graphs.loader("sharded"))
+    assert run.error is None, run.error["exception_message"]
+    write_shards(load_tensors(tiny.SOURCE_PATH)[0], models / "latent", "model")
+    run = server.run(graphs.convert("latent", "from_shards"))
+    assert run.error is None, run.error["exception_message"]
+    data_folders.tiny_set(server.base / "datasets" / "of_shards", 2)
+    run = server.run(graphs.train("on_shards", model="latent", dataset="of_shards", steps=2))
+    assert run.error is None, run.error["exception_message"]
+    merge = {"delta": "on_shards.safetensors", "base": "latent", "filename": "shards_merged", "overwrite": False}
+    run = server.run({"1": {"class_type": "L2PMergeDelta", "inputs": merge}})
+    assert run.error is None, run.error["exception_message"]

@@ -68,8 +68,11 @@ def test_what_is_missing_is_made_again_and_is_the_same(server: Server, data: Pat
     gone = sorted((data / "made").glob("*.png"))[0]
     content = gone.read_bytes()
     gone.unlink()
-    assert server.run(graphs.synthesize()).texts[-1] == "2 images, 1 of them made now"
-    assert gone.read_bytes() == content
+    for _ in range(2):
+        assert server.run(graphs.synthesize()).texts[-1] == "2 images, 1 of them made now"
+        assert gone.read_bytes() == content
+        assert not server.run(graphs.synthesize()).ran, "it runs though nothing has changed"
+        gone.unlink()
 
 
 def test_a_pixel_model_needs_no_vae(server: Server, data: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import golden_vectors as golden
 import graphs
 import pytest
 import torch
-from host_server import Refused, Run, Server
+from host_server import Host, Refused, Run, Server
 from safetensors.torch import save_file
 from test_server import picture, sentence
 
@@ -74,6 +76,40 @@ def test_it_trains_and_its_delta_is_loaded_and_sampled_from(server: Server, mode
     # What is finished is not trained again, nor refused for the delta that it has laid there itself.
     again = server.run(graphs.train("first/run", montage_every=7))
     assert again.error is None and len(read_metrics(folder.metrics)) == 3
+
+
+def test_it_runs_again_where_its_data_or_its_delta_is_not_as_it_was(server: Server, models: Path) -> None:
+    folder = data_folders.tiny_set(server.base / "datasets" / "changing", 4)
+    graph = graphs.train("changing", dataset="changing")
+    assert server.run(graph).error is None
+    assert "2" not in server.run(graph).ran
+    (models / "changing.safetensors").unlink()
+    assert "2" in server.run(graph).ran and (models / "changing.safetensors").is_file()
+    assert "2" not in server.run(graph).ran
+    data_folders.tiny_set(folder / "more", 2)
+    assert "another content of [data] path" in sentence(server.run(graph))
+    shutil.rmtree(folder / "more")
+    assert server.run(graph).error is None
+    shutil.rmtree(run_folder(server, "changing").path)
+    assert "exists already" in sentence(server.run(graph)), "a delta of a run that is gone is not replaced unasked"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_the_folder_of_runs_and_data_sets_may_lie_on_another_disk(host: Host, tmp_path: Path) -> None:
+    for link in ("output/l2p_runs", "datasets/linked"):
+        (tmp_path / "disk" / link).mkdir(parents=True)
+        (tmp_path / link).parent.mkdir(parents=True)
+        (tmp_path / link).symlink_to(tmp_path / "disk" / link)
+    data_folders.tiny_set(tmp_path / "disk" / "datasets" / "linked" / "set", 4)
+    with Server(host, tmp_path) as server:
+        run = server.run(graphs.train("deep/run", dataset="linked/set", montage_every=1))
+        assert run.error is None, run.error
+        assert picture(server, run, "3").shape[:2] == (128, 128 * 2 + 4)
+        (live,) = run.outputs["2"]["l2p_training"]
+        file = live["montage"]
+        shown = server.get(f"/view?filename={file['filename']}&subfolder={file['subfolder']}&type=output")
+        assert file["subfolder"] == "l2p_runs/deep/run" and shown[:4] == b"\x89PNG"
+    assert (tmp_path / "disk" / "output" / "l2p_runs" / "deep" / "run" / "delta.safetensors").is_file()
 
 
 def test_interrupting_saves_and_going_on_is_exact(server: Server) -> None:
