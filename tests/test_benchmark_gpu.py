@@ -144,6 +144,14 @@ for key in request["rows"]:
     assert "killed by something" in (tmp_path / "out" / "gpu.md").read_text(encoding="utf-8")
 
 
+def test_a_process_that_cannot_start_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    worker(monkeypatch, tmp_path, 'open("starts", "a").write("x"); sys.exit("broken installation")')
+    monkeypatch.chdir(tmp_path)
+    found = gpu.benchmark_gpu(tmp_path / "out", parts=["card"], quick=True)
+    assert all("broken installation" in row["failed"] for row in found.values())
+    assert (tmp_path / "starts").read_text(encoding="utf-8") == "x", "started once"
+
+
 def test_a_row_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     body = """
 request = json.loads(sys.stdin.readline())
@@ -181,6 +189,8 @@ def test_the_ratio_is_measured_over_predicted() -> None:
 
 
 def test_mistakes() -> None:
+    with pytest.raises(ValueError, match="warp"):
+        gpu.benchmark_gpu(Path("never"), parts=["card"], device="warp")
     with pytest.raises(ValueError, match="no part 'heads'.*golden"):
         gpu_rows.chosen(["heads"])
     assert "golden:" in gpu.listed() and all(key.split(": ", 1)[1] in gpu.listed() for key in KEYS)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ... import __version__
+from ...l2p_core import accelerator
 from ...l2p_core.checkpoint import open_checkpoint
 from . import gpu_worker
 from .gpu_measure import Figures
@@ -54,11 +55,13 @@ def benchmark_gpu(
         By each row's key, what was found.
 
     Raises:
-        ValueError: for a part that there is not, or a file that is not an L2P model.
+        ValueError: for a part or a device that there is not, or a file that is not an L2P model.
     """
     rows = [row.key for part in chosen(parts) for row in part.rows]
     if model is not None:
         open_checkpoint(model).pixel_config()
+    if device is not None:
+        accelerator.named(device)
     output.mkdir(parents=True, exist_ok=True)
     about: dict[str, Any] = {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
@@ -122,25 +125,28 @@ class _Worker:
             print(json.dumps(request), file=self._process.stdin, flush=True)
 
     def run(self, found: Any, left: Sequence[str]) -> None:
-        """Take what it finds until it ends or hangs; at least one of the rows is then done."""
-        at, limit, done = None, _STARTS, False
+        """Take what it finds of the rows that are `left` until it ends or hangs; at least one of them is then done."""
+        at, limit, pending, begun = "", _STARTS, list(left), False
         while True:
             try:
                 message = self._messages.get(timeout=limit)
             except queue.Empty:
                 self._process.kill()
-                found(at or left[0], {"failed": f"stopped after {limit:.0f} s without an answer"})
+                for row in pending[:1] if not at else [at]:
+                    found(row, {"failed": f"stopped after {limit:.0f} s without an answer"})
                 return
             if message is None:
                 break
             limit = message.get("limit", _STARTS)
-            at = message.get("begins")
+            at = message.get("begins", "")
+            begun = True
             if "row" in message:
                 found(message["row"], message["figures"])
-                done = True
-        if at or not done:
+                pending.remove(message["row"])
+        # One that has not even begun would not the next time either.
+        for row in [at] if at else pending if not begun else []:
             code = self._process.wait()
-            found(at or left[0], {"failed": f"the process ended with code {code}: {self._last_error()}"})
+            found(row, {"failed": f"the process ended with code {code}: {self._last_error()}"})
 
     def _listen(self, lines: IO[str]) -> None:
         for message in gpu_worker.messages(iter(lines)):
