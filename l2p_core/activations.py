@@ -27,6 +27,8 @@ from .rope import caption_rope, image_rope, joint_rope
 from .training_config import TrainingConfig
 
 _META = torch.device("meta")
+_CAPTIONS = 16
+"""Of so many captions the embedding is traced; of more it is reckoned."""
 
 
 class Workload(NamedTuple):
@@ -137,13 +139,23 @@ class _Parts:
             return pad_tokens(model.x_embedder(patches), model.x_pad_token, self.image_tokens)
 
         yield self._part(("x_embedder", "x_pad_token", "t_embedder"), embed, [pixels], checkpointed=False)
-        captions = [self._empty(work.caption_tokens, config.caption_dim) for _ in range(work.batch)]
-        lengths = [self.caption_tokens] * work.batch
+        names = ("cap_embedder", "cap_pad_token")
+        if work.batch <= _CAPTIONS:
+            yield Part(names, self._captions(work.batch), False)
+        else:
+            # Captions are embedded one by one, so that each one more takes the same, and the trace as much longer.
+            some, more = self._captions(_CAPTIONS // 2), self._captions(_CAPTIONS)
+            steps = (work.batch - _CAPTIONS) / (_CAPTIONS - _CAPTIONS // 2)
+            yield Part(names, Traced(*(round(b + steps * (b - a)) for a, b in zip(some, more, strict=True))), False)
 
-        def embed_captions(*captions: Tensor) -> Tensor:
-            return model._embed_captions(captions, lengths)
+    def _captions(self, count: int) -> Traced:
+        captions = [self._empty(self.work.caption_tokens, self.config.caption_dim) for _ in range(count)]
+        lengths = [self.caption_tokens] * count
 
-        yield self._part(("cap_embedder", "cap_pad_token"), embed_captions, captions, checkpointed=False)
+        def embed(*captions: Tensor) -> Tensor:
+            return self.model._embed_captions(captions, lengths)
+
+        return trace(embed, captions, self.model.parameters())
 
     def _refiners(self) -> Iterable[Part]:
         axes = self.config.rope_dims

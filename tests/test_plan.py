@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import tiny_models
 import torch
 from torch import nn
 
-from comfyui_l2p.l2p_core import block_store
+from comfyui_l2p.l2p_core import activations, block_store
 from comfyui_l2p.l2p_core import plan as plans
 from comfyui_l2p.l2p_core.activations import Part, Peak, Workload, parts_for, peak
 from comfyui_l2p.l2p_core.config import ModelConfig
@@ -261,6 +262,25 @@ def test_changes_are_settings_first_and_smaller_batches_keep_the_step() -> None:
 def recipe(**training: object) -> Recipe:
     data = DataSection(kind="folder", path="images", size=100, batch_size=4)
     return Recipe(ModelSection("x"), data, training=TrainingConfig(accumulate=1, **training))  # type: ignore[arg-type]
+
+
+def test_captions_beyond_those_traced_are_reckoned_as_they_would_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = SMALL_WORK._replace(batch=50)
+    reckoned = parts_for(SMALL, TrainingConfig(blocks=1), work)
+    monkeypatch.setattr(activations, "_CAPTIONS", 1000)
+    activations.parts_of.cache_clear()
+    assert reckoned == parts_for(SMALL, TrainingConfig(blocks=1), work)
+    activations.parts_of.cache_clear()
+
+
+@pytest.mark.parametrize(("batch", "size"), [(100_000, 1024), (10**9, 1024), (10**15, 64), (1, 10**9), (4, 10**18)])
+def test_what_is_refused_is_refused_at_once(batch: int, size: int) -> None:
+    """However much is asked: no number of operations grows with it."""
+    large = Recipe(ModelSection("x"), DataSection(kind="folder", path="images", size=size, batch_size=batch))
+    started = time.process_time()
+    with pytest.raises(ValueError, match="There are|more than any device holds"):
+        planned(large, SMALL, Ranks(device=torch.device("cpu")))
+    assert time.process_time() - started < 10
 
 
 def test_processes_are_replicas_where_these_fit() -> None:

@@ -1,19 +1,26 @@
-"""`l2p plan`: what a recipe needs of memory, without its data, and without its model where that is the 6B Z-Image."""
+"""`l2p plan`: what a recipe needs of memory and of the disk, without its data, and without its model where that is the
+6B Z-Image."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from ..l2p_core.config import ModelConfig
 from ..l2p_core.fit import Room, fitting, keeping_what_fits, refuse_if_too_much
+from ..l2p_core.model import key_shapes
 from ..l2p_core.plan import GB, plan
 from ..l2p_core.recompute import kept_sentence
+from ..l2p_core.run import disk
 from ..l2p_core.run.base import pixel_config
+from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.planning import workload
 from ..l2p_core.run.recipe import TINY, Recipe
+from ..l2p_core.training_config import TrainingConfig
 from .console import table
 from .run import Places, read_recipe
 
+_HALF = 2  # bytes of a parameter in the published files of Z-Image
 CARDS = (8, 12, 16, 24, 48, 80)
 
 
@@ -35,11 +42,22 @@ def plan_command(name: str, places: Places, gpu_memory: float | None, cards: boo
         print(card_table(config, recipe))
     elif gpu_memory is None:
         print(plan(config, recipe.training, work).sentence())
+        print(_of_the_disk(config, recipe.training, recipe, folder))
     else:
         room = Room(round(gpu_memory * GB))
         refuse_if_too_much(config, recipe.training, work, room)
         training = keeping_what_fits(config, recipe.training, work, room)
         print(room.plan(config, training, work).sentence() + kept_sentence(config, training))
+        print(_of_the_disk(config, training, recipe, folder))
+
+
+def _of_the_disk(config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path) -> str:
+    """What the run needs of the disk that it would be on, and what to change where that has too little room."""
+    base = recipe.model.base
+    there = base == TINY or Path(base).exists()
+    published = None if there else _HALF * sum(math.prod(shape) for shape in key_shapes(config).values())
+    found = disk.planned(recipe, config, training, RunFolder(folder), initialisation=published)
+    return f"{found.sentence()} {found.complaint()}".strip()
 
 
 def card_table(config: ModelConfig, recipe: Recipe) -> str:

@@ -125,6 +125,7 @@ def planned(
     folder: RunFolder,
     fresh: bool = False,
     published: Path | None = None,
+    initialisation: int | None = None,
 ) -> DiskPlan:
     """What a run needs.
 
@@ -135,9 +136,13 @@ def planned(
         folder: of the run, there or not.
         fresh: whether what lies there is of another run, and stays.
         published: the file that the delta is copied to when it is finished; None for none.
+        initialisation: bytes of that, where its source is not there to ask; None asks it.
     """
     there = [] if fresh else [path for path in (folder.state, folder.delta, folder.init) if path.exists()]
-    init = folder.init.stat().st_size if folder.init in there else base.bytes_to_convert(recipe.model)
+    if folder.init in there:
+        init = folder.init.stat().st_size
+    else:
+        init = base.bytes_to_convert(recipe.model) if initialisation is None else initialisation
     copied = published is not None and _disk(published) == _disk(folder.path)
     parts = {"initialisation": init, "its published copy": 0} if copied else {"initialisation": init}
     present = sum(path.stat().st_size for path in there)

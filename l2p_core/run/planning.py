@@ -29,6 +29,8 @@ from .recipe import Recipe
 MAX_CAPTION = 512
 """Tokens of the longest caption that Z-Image's text encoder gives."""
 _MAX_WORDS = 32
+_MOST_PIXELS = 1 << 40
+"""Of a micro-batch: beyond it sizes in bytes no longer fit the numbers that torch counts in."""
 _LESS = 0.85
 """Share of what was planned that a run may need after its memory ran out."""
 
@@ -43,7 +45,13 @@ def workload(recipe: Recipe, config: ModelConfig, parts: int = 1) -> Workload:
     multiple = config.size_multiple
     side = max(multiple, image_side(recipe, config) // multiple * multiple)
     tokens = _MAX_WORDS if config.caption_dim == CAPTION_DIM else MAX_CAPTION
-    return Workload(max(1, recipe.data.batch_size // parts), side, side, tokens)
+    batch = max(1, recipe.data.batch_size // parts)
+    if batch * side * side > _MOST_PIXELS:
+        raise ValueError(
+            f"A micro-batch of {batch} images of {side} x {side} pixels is more than any device holds: lower [data] "
+            "batch_size or size."
+        )
+    return Workload(batch, side, side, tokens)
 
 
 def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None = None) -> tuple[Plan, TrainingConfig]:
