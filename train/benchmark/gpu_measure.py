@@ -140,7 +140,8 @@ def of_events(events: Sequence[_Event]) -> Figures:
         "items": sum(event.name == "aten::_local_scalar_dense" for event in events),
         "copy_ms": copy_time / 1000,
         "kernel_ms": length(computing) / 1000,
-        "hidden": both / copy_time if copy_time else None,
+        # The CPU's operations contain each other, so that all of their copying would seem hidden.
+        "hidden": both / copy_time if copy_time and at_work[0].on_device else None,
     }
 
 
