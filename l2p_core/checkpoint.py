@@ -256,16 +256,7 @@ def check_complete(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...
     Raises:
         CheckpointError: naming the first key that is missing or of another shape, or what of a quantised layer is.
     """
-    missing = [key for key in expected if key not in checkpoint.tensors]
-    if missing:
-        raise CheckpointError(f"{checkpoint.path} is incomplete: {some(missing)} missing.")
-    accounted = _check_quantised(checkpoint, expected)
-    for key, shape in expected.items():
-        if key not in accounted and checkpoint.tensors[key].shape != shape:
-            raise CheckpointError(
-                f"{checkpoint.path}: {shown(key)} has the shape {checkpoint.tensors[key].shape}, but {shape} was "
-                "expected."
-            )
+    _accounted(checkpoint.path, checkpoint.tensors, checkpoint.layer_settings, expected)
 
 
 def check_exact(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -274,11 +265,7 @@ def check_exact(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]])
     Raises:
         CheckpointError: naming the first key that is missing, unknown or of another shape.
     """
-    check_complete(checkpoint, expected)
-    accounted = _check_quantised(checkpoint, expected)
-    unknown = [key for key in checkpoint.tensors if key not in expected and key not in accounted and not is_unused(key)]
-    if unknown:
-        raise CheckpointError(f"{checkpoint.path} has tensors that such a model does not: {some(unknown)} unknown.")
+    check_tensors(checkpoint.path, checkpoint.tensors, checkpoint.layer_settings, expected)
     beside = [key for key in checkpoint.outside if not is_beside(key)]
     if beside:
         raise CheckpointError(
@@ -287,8 +274,38 @@ def check_exact(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]])
         )
 
 
-def _check_quantised(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> set[str]:
-    return check_layers(checkpoint.path, checkpoint.tensors, checkpoint.layer_settings, expected)
+def check_tensors(
+    path: Path | str,
+    tensors: Mapping[str, Stored],
+    settings: LayerSettings,
+    expected: Mapping[str, tuple[int, ...]],
+) -> None:
+    """`check_exact` of a diffusion model's tensors; `path` is what the sentences call the file.
+
+    Raises:
+        CheckpointError: as `check_exact`.
+    """
+    accounted = _accounted(path, tensors, settings, expected)
+    unknown = [key for key in tensors if key not in accounted and not is_unused(key)]
+    if unknown:
+        raise CheckpointError(f"{path} has tensors that such a model does not: {some(unknown)} unknown.")
+
+
+def _accounted(
+    path: Path | str,
+    tensors: Mapping[str, Stored],
+    settings: LayerSettings,
+    expected: Mapping[str, tuple[int, ...]],
+) -> set[str]:
+    """The keys that the model has a use for, if it finds all that it needs."""
+    missing = [key for key in expected if key not in tensors]
+    if missing:
+        raise CheckpointError(f"{path} is incomplete: {some(missing)} missing.")
+    quantised = check_layers(path, tensors, settings, expected)
+    for key, shape in expected.items():
+        if key not in quantised and tensors[key].shape != shape:
+            raise CheckpointError(f"{path}: {shown(key)} has the shape {tensors[key].shape}, but {shape} was expected.")
+    return {*expected, *quantised}
 
 
 def some(keys: Sequence[str]) -> str:

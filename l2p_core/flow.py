@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .finite import check_finite
+
 FlowModel = Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]
 """(noisy, sigma (B,), captions) -> velocity; L2PModel and LatentModel are such."""
 
@@ -144,9 +146,10 @@ def sample(
         Pixels (B, 3, H, W) in [-1, 1], float32.
 
     Raises:
-        ValueError: if guidance is asked for without negative captions.
+        ValueError: if guidance is asked for without negative captions, or an image is not finite.
     """
     end = euler(model, noise, captions, sigmas=sigmas, cfg=cfg, negative=negative, init=init, progress=progress)
+    check_finite(end)
     return end.clamp(-1, 1)
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from .config import COMFY_PREFIX
 from .layouts import renamed
@@ -91,7 +93,7 @@ LayerSettings = dict[str, dict[str, Any]]
 
 def is_quantisation_key(key: str) -> bool:
     """Whether a key holds the scales or the format of a quantised layer."""
-    return key == OLD_MARKER or _leaf(key) in LEAVES | _FOREIGN_LEAVES
+    return key == OLD_MARKER or leaf_of(key) in LEAVES | _FOREIGN_LEAVES
 
 
 def layer_settings(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> LayerSettings:
@@ -101,18 +103,24 @@ def layer_settings(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[
         CheckpointError: if what it says is not valid.
     """
     found: LayerSettings = {}
-    markers = [key for key in tensors if _leaf(key) == MARKER]
     with ChunkReader() as reader:
-        for key in markers:
-            found[_layer(key)] = _read_marker(path, tensors[key], reader)
+        for key in [key for key in tensors if leaf_of(key) == MARKER]:
+            content = reader.read(tensors[key]) if _is_marker(tensors[key]) else None
+            found[layer_of(key)] = read_marker(path, key, content)
     if METADATA in metadata:
         found |= _from_metadata(path, metadata[METADATA])
-    for key, stored in tensors.items():
-        # Without a marker of its own: the older spelling, or a file that lost its marker.
-        if _leaf(key) in ("scale_weight", "weight_scale") and _layer(key) not in found:
-            weight = tensors.get(f"{_layer(key)}.weight")
-            if weight and weight.stored_dtype in FLOAT8_FORMATS and stored.numel == 1:
-                found[_layer(key)] = _unmarked(tensors.get(OLD_MARKER), weight.stored_dtype)
+    return found | unmarked_settings(tensors, found)
+
+
+def unmarked_settings(tensors: Mapping[str, Stored], marked: Collection[str]) -> LayerSettings:
+    """The float8 layers that have one scale and no marker of their own: the older spelling, and lost markers."""
+    found: LayerSettings = {}
+    for key, scale in tensors.items():
+        weight = tensors.get(f"{layer_of(key)}.weight")
+        if weight is None or leaf_of(key) not in ("scale_weight", "weight_scale") or layer_of(key) in marked:
+            continue
+        if weight.stored_dtype in FLOAT8_FORMATS and scale.numel == 1:
+            found[layer_of(key)] = _unmarked(tensors.get(OLD_MARKER), weight.stored_dtype)
     return found
 
 
@@ -146,7 +154,7 @@ def unpacked(shapes: Mapping[str, tuple[int, ...]], settings: LayerSettings) -> 
 
 
 def check_layers(
-    path: Path, tensors: Mapping[str, Stored], settings: LayerSettings, expected: Mapping[str, tuple[int, ...]]
+    path: Path | str, tensors: Mapping[str, Stored], settings: LayerSettings, expected: Mapping[str, tuple[int, ...]]
 ) -> set[str]:
     """Hold the quantised layers of a file to their formats.
 
@@ -181,7 +189,7 @@ _ADVICE = "the file is damaged or of another program; download it again, or use 
 
 
 def _check_layer(
-    path: Path, layer: str, name: str, tensors: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]
+    path: Path | str, layer: str, name: str, tensors: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]
 ) -> set[str]:
     """The keys of one layer, if all is as its format has it."""
     weight = f"{layer}.weight"
@@ -221,14 +229,22 @@ def _scale_sizes(row: Format, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (1, shape[0]) if row.scale_sizes == "1 or N" else (1,)
 
 
-def _read_marker(path: Path, stored: Stored, reader: ChunkReader) -> dict[str, Any]:
-    if stored.dtype != "U8" or stored.nbytes > _MAX_MARKER_BYTES:
-        raise CheckpointError(f"{path} is damaged: {shown(stored.name)} does not say how its layer is quantised.")
+def read_marker(path: Path | str, name: str, content: Tensor | None) -> dict[str, Any]:
+    """What a layer's marker says.
+
+    Raises:
+        CheckpointError: if that is not a format.
+    """
     try:
-        values = parse_json(bytes(as_bytes(reader.read(stored))).decode("utf-8"), fractions=True)
+        text = "" if content is None else bytes(as_bytes(content)).decode("utf-8")
+        values = parse_json(text, fractions=True)
     except ValueError:
         values = None
-    return _checked(path, stored.name, values)
+    return _checked(path, name, values)
+
+
+def _is_marker(stored: Stored) -> bool:
+    return stored.dtype == "U8" and stored.nbytes <= _MAX_MARKER_BYTES
 
 
 def _from_metadata(path: Path, text: str) -> LayerSettings:
@@ -242,7 +258,7 @@ def _from_metadata(path: Path, text: str) -> LayerSettings:
     return named
 
 
-def _checked(path: Path, name: str, values: object) -> dict[str, Any]:
+def _checked(path: Path | str, name: str, values: object) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(values.get("format"), str):
         raise CheckpointError(f"{path} is damaged: {shown(name)} does not say how its layer is quantised.")
     return values
@@ -260,12 +276,14 @@ def marker_bytes(values: Mapping[str, Any]) -> bytes:
 
 
 def _comfy_layer(layer: str) -> str:
-    return _layer(renamed(f"{layer.removeprefix(COMFY_PREFIX)}.{MARKER}"))
+    return layer_of(renamed(f"{layer.removeprefix(COMFY_PREFIX)}.{MARKER}"))
 
 
-def _layer(key: str) -> str:
+def layer_of(key: str) -> str:
+    """ "layers.0.attention.out" of "layers.0.attention.out.weight_scale"."""
     return key.rpartition(".")[0]
 
 
-def _leaf(key: str) -> str:
+def leaf_of(key: str) -> str:
+    """ "weight_scale" of "layers.0.attention.out.weight_scale"."""
     return key.rpartition(".")[2]

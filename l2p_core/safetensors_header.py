@@ -2,6 +2,9 @@
 
 Files come from strangers and from broken downloads, so nothing a header declares is believed before it is checked
 against the file itself: no size read from it is allocated, and every fault is a `CheckpointError` of one sentence.
+The format's own library is not required. It does not say in a sentence what is wrong with a file, maps files into
+memory, where their pages count as the process's, and writes only what is in memory whole; models are read and written
+in chunks here. The tests hold each to the other.
 Format: 8 bytes of header length, a JSON header, then the tensors back to back
 (https://github.com/huggingface/safetensors#format).
 """

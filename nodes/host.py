@@ -28,6 +28,7 @@ from . import lora_names, stock
 from .limits import check_pixels, free_memory
 from .network import L2PNextDiT
 from .patcher import adopt, patchers_of
+from .quantised import mark_unmarked
 
 PREVIEW_PIXELS = 512
 
@@ -97,6 +98,8 @@ class L2PModelConfig(comfy.supported_models.ZImage):
         """
         lora_names.make_known()
         weights = stock.taken_out(state_dict, prefix)
+        if self.quant_config is None and mark_unmarked(weights):
+            self._compute_quantised(weights)
         config = stock.sizes(weights)
         if self.asked_for_8_bits and self.custom_operations is None:
             self._keep_the_head_out_of_8_bits(weights)
@@ -122,14 +125,18 @@ class L2PModelConfig(comfy.supported_models.ZImage):
         parameters = comfy.utils.calculate_parameters(weights)
         if self.quant_config is None:
             quantise_backbone(weights)
-            self.quant_config = comfy.utils.detect_layer_quantization(weights, "")
-        supported = self.supported_inference_dtypes
-        dtype = comfy.model_management.unet_dtype(model_params=parameters, supported_dtypes=supported)
+        dtype = comfy.model_management.unet_dtype(
+            model_params=parameters, supported_dtypes=self.supported_inference_dtypes
+        )
         # By the host's flag, again.
         self.unet_config["dtype"] = torch.bfloat16 if dtype.itemsize == 1 else dtype
-        self.manual_cast_dtype = comfy.model_management.unet_manual_cast(
-            None, comfy.model_management.get_torch_device(), supported
-        )
+        self._compute_quantised(weights)
+
+    def _compute_quantised(self, weights: dict[str, Tensor]) -> None:
+        """Let the host know that layers have formats of their own, which it asked before they had."""
+        self.quant_config = comfy.utils.detect_layer_quantization(weights, "")
+        device = comfy.model_management.get_torch_device()
+        self.manual_cast_dtype = comfy.model_management.unet_manual_cast(None, device, self.supported_inference_dtypes)
 
     def process_vae_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """For Load Checkpoint's VAE output: the host's VAE for pixels, as Load VAE's "pixel_space" is."""
@@ -198,14 +205,15 @@ def _fused_attention() -> bool:
 
 def build_model(
     state: dict[str, Tensor],
-    metadata: dict[str, str] | None,
     *,
     weight_dtype: str = "default",
     head_tile: int | None = None,
     disable_dynamic: bool = False,
 ) -> Any:
-    """Put an L2P state dict (no prefix) into a ModelPatcher. Takes the tensors out of `state`."""
-    state, metadata = comfy.utils.convert_old_quants(state, "", metadata=metadata)
+    """Put an L2P state dict (no prefix) into a ModelPatcher. Takes the tensors out of `state`.
+
+    Quantised layers have their markers, see `quantised.mark_layers`.
+    """
     model_config = L2PModelConfig(head_tile=head_tile)
     model_config.quant_config = comfy.utils.detect_layer_quantization(state, "") or None
     supported = model_config.supported_inference_dtypes

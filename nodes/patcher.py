@@ -11,6 +11,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ..l2p_core.finite import check_finite
 from .limits import check_memory, check_pixels
 from .lora import FittingPatches
 
@@ -49,7 +50,7 @@ def patchers_of(model: torch.nn.Module) -> list[Any]:
 
 
 def before_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Wraps the host's sampling: refuses what cannot be sampled, and brings areas of conditioning to pixels."""
+    """Wraps the host's sampling: refuses what cannot be sampled or came out broken, and brings areas to pixels."""
     guider = executor.class_obj
     check_pixels(noise.shape)
     check_memory(guider.model_patcher, noise.shape[0], *noise.shape[2:])
@@ -58,4 +59,6 @@ def before_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> 
             area = cond.get("area")
             if area is not None and area[0] != "percentage":
                 cond["area"] = tuple(AREA_UNIT * value for value in area)
-    return executor(noise, *args, **kwargs)
+    samples = executor(noise, *args, **kwargs)
+    check_finite(samples)
+    return samples

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..l2p_core.finite import check_finite
 from .limits import check_canvas
 
 
@@ -41,7 +42,7 @@ def pixels_to_image(latent: dict[str, Any]) -> Tensor:
     """The LATENT of a pixel model as an IMAGE (B, H, W, 3), clamped to [0, 1].
 
     Raises:
-        ValueError: if the latent is not one of pixels.
+        ValueError: if the latent is not one of pixels, or not finite.
     """
     samples = latent["samples"]
     if samples.ndim != 4 or samples.shape[1] != 3:
@@ -49,6 +50,7 @@ def pixels_to_image(latent: dict[str, Any]) -> Tensor:
             f"This latent has the shape {tuple(samples.shape)}, but pixels have 3 channels: it belongs to a latent "
             "model and needs VAE Decode."
         )
+    check_finite(samples)
     return ((samples.float() + 1.0) / 2.0).clamp(0.0, 1.0).movedim(1, -1).contiguous()
 
 

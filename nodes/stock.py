@@ -8,7 +8,6 @@ host knows L2P itself, its row is left to answer.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +16,12 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
+from ..l2p_core.checkpoint import check_tensors
 from ..l2p_core.config import ModelConfig
 from ..l2p_core.layouts import comfy_sources
 from ..l2p_core.model import key_shapes
-from ..l2p_core.quantised import MARKER, unpacked
-from ..l2p_core.recognise import UNUSED_KEYS
+from ..l2p_core.quantised import unpacked
+from .quantised import check_known, described, is_for_the_host, settings_of
 
 HEAD_KEY = "{}local_decoder.out_conv.weight"
 """In every L2P file; the braces stand for the prefix of its keys."""
@@ -71,30 +71,29 @@ def taken_out(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name, keys in plan.items():
         tensors = [state.pop(prefix + key) for key in keys]
-        if name not in UNUSED_KEYS:
+        if is_for_the_host(name):
             weights[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
     return weights
 
 
 def sizes(weights: Mapping[str, Tensor]) -> ModelConfig:
-    """The sizes of the model that these weights are of.
+    """The sizes of the model that these weights are of, and of which none is missing or left over.
 
     Raises:
-        ValueError: if some are missing: the host would only log them, and sample noise.
+        ValueError: if that is not so: the host would only log it, and sample noise.
     """
+    tensors = described(weights)
+    settings = settings_of(weights)
     try:
-        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-        settings = {
-            name.removesuffix(f".{MARKER}"): json.loads(bytes(weight.tolist()))
-            for name, weight in weights.items()
-            if name.endswith(f".{MARKER}")
-        }
-        config = ModelConfig.from_shapes(unpacked(shapes, settings))
-        missing = next((f"'{name}' is missing" for name in key_shapes(config) if name not in weights), None)
+        config = ModelConfig.from_shapes(unpacked({name: stored.shape for name, stored in tensors.items()}, settings))
     except ValueError as error:
         raise ValueError(_incomplete(str(error))) from error
+    expected = key_shapes(config)
+    missing = next((name for name in expected if name not in weights), None)
     if missing:
-        raise ValueError(_incomplete(f"{missing}."))
+        raise ValueError(_incomplete(f"'{missing}' is missing."))
+    check_known(settings)
+    check_tensors("This file", tensors, settings, expected)
     return config
 
 

@@ -31,8 +31,8 @@ from ..l2p_core.run.hooks import Hooks
 from ..l2p_core.run.live import arguments_of
 from ..l2p_core.run.metrics import RunMetrics, read_metrics
 from ..l2p_core.run.recipe import Recipe
+from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
-from ..l2p_core.tiny.words import CAPTION_DIM
 from . import datasets, files, run_files
 from .captions import host_captions
 from .live import Live
@@ -167,7 +167,7 @@ def _device_of_the_host() -> torch.device:
 def _fitting_recipe(base: str) -> str:
     """The bundled recipe for a model: by its size and variant; a latent model becomes a 1k one."""
     config = open_checkpoint(base).config()
-    if config.caption_dim == CAPTION_DIM:
+    if is_tiny(config):
         return "tiny"
     return f"z-image-{config.variant if config.head is not None else '1k'}"
 

@@ -72,7 +72,7 @@ class FakeHost:
         if kind == "error":
             said = [["execution_start", {}], ["execution_error", {"exception_message": "out of memory\n"}]]
             return {"outputs": {}, "status": {"status_str": "error", "messages": said}}
-        name = kind if kind in ("broken", "eps", "huge") else str(workflow["2"]["inputs"]["seed"])
+        name = kind if kind in ("broken", "eps", "huge", "black") else str(workflow["2"]["inputs"]["seed"])
         image = {"filename": name, "subfolder": "", "type": "temp"}
         count = 2 if kind == "two" else 1
         return {"outputs": {"3": {"images": [image] * count}}, "status": {"status_str": "success"}}
@@ -85,6 +85,9 @@ class FakeHost:
             return b"no image"
         if name == "eps":
             Image.new("RGB", (8, 8)).save(content, format="EPS")
+            return content.getvalue()
+        if name == "black":
+            Image.new("RGB", (8, 8)).save(content, format="PNG")
             return content.getvalue()
         if name == "huge":
             return bytes(1 << 20)

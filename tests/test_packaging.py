@@ -39,6 +39,14 @@ def test_requirements_are_the_same_in_both_places(project: dict[str, Any]) -> No
     assert [line for line in listed if line and not line.startswith("#")] == project["project"]["dependencies"]
 
 
+def test_every_requirement_is_imported(project: dict[str, Any]) -> None:
+    modules = {"pillow": "PIL"}
+    files = (path for part in ("l2p_core", "nodes", "train") for path in (ROOT / part).rglob("*.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    for name in named(project["project"]["dependencies"]):
+        assert re.search(rf"^\s*(import|from) {modules.get(name, name)}\b", text, re.MULTILINE), f"{name} is not used"
+
+
 def test_version_agrees(project: dict[str, Any]) -> None:
     assert project["project"]["version"] == comfyui_l2p.__version__
     assert f"## {comfyui_l2p.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

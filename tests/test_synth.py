@@ -154,6 +154,17 @@ def test_an_image_that_fails_for_good_leaves_the_others(
     check(tmp_path / "set", 8)
 
 
+def test_an_image_black_throughout_is_not_one(
+    tmp_path: Path, workflow: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a host saves when its model's numbers overflow."""
+    with FakeHost() as host:
+        host.behave = lambda number: "black" if "newt" in host.taken[-1]["1"]["inputs"]["text"] else "ok"
+        said = mistake(capsys, *command(workflow, tmp_path / "set", prompts, host))
+        assert "2 images could not be made (" in said and "black throughout" in said
+    check(tmp_path / "set", 8)
+
+
 def test_it_is_stopped_and_goes_on(tmp_path: Path, workflow: Path, prompts: Path) -> None:
     wanted, template = items(PROMPTS, 2), Workflow.load(workflow)
     with FakeHost(lambda number: "ok" if number <= 4 else "hang") as host:

@@ -87,6 +87,10 @@ class Fleet:
         except BrokenImage as error:
             self._failed(host, item, f"its image cannot be read: {error}")
             return False
+        if image.getbbox() is None:
+            # Encoders of pictures write black for what is not a number; no scene is 0 in every pixel.
+            self._failed(host, item, "its image is black throughout, as of a model whose numbers overflow")
+            return False
         made.write(item, image)
         with self._lock:
             self._in_a_row[host.name] = self._went[host.name] = 0

@@ -18,10 +18,11 @@ from ..l2p_core.merged import open_merged
 from ..l2p_core.model import L2PModel
 from ..l2p_core.tensor_io import TORCH_DTYPES
 from ..l2p_core.tiny import bundled
+from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from .console import bar, byte_progress
 from .pictures import load_picture, picture_size, refuse_existing, save_png
-from .sample_captions import caption_reader, is_tiny
+from .sample_captions import caption_reader
 from .sample_memory import Need, free_bytes, place
 
 _MULTIPLE = 16

@@ -15,7 +15,7 @@ from ..l2p_core import accelerator, tiny
 from ..l2p_core.checkpoint import load_tensors
 from ..l2p_core.config import ModelConfig
 from ..l2p_core.plan import gigabytes
-from ..l2p_core.tiny.words import CAPTION_DIM
+from ..l2p_core.tiny.bundled import is_tiny
 from . import qwen
 
 Captions = tuple[Tensor, Tensor | None]
@@ -23,11 +23,6 @@ Captions = tuple[Tensor, Tensor | None]
 
 _ENCODER_SPARE = 10**9
 """Bytes of a GPU's memory that a text encoder uses beside its weights: activations of two captions, and the context."""
-
-
-def is_tiny(config: ModelConfig) -> bool:
-    """Whether a model takes the captions of the bundled tiny one."""
-    return config.caption_dim == CAPTION_DIM
 
 
 def caption_reader(

@@ -20,7 +20,7 @@ from ..fit import (
 )
 from ..parallel import Ranks
 from ..plan import Plan, gigabytes
-from ..tiny.words import CAPTION_DIM
+from ..tiny.bundled import is_tiny
 from ..training_config import TrainingConfig
 from ..training_state import MAY_CHANGE
 from .data import image_side
@@ -44,7 +44,7 @@ def workload(recipe: Recipe, config: ModelConfig, parts: int = 1) -> Workload:
     square, and no caption longer than the encoder's limit."""
     multiple = config.size_multiple
     side = max(multiple, image_side(recipe, config) // multiple * multiple)
-    tokens = _MAX_WORDS if config.caption_dim == CAPTION_DIM else MAX_CAPTION
+    tokens = _MAX_WORDS if recipe.data.kind != "folder" or is_tiny(config) else MAX_CAPTION
     batch = max(1, recipe.data.batch_size // parts)
     if batch * side * side > _MOST_PIXELS:
         raise ValueError(

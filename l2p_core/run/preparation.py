@@ -14,7 +14,7 @@ from ..atomic import remove, write_bytes
 from ..config import ModelConfig
 from ..parallel import Ranks
 from ..recompute import kept_sentence
-from ..tiny.words import CAPTION_DIM
+from ..tiny.bundled import is_tiny
 from ..trainer import check_possible
 from . import base, data, disk
 from .captions import Captions, of_words
@@ -124,7 +124,7 @@ def prepare_data(
     recipe: Recipe, folder: RunFolder, config: ModelConfig, captions: Captions | None, hooks: Hooks
 ) -> RunData:
     """A run's data with all caption features in their cache; arguments and errors as for `loop.train`."""
-    if captions is None and config.caption_dim == CAPTION_DIM:
+    if captions is None and is_tiny(config):
         captions = of_words(caption_folder(recipe, folder.path))
     found = data.prepare(recipe, config, folder.images, folder.index, captions, hooks.working)
     for note in found.notes:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .. import flow, tiny
+from ..checkpoint import open_checkpoint
+from ..config import ModelConfig
 from ..model import L2PModel, LatentModel
 from ..tensor_io import ProgressCallback
 from .autoencoder import Autoencoder
@@ -29,6 +32,19 @@ def resolve(path: Path | str) -> Path:
     """The path itself; the bundled source for the word "tiny", even where the current folder holds something so named,
     for recipes and commands should mean the same everywhere."""
     return SOURCE if str(path) == NAME else Path(path)
+
+
+def is_tiny(config: ModelConfig) -> bool:
+    """Whether a model, latent or pixel, has the bundled source's backbone, whose captions `Words` encodes."""
+    source = _source_config()
+    return source == dataclasses.replace(
+        config, patch_size=source.patch_size, in_channels=source.in_channels, variant=None, head=None
+    )
+
+
+@cache
+def _source_config() -> ModelConfig:
+    return open_checkpoint(SOURCE).config()
 
 
 class TinySource:

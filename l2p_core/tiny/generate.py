@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import flow
+from ..finite import check_finite
 from ..model import LatentModel
 from .autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder
 from .shapes import IMAGE_SIZE
@@ -45,7 +46,8 @@ def generate(
         (B, 3, 64, 64) in [-1, 1].
 
     Raises:
-        ValueError: if there are not as many seeds as captions, or a caption has an unknown word.
+        ValueError: if there are not as many seeds as captions, a caption has an unknown word, or an image is not
+            finite.
     """
     if len(captions) != len(seeds):
         raise ValueError(f"{len(captions)} captions came with {len(seeds)} seeds; give one seed for each caption.")
@@ -59,6 +61,7 @@ def generate(
             source, noise, features[rows], sigmas=flow.sigmas(steps), cfg=cfg, negative=[empty] * len(noise)
         )
         images[rows] = autoencoder.decode(latents)
+        check_finite(images[rows])
         if progress:
             progress(rows.stop, len(captions))
     return images

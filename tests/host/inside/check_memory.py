@@ -24,7 +24,7 @@ def model(variant: str, **settings: Any) -> Any:
     """One block of a wide backbone with the published head."""
     config = WIDE.with_head(variant)
     weights = {key: torch.zeros(shape) for key, shape in key_shapes(config).items()}
-    return build_model(weights, None, **{"weight_dtype": "fp32", **settings})
+    return build_model(weights, **{"weight_dtype": "fp32", **settings})
 
 
 def used_by(patcher: Any, batch: int, height: int, width: int, caption: int = CAPTION) -> int:

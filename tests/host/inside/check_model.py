@@ -1,4 +1,4 @@
-"""An L2P MODEL in the hands of the host's other nodes: LoRA, merging, saving, patches, quantised files."""
+"""An L2P MODEL in the hands of the host's other nodes: LoRA, merging, saving, patches, weight types."""
 
 from __future__ import annotations
 
@@ -169,38 +169,6 @@ def check_mixed_precision_files_load(tmp_path: Path) -> None:
     mixed = {key: value if key.startswith("layers.1.") else value.bfloat16() for key, value in weights.items()}
     rounded = {key: value.float() for key, value in mixed.items()}
     assert golden.relative_error(output(with_weights(tmp_path, mixed)), output(with_weights(tmp_path, rounded))) < 1e-5
-
-
-def check_quantised_linear_checkpoint(tmp_path: Path) -> None:
-    """A file in the host's scaled fp8 format, as published repacks are, in the older of its two spellings."""
-    weights = to_comfy(golden.diffusers_weights())
-    layers = [key.removesuffix(".weight") for key in weights if key.endswith(("qkv.weight", "w1.weight", "w2.weight"))]
-    quantised: dict[str, Tensor] = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
-    for key, value in weights.items():
-        layer = key.removesuffix(".weight")
-        if layer in layers:
-            scale = value.abs().amax() / 448
-            quantised |= {key: (value / scale).to(torch.float8_e4m3fn), f"{layer}.scale_weight": scale}
-            weights[key] = quantised[key].float() * scale
-        else:
-            quantised[key] = value
-    result = output(with_weights(tmp_path, quantised))
-    assert golden.relative_error(result, output(with_weights(tmp_path, weights))) < 1e-4
-
-
-def check_int8_checkpoint(tmp_path: Path) -> None:
-    import comfy.quant_ops
-
-    if "int8_tensorwise" not in comfy.quant_ops.QUANT_ALGOS:
-        pytest.skip("this host has no int8 weights")
-    weights = to_comfy(golden.diffusers_weights())
-    quantised = dict(weights)
-    mark = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
-    for key in [key for key in weights if key.endswith(("qkv.weight", "w1.weight"))]:
-        layer, scale = key.removesuffix(".weight"), weights[key].abs().amax() / 127
-        quantised |= {key: (weights[key] / scale).round().to(torch.int8), f"{layer}.weight_scale": scale}
-        quantised[f"{layer}.comfy_quant"] = mark.clone()
-    assert golden.relative_error(output(with_weights(tmp_path, quantised)), output(kit.model(tmp_path))) < 0.05
 
 
 def check_patches_see_a_latent_and_change_the_image(tmp_path: Path) -> None:

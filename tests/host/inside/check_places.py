@@ -86,7 +86,7 @@ def check_shards_are_offered_once_and_loaded(base: Path, monkeypatch: pytest.Mon
     assert sorted(files.choices()) == sorted([folder, index, "one.safetensors"])
     shard = next((models / "deep" / "l2p").glob("*-00001-of-*.safetensors"))
     for name in (folder, index, str(shard.relative_to(models))):
-        state, _ = read_state(files.existing(name), None)
+        state = read_state(files.existing(name), None)
         assert state.keys() == dict(open_checkpoint(models / index).tensors).keys()
     before = files.fingerprint(folder)
     os.utime(shard, ns=(1, 1))

@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.samplers
+import comfy.sd
 import golden_vectors as golden
 import kit
 import pytest
@@ -16,6 +17,7 @@ from comfy_extras import nodes_custom_sampler, nodes_differential_diffusion, nod
 import nodes
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.checkpoint import load_model
+from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.nodes.pixels import empty_pixels, image_to_pixels, pixels_to_image
 from comfyui_l2p.nodes.sampling import PUBLISHED, Settings, sample_image
 
@@ -196,6 +198,23 @@ def check_soft_masks_and_differential_diffusion(tmp_path: Path) -> None:
 def check_mistakes_get_their_own_sentence(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         sample(kit.model(tmp_path), **changes)
+
+
+def check_numbers_that_are_none_end_in_a_sentence(tmp_path: Path) -> None:
+    """NaN in a weight, or in a LoRA: through KSampler, whatever decodes what it makes, and Pixel Sampler."""
+    weights = to_comfy(golden.diffusers_weights())
+    norm = weights["layers.0.ffn_norm1.weight"]
+    kit.save_file({**weights, "layers.0.ffn_norm1.weight": norm * float("nan")}, tmp_path / "nan.safetensors")
+    layer, dim = "diffusion_model.layers.0.attention.out", len(norm)
+    lora = {f"{layer}.lora_A.weight": torch.full((2, dim), float("nan")), f"{layer}.lora_B.weight": torch.ones(dim, 2)}
+    adapted, _ = comfy.sd.load_lora_for_models(kit.model(tmp_path), None, lora, 1.0, 0.0)
+    for model in (kit.load_model(str(tmp_path / "nan.safetensors"), weight_dtype="fp32"), adapted):
+        with pytest.raises(ValueError, match="values that are not finite numbers"):
+            kit.ksample(model)
+        with pytest.raises(ValueError, match="values that are not finite numbers"):
+            sample(model, "simple")
+    with pytest.raises(ValueError, match="values that are not finite numbers"):
+        pixels_to_image({"samples": torch.full((1, 3, 8, 8), float("nan"))})
 
 
 def check_another_model_is_refused() -> None:

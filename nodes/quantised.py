@@ -1,0 +1,85 @@
+"""Quantised files for the host: each layer with a marker of its own, which is the newest of the host's spellings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import comfy.ldm.modules.attention
+import comfy.quant_ops
+import torch
+from torch import Tensor
+
+from ..l2p_core.quantised import (
+    MARKER,
+    OLD_MARKER,
+    OLD_NAMES,
+    LayerSettings,
+    formats,
+    layer_of,
+    leaf_of,
+    marker_bytes,
+    read_marker,
+    unmarked_settings,
+)
+from ..l2p_core.recognise import ATTENTION_SETTING, UNUSED_KEYS
+from ..l2p_core.tensor_io import DTYPE_NAMES, Stored
+
+_DTYPE_NAMES = DTYPE_NAMES | {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+
+
+def mark_layers(state: dict[str, Tensor], settings: LayerSettings) -> None:
+    """Give each layer its marker and its scales the names that go with it, in place."""
+    state.pop(OLD_MARKER, None)
+    for key in [key for key in state if leaf_of(key) in OLD_NAMES and layer_of(key) in settings]:
+        scale = state.pop(key)
+        # As the host does: an input's scale of 1 says nothing.
+        if leaf_of(key) != "scale_input" or scale.item() != 1.0:
+            state[f"{layer_of(key)}.{OLD_NAMES[leaf_of(key)]}"] = scale
+    for layer, values in settings.items():
+        state[f"{layer}.{MARKER}"] = torch.tensor(list(marker_bytes(values)), dtype=torch.uint8)
+
+
+def settings_of(state: Mapping[str, Tensor]) -> LayerSettings:
+    """The layers of a state dict that have a marker.
+
+    Raises:
+        ValueError: if one is not valid.
+    """
+    markers = [key for key in state if leaf_of(key) == MARKER]
+    return {layer_of(key): read_marker("This file", key, state[key].cpu()) for key in markers}
+
+
+def mark_unmarked(state: dict[str, Tensor]) -> bool:
+    """Mark float8 layers that have a scale alone, which the host would take for plain weights, in place."""
+    found = unmarked_settings(described(state), settings_of(state))
+    mark_layers(state, found)
+    return bool(found)
+
+
+def described(state: Mapping[str, Tensor]) -> dict[str, Stored]:
+    """A state dict as the core's checks see a file's tensors."""
+    return {
+        name: Stored(name, _DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), ())
+        for name, tensor in state.items()
+    }
+
+
+def check_known(settings: LayerSettings) -> None:
+    """Refuse a format that this host does not read.
+
+    Raises:
+        ValueError: naming it.
+    """
+    unknown = sorted(set(formats(settings).values()) - {*comfy.quant_ops.QUANT_ALGOS})
+    if unknown:
+        raise ValueError(
+            f"This file is quantised as {unknown[0]}, which this version of ComfyUI does not read (it reads "
+            f"{', '.join(comfy.quant_ops.QUANT_ALGOS)}): update ComfyUI, or use another file of the same model."
+        )
+
+
+def is_for_the_host(key: str) -> bool:
+    """Whether the host has a use for a key: not for those that no network has, nor for settings newer than it."""
+    if key.endswith(ATTENTION_SETTING):
+        return hasattr(comfy.ldm.modules.attention, "ComfyAttention")
+    return key not in UNUSED_KEYS

@@ -1,0 +1,146 @@
+"""Quantised files in every spelling, through L2P Loader and the host's own: no scale is lost, no key passed over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy.quant_ops
+import comfy.sd
+import comfy.supported_models
+import golden_vectors as golden
+import kit
+import pytest
+import quantised_files as quantised
+import torch
+from torch import Tensor
+
+from comfyui_l2p.l2p_core.layouts import to_comfy
+from comfyui_l2p.l2p_core.quantised import is_quantisation_key
+from comfyui_l2p.nodes import stock
+from comfyui_l2p.nodes.host import L2PModelConfig
+
+X = golden.array("x", (1, 3, 48, 64), 0)
+State = dict[str, Tensor]
+
+KINDS: dict[str, Callable[[State], State]] = {
+    "scaled_fp8": quantised.scaled_fp8,
+    "unmarked": quantised.unmarked_fp8,
+    "fp8": quantised.fp8,
+    "float8_e5m2": lambda state: quantised.fp8(state, torch.float8_e5m2),
+    "int8_tensorwise": quantised.int8,
+}
+
+
+@pytest.fixture(autouse=True)
+def row() -> Iterator[None]:
+    before = list(comfy.supported_models.models)
+    stock.register(L2PModelConfig)
+    yield
+    comfy.supported_models.models[:] = before
+
+
+def weights() -> State:
+    return to_comfy(golden.diffusers_weights())
+
+
+def write(folder: Path, state: State, prefix: str = "", about: dict[str, str] | None = None) -> str:
+    path = str(folder / "file.safetensors")
+    kit.save_file({prefix + key: value.contiguous() for key, value in state.items()}, path, about)
+    return path
+
+
+def output(model: Any) -> Tensor:
+    return kit.velocity(model, X, 0.7, kit.caption()[0][0])
+
+
+def made(folder: Path, kind: str) -> State:
+    if kind not in (*KINDS, "nvfp4") or (kind in ("int8_tensorwise", "nvfp4") and not known(kind)):
+        pytest.skip(f"this host has no {kind}")
+    return KINDS[kind](weights())
+
+
+def known(kind: str) -> bool:
+    return kind in comfy.quant_ops.QUANT_ALGOS
+
+
+def dequantised(state: State) -> State:
+    """The weights that a quantised state stands for."""
+    plain = {key: value for key, value in state.items() if not is_quantisation_key(key)}
+    for key in [key for key in state if key.endswith((".scale_weight", ".weight_scale"))]:
+        weight = f"{key.rpartition('.')[0]}.weight"
+        plain[weight] = state[weight].float() * state[key]
+    return plain
+
+
+@pytest.mark.parametrize("weight_dtype", ["default", "fp8_e4m3fn", "host"])
+@pytest.mark.parametrize("kind", KINDS)
+def check_scales_are_kept(tmp_path: Path, kind: str, weight_dtype: str) -> None:
+    """Some are a thousandth: a lost one makes a weight a thousand times too large."""
+    state = made(tmp_path, kind)
+    expected = output(kit.load_model(write(tmp_path, dequantised(state)), weight_dtype="fp32"))
+    path = write(tmp_path, state, "" if kind == "fp8" else "model.diffusion_model.")
+    host = weight_dtype == "host"
+    model = comfy.sd.load_diffusion_model(path) if host else kit.load_model(path, weight_dtype=weight_dtype)
+    # Products of 8-bit integers round what comes in, too.
+    assert golden.relative_error(output(model), expected) < (0.05 if kind == "int8_tensorwise" else 0.01)
+
+
+def check_nvfp4_as_the_host_quantises(tmp_path: Path) -> None:
+    if not known("nvfp4"):
+        pytest.skip("this host has no nvfp4")
+    layout = comfy.quant_ops.TensorCoreNVFP4Layout
+    plain: list[Tensor] = []
+
+    def make(weight: Tensor) -> State:
+        stored, settings = layout.quantize(weight)
+        plain.append(layout.dequantize(stored, settings)[: weight.shape[0], : weight.shape[1]])
+        scales = {"weight_scale": settings.block_scale, "weight_scale_2": settings.scale}
+        return {"weight": stored, **scales, "comfy_quant": quantised.marker(format="nvfp4")}
+
+    state = quantised.per_layer(weights(), make)
+    layers = {f"{layer}.weight": weight for layer, weight in zip(quantised.linears(weights()), plain, strict=True)}
+    expected = output(kit.load_model(write(tmp_path, {**weights(), **layers}), weight_dtype="fp32"))
+    result = output(kit.load_model(write(tmp_path, state)))
+    # What comes into a product is rounded to 4 bits as well.
+    assert golden.relative_error(result, expected) < 0.3
+
+
+def check_markers_in_the_header_by_other_names(tmp_path: Path) -> None:
+    state, about = quantised.metadata_of(made(tmp_path, "fp8"), "model.diffusion_model.")
+    about = {name: text.replace("attention.out", "attention.to_out.0") for name, text in about.items()}
+    expected = output(kit.load_model(write(tmp_path, made(tmp_path, "fp8"))))
+    assert torch.equal(output(kit.load_model(write(tmp_path, state, "model.diffusion_model.", about))), expected)
+
+
+@pytest.mark.parametrize("kind", [None, "scaled_fp8", "int8_tensorwise"])
+@pytest.mark.parametrize("load", [kit.load_model, comfy.sd.load_diffusion_model])
+def check_a_key_more_or_less_ends_in_a_sentence(tmp_path: Path, load: Callable[[str], Any], kind: str | None) -> None:
+    state = weights() if kind is None else made(tmp_path, kind)
+    load(write(tmp_path, state))
+    layer = "layers.0.feed_forward.w2"
+    scales = [key for key in state if key.startswith(f"{layer}.") and key.endswith(("weight_scale", "scale_weight"))]
+    for key in [f"{layer}.weight", "local_decoder.enc1.0.bias", *scales]:
+        rest = {name: tensor for name, tensor in state.items() if name != key}
+        for changed in (rest, {**rest, f"{key}_": state[key]}, {**state, f"{key}_": state[key].clone()}):
+            with pytest.raises(ValueError, match=r"missing|unknown|belong|has no scale"):
+                load(write(tmp_path, changed))
+
+
+def check_a_format_newer_than_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, made(tmp_path, "fp8"))
+    monkeypatch.delitem(comfy.quant_ops.QUANT_ALGOS, "float8_e4m3fn")
+    for load in (kit.load_model, comfy.sd.load_diffusion_model):
+        with pytest.raises(ValueError, match="quantised as float8_e4m3fn, which this version of ComfyUI does not read"):
+            load(path)
+
+
+def check_settings_of_newer_hosts_are_no_strangers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = output(kit.load_model(write(tmp_path, weights()), weight_dtype="fp32"))
+    key = "layers.0.attention.comfy_attention.config"
+    path = write(tmp_path, {**weights(), key: torch.zeros(9, dtype=torch.uint8), "norm_final.weight": torch.zeros(4)})
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(output(kit.load_model(path, weight_dtype="fp32")), expected)
+    assert key not in caplog.text

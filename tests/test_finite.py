@@ -1,0 +1,77 @@
+"""Numbers that are none end in a sentence on every path of the core that makes an image, and not in a black one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoints import pixel_config, weights, write
+
+from comfyui_l2p.l2p_core import flow, tiny
+from comfyui_l2p.l2p_core.finite import NotFinite, check_finite
+from comfyui_l2p.l2p_core.run import montage
+from comfyui_l2p.l2p_core.run.recipe import WatchSection
+from comfyui_l2p.l2p_core.tensor_file import save
+from comfyui_l2p.l2p_core.tiny.bundled import TinySource, is_tiny, pixel_images
+from comfyui_l2p.train.cli import main
+
+SENTENCE = "values that are not finite numbers, and would be black"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_bad_pixel_is_enough(value: float) -> None:
+    images = torch.zeros(2, 3, 8, 8)
+    check_finite(images)
+    images[1, 2, 3, 4] = value
+    with pytest.raises(NotFinite, match=SENTENCE):
+        check_finite(images)
+
+
+def broken(noisy: torch.Tensor, sigma: torch.Tensor, captions: object) -> torch.Tensor:
+    return noisy * float("nan")
+
+
+def test_sampling_and_montages() -> None:
+    with pytest.raises(NotFinite):
+        flow.sample(broken, torch.zeros(1, 3, 8, 8), [torch.zeros(1, 4)], sigmas=flow.sigmas(2))
+
+    class Broken:
+        config = pixel_config()
+
+        def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
+            return broken(*arguments)
+
+    features = tiny.load_words().encode
+    watch = WatchSection(prompts=["a red circle"], steps=1)
+    with pytest.raises(NotFinite):
+        montage.sample(Broken(), features, watch, 16, torch.device("cpu"))  # type: ignore[arg-type]
+    with pytest.raises(NotFinite):
+        pixel_images(Broken(), tiny.load_words(), ["a red circle"], [1], steps=1)  # type: ignore[arg-type]
+
+
+def test_the_bundled_source() -> None:
+    source = TinySource()
+    source.model.x_embedder.bias.data.fill_(float("nan"))
+    with pytest.raises(NotFinite):
+        source.images(["a red circle"], [1], steps=1)
+
+
+def test_l2p_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = weights(pixel_config(), torch.float32)
+    state["local_decoder.out_conv.bias"].fill_(float("nan"))
+    model = write(state, tmp_path / "model.safetensors")
+    save({"positive": torch.zeros(3, 24)}, tmp_path / "caption.safetensors")
+    command = ["sample", str(model), "--output", str(tmp_path / "image.png"), "--cfg", "1", "--steps", "1"]
+    size = ["--width", "32", "--height", "32", "--caption-features", str(tmp_path / "caption.safetensors")]
+    assert main([*command, *size]) == 2
+    assert SENTENCE in capsys.readouterr().err
+    assert not (tmp_path / "image.png").exists()
+
+
+def test_words_of_the_tiny_model_are_for_its_backbone_alone() -> None:
+    """Another model may have captions as wide."""
+    source = TinySource().model.config
+    assert is_tiny(source) and is_tiny(source.with_head("4k", 0.25))
+    wider = type(source)(**{**vars(source), "ffn_dim": 512})
+    assert wider.caption_dim == source.caption_dim and not is_tiny(wider)
