@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import doctor as doctor
 from . import stock
 from .convert_nodes import ConvertToL2P, MergeDelta, SaveDelta
 from .host import L2PModelConfig

@@ -84,9 +84,9 @@ class Live:
         """Tell the frontend, whatever was told it when."""
         self._last = time.monotonic()
         self.state["curves"] = self.curves.as_json()
-        if _server() is not None:
+        if running_server() is not None:
             # A copy: it is made into JSON in another thread.
-            _server().send_sync(EVENT, dict(self.state))
+            running_server().send_sync(EVENT, dict(self.state))
 
     def _update(self, **values: str) -> None:
         self.state |= values
@@ -94,7 +94,7 @@ class Live:
             self.send()
 
 
-def _server() -> Any:
+def running_server() -> Any:
     """The running server; None where the host's modules are used without one, which may not even import it."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
@@ -103,5 +103,5 @@ async def _last_states(_: web.Request) -> web.Response:
     return web.json_response(list(_states.values()))
 
 
-if _server() is not None:
-    _server().routes.get(ROUTE)(_last_states)
+if running_server() is not None:
+    running_server().routes.get(ROUTE)(_last_states)

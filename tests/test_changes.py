@@ -37,7 +37,7 @@ def test_every_bundled_recipe_survives_no_change(name: str) -> None:
         ("[trainin]\nsteps = 1", "has no key 'trainin': did you mean 'training'?"),
         ("[training]\nsteps = 0", "steps must be 1 or more"),
         ("steps = 1", "'steps' must be in a section"),
-        ("[training]\nsteps 1", "are no TOML"),
+        ("[training]\nsteps 1", "are not valid TOML"),
         ('[data]\npath = "/"', "[data] path may not be changed here"),
         ('[model]\nbase = "b"', "[model] base may not be changed here"),
     ],

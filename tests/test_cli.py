@@ -245,7 +245,8 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(source: Path) -> None:
 @pytest.mark.parametrize("name", ["cuda:99", "cuda:-1", "foo", "", "mps:3", "meta", "xpu:7", "hip", "cuda:x"])
 @pytest.mark.parametrize("command", [
     ["train", "tiny"], ["cache", "tiny"], ["sample", "tiny", "--prompt", "a red circle"], ["benchmark", "train"],
-], ids=lambda words: words[0])  # fmt: skip
+    ["benchmark", "gpu"],
+], ids=" ".join)  # fmt: skip
 def test_a_device_that_is_not_there_is_named_with_those_that_are(
     command: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,7 +60,13 @@ def test_mistakes_are_named(values: dict[str, object], words: str) -> None:
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_text("[model\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="broken.toml"):
+    with pytest.raises(ValueError, match=r"broken\.toml: not valid TOML: .*line 1"):
+        recipes.load(path)
+    path.write_text(f"steps = {'[' * 100_000}", encoding="utf-8")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        recipes.load(path)
+    path.write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(ValueError, match="is not text in UTF-8"):
         recipes.load(path)
 
 

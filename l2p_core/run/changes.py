@@ -38,12 +38,12 @@ def read_changes(text: str, fixed: Mapping[str, tuple[str, ...]]) -> dict[str, d
         fixed: {section: keys} that may not be changed in this way.
 
     Raises:
-        ValueError: if it is no TOML, not in sections, or changes what is fixed.
+        ValueError: if it is not valid TOML, not in sections, or changes what is fixed.
     """
     try:
         values = recipes.read_toml(text)
     except ValueError as error:
-        raise ValueError(f"The changes to the recipe are no TOML: {error}.") from error
+        raise ValueError(f"The changes to the recipe are {error}.") from error
     for section, of_section in values.items():
         if not isinstance(of_section, Mapping):
             raise ValueError(f"'{section}' must be in a section: write [training], or another, above it.")

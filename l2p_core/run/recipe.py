@@ -191,22 +191,23 @@ def load(path: Path) -> Recipe:
     """
     try:
         return parse(read_toml(path.read_text(encoding="utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: save it as UTF-8, or give another file.") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def read_toml(text: str) -> dict[str, Any]:
-    """A TOML document; a ValueError says where it is none."""
+    """A TOML document; a ValueError, "not valid TOML" and where, for anything else."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        if "\\" not in text:
-            raise
-        raise ValueError(f"{error}; {_BACKSLASHES}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in thousands
+        advice = f"; {_BACKSLASHES}" if "\\" in text else ""
+        raise ValueError(f"not valid TOML: {error}{advice}") from error
 
 
 def parse(values: Mapping[str, Any]) -> Recipe:

@@ -58,6 +58,14 @@ def models(server: Server) -> Path:
     return server.base / "models" / "diffusion_models"
 
 
+def test_what_a_bug_report_needs_is_at_an_address(server: Server) -> None:
+    text = server.get("/l2p/doctor").decode()
+    version = server.get("/system_stats")["system"]["comfyui_version"]
+    assert f"host:\n  ComfyUI: {version}\n" in text and "  options: --" in text and "  RAM: " in text
+    assert f"--port {server.port}" in text and "--base-directory" in text, "options are named"
+    assert str(server.base) not in text and str(Path.home()) not in text
+
+
 def test_nodes_are_there_and_nothing_was_warned_of(server: Server) -> None:
     assert set(server.get("/object_info")) >= NODES
     starting, _, _ = server.log_text().partition("Starting server")

@@ -58,6 +58,8 @@ def benchmark_gpu(
         ValueError: for a part or a device that there is not, or a file that is not an L2P model.
     """
     rows = [row.key for part in chosen(parts) for row in part.rows]
+    if device is not None:
+        accelerator.named(device)
     if model is not None:
         open_checkpoint(model).pixel_config()
     if device is not None:

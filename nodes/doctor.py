@@ -1,0 +1,42 @@
+"""What a bug report needs to say, in a running host: `/l2p/doctor` below the host's address shows it."""
+
+from __future__ import annotations
+
+import comfy.cli_args
+import comfyui_version
+from aiohttp import web
+
+from ..l2p_core.doctor import as_text, examine
+from .live import running_server
+
+ROUTE = "/l2p/doctor"
+
+
+def report() -> str:
+    """The text of `l2p doctor`, with the host's version and the options that it was started with."""
+    return as_text(examine({"ComfyUI": comfyui_version.__version__, "options": " ".join(_options()) or "none"}))
+
+
+def _options() -> list[str]:
+    """Options that are not as by default; of paths and addresses, that they are set and no more."""
+    parser = comfy.cli_args.parser
+    options = []
+    for name, value in sorted(vars(comfy.cli_args.args).items()):
+        if value == parser.get_default(name):
+            continue
+        told = f" {value.name if hasattr(value, 'name') else value}" if _is_plain(value) else ""
+        options.append(f"--{name.replace('_', '-')}{told}")
+    return options
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value can hold nothing private: a number, or one of a few words."""
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)) or hasattr(value, "name")
+
+
+async def _text(_: web.Request) -> web.Response:
+    return web.Response(text=report())
+
+
+if running_server() is not None:
+    running_server().routes.get(ROUTE)(_text)

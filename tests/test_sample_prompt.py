@@ -1,0 +1,152 @@
+"""`l2p sample --prompt` of a large model: its text encoder is found, checked, used and gone before the model loads."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_dataset_qwen
+import tiny_checkpoints
+import torch
+from PIL import Image
+from test_cli import mistake
+from torch import Tensor
+
+from comfyui_l2p.l2p_core import accelerator
+from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
+from comfyui_l2p.l2p_core.convert import convert
+from comfyui_l2p.train import qwen, sample, sample_captions
+from comfyui_l2p.train.cli import main
+
+pytestmark = pytest.mark.usefixtures("unflushed")
+
+DIM = tiny_checkpoints.SOURCE.caption_dim
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A folder as Z-Image is published: transformer, text_encoder and tokenizer."""
+    source = tiny_checkpoints.write(tiny_checkpoints.weights(), tmp_path / "source.safetensors")
+    model = tmp_path / "published" / "transformer" / "model.safetensors"
+    model.parent.mkdir(parents=True)
+    convert(source, model, head_width=0.125)
+    write_encoder(tmp_path / "published" / "text_encoder", DIM)
+    (tmp_path / "published" / "tokenizer").mkdir()
+    (tmp_path / "published" / "tokenizer" / "tokenizer.json").write_text("{}", encoding="utf-8")
+    return model
+
+
+def write_encoder(folder: Path, width: int) -> None:
+    """Weights with the shapes of a Qwen3 of one layer."""
+    shapes = {
+        "embed_tokens.weight": (300, width),
+        "layers.0.self_attn.q_norm.weight": (16,),
+        "layers.0.self_attn.q_proj.weight": (32, width),
+        "layers.0.self_attn.k_proj.weight": (16, width),
+        "layers.0.mlp.gate_proj.weight": (48, width),
+    }
+    folder.mkdir(parents=True)
+    tensors = {f"model.{name}": torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    save(tensors, folder / "model.safetensors")
+
+
+class Encoder:
+    """In place of the text encoder: features are made of the caption's letters."""
+
+    living: weakref.WeakSet[Encoder] = weakref.WeakSet()
+
+    def __init__(self, files: qwen.QwenFiles, device: torch.device):
+        self.device = device
+        self.living.add(self)
+
+    def encode(self, captions: Sequence[str]) -> list[Tensor]:
+        return [features_of(caption) for caption in captions]
+
+
+def features_of(caption: str) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(caption.encode()))
+    return torch.randn(len(caption) + 1, DIM, generator=generator)
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def command(model: Path, target: Path, *words: str) -> list[str]:
+    sizes = ["--width", "32", "--height", "32", "--steps", "2", "--device", "cpu"]
+    return ["sample", str(model), *sizes, "--output", str(target), *words]
+
+
+def test_a_prompt_makes_the_image_of_its_features(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = sample._load
+
+    def loaded(*arguments: Any) -> Any:
+        assert not Encoder.living, "the text encoder is in memory while the model is loaded"
+        return load(*arguments)
+
+    monkeypatch.setattr(qwen, "QwenEncoder", Encoder)
+    monkeypatch.setattr(sample, "_load", loaded)
+    made = [tmp_path / f"{i}.png" for i in range(3)]
+    assert main(command(published, made[0], "--prompt", "a fox", "--negative", "blurred", "--cfg", "3")) == 0
+    features = tmp_path / "features.safetensors"
+    save({"positive": features_of("a fox"), "negative": features_of("blurred")}, features)
+    assert main(command(published, made[1], "--caption-features", str(features), "--cfg", "3")) == 0
+    assert main(command(published, made[2], "--prompt", "a fox", "--cfg", "3")) == 0
+    assert pixels(made[0]) == pixels(made[1]) != pixels(made[2])
+
+
+def test_the_encoder_is_checked_before_anything_is_loaded(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qwen, "QwenEncoder", None)
+    monkeypatch.setattr(sample, "_load", None)
+    target = tmp_path / "image.png"
+    write_encoder(tmp_path / "other", DIM + 8)
+    asked = command(published, target, "--prompt", "a fox")
+    tokenizer = ["--tokenizer", str(published.parents[1] / "tokenizer")]
+    assert f"width {DIM + 8}" in mistake(capsys, *asked, "--encoder", tmp_path / "other", *tokenizer)
+    assert "tokenizer" in mistake(capsys, *asked, "--encoder", tmp_path / "other")
+    alone = tmp_path / "alone" / "model.safetensors"
+    alone.parent.mkdir()
+    published.rename(alone)
+    assert "--encoder" in mistake(capsys, *command(alone, target, "--prompt", "a fox"))
+
+
+def test_an_encoder_that_a_gpu_has_no_room_for_runs_on_the_cpu(
+    published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(qwen, "QwenEncoder", Encoder)
+    monkeypatch.setattr(accelerator, "free_bytes", lambda device: 10**9)
+    files = qwen.find(published.parents[1])
+    positive, negative = sample_captions._encoded(files, ["a fox"], torch.device("cuda"))
+    assert torch.equal(positive, features_of("a fox")) and negative is None
+    assert "it runs on the CPU" in capsys.readouterr().err
+
+
+def test_with_the_real_library_it_is_one_command(published: Path, tmp_path: Path) -> None:
+    """Text to image through transformers, with an encoder and a tokenizer made here."""
+    library = pytest.importorskip("transformers", minversion="4.51", reason="transformers is not installed")
+    torch.manual_seed(0)
+    config = library.Qwen3Config(
+        vocab_size=300, hidden_size=DIM, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16,
+    )  # fmt: skip
+    root = tmp_path / "encoder"
+    library.Qwen3ForCausalLM(config).save_pretrained(root / "text_encoder")
+    test_dataset_qwen.write_tokenizer(library, root / "tokenizer")
+    target = tmp_path / "image.png"
+    assert main(command(published, target, "--prompt", "a red fox", "--encoder", str(root))) == 0
+    files = qwen.find(root)
+    features = tmp_path / "features.safetensors"
+    positive, negative = qwen.QwenEncoder(files, "cpu").encode(["a red fox", ""])
+    save({"positive": positive, "negative": negative}, features)
+    assert load_tensors(features)[0]["positive"].shape[1] == DIM
+    other = tmp_path / "other.png"
+    assert main(command(published, other, "--caption-features", str(features))) == 0
+    assert pixels(target) == pixels(other)
