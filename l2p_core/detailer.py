@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
 from .fused_decoder import can_fuse, fused_stage
+from .head_tiles import countable
 from .precision import unwidened
 from .region import Region, StageRegions, stage_regions
 
@@ -34,7 +35,7 @@ class DetailerHead(nn.Module):
     def __init__(self, variant: str | HeadConfig, dim: int, operations: Any = nn, **factory: Any):
         super().__init__()
         config = variant_row(variant).head if isinstance(variant, str) else variant
-        self.stages = config.stages
+        self.stages, self._config, self._dim = config.stages, config, dim
         self.gradient_checkpointing = False
         self.compiled: Callable[[Tensor, Tensor], Tensor] | None = None  # `whole`, by `compile_blocks`
         self.fused: bool | None = None  # decoder stages; None is where it was measured to pay
@@ -62,7 +63,8 @@ class DetailerHead(nn.Module):
             pixels: (B, 3, H, W), the noisy image; H and W multiples of 2^stages.
             features: (B, dim, rows, columns), the backbone's map of any grid (nearest-resized to the bottleneck).
             tile: side in pixels of the squares to evaluate one by one, None for the whole image at once. Memory
-                beyond input and output follows the tile; the result does not depend on it.
+                beyond input and output follows the tile; the result does not depend on it. It is smaller where maps
+                would have more elements than a GPU counts.
 
         Returns:
             x0 - noise, (B, 3, H, W).
@@ -77,6 +79,7 @@ class DetailerHead(nn.Module):
         if tile is not None and tile < 1:
             raise ValueError(f"A tile of {tile} pixels is not possible: give 1 or more, or none for the whole image.")
         image = Region(0, height, 0, width)
+        tile = countable(self._config, self._dim, image, len(pixels), tile)
         if tile is None or tile >= max(height, width):
             compiled = None if torch.is_grad_enabled() else self.compiled
             return (compiled or self.whole)(pixels, features)

@@ -15,6 +15,8 @@ def unwidened(x: Tensor) -> AbstractContextManager[object]:
     torch. A residual stream or map that has become float32 takes twice the memory from there on.
     """
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
+    if torch.compiler.is_compiling():
+        return torch.autocast(device, enabled=False)  # compilers follow this, and no question before it
+    # On "meta", which is only measured, there is no autocast.
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()

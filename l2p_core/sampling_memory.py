@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from .config import PIXEL_CHANNELS, TOKEN_MULTIPLE, HeadConfig, ModelConfig
+from .head_tiles import TILES, countable
 from .patch import padded_size
 from .region import Region, stage_regions
 
@@ -21,10 +22,10 @@ SCORED_QUERIES = 512
 """Queries at a time in the host's sub-quadratic attention, which it uses where torch's fused one is off."""
 
 MIN_HEAD_BUDGET = 1024**3
-"""The head may use this many bytes, or as many as the backbone if that is more, before it is cut into tiles."""
+"""The head may always use this many bytes, or as many as the backbone if that is more: the host is asked for them."""
 
-TILES = (4096, 2048, 1024, 512, 256)
-"""Sides that an automatic tile can have."""
+USED_OF_FREE = 0.8
+"""The share of free memory that an automatic tile fills; the rest is for workspaces and what lies between tensors."""
 
 
 def step_bytes(
@@ -100,17 +101,25 @@ def choose_tile(
     itemsize: int,
     batch: int = 1,
     free: float | None = None,
+    spare: float | None = None,
 ) -> int | None:
     """The side of the head's tiles: None (whole) if it fits the head's budget, else the largest that does.
 
-    The budget is what the backbone takes anyway, so that the head does not decide how much memory a step needs.
-    `free` bytes on the device lower it further.
+    Args:
+        free: bytes of the device that the step can have at all; None if that is not known.
+        spare: those that nothing else is waiting for, of which weights that come and go are; the head is then no
+            larger than the backbone for what it would drive out. All by default.
     """
-    budget = max(MIN_HEAD_BUDGET, batch * backbone_bytes(config, height, width, caption, itemsize))
+    budget = float(max(MIN_HEAD_BUDGET, batch * backbone_bytes(config, height, width, caption, itemsize)))
     if free is not None:
-        budget = min(budget, round(free * 0.8))
+        budget = min(budget, free * USED_OF_FREE)
+        budget = max(budget, (free if spare is None else min(spare, free)) * USED_OF_FREE)
+    assert config.head is not None
+    multiple = config.size_multiple
+    image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
     for tile in (None, *TILES):
-        if batch * head_bytes(config, height, width, tile, itemsize) <= budget:
+        fits = batch * head_bytes(config, height, width, tile, itemsize) <= budget
+        if fits and countable(config.head, config.dim, image, batch, tile) == tile:
             return tile
     return TILES[-1]
 

@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..l2p_core.accelerator import has_own_memory
 from ..l2p_core.config import VARIANTS, ModelConfig
 from ..l2p_core.sampling_memory import choose_tile, step_bytes
 from . import lora_names, stock
 from .limits import check_pixels, free_memory
-from .network import L2PNextDiT
+from .network import TILE_OPTION, L2PNextDiT
 from .patcher import adopt, patchers_of
 from .quantised import mark_unmarked
 
@@ -151,7 +152,6 @@ class L2PBaseModel(comfy.model_base.Lumina2):
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=L2PNextDiT
         )
         self.memory_usage_factor_conds = ()
-        self.diffusion_model.ask_free_memory_of(self)
 
     @property
     def l2p(self) -> ModelConfig:
@@ -172,14 +172,35 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         """
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
+    def _apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """A step of the host's; the head's tile for it is chosen by the memory that is free."""
+        options = dict(transformer_options or {})
+        if self.diffusion_model.head_tile is None:
+            caption = 0 if c_crossattn is None else c_crossattn.shape[1]
+            free, spare = _memory_for_a_step(x.device, self.current_patcher)
+            options[TILE_OPTION] = self._auto_tile(x.shape, caption, free, spare)
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    def _auto_tile(
+        self, shape: Iterable[int], caption: int, free: float | None = None, spare: float | None = None
+    ) -> int | None:
+        batch, _, height, width = shape
+        itemsize = comfy.model_management.dtype_size(self.get_dtype_inference())
+        return choose_tile(self.l2p, height, width, caption, itemsize, batch, free, spare)
+
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
         """The caption's shape, under the name that `memory_required` reads."""
         caption = kwargs.get("cross_attn")
         return {} if caption is None else {"c_crossattn": list(caption.shape)}
-
-    def get_free_memory(self, device: torch.device) -> float:
-        """Bytes that are free for a step, as the patcher that samples counts them."""
-        return free_memory(self.current_patcher, device)
 
     def memory_required(
         self, input_shape: Iterable[int], cond_shapes: Mapping[str, list[list[int]]] | None = None, **_: Any
@@ -192,10 +213,26 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         itemsize = comfy.model_management.dtype_size(self.get_dtype_inference())
         tile = self.diffusion_model.head_tile
         if tile is None:
-            tile = choose_tile(self.l2p, height, width, caption, itemsize, batch)
+            tile = self._auto_tile(shape, caption)
         return step_bytes(
             self.l2p, height, width, caption, itemsize, batch, tile or None, fused_attention=_fused_attention()
         )
+
+
+def _memory_for_a_step(device: torch.device, patcher: Any) -> tuple[float, float]:
+    """Bytes of a device that a step can have, and those of them that nothing else is waiting for.
+
+    Under dynamic VRAM weights fill what is free, and give way to a step; but those of the model itself come back in
+    every step. Memory that everything on the computer shares counts as free only as far as a step is promised it.
+    """
+    free = float(free_memory(patcher, device))
+    if not has_own_memory(device.type):
+        return free, 0.0
+    if patcher is None or not patcher.is_dynamic():
+        return free, free
+    empty, loaded = comfy.model_management.get_free_memory(device), patcher.loaded_size()
+    # Older hosts do not count what gives way as free.
+    return max(free, empty + loaded), max(0.0, empty - max(0, patcher.model_size() - loaded))
 
 
 def _fused_attention() -> bool:

@@ -7,11 +7,9 @@ Parameter names are those of `l2p_core`, and a test holds the two networks to ea
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
@@ -21,10 +19,12 @@ from torch import Tensor
 from ..l2p_core.config import NORM_EPS, ROPE_THETA, TOKEN_MULTIPLE, ModelConfig
 from ..l2p_core.detailer import DetailerHead
 from ..l2p_core.patch import pad_to_multiple
-from ..l2p_core.sampling_memory import choose_tile
 
 LATENT_CHANNELS = 16
 """Channels of the latent that patches made for Z-Image expect to see."""
+
+TILE_OPTION = "l2p_head_tile"
+"""Key of `transformer_options` under which a model tells its network the automatic tile for a step; None for whole."""
 
 Patch = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -72,7 +72,7 @@ class L2PNextDiT(SizedNextDiT):
 
     Args:
         l2p: the sizes, read off the checkpoint.
-        head_tile: side in pixels of the head's tiles, 0 for the whole image at once, None to choose by memory.
+        head_tile: side in pixels of the head's tiles, 0 for the whole image at once, None for what `TILE_OPTION` says.
     """
 
     def __init__(
@@ -90,12 +90,6 @@ class L2PNextDiT(SizedNextDiT):
         self.local_decoder = DetailerHead(l2p.head, l2p.dim, operations, device=device, dtype=dtype)
         self.l2p = l2p
         self.head_tile = head_tile
-        self._owner: weakref.ref[Any] | None = None
-
-    def ask_free_memory_of(self, owner: Any) -> None:
-        """Have the automatic tile ask `owner.get_free_memory`, which knows the patcher that samples."""
-        # Weakly, for the owner holds this network, and the host counts on both to go with their last user.
-        self._owner = weakref.ref(owner)
 
     def _forward(
         self,
@@ -123,18 +117,10 @@ class L2PNextDiT(SizedNextDiT):
         caption = caption_lengths[0]
         tokens = self._joint_blocks(tokens, mask, rope.to(tokens.device), t, caption, pixels, options)
         features = rearrange(tokens[:, caption : caption + rows * columns], "b (h w) d -> b d h w", h=rows, w=columns)
-        tile = self._tile(pixels, caption)
+        # What is free is asked outside, where a compiler does not look.
+        tile = self.head_tile if self.head_tile is not None else options.get(TILE_OPTION)
         # The head returns x0 - noise (arXiv 2605.12013 section 3.2), the sampler wants noise - x0.
-        return -self.local_decoder(pixels, features, tile)[..., :height, :width]
-
-    @torch.compiler.disable
-    def _tile(self, pixels: Tensor, caption: int) -> int | None:
-        if self.head_tile is not None:
-            return self.head_tile or None
-        batch, _, height, width = pixels.shape
-        owner = self._owner() if self._owner else None
-        free = (owner or comfy.model_management).get_free_memory(pixels.device)
-        return choose_tile(self.l2p, height, width, caption, pixels.element_size(), batch, free)
+        return -self.local_decoder(pixels, features, tile or None)[..., :height, :width]
 
     def _joint_blocks(
         self,

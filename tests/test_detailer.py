@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from golden_vectors import relative_error
 
+from comfyui_l2p.l2p_core import head_tiles
 from comfyui_l2p.l2p_core.config import VARIANTS
 from comfyui_l2p.l2p_core.detailer import DetailerHead, nearest
+from comfyui_l2p.l2p_core.head_tiles import MOST_ELEMENTS, countable, largest_map
 from comfyui_l2p.l2p_core.region import Region, stage_regions
 
 DIM = 8
@@ -94,3 +96,34 @@ def test_sides_and_tiles_that_cannot_be_are_explained() -> None:
         head(pixels[..., :30], features)
     with pytest.raises(ValueError, match="1 or more"):
         head(pixels, features, 0)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("side", [1024, 4096, 10240, 20480])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_map_has_more_elements_than_a_gpu_counts(variant: str, side: int, batch: int) -> None:
+    head, dim = VARIANTS[variant].head, 3840
+    image = Region(0, side, 0, side)
+    tile = countable(head, dim, image, batch, None)
+    pieces = [image] if tile is None else image.tiles(tile)
+    assert batch * max(largest_map(head, dim, piece, image) for piece in pieces) <= MOST_ELEMENTS
+    # A published size in one image is not cut up for it.
+    assert (tile is None) == (batch * largest_map(head, dim, image, image) <= MOST_ELEMENTS)
+    assert tile is None or batch > 1 or side > VARIANTS[variant].pixels
+
+
+def test_a_whole_image_with_too_large_maps_is_evaluated_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, pixels, features = head_and_inputs("1k", 320, 576)
+    sizes: list[int] = []
+    for module in head.modules():
+        module.register_forward_hook(lambda module, given, made: sizes.append(made.numel()))
+    with torch.no_grad():
+        whole = head(pixels, features)
+        most = max(sizes)
+        image = Region(0, 320, 0, 576)
+        assert largest_map(head._config, DIM, image, image) * 2 >= most
+        monkeypatch.setattr(head_tiles, "MOST_ELEMENTS", most - 1)
+        sizes.clear()
+        tiled = head(pixels, features)
+    assert max(sizes) < most
+    assert relative_error(tiled, whole) < 1e-5

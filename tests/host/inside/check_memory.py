@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -14,6 +15,7 @@ from peak import Peak
 from comfyui_l2p.l2p_core import sampling_memory as memory
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.model import key_shapes
+from comfyui_l2p.nodes import host
 from comfyui_l2p.nodes.host import build_model
 
 WIDE = ModelConfig(dim=768, head_dim=64, n_layers=1, n_refiner_layers=1, caption_dim=64, ffn_dim=2048, t_dim=256)
@@ -107,6 +109,27 @@ def check_auto_keeps_the_head_within_its_budget() -> None:
         assert memory.head_bytes(config, side, side, tile, 2) <= budget
     assert memory.choose_tile(ModelConfig().with_head("1k"), 1024, 1024, 512, 2) is None
     assert memory.choose_tile(ModelConfig().with_head("1k"), 1024, 1024, 512, 2, free=100 * 2**20) == 256
+
+
+def check_auto_takes_the_memory_that_is_free() -> None:
+    config, side = ModelConfig().with_head("10k"), 10240
+    asked_for = memory.choose_tile(config, side, side, 512, 2)
+    assert asked_for is not None
+    assert memory.choose_tile(config, side, side, 512, 2, free=60 * 2**30) is None
+    # Weights that come and go give way to what the host was asked for, and to no more.
+    assert memory.choose_tile(config, side, side, 512, 2, free=60 * 2**30, spare=0) == asked_for
+
+
+def check_a_step_counts_what_dynamic_vram_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU filled with 9 of a model's 12 GB, 1 GB is free: a step may drive out all, and has nothing to spare."""
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 1.0)
+    patcher = SimpleNamespace(is_dynamic=lambda: True, loaded_size=lambda: 9, model_size=lambda: 12)
+    assert host._memory_for_a_step(torch.device("cuda"), patcher) == (10, 0)
+    patcher.model_size = lambda: 9
+    assert host._memory_for_a_step(torch.device("cuda"), patcher) == (10, 1)
+    patcher.is_dynamic = lambda: False
+    assert host._memory_for_a_step(torch.device("cuda"), patcher) == (1, 1)
+    assert host._memory_for_a_step(torch.device("cpu"), patcher) == (1, 0)
 
 
 def check_numbers_for_the_published_models_are_sane() -> None:
