@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from comfyui_l2p.l2p_core.model import L2PModel
 from comfyui_l2p.l2p_core.rope import image_rope
 from comfyui_l2p.l2p_core.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
+from comfyui_l2p.train.cli import main
 
 dynamo = pytest.importorskip("torch._dynamo")
 pytestmark = pytest.mark.skipif(compiled._too_old(), reason="needs torch 2.5")
@@ -84,7 +86,7 @@ def test_training_compiled_comes_to_the_same_weights(changes: dict[str, Any], ba
     config = TrainingConfig(steps=1, lr=1e-3, blocks=1, precision="fp32", clip_norm=1e9, **changes)
     ends = []
     for compiling in (False, True):
-        trainer = Trainer(deep(2), config, tiny_models.captions(1)[0])
+        trainer = Trainer(deep(1), config, tiny_models.captions(1)[0])
         if compiling:
             compile_blocks(trainer.model, backend=backend)
         losses = [metrics.loss for metrics in trainer.run(tiny_models.RandomBatches(batch_size=1))]
@@ -124,3 +126,30 @@ def test_what_cannot_compile_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "__version__", "2.4.1+cpu")
     with pytest.raises(ValueError, match="torch 2.5"):
         check_compiler(torch.device("cpu"))
+
+
+def test_sample_compiles_where_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[L2PModel] = []
+    monkeypatch.setattr("comfyui_l2p.train.sample.compile_blocks", asked.append)
+    monkeypatch.setattr("comfyui_l2p.train.sample.check_compiler", lambda device: None)
+    command = [
+        "sample",
+        "--prompt",
+        "a red circle",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--width",
+        "16",
+        "--height",
+        "16",
+    ]
+    assert main([*command, "--output", str(tmp_path / "plain.png")]) == 0 and not asked
+    assert main([*command, "--output", str(tmp_path / "compiled.png"), "--compile"]) == 0 and len(asked) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "__version__", "2.4.1+cpu")
+    assert main([*command, "--output", str(tmp_path / "refused.png"), "--compile"]) == 2
+    assert "torch 2.5" in capsys.readouterr().err

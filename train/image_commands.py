@@ -113,6 +113,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="side of the Detailer Head's tiles in pixels (default: as free memory allows)",
     )  # fmt: skip
     group.add_argument(
+        "--compile", action="store_true", help="compile the model's blocks first: minutes once, then faster steps"
+    )
+    group.add_argument(
         "--device", default=None,
         help="torch device, such as cpu, cuda:1 or mps (default: a GPU if there is one with enough memory)",
     )  # fmt: skip

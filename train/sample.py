@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..l2p_core import delta, flow
 from ..l2p_core.checkpoint import Checkpoint, load_model, open_checkpoint
+from ..l2p_core.compiled import check_compiler, compile_blocks
 from ..l2p_core.config import ModelConfig, variant_row
 from ..l2p_core.merged import open_merged
 from ..l2p_core.model import L2PModel
@@ -43,7 +44,7 @@ def sample_command(args: argparse.Namespace) -> None:
 
     Raises:
         ValueError: for a file that is not an L2P model, captions that do not fit it, images that exist already, a
-            device that is not there or has not enough memory.
+            device that is not there or has not enough memory, or that nothing compiles for.
     """
     targets = _targets(args.output, args.seed)
     for target in targets.values():
@@ -58,12 +59,16 @@ def sample_command(args: argparse.Namespace) -> None:
     dtype = _dtype(base, checkpoint)
     need = Need(config, sum(math.prod(shape) for shape in checkpoint.shapes.values()), height, width, dtype.itemsize)
     device = place(args.device, need)
+    if args.compile:
+        check_compiler(device)
     init = load_picture(args.init, width, height) if args.init else None
     positive, negative = read_captions(device)
     model = _load(base, trained, dtype, device)
     model.tile = args.tile or need.tile(
         max(len(positive), 0 if negative is None else len(negative)), free_bytes(device)
     )
+    if args.compile:
+        compile_blocks(model)
     for seed, target in targets.items():
         pixels = _generate(model, positive, negative, settings, (height, width), seed, init, device)
         about = {"seed": seed, "prompt": args.prompt, "width": width, "height": height, **settings._asdict()}
