@@ -98,11 +98,11 @@ def name_of(path: Path) -> str:
 
 def _output_root() -> Path:
     """The folder of that very name, if the host has several: older setups list models/unet first."""
-    folders = _roots()
+    folders = roots()
     return next((folder for folder in folders if folder.name == FOLDER), folders[0])
 
 
-def _roots(*folders: str) -> list[Path]:
+def roots(*folders: str) -> list[Path]:
     """The folders of some kinds, of diffusion models where none is named."""
     return [Path(root).absolute() for folder in folders or (FOLDER,) for root in folder_paths.get_folder_paths(folder)]
 
@@ -124,7 +124,7 @@ def _path(name: str, *folders: str) -> Path | None:
     for folder in folders or (FOLDER,):
         if path := folder_paths.get_full_path(folder, name):
             return Path(path)
-    found = ((root, paths.inside(root, name)) for root in _roots(*folders))
+    found = ((root, paths.inside(root, name)) for root in roots(*folders))
     return next((path for root, path in found if path and path != root and path.is_dir()), None)
 
 

@@ -9,8 +9,10 @@ import comfy.utils
 
 from ..l2p_core import convert, delta
 from ..l2p_core.tensor_io import ProgressCallback
+from .sentences import by_listed_names
 
 
+@by_listed_names()
 def convert_file(source: str, target: Path, variant: str, seed: int, overwrite: bool) -> str:
     """Write the pixel initialisation of a latent model; the report.
 
@@ -21,6 +23,7 @@ def convert_file(source: str, target: Path, variant: str, seed: int, overwrite: 
     return _by_name(report.summary(), target, Path(source))
 
 
+@by_listed_names()
 def extract_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
     """Write what training changed of `base`; the report.
 
@@ -31,6 +34,7 @@ def extract_delta(trained: str, base: str, target: Path, overwrite: bool) -> str
     return _by_name(report.summary(), target)
 
 
+@by_listed_names()
 def merge_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
     """Write the whole model of the delta `trained` on its base; the report.
 

@@ -25,6 +25,7 @@ from . import files
 from .host import WEIGHT_DTYPES, build_model
 from .jobs import progress_bar
 from .quantised import is_for_the_host, mark_layers
+from .sentences import by_listed_names
 
 HEAD_TILES = {"auto": None, "whole": 0}
 """Words for the head's tile; a number of pixels is the third choice."""
@@ -32,6 +33,7 @@ HEAD_TILES = {"auto": None, "whole": 0}
 MIN_TILE = 64
 
 
+@by_listed_names()
 def load_model(
     path: str,
     delta: str | None = None,

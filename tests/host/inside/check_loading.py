@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import folder_paths
 import golden_vectors as golden
 import kit
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from comfyui_l2p.l2p_core import delta, kept, merged
 from comfyui_l2p.l2p_core.layouts import to_comfy
+from comfyui_l2p.nodes.jobs import convert_file, extract_delta, merge_delta
 from comfyui_l2p.nodes.loading import load_model, parse_head_tile
 
 
@@ -52,6 +54,22 @@ def check_a_missing_weight_is_an_error_and_not_noise(tmp_path: Path) -> None:
 def check_other_models_are_called_by_name(tmp_path: Path, weights: dict[str, torch.Tensor], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         load_model(write(tmp_path, weights))
+
+
+def check_sentences_name_files_as_the_host_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda folder: [str(tmp_path / "models")])
+    (tmp_path / "models" / "deep").mkdir(parents=True)
+    path = write(tmp_path / "models" / "deep", {"conditioner.embedders.0.weight": torch.zeros(2)})
+    target = tmp_path / "models" / "new.safetensors"
+    for work in (
+        lambda: load_model(path),
+        lambda: convert_file(path, target, "1k", 0, False),
+        lambda: extract_delta(path, path, target, False),
+        lambda: merge_delta(path, path, target, False),
+    ):
+        with pytest.raises(ValueError, match="^deep.file.safetensors ") as caught:
+            work()
+        assert str(tmp_path) not in str(caught.value)
 
 
 def check_damaged_files(tmp_path: Path) -> None:
