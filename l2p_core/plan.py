@@ -15,6 +15,7 @@ from .activations import Part, Workload
 from .block_store import NEVER_FLOAT8, streams, wanted
 from .block_stream import pinned_bytes
 from .config import ModelConfig
+from .exchange import BUFFERS
 from .freeze import trainable_names
 from .model import key_shapes
 from .recompute import kept_blocks
@@ -113,6 +114,10 @@ class _Planner:
                 "averages": averages,
                 "gradients": 4 * (self.numbers if training.accumulate > 1 else largest),
             }
+            if has_own_memory(self.device_type):
+                # On their way, see `exchange`.
+                device["gradients"] = BUFFERS * self.compute * largest
+                computer["gradients"] += BUFFERS * pinned_bytes([self.compute * largest])
         else:
             share = self.processes if training.parallel == "fsdp" else 1
             device["frozen weights"] //= 1 if self.stored else share

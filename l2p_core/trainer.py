@@ -1,8 +1,8 @@
 """The training loop: takes batches, yields metrics (arXiv 2605.12013 sections 3.2 and 4.1).
 
 It knows no files but its own saves, and no display. Randomness depends on the step alone (`sample_randomness`), so the
-step counter is the whole random state and the whole position in the data, and a run that was killed goes on bit for bit
-from its last save.
+step counter is the whole random state and the whole position in the data, and a run that was killed resumes from its
+last save as if nothing had happened: bit for bit on a CPU, and on a GPU where `determinism` makes it so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import adamw, block_store, flow, lora, prepared, sharding, training_state
+from . import adamw, block_store, compiled, flow, lora, prepared, sharding, training_state
 from .batch import Batch as Batch
 from .batch import BatchSource as BatchSource
 from .early import EarlyWeights
@@ -52,6 +52,10 @@ def check_possible(config: TrainingConfig, ranks: Ranks) -> None:
             missing.
     """
     adamw.check_installed(config)
+    if config.compile:
+        compiled.check_compiler(ranks.device)
+    if config.compile and ranks.count > 1 and config.parallel == "fsdp":
+        raise ValueError('compile = true is not possible with parallel = "fsdp": leave one of them out.')
     if config.offload and ranks.count > 1:
         raise ValueError(
             "offload = true keeps all trained weights in the computer's memory, once for every process: of several "
@@ -114,6 +118,8 @@ class Trainer:
             self._weights = EarlyWeights(self.parameters, config)
         else:
             self._weights = TrainedWeights(self.parameters, config, shared=self.ranks.count > 1)
+        if config.compile:
+            compiled.compile_blocks(model)
 
     def run(self, batches: BatchSource) -> Iterator[StepMetrics]:
         """Train from the current step to the last, yielding after each.
@@ -140,7 +146,7 @@ class Trainer:
         sharding.write_from_first(self.ranks, self._weights.state(), write)
 
     def resume(self, path: Path | str) -> None:
-        """Go on from a file that `save` wrote, bit for bit.
+        """Resume from a file that `save` wrote, which has every bit of the state.
 
         Raises:
             ValueError: if the file is no saved run, or one of another model or with other settings than these.

@@ -68,6 +68,8 @@ class TrainingConfig:
         gradient_checkpointing: recompute blocks and head stages in the backward pass, for less memory.
         keep_activations: of how many joint blocks these are kept nevertheless, see `recompute`; -1, of as many as
             memory has room for, without any checkpointing if that is all.
+        compile: compile the blocks with torch.compile, see `compiled`: the first steps take minutes, later ones less.
+        deterministic: compute the same bits each time on a GPU too, see `determinism`; slower.
         parallel: how several processes (torchrun) train together: "ddp", each with the whole model; "fsdp", the model
             cut among them; or "auto", as memory allows.
         noise: "seeded" draws an image's noise from its own seed where it has one; "fresh" never does.
@@ -100,6 +102,8 @@ class TrainingConfig:
     offload: bool = False
     gradient_checkpointing: bool = True
     keep_activations: int = 0
+    compile: bool = False
+    deterministic: bool = False
     parallel: str = "auto"
     noise: str = "seeded"
     seed: int = 0

@@ -27,6 +27,8 @@ MAY_CHANGE = (
     "offload",
     "gradient_checkpointing",
     "keep_activations",
+    "compile",
+    "deterministic",
 )
 """Training longer than first planned, on other machines, or on from before a divergence is no other run; nor is keeping
 the same numbers elsewhere, or computing them once or twice."""

@@ -137,6 +137,11 @@ def test_the_stream_stays_bfloat16_under_autocast() -> None:
     assert set(sum(inside.values(), [])) == {"torch.bfloat16"}, dtypes
 
 
+def test_a_step_waits_once() -> None:
+    """Whatever the number of its micro-batches and of its weights."""
+    assert found("waits") == {way: [1, 1] for way in ("four micro-batches", "stepped early", "offloaded and streamed")}
+
+
 @pytest.mark.parametrize("settings", [
     {"precision": "fp32", "size": 256, "step_early": True},
     {"precision": "fp32", "size": 256, "frozen": "fp8", "stream": True, "offload": True},

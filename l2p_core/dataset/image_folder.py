@@ -40,7 +40,7 @@ class ImageFolder:
         problems: what is skipped, and why.
         total: samples that there would be without problems.
         notes: sentences on what a user should know before training: images skipped, enlarged or much cropped.
-        fingerprint: SHA-256 over names, captions, seeds, sizes and buckets in their order. A run goes on bit for bit
+        fingerprint: SHA-256 over names, captions, seeds, sizes and buckets in their order. A run resumes
             only on data with the fingerprint that it began with.
     """
 

@@ -13,6 +13,7 @@ import torch
 
 from .. import accelerator, training_model
 from ..atomic import write_bytes
+from ..determinism import deterministic
 from ..parallel import Ranks
 from ..soundness import all_finite
 from ..trainer import Trainer, TrainingDiverged
@@ -89,7 +90,8 @@ def train(
     """
     hooks, ranks = hooks or Hooks(), ranks or Ranks()
     run_folder = RunFolder(folder)
-    with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad():
+    exact = deterministic(recipe.training.deterministic)
+    with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad(), exact:
         ranks.first_only(lambda: _hold(run_folder, stack, hooks))
         try:
             run = prepare(recipe, run_folder, captions, hooks, ranks, restart, published)

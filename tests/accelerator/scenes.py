@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny_models  # noqa: E402
 from simulated import NAME, installed  # noqa: E402
 from tiny_models import RandomBatches, pixel_model  # noqa: E402
+from waits import Waits  # noqa: E402
 
 installed()
 
@@ -169,7 +170,30 @@ def precision() -> dict[str, list[str]]:
     return {kind: sorted(dtypes) for kind, dtypes in found.items()}
 
 
-SCENES = {"training": training, "mistakes": mistakes, "streaming": streaming, "precision": precision}
+def waits() -> dict[str, list[int]]:
+    """Of some ways of training, how often Python waits for the accelerator in a second and a third step."""
+    ways: dict[str, dict[str, Any]] = {
+        "four micro-batches": {"accumulate": 4},
+        "stepped early": {"step_early": True},
+        "offloaded and streamed": {"offload": True, "stream": True},
+    }
+    found = {}
+    for way, changes in ways.items():
+        config, ranks = dataclasses.replace(CONFIG, **changes), Ranks(device=DEVICE)
+        trainer = Trainer(pixel_model().to(DEVICE), config, tiny_models.captions(1)[0], ranks=ranks)
+        steps = trainer.run(RandomBatches())
+        next(steps)
+        found[way] = [_waits(steps) for _ in range(2)]
+    return found
+
+
+def _waits(steps: Iterator[object]) -> int:
+    with Waits(NAME) as waits:
+        next(steps)
+    return waits.count
+
+
+SCENES = {"training": training, "waits": waits, "mistakes": mistakes, "streaming": streaming, "precision": precision}
 
 if __name__ == "__main__":
     print(json.dumps(SCENES[sys.argv[1]]()))
