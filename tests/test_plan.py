@@ -196,7 +196,7 @@ def test_what_cannot_fit_is_refused_with_the_least_change_that_would() -> None:
         refuse_if_too_much(Z_IMAGE, dataclasses.replace(PUBLISHED, keep_activations=30), AT_1024, Room(54 * GB))
     with pytest.raises(ValueError, match="No setting makes it fit"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(GB))
-    with pytest.raises(ValueError, match="offload = true and stream = true: then about 4.0 GB and 5"):
+    with pytest.raises(ValueError, match="offload = true and stream = true: then about 4.2 GB and 5"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(8 * GB))
     with pytest.raises(ValueError, match="size = "):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(3 * GB))
