@@ -14,8 +14,9 @@ beside the weights lets the optimiser change nothing any more.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -99,7 +100,16 @@ class EarlyWeights(TrainedWeights):
 
     def _listen(self, name: str, parameter: Tensor) -> None:
         """Have the gradients of a weight taken when they are complete."""
-        parameter.register_post_accumulate_grad_hook(partial(self._complete, name))
+        # Weakly: torch keeps hooks where the garbage collector does not look, so that one that holds this object
+        # would keep its weights, on the device and in RAM, until the process ends.
+        complete = weakref.WeakMethod(self._complete)
+
+        def completed(parameter: Tensor) -> None:
+            call = complete()
+            assert call is not None, "a gradient came in after its trainer was gone"
+            call(name, parameter)
+
+        parameter.register_post_accumulate_grad_hook(completed)
 
     def _complete(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
+import weakref
 from pathlib import Path
 
 import pytest
@@ -233,6 +235,19 @@ def test_a_gradient_that_is_no_number_stops_the_run_and_spares_what_follows(chan
     masters = trained._weights.masters
     assert all(bool(master.isfinite().all()) for master in masters.values())
     assert torch.equal(masters["layers.0.attention.out.weight"], before["layers.0.attention.out.weight"])
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"accumulate": 2}, {"stream": True, "frozen": "fp8"}, {"offload": False, "step_early": True},
+    {"offload": False},
+], ids=["offloaded", "two batches", "streamed", "stepped early", "stepped at the end"])  # fmt: skip
+def test_a_run_that_is_over_gives_all_of_its_memory_back(changes: dict[str, object]) -> None:
+    """A host goes on after a run: what torch holds of it would stay on the user's GPU until ComfyUI is closed."""
+    trained = run(config(**changes), 2)
+    left = weakref.WeakSet([trained._weights, trained.model])
+    del trained
+    gc.collect()
+    assert not left
 
 
 def test_weights_are_loaded_to_where_they_stay(tmp_path: Path) -> None:
