@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from functools import cache, cached_property
@@ -35,10 +34,12 @@ def resolve(path: Path | str) -> Path:
 
 
 def is_tiny(config: ModelConfig) -> bool:
-    """Whether a model, latent or pixel, has the bundled source's backbone, whose captions `Words` encodes."""
+    """Whether a model, latent or pixel, is of the bundled source's kind, whose captions `Words` encodes: no larger than
+    it, with captions as wide. A larger model whose captions happen to be as wide has an encoder of its own."""
     source = _source_config()
-    return source == dataclasses.replace(
-        config, patch_size=source.patch_size, in_channels=source.in_channels, variant=None, head=None
+    sizes = ("dim", "n_layers", "n_refiner_layers", "ffn_dim")
+    return config.caption_dim == source.caption_dim and all(
+        getattr(config, size) <= getattr(source, size) for size in sizes
     )
 
 
