@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import psutil
 import torch
 
 from . import accelerator
@@ -23,7 +22,7 @@ class Room:
 
     Attributes:
         device: bytes of the device's memory; of a CPU, of the computer's.
-        computer: bytes of the computer's memory beside a GPU; None is as many as it takes.
+        computer: bytes of RAM beside a GPU that are free, free swap included; None is as many as it takes.
         device_type: the kind of device, "cuda" or "cpu" for example.
         processes: that train together.
     """
@@ -42,9 +41,7 @@ class Room:
         return plan.device_bytes <= self.device and (self.computer is None or plan.computer_bytes <= self.computer)
 
     def __str__(self) -> str:
-        computer = (
-            "" if self.computer is None else f", and {gigabytes(self.computer)} GB of the computer's, swap included"
-        )
+        computer = "" if self.computer is None else f", and {gigabytes(self.computer)} GB of free RAM, swap included"
         return f"{gigabytes(self.device)} GB{computer}"
 
 
@@ -191,20 +188,6 @@ def keeping_what_fits(
         if used.holds(used.plan(config, chosen, work)):
             return chosen
     return dataclasses.replace(training, keep_activations=0)
-
-
-def computer_memory() -> int:
-    """Bytes of memory that this computer has, swap included."""
-    try:
-        swap = psutil.swap_memory().total
-    except RuntimeError:  # Windows whose performance counters are disabled or damaged
-        swap = 0
-    return psutil.virtual_memory().total + swap
-
-
-def available_memory() -> int:
-    """Bytes of this computer's memory that nobody uses."""
-    return psutil.virtual_memory().available
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -46,7 +46,9 @@ def load(
         # Rounded once, from what the file has.
         names |= {key: checkpoint.tensors[key].dtype for key in puts}
     cpu = torch.device("cpu")
-    place = ranks.device if ranks.count == 1 else cpu
+    # Replicas go straight to their devices too: of several processes none holds the whole model in RAM then. What will
+    # be cut into shards is whole in the RAM of each first.
+    place = ranks.device if ranks.count == 1 or config.parallel == "ddp" else cpu
     of_trained = cpu if config.offload else place
     state = {}
     for key, weight in read_weights(checkpoint, names, progress):

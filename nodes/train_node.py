@@ -62,7 +62,7 @@ class TrainL2P(io.ComfyNode):
                     options=[GO_ON, ANEW],
                     default=GO_ON,
                     tooltip="What to do with a run of that name that is there already: go on after its last save, or "
-                    "forget it.",
+                    "begin anew, which moves it aside.",
                 ),
                 _number("steps", "Optimiser steps of the whole run; may grow in a run that goes on."),
                 io.Float.Input(

@@ -149,6 +149,8 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
             live.end("stopped", "Stopped; run it again to go on.")
         raise
     except Exception as error:
+        if isinstance(error, ValueError):
+            error.args = (_by_name(str(error)),)
         live.end("failed", str(error))
         raise
     name = files.name_of(target)
@@ -156,6 +158,12 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
     losses = [line["loss"] for line in read_metrics(folder.metrics)]
     left = [target, folder.delta, folder.report, folder.montages()[-1]]
     return Trained(name, losses, _last_montage(folder), dict(live.state), left)
+
+
+def _by_name(text: str) -> str:
+    """A sentence with the folder of all runs as the user knows it: what a node says is shown in workflows, which people
+    share."""
+    return text.replace(str(run_files.caption_folder().parent), f"output/{run_files.RUNS}")
 
 
 def _device_of_the_host() -> torch.device:
@@ -193,6 +201,7 @@ def _hooks(live: Live, folder: RunFolder) -> Hooks:
         show(text, done, total)
 
     def note(text: str) -> None:
+        text = _by_name(text)
         logging.info("L2P: %s", text)
         live.note(text)
 

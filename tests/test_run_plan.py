@@ -69,7 +69,7 @@ def test_without_a_gpu_the_computers_memory_is_the_limit(
     folder: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(planning, "computer_memory", lambda: 1000)
+    monkeypatch.setattr(planning, "free_memory_and_swap", lambda: 1000)
     with pytest.raises(ValueError, match="There are"):
         loop.train(recipe_in(folder), folder / "run")
 

@@ -68,8 +68,7 @@ def test_a_mistake_in_a_run_that_begins_anew_costs_nothing(
     for old, new in wrong:
         text = text.replace(old, new)
     if expected == "There are":
-        monkeypatch.setattr(planning, "available_memory", lambda: 1000)
-        monkeypatch.setattr(planning, "computer_memory", lambda: 1000)
+        monkeypatch.setattr(planning, "free_memory_and_swap", lambda: 1000)
     monkeypatch.setattr("comfyui_l2p.l2p_core.adamw.importlib.util.find_spec", lambda name: None)
     code, said = restart(folder, text, capsys)
     assert code == 2 and expected in said

@@ -9,11 +9,11 @@ import torch
 
 from ..l2p_core import accelerator
 from ..l2p_core.config import ModelConfig
-from ..l2p_core.fit import available_memory, computer_memory
 from ..l2p_core.head_tiles import TILES
 from ..l2p_core.plan import GB, gigabytes
 from ..l2p_core.run.planning import MAX_CAPTION
 from ..l2p_core.sampling_memory import choose_tile, step_bytes
+from ..l2p_core.system_memory import available_memory, computer_memory
 
 _SPARE = 300 * 10**6
 """Bytes that a device's libraries take."""

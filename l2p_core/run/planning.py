@@ -10,9 +10,7 @@ from ..config import ModelConfig
 from ..fit import (
     Change,
     Room,
-    available_memory,
     changes,
-    computer_memory,
     fitting,
     free_memory,
     keeping_what_fits,
@@ -20,6 +18,7 @@ from ..fit import (
 )
 from ..parallel import Ranks
 from ..plan import Plan, gigabytes
+from ..system_memory import available_memory, computer_memory, free_memory_and_swap
 from ..tiny.bundled import is_tiny
 from ..training_config import TrainingConfig
 from ..training_state import MAY_CHANGE
@@ -63,14 +62,14 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
         recipe: of the run.
         config: of the L2P model.
         ranks: the processes of the run.
-        limit: bytes of the device's memory; None takes what is free on a GPU, and all that a computer without one has.
+        limit: bytes of the device's memory; None takes what is free, on a GPU or, without one, of RAM and swap.
 
     Raises:
         ValueError: if the run cannot fit the device or the computer, with the change that would make it fit.
     """
     training, work = recipe.training, _work(recipe, config, ranks)
     kind = ranks.device.type
-    memory = computer_memory() // ranks.on_machine
+    memory = free_memory_and_swap() // ranks.on_machine
     free = limit or free_memory(ranks.device)
     room = Room(free or memory, memory if has_own_memory(kind) else None, kind, ranks.count)
     if ranks.count > 1 and training.parallel == "auto":
