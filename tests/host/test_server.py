@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from host_server import Refused, Run, Server
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_checkpoints import write_shards
 
-from comfyui_l2p.l2p_core import tiny
+from comfyui_l2p.l2p_core import delta, tiny
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
+from comfyui_l2p.l2p_core.config import COMFY_PREFIX
 from comfyui_l2p.l2p_core.layouts import to_comfy
 
 NODES = {
@@ -270,3 +271,57 @@ def test_shards_are_offered_once_and_work_everywhere(server: Server, models: Pat
     merge = {"delta": "on_shards.safetensors", "base": "latent", "filename": "shards_merged", "overwrite": False}
     run = server.run({"1": {"class_type": "L2PMergeDelta", "inputs": merge}})
     assert run.error is None, run.error["exception_message"]
+
+
+def test_the_hosts_own_loaders_make_the_image_of_ours(server: Server, models: Path) -> None:
+    """The graph that everyone knows, from Load Checkpoint to VAE Decode; and Load Diffusion Model beside L2P Loader."""
+    checkpoints = models.parent / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    delta.merge(tiny.SOURCE_PATH.with_name("delta.safetensors"), tiny.SOURCE_PATH, models / "whole.safetensors")
+    weights = load_file(models / "whole.safetensors")
+    save_file({COMFY_PREFIX + key: value for key, value in weights.items()}, checkpoints / "all_in_one.safetensors")
+    graph = graphs.ksampler()
+    expected = picture(server, server.run(graph), "8").astype(int)
+    loaders = [
+        {"class_type": "UNETLoader", "inputs": {"unet_name": "whole.safetensors", "weight_dtype": "default"}},
+        graphs.loader("whole.safetensors")["1"],
+        graphs.loader("all_in_one.safetensors")["1"],
+        {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "all_in_one.safetensors"}},
+    ]
+    for loader in loaders:
+        graph["9"] = loader
+        graph["6"]["inputs"]["model"] = ["9", 0]
+        assert (picture(server, server.run(graph), "8") == expected).all(), loader["class_type"]
+    graph["4"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
+    graph["7"] = {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["9", 2]}}
+    assert abs(picture(server, server.run(graph), "8") - expected).max() <= 1
+
+
+def test_a_delta_in_load_diffusion_model_ends_in_a_sentence(server: Server, models: Path) -> None:
+    shutil.copy(tiny.SOURCE_PATH.with_name("delta.safetensors"), models / "only_a_delta.safetensors")
+    graph = graphs.loader("")
+    graph["1"] = {"class_type": "UNETLoader", "inputs": {"unet_name": "only_a_delta.safetensors"}}
+    graph["1"]["inputs"]["weight_dtype"] = "default"
+    assert "If it is a delta, load it with L2P Loader" in sentence(server.run(graph))
+
+
+def test_nodes_from_model_to_model_work_on_a_pixel_model_as_on_its_source(server: Server) -> None:
+    worked: dict[str, list[bool]] = {}
+    for node, info in server.get("/object_info").items():
+        # Compiling takes minutes: check_compile.py does it.
+        if "MODEL" not in info["output"] or node.startswith(("L2P", "TorchCompile")):
+            continue
+        for source in ("L2PDemoSource", "L2PDemo"):
+            graph = graphs.through(node, info, source)
+            if graph is not None:
+                worked.setdefault(node, []).append(runs(server, graph))
+    assert len(worked) > 40 and sum(both == [True, True] for both in worked.values()) > 35
+    assert {"ModelSamplingFlux", "ModelSamplingSD3", "ModelSamplingAuraFlow", "FreeU_V2"} <= set(worked)
+    assert [node for node, both in worked.items() if len(set(both)) > 1] == []
+
+
+def runs(server: Server, graph: dict[str, Any]) -> bool:
+    try:
+        return server.run(graph).error is None
+    except Refused:
+        return False
