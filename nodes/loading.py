@@ -46,7 +46,7 @@ def load_model(
     Args:
         path: an L2P model, or with `delta` the latent source or pixel initialisation that the delta was made for.
         delta: a file of trained weights.
-        weight_dtype: a key of `host.WEIGHT_DTYPES`.
+        weight_dtype: a key of `WEIGHT_DTYPES`.
         head_tile: see `parse_head_tile`.
         disable_dynamic: the host's, for clones that are compiled or trained.
 
