@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .config import PIXEL_CHANNELS, HeadConfig
+from .patch import padded_size
 from .region import Region, stage_regions
 
 TILES = (4096, 2048, 1024, 512, 256)
@@ -11,9 +12,12 @@ TILES = (4096, 2048, 1024, 512, 256)
 MOST_ELEMENTS = 2**31 - 1
 """Of one tensor: convolutions of GPUs count in 32 bits, and refuse more or become slow."""
 
+CHANNEL_MULTIPLE = 8
+"""Channels are filled up to a multiple of this, in a copy of the tensor, for the tensor cores of GPUs."""
+
 
 def largest_map(head: HeadConfig, dim: int, wanted: Region, image: Region) -> int:
-    """Elements of the largest tensor, of one image, that is made while `wanted` is computed.
+    """Elements of the largest tensor of one image while `wanted` is computed, copies inside convolutions included.
 
     Args:
         dim: the backbone's width.
@@ -24,7 +28,7 @@ def largest_map(head: HeadConfig, dim: int, wanted: Region, image: Region) -> in
     sizes = [(inside + dim) * bottleneck.pixels]
     for stage, at, below in zip(head.stages, regions, coarser, strict=True):
         doubled = max(below, stage.up) * at.upsampled.halved().doubled().pixels
-        merged = max(stage.up + stage.enc, stage.dec) * at.merged.pixels
+        merged = max(padded_size(stage.up + stage.enc, CHANNEL_MULTIPLE), stage.dec) * at.merged.pixels
         sizes += [stage.enc * at.encoder_reads.pixels, doubled, merged]
     return max(sizes)
 

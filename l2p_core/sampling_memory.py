@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from .config import PIXEL_CHANNELS, TOKEN_MULTIPLE, HeadConfig, ModelConfig
-from .head_tiles import TILES, countable
+from .head_tiles import CHANNEL_MULTIPLE, TILES, countable
 from .patch import padded_size
 from .region import Region, stage_regions
 
@@ -49,9 +49,11 @@ def step_bytes(
     backbone = backbone_bytes(config, height, width, caption, itemsize, fused_attention)
     features = 2 * tokens_of(config, height, width, caption) * config.dim * itemsize
     head = features + head_bytes(config, height, width, tile, itemsize)
-    # The sampler's images are float32; what the network reads is a copy unless it computes in that.
-    copied = 0 if itemsize == 4 else PIXEL_CHANNELS * height * width * itemsize
-    return batch * (copied + max(backbone, head))
+    if itemsize == 4:
+        return batch * max(backbone, head)
+    # The sampler's images are float32: what the network reads is a copy, and what it returns becomes one.
+    image = PIXEL_CHANNELS * height * width
+    return batch * (image * itemsize + max(backbone, head, image * (itemsize + 4)))
 
 
 def tokens_of(config: ModelConfig, height: int, width: int, caption: int) -> int:
@@ -86,10 +88,11 @@ def head_bytes(config: ModelConfig, height: int, width: int, tile: int | None, i
     multiple = config.size_multiple
     image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
     if tile is None or tile >= max(image.bottom, image.right):
-        values = _head_values(config.head, config.dim, image, image)
+        values = _head_values(config.head, config.dim, image, image, itemsize)
     else:
         output = PIXEL_CHANNELS * _area(image)
-        values = output + max(_head_values(config.head, config.dim, piece, image) for piece in image.tiles(tile))
+        pieces = image.tiles(tile)
+        values = output + max(_head_values(config.head, config.dim, piece, image, itemsize) for piece in pieces)
     return values * itemsize
 
 
@@ -128,8 +131,13 @@ def _area(region: Region) -> int:
     return (region.bottom - region.top) * (region.right - region.left)
 
 
-def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region) -> int:
+def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region, itemsize: int) -> int:
     """The largest number of values alive at once while `wanted` is computed."""
+
+    def workspace(channels: int, area: int) -> int:
+        """Values of the copy that a convolution of a GPU makes of an input it has to widen (measured on an H100)."""
+        return area * padded_size(channels, CHANNEL_MULTIPLE) if itemsize == 2 and channels % CHANNEL_MULTIPLE else 0
+
     regions, bottleneck = stage_regions(wanted, image, len(head.stages))
     skips: list[int] = []
     x, inside = PIXEL_CHANNELS * _area(regions[0].encoder_reads), PIXEL_CHANNELS
@@ -137,7 +145,8 @@ def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region) -> i
     for stage, at in zip(head.stages, regions, strict=True):
         skip = stage.enc * _area(at.encoder_reads)
         pooled = stage.enc * _area(at.encoded) // 4
-        peak = max(peak, sum(skips) + x + skip + pooled)
+        widened = workspace(inside, _area(at.encoder_reads))
+        peak = max(peak, sum(skips) + x + skip + max(widened, pooled))
         skips.append(skip)
         x, inside = pooled, stage.enc
     fused = head.bottleneck * _area(bottleneck)
@@ -147,8 +156,8 @@ def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region) -> i
         doubled = inside * _area(at.upsampled.halved().doubled())
         up = stage.up * _area(at.upsampled.halved().doubled())
         merged = (stage.up + stage.enc) * _area(at.merged)
-        out = stage.dec * _area(at.merged)
+        out = stage.dec * _area(at.merged) + workspace(stage.up + stage.enc, _area(at.merged))
         peak = max(peak, sum(skips) + x + max(doubled + up, up + merged, merged + out))
         skips.pop()
-        x, inside = out, stage.dec
+        x, inside = stage.dec * _area(at.merged), stage.dec
     return peak

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..l2p_core.config import NORM_EPS, ROPE_THETA, TOKEN_MULTIPLE, ModelConfig
-from ..l2p_core.detailer import DetailerHead
+from ..l2p_core.detailer import DetailerHead, velocity_of
 from ..l2p_core.patch import pad_to_multiple
 
 LATENT_CHANNELS = 16
@@ -120,7 +120,7 @@ class L2PNextDiT(SizedNextDiT):
         # What is free is asked outside, where a compiler does not look.
         tile = self.head_tile if self.head_tile is not None else options.get(TILE_OPTION)
         # The head returns x0 - noise (arXiv 2605.12013 section 3.2), the sampler wants noise - x0.
-        return -self.local_decoder(pixels, features, tile or None)[..., :height, :width]
+        return velocity_of(self.local_decoder(pixels, features, tile or None))[..., :height, :width]
 
     def _joint_blocks(
         self,

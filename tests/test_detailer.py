@@ -107,9 +107,9 @@ def test_no_map_has_more_elements_than_a_gpu_counts(variant: str, side: int, bat
     tile = countable(head, dim, image, batch, None)
     pieces = [image] if tile is None else image.tiles(tile)
     assert batch * max(largest_map(head, dim, piece, image) for piece in pieces) <= MOST_ELEMENTS
-    # A published size in one image is not cut up for it.
     assert (tile is None) == (batch * largest_map(head, dim, image, image) <= MOST_ELEMENTS)
-    assert tile is None or batch > 1 or side > VARIANTS[variant].pixels
+    # Of the published sizes, one image of 10k alone is cut up for it: its last stage has 19 channels, widened to 24.
+    assert tile is None or batch > 1 or side > VARIANTS[variant].pixels or (variant, tile) == ("10k", 4096)
 
 
 def test_a_whole_image_with_too_large_maps_is_evaluated_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

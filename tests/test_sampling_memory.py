@@ -1,0 +1,31 @@
+"""What a forward pass is said to need, held to what was measured on an H100 in bfloat16 (docs/benchmarks.md)."""
+
+from __future__ import annotations
+
+import pytest
+
+from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig
+from comfyui_l2p.l2p_core.sampling_memory import head_bytes, step_bytes
+
+MEGABYTE = 10**6
+BF16 = 2
+
+
+@pytest.mark.parametrize(
+    ("variant", "tile", "measured"),
+    [
+        ("1k", None, 587), ("4k", None, 2298), ("4k", 2048, 703), ("4k", 1024, 318), ("8k", None, 8875),
+        ("8k", 2048, 982), ("8k", 1024, 555), ("10k", 2048, 1332), ("10k", 1024, 808),
+    ],
+)  # fmt: skip
+def test_the_head_takes_what_a_gpu_took(variant: str, tile: int | None, measured: int) -> None:
+    side = VARIANTS[variant].pixels
+    planned = head_bytes(ModelConfig().with_head(variant), side, side, tile, BF16)
+    assert planned == pytest.approx(measured * MEGABYTE, rel=0.15)
+
+
+def test_an_image_that_becomes_float32_at_the_end_is_counted() -> None:
+    side = VARIANTS["10k"].pixels
+    planned = step_bytes(ModelConfig().with_head("10k"), side, side, 128, BF16, tile=256)
+    # What the network reads and returns in bfloat16, and the velocity in float32.
+    assert planned >= 3 * side * side * (BF16 + BF16 + 4)
