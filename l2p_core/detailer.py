@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
-from .fused_decoder import can_fuse, fused_stage
+from .fused_decoder import Composed, can_fuse, fused_stage
 from .head_tiles import countable
 from .precision import unwidened
 from .region import Region, StageRegions, stage_regions
@@ -84,16 +84,17 @@ class DetailerHead(nn.Module):
             compiled = None if torch.is_grad_enabled() else self.compiled
             return (compiled or self.whole)(pixels, features)
         output = torch.empty_like(pixels)
+        composed: Composed = {}
         for piece in image.tiles(tile):
-            output[piece.index] = self._region(pixels, features, piece, image)
+            output[piece.index] = self._region(pixels, features, piece, image, composed)
         return output
 
     def whole(self, pixels: Tensor, features: Tensor) -> Tensor:
         """The head on the whole image at once; see `forward`."""
         image = Region(0, pixels.shape[-2], 0, pixels.shape[-1])
-        return self._region(pixels, features, image, image)
+        return self._region(pixels, features, image, image, {})
 
-    def _region(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region) -> Tensor:
+    def _region(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, composed: Composed) -> Tensor:
         """The output over `wanted`, computing of every stage only what that depends on."""
         regions, bottleneck = stage_regions(wanted, image, len(self.stages))
         x = pixels[regions[0].encoder_reads.index]
@@ -106,7 +107,7 @@ class DetailerHead(nn.Module):
         grid = image.bottom >> len(self.stages), image.right >> len(self.stages)
         x = self._run(self._fuse, x, nearest(features, grid, bottleneck))
         for stage, at in zip(reversed(self.stages), reversed(regions), strict=True):
-            x = self._run(self._decode, stage, at, x, skips.pop())
+            x = self._run(self._decode, stage, at, x, skips.pop(), composed)
         return self.out_conv(x)
 
     def _encode(self, stage: Stage, at: StageRegions, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,10 +117,10 @@ class DetailerHead(nn.Module):
     def _fuse(self, x: Tensor, features: Tensor) -> Tensor:
         return _silu(self.bottleneck[0](torch.cat([x, features.to(x.dtype)], dim=1)))
 
-    def _decode(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
+    def _decode(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, composed: Composed) -> Tensor:
         up, dec = self._conv("up", stage, 1), self._conv("dec", stage, 0)
         if can_fuse(up, dec, x, at.decoded.pixels, self.fused):
-            return _silu(self._fused(stage, at, x, skip))
+            return _silu(self._fused(stage, at, x, skip, composed))
         return _silu(self._merged(stage, at, x, skip))
 
     def _merged(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
@@ -131,11 +132,11 @@ class DetailerHead(nn.Module):
         x = torch.cat([x, _cropped(skip, at.encoded, at.merged)], dim=1)
         return _cropped(self._conv("dec", stage, 0)(x), at.merged, at.decoded)
 
-    def _fused(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
+    def _fused(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, composed: Composed) -> Tensor:
         """The same with both convolutions in one, and the image's outermost pixels as written."""
         coarse = at.upsampled.halved()
         through, output = fused_stage(
-            x, _cropped(skip, at.encoded, at.merged), self._conv("up", stage, 1), self._conv("dec", stage, 0)
+            x, _cropped(skip, at.encoded, at.merged), self._conv("up", stage, 1), self._conv("dec", stage, 0), composed
         )
         output = _cropped(output, at.merged, at.decoded)
         output += _cropped(through, coarse.doubled(), at.decoded)

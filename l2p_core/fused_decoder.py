@@ -20,6 +20,9 @@ MIN_PIXELS = 512 * 512
 # i + (a + t - 2) // 2. For each a: the coarse tap (0, 1, 2 for cells i-1, i, i+1) of the fine taps 0 to 4.
 _COARSE_TAPS = tuple(tuple((a + t - 2) // 2 + 1 for t in range(5)) for a in (0, 1))
 
+Composed = dict[nn.Module, tuple[Tensor, Tensor]]
+"""By a stage's `up`, what `compose` made of it, for all tiles of a pass: made for each, it costs more than it saves."""
+
 
 def can_fuse(up: nn.Module, dec: nn.Module, x: Tensor, pixels: int, wanted: bool | None = None) -> bool:
     """Whether to fuse: plain convolutions, no gradients, and `wanted`; None is on a CPU (where it was measured) with
@@ -53,18 +56,24 @@ def compose(up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return weight.flatten(0, 2).to(up.weight.dtype), bias.to(up.weight.dtype)
 
 
-def fused_stage(x: Tensor, skip: Tensor, up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
+def fused_stage(
+    x: Tensor, skip: Tensor, up: nn.Conv2d, dec: nn.Conv2d, composed: Composed | None = None
+) -> tuple[Tensor, Tensor]:
     """Both halves of `dec`'s output before its SiLU, to be added where their regions meet.
 
     Args:
         x: (B, in, h, w), the coarse input.
         skip: (B, skip channels, ...), of any region.
+        composed: weights that were composed before in this pass, and where to leave these.
 
     Returns:
         (B, out, 2h, 2w), what comes through `up`, right where all of its neighbours were in `x` or outside the image
         by 2 or more pixels, and (B, out, ...) of the skip, with all of the bias.
     """
-    weight, bias = compose(up, dec)
+    composed = {} if composed is None else composed
+    if up not in composed:
+        composed[up] = compose(up, dec)
+    weight, bias = composed[up]
     through = _fine(F.conv2d(x, weight, padding=1), dec.out_channels)
     return through, F.conv2d(skip, dec.weight[:, up.out_channels :], bias, padding=1)
 
