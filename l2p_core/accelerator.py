@@ -76,6 +76,13 @@ def _advice(text: str) -> str:
     return ""
 
 
+def name_of(device: torch.device) -> str:
+    """What a device is called; of a CPU, with how many threads torch computes on it."""
+    if not has_own_memory(device.type):
+        return f"{device.type.upper()} with {torch.get_num_threads()} threads"
+    return str(module(device).get_device_name(device))
+
+
 def has_own_memory(device_type: str) -> bool:
     """Whether a kind of device ("cuda", "cpu", ...) has memory beside the computer's; a CPU and Apple's GPUs do not."""
     return device_type not in ("cpu", "mps")

@@ -35,13 +35,37 @@ def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config:
             float32 always.
 
     Raises:
-        ValueError: if this build of torch has no FSDP2 for the device.
+        ValueError: as `check_shards`, where the model is cut.
     """
     # Every process must have a gradient for every parameter, whatever the lengths of its captions.
     model.always_pad = True
     if chosen(model, trained, ranks.device, config) == "ddp":
         return _replicated(model.to(ranks.device), trained)
+    check_shards(config, ranks.device)
     return _sharded(model, ranks, config.precision)
+
+
+def check_shards(config: TrainingConfig, device: torch.device) -> None:
+    """Refuse what cannot be done with a model that is cut among processes.
+
+    Args:
+        config: of the training; under "auto", which has come to cutting, the sentence says so.
+        device: of a process.
+
+    Raises:
+        ValueError: if compiling or 8-bit states are asked for, or this build of torch has no FSDP2 for the device.
+    """
+    why = "" if config.parallel == "fsdp" else 'A process has no room for the whole model, so that "auto" is "fsdp". '
+    if config.compile:
+        raise ValueError(f'{why}compile = true is not possible with parallel = "fsdp": leave one of them out.')
+    if config.optimiser_bits == 8:
+        raise ValueError(
+            f'{why}parallel = "fsdp" cuts up optimiser states, which 8-bit ones cannot be: set optimiser_bits = 32, or '
+            'choose parallel = "ddp".'
+        )
+    _fsdp2()
+    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise ValueError("FSDP2 of this torch works on GPUs only: choose parallel = 'ddp', or install a newer one.")
 
 
 def chosen(model: nn.Module, trained: Collection[str], device: torch.device, config: TrainingConfig) -> str:
@@ -74,8 +98,6 @@ def _replicated(model: Backbone, trained: Collection[str]) -> nn.Module:
 
 def _sharded(model: Backbone, ranks: Ranks, precision: str) -> nn.Module:
     fully_shard, policy_of = _fsdp2()
-    if ranks.device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
-        raise ValueError("FSDP2 of this torch works on GPUs only: choose parallel = 'ddp', or install a newer one.")
     from torch.distributed.device_mesh import init_device_mesh
 
     # Inputs stay as they are: noise levels and rotary tables must not become bfloat16.

@@ -48,14 +48,12 @@ def check_possible(config: TrainingConfig, ranks: Ranks) -> None:
     """Refuse what does not go together, before anything is loaded.
 
     Raises:
-        ValueError: if offloading or early steps are asked of several processes, 8-bit states of shards, or a library is
-            missing.
+        ValueError: if offloading or early steps are asked of several processes, a library is missing, or as
+            `sharding.check_shards`.
     """
     adamw.check_installed(config)
     if config.compile:
         compiled.check_compiler(ranks.device)
-    if config.compile and ranks.count > 1 and config.parallel == "fsdp":
-        raise ValueError('compile = true is not possible with parallel = "fsdp": leave one of them out.')
     if config.offload and ranks.count > 1:
         raise ValueError(
             "offload = true keeps all trained weights in the computer's memory, once for every process: of several "
@@ -66,11 +64,8 @@ def check_possible(config: TrainingConfig, ranks: Ranks) -> None:
             "step_early = true steps a weight before several processes have averaged its gradient: leave it out, or "
             "train with one process."
         )
-    if config.optimiser_bits == 8 and ranks.count > 1 and config.parallel == "fsdp":
-        raise ValueError(
-            'parallel = "fsdp" cuts up optimiser states, which 8-bit ones cannot be: set optimiser_bits = 32, or '
-            'choose parallel = "ddp".'
-        )
+    if config.parallel == "fsdp" and ranks.count > 1:
+        sharding.check_shards(config, ranks.device)
 
 
 class Trainer:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .safetensors_header import CheckpointError, read_header, shown
+from .safetensors_header import CheckpointError, Header, read_header, shown
 from .sharding import fill
 from .tensor_file import save as save_tensors
 from .tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
@@ -40,6 +40,21 @@ def save(path: str | Path, state: Mapping[str, Tensor], *, step: int, config: Tr
     save_tensors(state, path, metadata, overwrite=True)
 
 
+def saved_step(path: str | Path) -> int:
+    """The step that a run was saved at; 0 where there is no file.
+
+    Raises:
+        CheckpointError: if the file is no saved run.
+    """
+    return _step(read_header(Path(path))) if Path(path).exists() else 0
+
+
+def _step(header: Header) -> int:
+    if header.metadata.get(KIND_KEY) != KIND:
+        raise CheckpointError(f"{header.path} is not a saved training run.")
+    return int(header.metadata["l2p.step"])
+
+
 @torch.no_grad()
 def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfig) -> int:
     """Fill the tensors of `state` from a file, one by one, and return the step it was saved at.
@@ -49,8 +64,7 @@ def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfi
             `state` has changed then.
     """
     header = read_header(Path(path))
-    if header.metadata.get(KIND_KEY) != KIND:
-        raise CheckpointError(f"{path} is not a saved training run.")
+    step = _step(header)
     _check_settings(path, json.loads(header.metadata["l2p.training"]), config)
     for name in sorted(set(state) ^ set(header.tensors)):
         raise CheckpointError(f"{path} belongs to another model or policy: {shown(name)} is only in one of the two.")
@@ -65,7 +79,7 @@ def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfi
             assert TORCH_DTYPES[entry.dtype] == state[name].dtype
             piece = Piece(header.path, entry.start, entry.stop, entry.dtype)
             fill(state[name], reader.read(Stored(name, entry.dtype, entry.shape, (piece,))))
-    return int(header.metadata["l2p.step"])
+    return step
 
 
 def _check_settings(path: str | Path, saved: Mapping[str, object], config: TrainingConfig) -> None:

@@ -302,6 +302,17 @@ def test_processes_are_replicas_where_these_fit() -> None:
         planned(recipe(), SMALL, ranks, limit=shard // 100)
 
 
+@pytest.mark.parametrize("choice", [{"compile": True}, {"optimiser_bits": 8}], ids=str)
+def test_what_shards_cannot_do_is_refused_where_auto_comes_to_them(choice: dict[str, Any]) -> None:
+    ranks, asked = Ranks(0, 2, torch.device("cpu")), recipe(**choice)
+    work = workload(asked, SMALL, 2)
+    training = dataclasses.replace(asked.training, parallel="ddp")
+    replica = plan(SMALL, training, work, device_type="cpu", processes=2).device_bytes
+    assert planned(asked, SMALL, ranks, limit=replica)[1].parallel == "ddp"
+    with pytest.raises(ValueError, match=r'"auto" is "fsdp"\. .*(compile = true|optimiser_bits = 32)'):
+        planned(asked, SMALL, ranks, limit=replica - 1)
+
+
 def test_the_command_plans_the_6b_model_without_its_file(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,11 @@ from test_run_hooks import recipe_in
 from test_run_resume import folder  # noqa: F401 (a fixture)
 
 from comfyui_l2p.l2p_core import training_model
-from comfyui_l2p.l2p_core.run import loop, planning
+from comfyui_l2p.l2p_core.run import loop, pace, planning
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.hooks import Hooks
+from comfyui_l2p.l2p_core.run.metrics import duration, read_metrics
+from comfyui_l2p.train.cli import main
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -72,6 +76,43 @@ def test_without_a_gpu_the_computers_memory_is_the_limit(
     monkeypatch.setattr(planning, "free_memory_and_swap", lambda: 1000)
     with pytest.raises(ValueError, match="There are"):
         loop.train(recipe_in(folder), folder / "run")
+
+
+def test_time_is_stated_from_measured_steps_alone(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = recipe_in(folder)
+
+    def stated(output: str, device: str = "", **training: object) -> str:
+        """What a run says of its time before its model is loaded."""
+        notes: list[str] = []
+        changed = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, **training))  # type: ignore[arg-type]
+        with monkeypatch.context() as patched, pytest.raises(Loaded):
+            patched.setattr(training_model, "load", not_yet)
+            if device:
+                patched.setattr(pace, "name_of", lambda _: device)
+            loop.train(changed, folder / output, hooks=Hooks(note=notes.append))
+        return notes[0]
+
+    unknown = "How long training takes is known after its first steps."
+    assert unknown in stated("run")
+    assert loop.train(recipe, folder / "run").finished
+    lines = read_metrics(RunFolder(folder / "run").metrics)
+    seconds = statistics.median(line["seconds"] for line in lines[1:])
+    total = f"take about {duration(94 * seconds)}, saves and montages not counted"
+    measured = rf"a step took {seconds:.3g} seconds in {{}} \(median of 5, CPU with \d+ threads\)\."
+    # Of the run itself, and of one beside it, whatever its learning rate.
+    assert re.search(f"The 94 steps to go {total}: {measured.format('this run')}", stated("run", steps=100))
+    assert re.search(f"The 94 steps to go .*{measured.format('the run run')}", stated("other", steps=94, lr=1e-5))
+    for changed in ({"blocks": 0}, {"precision": "bf16"}, {"device": "another GPU"}):
+        assert unknown in stated("other", **changed)
+    capsys.readouterr()
+    recipes_file = folder / "run" / "recipe.toml"
+    recipes_file.write_text(recipes_file.read_text("utf-8").replace("steps = 100", "steps = 1000"), encoding="utf-8")
+    assert main(["plan", str(folder / "run")]) == 0
+    assert re.search(f"The 994 steps to go .*{measured.format('this run')}", capsys.readouterr().out)
 
 
 def test_a_run_with_all_that_saves_memory_goes_on_to_the_same_end(folder: Path) -> None:  # noqa: F811

@@ -1,4 +1,4 @@
-"""`l2p plan`: what a recipe needs of memory and of the disk, without its data, and without its model where that is the
+"""`l2p plan`: what a recipe needs of memory, disk and time, without its data, and without its model where that is the
 6B Z-Image."""
 
 from __future__ import annotations
@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from ..l2p_core.accelerator import default_device
 from ..l2p_core.config import ModelConfig
 from ..l2p_core.fit import Room, fitting, keeping_what_fits, refuse_if_too_much
 from ..l2p_core.model import key_shapes
 from ..l2p_core.plan import GB, plan
 from ..l2p_core.recompute import kept_sentence
-from ..l2p_core.run import disk
+from ..l2p_core.run import disk, pace
 from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.planning import workload
@@ -42,13 +43,21 @@ def plan_command(name: str, places: Places, gpu_memory: float | None, cards: boo
         print(card_table(config, recipe))
     elif gpu_memory is None:
         print(plan(config, recipe.training, work).sentence())
-        print(_of_the_disk(config, recipe.training, recipe, folder))
+        _print_disk_and_time(config, recipe.training, recipe, folder)
     else:
         room = Room(round(gpu_memory * GB))
         refuse_if_too_much(config, recipe.training, work, room)
         training = keeping_what_fits(config, recipe.training, work, room)
         print(room.plan(config, training, work).sentence() + kept_sentence(config, training))
-        print(_of_the_disk(config, training, recipe, folder))
+        _print_disk_and_time(config, training, recipe, folder)
+
+
+def _print_disk_and_time(config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path) -> None:
+    print(_of_the_disk(config, training, recipe, folder))
+    # On the device that `l2p train` would take.
+    time = pace.expected(recipe, RunFolder(folder), pace.key_of(config, recipe, default_device()))
+    if time:
+        print(time)
 
 
 def _of_the_disk(config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path) -> str:

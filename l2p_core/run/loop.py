@@ -122,7 +122,7 @@ def prepare(
 ) -> Run:
     """The run, ready to go on; arguments and errors as for `train`."""
     found = preparation.prepare(recipe, folder, captions, hooks, ranks, restart, published)
-    return Run(found.recipe, folder, found.base, found.data, ranks, hooks)
+    return Run(found.recipe, folder, found.base, found.data, ranks, hooks, found.pace)
 
 
 class Run:
@@ -135,6 +135,7 @@ class Run:
         found: what it trains on.
         ranks: the processes of the run; the first writes its files.
         hooks: to watch and stop it.
+        pace: see `metrics.RunMetrics`.
 
     Raises:
         ValueError: if the save is of another run.
@@ -148,7 +149,9 @@ class Run:
         found: RunData,
         ranks: Ranks | None = None,
         hooks: Hooks | None = None,
+        pace: str = "",
     ):
+        self._pace = pace
         self.recipe, self.folder, self.base, self.data = recipe, folder, base, found
         self.ranks, self.hooks = ranks or Ranks(), hooks or Hooks()
         model = training_model.load(base, recipe.training, self.ranks, partial(self.hooks.working, "loading"))
@@ -203,7 +206,8 @@ class Run:
 
     def _go(self, after_step: AfterStep | None) -> bool:
         stream = self.data.stream(self.recipe, self.ranks)
-        total, clock = self.recipe.training.steps, Clock(self.recipe.training.steps, self.ranks.device)
+        total = self.recipe.training.steps
+        clock = Clock(total, self.ranks.device, self._pace)
         if not self._make_up_montage():
             return False
         finished = self.trainer.step >= total

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..accelerator import has_own_memory, module
+from ..accelerator import has_own_memory, module, name_of
 from ..process_memory import peak_memory
 from ..step_metrics import SIGMA_EDGES, StepMetrics
 
@@ -30,12 +30,16 @@ class RunMetrics(StepMetrics):
         seconds_left: to the last step, at that speed.
         memory_bytes: the most that this process has held so far: of the GPU's memory where it trains on one, else of
             the computer's.
+        device: its name.
+        pace: a key of all that the time of a step depends on, see `pace`; "" if it is not known.
     """
 
     steps: int = 0
     images_per_second: float = 0.0
     seconds_left: float = 0.0
     memory_bytes: int = 0
+    device: str = ""
+    pace: str = ""
 
 
 class Clock:
@@ -44,10 +48,12 @@ class Clock:
     Args:
         steps: of the whole run.
         device: that the run trains on.
+        pace: see `RunMetrics`.
     """
 
-    def __init__(self, steps: int, device: torch.device):
-        self._steps, self._device = steps, device
+    def __init__(self, steps: int, device: torch.device, pace: str = ""):
+        self._steps, self._device, self._pace = steps, device, pace
+        self._name = name_of(device)
         self._last = time.perf_counter()
         self._seconds: float | None = None
 
@@ -63,6 +69,8 @@ class Clock:
             images_per_second=metrics.images / max(self._seconds, 1e-9),
             seconds_left=(self._steps - metrics.step) * self._seconds,
             memory_bytes=_held(self._device),
+            device=self._name,
+            pace=self._pace,
         )
 
 

@@ -18,6 +18,7 @@ from ..fit import (
 )
 from ..parallel import Ranks
 from ..plan import Plan, gigabytes
+from ..sharding import check_shards
 from ..system_memory import available_memory, computer_memory, free_memory_and_swap
 from ..tiny.bundled import is_tiny
 from ..training_config import TrainingConfig
@@ -65,7 +66,8 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
         limit: bytes of the device's memory; None takes what is free, on a GPU or, without one, of RAM and swap.
 
     Raises:
-        ValueError: if the run cannot fit the device or the computer, with the change that would make it fit.
+        ValueError: if the run cannot fit the device or the computer, with the change that would make it fit, or has to
+            be cut among processes, which something that it asks for is not possible with.
     """
     training, work = recipe.training, _work(recipe, config, ranks)
     kind = ranks.device.type
@@ -75,6 +77,8 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
     if ranks.count > 1 and training.parallel == "auto":
         replicated = dataclasses.replace(training, parallel="ddp")
         fits = room.holds(room.plan(config, replicated, work))
+        if not fits:
+            check_shards(training, ranks.device)
         training = replicated if fits else dataclasses.replace(training, parallel="fsdp")
     refuse_if_too_much(config, training, work, room)
     # What is not needed shall not push others' memory out to the disk.

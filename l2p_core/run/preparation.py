@@ -14,9 +14,10 @@ from ..atomic import remove, write_bytes
 from ..config import ModelConfig
 from ..parallel import Ranks
 from ..recompute import kept_sentence
+from ..sharding import check_shards
 from ..tiny.bundled import is_tiny
 from ..trainer import check_possible
-from . import base, data, disk
+from . import base, data, disk, pace
 from .captions import Captions, of_words
 from .data import RunData
 from .folder import RunFolder
@@ -33,11 +34,13 @@ class Prepared:
         recipe: its training with "auto" and -1 decided.
         base: the L2P file that training starts from.
         data: what it trains on.
+        pace: see `metrics.RunMetrics`.
     """
 
     recipe: Recipe
     base: Path
     data: RunData
+    pace: str
 
 
 def prepare(
@@ -64,10 +67,11 @@ def prepare(
         config = _config(recipe, folder, fresh)
         memory, training = planned(recipe, config, ranks)
         sentence = memory.sentence(ranks.device.type) + kept_sentence(config, training)
+        key = pace.key_of(config, recipe, ranks.device, ranks.count)
         if ranks.first:
             room = disk.planned(recipe, config, training, folder, fresh, published)
             room.refuse_if_too_much(ranks.count)
-            sentence += f" {room.sentence()}"
+            sentence += f" {room.sentence()} {pace.expected(recipe, folder, key, fresh)}".rstrip()
             hooks.note(sentence)
         found = prepare_data(recipe, folder, config, captions, hooks)
         if ranks.first:
@@ -79,11 +83,13 @@ def prepare(
         if ranks.first:
             # Captions and the initialisation are on the disk now: what is left must do for the saves.
             disk.planned(recipe, config, training, folder, False, published).refuse_if_too_much(ranks.count)
-        return Prepared(replace(recipe, training=training), start, found)
+        return Prepared(replace(recipe, training=training), start, found, key)
 
     found = ranks.first_then_others(work)
     training = found.recipe.training
     if ranks.any(training.parallel == "fsdp"):
+        # Another process may be the one that has too little room.
+        check_shards(recipe.training, ranks.device)
         training = replace(training, parallel="fsdp")
     training = replace(
         training,

@@ -1,0 +1,142 @@
+"""How long a run takes, by steps that were measured: its own, or those of a run beside it that computes the same.
+
+Every line of metrics.jsonl names the device and carries a key of all that a step's time depends on, so that nothing is
+ever reckoned from another card's steps or from those of other settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from ..accelerator import name_of
+from ..config import ModelConfig
+from ..training_state import saved_step
+from .data import image_side
+from .folder import RunFolder
+from .metrics import duration
+from .recipe import Recipe
+
+_STEPS = 100
+"""Of the last steps of a run, so many are looked at."""
+_TAIL_BYTES = 1 << 17
+_NO_MATTER = {
+    "steps", "lr", "backbone_lr_scale", "weight_decay", "warmup_steps", "decay", "clip_norm", "caption_dropout",
+    "shift", "lora_alpha", "noise", "seed",
+}  # fmt: skip
+"""Choices of a training that leave the time of a step as it is."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What was measured.
+
+    Attributes:
+        seconds: of a step, the median; saves and montages are not in it.
+        steps: how many were looked at.
+        device: its name.
+        folder: of the run that made them.
+    """
+
+    seconds: float
+    steps: int
+    device: str
+    folder: Path
+
+
+def key_of(config: ModelConfig, recipe: Recipe, device: torch.device, processes: int = 1) -> str:
+    """A key of all that the time of a step depends on.
+
+    Args:
+        config: of the L2P model.
+        recipe: as it was asked for, "auto" and -1 not decided.
+        device: to train on.
+        processes: that train together.
+    """
+    training = {name: value for name, value in dataclasses.asdict(recipe.training).items() if name not in _NO_MATTER}
+    data = recipe.data.kind, image_side(recipe, config), recipe.data.batch_size
+    known = [dataclasses.asdict(config), training, data, name_of(device), processes]
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def measured(folder: Path, key: str) -> Pace | None:
+    """The pace of the run in the folder, else of the latest one beside it that computes the same, or None.
+
+    Args:
+        folder: of the run; need not be there.
+        key: see `key_of`.
+    """
+    own = _of_run(folder, key)
+    if own or not folder.resolve().parent.is_dir():
+        return own
+    beside = sorted(folder.resolve().parent.glob(f"*/{RunFolder(folder).metrics.name}"), key=_changed, reverse=True)
+    return next(filter(None, (_of_run(path.parent, key) for path in beside)), None)
+
+
+def expected(recipe: Recipe, folder: RunFolder, key: str, fresh: bool = False) -> str:
+    """How long the run will take, in words; arguments as for `measured`, and whether it begins with the first step.
+
+    Raises:
+        CheckpointError: if the folder's save is none.
+    """
+    done = 0 if fresh else saved_step(folder.state)
+    return sentence(measured(folder.path, key), max(0, recipe.training.steps - done), folder.path)
+
+
+def sentence(pace: Pace | None, left: int, folder: Path) -> str:
+    """How long the steps that are left take; "" if none are.
+
+    Args:
+        pace: see `measured`.
+        left: steps.
+        folder: of the run.
+    """
+    if not left:
+        return ""
+    if pace is None:
+        return "How long training takes is known after its first steps."
+    there = "this run" if pace.folder.resolve() == folder.resolve() else f"the run {pace.folder.name}"
+    return (
+        f"The {left} steps to go take about {duration(left * pace.seconds)}, saves and montages not counted: a step "
+        f"took {pace.seconds:.3g} seconds in {there} (median of {pace.steps}, {pace.device})."
+    )
+
+
+def _of_run(folder: Path, key: str) -> Pace | None:
+    metrics = RunFolder(folder).metrics
+    if not metrics.is_file():
+        return None
+    # The first step of a run loads libraries and compiles.
+    steady = [line for line in _last_lines(metrics) if line.get("pace") == key and line["step"] > 1]
+    if not steady:
+        return None
+    return Pace(median(line["seconds"] for line in steady), len(steady), steady[-1]["device"], folder)
+
+
+def _last_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The last steps in a metrics file, however long it is; of another program's file by that name, nothing."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, size - _TAIL_BYTES))
+        text = file.read().decode("utf-8", "replace")
+    whole = [line for line in text.splitlines(keepends=True)[bool(start) :] if line.endswith("\n")]
+    for line in whole[-_STEPS:]:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            return
+        if isinstance(values, dict):
+            yield values
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
