@@ -36,7 +36,7 @@ def streams(config: TrainingConfig, trained: bool) -> bool:
     return config.stream and (config.offload or not trained)
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """A linear layer that will be kept otherwise: the block it is in, its name there, and the dtype to keep it in."""
 
     block: str
@@ -44,6 +44,10 @@ class _Layer(NamedTuple):
     linear: nn.Linear
     trained: bool
     dtype: torch.dtype
+
+    @property
+    def key(self) -> str:
+        return f"{self.block}.{self.name}"
 
 
 def store(model: Backbone, trained: Collection[str], config: TrainingConfig, device: torch.device) -> dict[str, Put]:
@@ -59,12 +63,11 @@ def store(model: Backbone, trained: Collection[str], config: TrainingConfig, dev
     Returns:
         By the keys that the model's state dict has lost, those of frozen layers, what takes the numbers of each.
     """
-    # Of a model whose layers are stored already, see `training_model`, none is left.
-    blocks = [layers for layers in _blocks(model, trained, config) if layers]
+    blocks = layers_of(model, trained, config)
     streamed = _streamed(blocks, config, device)
     puts: dict[str, Put] = {}
     for layer in (layer for layers in blocks for layer in layers):
-        key = f"{layer.block}.{layer.name}"
+        key = layer.key
         if layer.trained:
             new: nn.Module = TrainedLinear(layer.linear, streamed[key])
         else:
@@ -77,6 +80,12 @@ def store(model: Backbone, trained: Collection[str], config: TrainingConfig, dev
         parent, _, child = key.rpartition(".")
         setattr(model.get_submodule(parent), child, new)
     return puts
+
+
+def layers_of(model: Backbone, trained: Collection[str], config: TrainingConfig) -> list[list[Layer]]:
+    """The linear layers that `store` replaces, by their blocks in the order in which they are computed."""
+    # Of a model whose layers are stored already, see `training_model`, none is left.
+    return [layers for layers in _blocks(model, trained, config) if layers]
 
 
 def store_loaded(model: Backbone, trained: Collection[str], config: TrainingConfig, device: torch.device) -> None:
@@ -98,7 +107,7 @@ def bytes_in_computer(model: nn.Module) -> int:
     return frozen + sum(layer.working.nbytes for layer in trained_linears(model).values())
 
 
-def _blocks(model: Backbone, trained: Collection[str], config: TrainingConfig) -> Iterator[list[_Layer]]:
+def _blocks(model: Backbone, trained: Collection[str], config: TrainingConfig) -> Iterator[list[Layer]]:
     """The layers of each block that are kept otherwise, in the order in which they are computed."""
     for block, module in list(model.named_modules()):
         if not isinstance(module, Block):
@@ -107,7 +116,7 @@ def _blocks(model: Backbone, trained: Collection[str], config: TrainingConfig) -
         if trains and not streams(config, trained=True):
             continue
         yield [
-            _Layer(block, name, linear, trains, _dtype(name, trains, config))
+            Layer(block, name, linear, trains, _dtype(name, trains, config))
             for name, linear in module.named_modules()
             if isinstance(linear, nn.Linear)
         ]
@@ -119,13 +128,13 @@ def _dtype(name: str, trains: bool, config: TrainingConfig) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
-def _streamed(blocks: list[list[_Layer]], config: TrainingConfig, device: torch.device) -> dict[str, StreamedTensor]:
+def _streamed(blocks: list[list[Layer]], config: TrainingConfig, device: torch.device) -> dict[str, StreamedTensor]:
     """The places of streamed weights, by their layers' names."""
     if not config.stream or not blocks:
         return {}
     stream = BlockStream([[(layer.dtype, layer.linear.weight.shape) for layer in layers] for layers in blocks], device)
     return {
-        f"{layer.block}.{layer.name}": stream.tensor(number, position)
+        layer.key: stream.tensor(number, position)
         for number, layers in enumerate(blocks)
         for position, layer in enumerate(layers)
     }

@@ -48,7 +48,7 @@ class BlockStream:
 
     def __init__(self, blocks: Sequence[Sequence[tuple[torch.dtype, torch.Size]]], device: torch.device):
         self._pieces = [_laid_out(tensors) for tensors in blocks]
-        sizes = [_aligned(pieces[-1].stop) for pieces in self._pieces]
+        sizes = [block_bytes(tensors) for tensors in blocks]
         self._homes = [home for group in allocations(sizes) for home in _cpu_memory(sum(group), device).split(group)]
         largest = max(len(home) for home in self._homes)
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(_SLOTS)]
@@ -158,6 +158,11 @@ def allocations(sizes: Sequence[int]) -> list[list[int]]:
 def pinned_bytes(sizes: Sequence[int]) -> int:
     """What blocks of these bytes take of pinned memory."""
     return sum(1 << (sum(group) - 1).bit_length() for group in allocations(sizes))
+
+
+def block_bytes(tensors: Sequence[tuple[torch.dtype, torch.Size]]) -> int:
+    """What a block of tensors takes, in RAM and of each of the two places on the device."""
+    return _aligned(_laid_out(tensors)[-1].stop)
 
 
 def _laid_out(tensors: Sequence[tuple[torch.dtype, torch.Size]]) -> list[_Piece]:

@@ -17,7 +17,12 @@ from PIL import Image
 
 from comfyui_l2p.l2p_core import accelerator
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
+from comfyui_l2p.l2p_core.merged import open_merged
 from comfyui_l2p.l2p_core.run.folder import RunFolder
+from comfyui_l2p.l2p_core.sampling_model import Form
+from comfyui_l2p.l2p_core.tiny import bundled
+from comfyui_l2p.l2p_core.tiny.shapes import IMAGE_SIZE
+from comfyui_l2p.train.sample_memory import Need
 
 FOLDER = Path(__file__).with_name("accelerator")
 sys.path.insert(0, str(FOLDER))
@@ -205,7 +210,31 @@ def test_the_command_line_samples_on_it_as_on_the_cpu(tmp_path: Path) -> None:
     assert done.returncode == 2 and "no device 'npu:1': it has cpu, npu." in done.stderr
 
 
-def test_sampling_goes_where_its_memory_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["whole", "fp8", "streamed", "streamed fp8"])
+def test_every_form_of_weights_takes_what_is_planned_and_computes_the_same(form: str) -> None:
+    measured = found("sampling")[form]
+    assert measured["difference"] < 1e-5
+    assert measured["loaded"] == pytest.approx(measured["planned"], rel=0.02)
+    assert measured["peak"] <= measured["planned peak"] * 1.02
+
+
+def needed(form: Form) -> int:
+    """Bytes with which the bundled model samples in a form."""
+    config = open_merged(bundled.DELTA, bundled.SOURCE).checkpoint.pixel_config()
+    return Need(config, IMAGE_SIZE, IMAGE_SIZE, torch.float32).on_device(form)
+
+
+def test_sampling_takes_the_form_and_the_place_that_there_is_memory_for(tmp_path: Path) -> None:
+    forms = {
+        "kept in bf16 (": Form(torch.bfloat16),
+        "kept in fp8 (": Form(torch.bfloat16, float8=True),
+        "kept in bf16, streamed from RAM": Form(torch.bfloat16, streamed=True),
+    }
+    assert needed(Form(torch.float32)) > needed(Form(torch.bfloat16)) > needed(Form(torch.bfloat16, float8=True))
+    for number, (said, form) in enumerate(forms.items()):
+        target = tmp_path / f"{number}.png"
+        done = sample(target, "--device", "npu", SIMULATED_ACCELERATOR_BYTES=str(needed(form)))
+        assert done.returncode == 0 and said in done.stderr and target.is_file(), done.stderr[-3000:]
     done = sample(tmp_path / "image.png", SIMULATED_ACCELERATOR_BYTES=str(50 * 10**6))
     assert done.returncode == 0 and "runs on the CPU" in done.stderr and (tmp_path / "image.png").is_file()
     done = sample(tmp_path / "other.png", "--device", "npu", SIMULATED_ACCELERATOR_BYTES=str(50 * 10**6))

@@ -113,6 +113,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="side of the Detailer Head's tiles in pixels (default: as free memory allows)",
     )  # fmt: skip
     group.add_argument(
+        "--weights", choices=("auto", "bf16", "fp8", "streamed"), default="auto",
+        help="how the weights are kept: whole in bf16; blocks in fp8, half of it; or blocks streamed from RAM to a GPU "
+        "(default: the first of these that free memory allows)",
+    )  # fmt: skip
+    group.add_argument(
         "--compile", action="store_true", help="compile the model's blocks first: minutes once, then faster steps"
     )
     group.add_argument(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..l2p_core import delta, flow
-from ..l2p_core.checkpoint import Checkpoint, load_model, open_checkpoint
+from ..l2p_core import flow, sampling_model
+from ..l2p_core.checkpoint import Checkpoint, open_checkpoint
 from ..l2p_core.compiled import check_compiler, compile_blocks
 from ..l2p_core.config import ModelConfig, variant_row
-from ..l2p_core.merged import open_merged
+from ..l2p_core.merged import Merged, open_merged, verify
 from ..l2p_core.model import L2PModel
 from ..l2p_core.tensor_io import TORCH_DTYPES
 from ..l2p_core.tiny import bundled
@@ -24,7 +23,7 @@ from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from .console import bar, byte_progress
 from .pictures import load_picture, picture_size, refuse_existing, save_png
 from .sample_captions import caption_reader
-from .sample_memory import Need, free_bytes, place
+from .sample_memory import Choice, Need, free_bytes, place
 
 _MULTIPLE = 16
 """Pixels that sides are rounded to where they follow from the shape of another image."""
@@ -51,22 +50,22 @@ def sample_command(args: argparse.Namespace) -> None:
         refuse_existing(target, args.overwrite)
     base, trained = _files(args.model, args.delta)
     # From the header: what is wrong with the rest is said before gigabytes are read.
-    checkpoint = open_merged(trained, base).checkpoint if trained else open_checkpoint(base)
+    opened = open_merged(trained, base) if trained else Merged(open_checkpoint(base), {}, {})
+    checkpoint = opened.checkpoint
     config = checkpoint.pixel_config()
     settings = _settings(args, config)
     read_captions = caption_reader(args, base, config, settings.cfg)
     width, height = _size(args, config)
-    dtype = _dtype(base, checkpoint)
-    need = Need(config, sum(math.prod(shape) for shape in checkpoint.shapes.values()), height, width, dtype.itemsize)
-    device = place(args.device, need)
+    need = Need(config, height, width, _dtype(base, checkpoint))
+    choice = place(args.device, need, args.weights)
+    device = choice.device
     if args.compile:
         check_compiler(device)
     init = load_picture(args.init, width, height) if args.init else None
     positive, negative = read_captions(device)
-    model = _load(base, trained, dtype, device)
-    model.tile = args.tile or need.tile(
-        max(len(positive), 0 if negative is None else len(negative)), free_bytes(device)
-    )
+    model = _load(opened, choice)
+    caption = max(len(positive), 0 if negative is None else len(negative))
+    model.tile = args.tile or need.tile(choice.form, caption, free_bytes(device))
     if args.compile:
         compile_blocks(model)
     for seed, target in targets.items():
@@ -130,12 +129,12 @@ def _dtype(base: Path, checkpoint: Checkpoint) -> torch.dtype:
     return torch.float32 if base == bundled.SOURCE else TORCH_DTYPES[checkpoint.tensors["x_embedder.weight"].dtype]
 
 
-def _load(base: Path, delta_path: Path | None, dtype: torch.dtype, device: torch.device) -> L2PModel:
-    if delta_path is None:
-        with byte_progress("loading") as progress:
-            return load_model(base, dtype, device, progress).eval()
-    with byte_progress("checking the base") as checking, byte_progress("loading") as progress:
-        return delta.load_model(delta_path, base, dtype, device, progress, checking).eval()
+def _load(opened: Merged, choice: Choice) -> L2PModel:
+    if opened.kept:
+        with byte_progress("checking the base") as checking:
+            verify(opened, checking)
+    with byte_progress("loading") as progress:
+        return sampling_model.load(opened.checkpoint, choice.form, choice.device, progress, opened.adapters)
 
 
 def _generate(

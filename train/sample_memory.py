@@ -1,9 +1,11 @@
-"""Where `l2p sample` computes, and in which tiles: what memory is free decides both."""
+"""Where `l2p sample` computes, how it keeps the weights, and in which tiles: what memory is free decides all three."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -13,68 +15,178 @@ from ..l2p_core.head_tiles import TILES
 from ..l2p_core.plan import GB, gigabytes
 from ..l2p_core.run.planning import MAX_CAPTION
 from ..l2p_core.sampling_memory import choose_tile, step_bytes
-from ..l2p_core.system_memory import available_memory, computer_memory
+from ..l2p_core.sampling_model import Form, Held, held
+from ..l2p_core.system_memory import available_memory, free_memory_and_swap
 
 _SPARE = 300 * 10**6
 """Bytes that a device's libraries take."""
 
+_BF16 = Form(torch.bfloat16)
+_FP8 = Form(torch.bfloat16, float8=True)
+_STREAMED = (Form(torch.bfloat16, streamed=True), Form(torch.bfloat16, float8=True, streamed=True))
+
+_FORMS: dict[str, Callable[[torch.dtype], Iterable[Form]]] = {
+    "auto": lambda stored: dict.fromkeys([Form(stored), _BF16, _FP8, *_STREAMED]),
+    "bf16": lambda stored: (_BF16,),
+    "fp8": lambda stored: (_FP8,),
+    "streamed": lambda stored: _STREAMED,
+}
+"""By the values of `--weights`: forms, given the dtype of the file, of which the first that fits is taken."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where a model is and how.
+
+    Attributes:
+        device: to compute on.
+        form: of its weights.
+    """
+
+    device: torch.device
+    form: Form
+
 
 @dataclass(frozen=True)
 class Need:
-    """What sampling an image needs of memory.
+    """How much memory sampling an image needs.
 
     Attributes:
         config: of the model.
-        parameters: how many the model has.
         height, width: of the image in pixels.
-        itemsize: bytes of a parameter in the dtype computed in.
+        dtype: of the model's file.
     """
 
     config: ModelConfig
-    parameters: int
     height: int
     width: int
-    itemsize: int
+    dtype: torch.dtype
 
-    @property
-    def nbytes(self) -> int:
-        """The least with which it can be done: weights, and a step with the smallest tiles."""
-        step = step_bytes(self.config, self.height, self.width, MAX_CAPTION, self.itemsize, tile=TILES[-1])
-        return self.parameters * self.itemsize + step + _SPARE
+    def weights(self, form: Form) -> Held:
+        """Bytes of the weights."""
+        return held(self.config, form)
 
-    def tile(self, caption: int, free: int) -> int | None:
+    def on_device(self, form: Form) -> int:
+        """The least of the device's memory with which it can be done: weights, and a step with the smallest tiles."""
+        weights = self.weights(form)
+        step = step_bytes(self.config, self.height, self.width, MAX_CAPTION, form.dtype.itemsize, tile=TILES[-1])
+        return weights.device + max(weights.loading, weights.computing + step) + _SPARE
+
+    def tile(self, form: Form, caption: int, free: int) -> int | None:
         """The side of the head's tiles where so many bytes are free with the model loaded; None is the whole image."""
-        return choose_tile(self.config, self.height, self.width, caption, self.itemsize, free=free)
+        return choose_tile(self.config, self.height, self.width, caption, form.dtype.itemsize, free=free)
 
 
-def place(name: str | None, need: Need) -> torch.device:
-    """The device to sample on: the named one, or a GPU if there is one with enough memory, or the CPU.
+@dataclass(frozen=True)
+class _Room:
+    """What is free.
+
+    Attributes:
+        device: to compute on.
+        need: of memory.
+    """
+
+    device: torch.device
+    need: Need
+
+    @cached_property
+    def free(self) -> int:
+        return free_bytes(self.device)
+
+    def first_that_fits(self, forms: Iterable[Form]) -> Form | None:
+        own = accelerator.has_own_memory(self.device.type)
+        for form in forms:
+            # Of a device without memory of its own nothing is gained by streaming.
+            fits_ram = self.need.weights(form).ram <= available_memory() if own else not form.streamed
+            if fits_ram and self.need.on_device(form) <= self.free:
+                return form
+        return None
+
+
+def place(name: str | None, need: Need, weights: str = "auto") -> Choice:
+    """The device to sample on: the named one, or a GPU if there is one with enough memory, or the CPU; and the form of
+    the weights there, which a sentence states if it is not the file's.
+
+    Args:
+        name: of a device; None lets it be chosen.
+        need: of memory.
+        weights: "auto", "bf16", "fp8" or "streamed".
 
     Raises:
-        ValueError: if the named one is not there, or the one to use has too little memory.
+        ValueError: if the named device is not there, or the one to use has too little memory.
     """
     device = accelerator.default_device() if name is None else accelerator.named(name)
+    forms = list(_FORMS[weights](need.dtype))
     if accelerator.has_own_memory(device.type):
-        free = accelerator.free_bytes(device)
-        if need.nbytes <= free:
+        room = _Room(device, need)
+        form = room.first_that_fits(forms)
+        if form is not None:
             accelerator.choose(device)
-            return device
-        short = f"Sampling needs about {gigabytes(need.nbytes)} GB of memory, and {device} has {free / GB:.1f} GB free"
-        if name is not None:
+            return _stated(Choice(device, form), need, forms[0], room.free)
+        short = _short(device, need, forms, room.free)
+        if name is not None or weights == "streamed":
             raise ValueError(
-                f"{short}: close other programs, make a smaller image, use --device cpu, or sample in ComfyUI, which "
-                "needs less by offloading."
+                f"{short}: close other programs, make a smaller image, use --device cpu"
+                f"{'' if weights == 'auto' else ', or remove --weights'}."
             )
         print(f"{short}: this runs on the CPU.", file=sys.stderr)
         device = accelerator.CPU
-    if need.nbytes > computer_memory():
+    if weights == "streamed":
         raise ValueError(
-            f"Sampling needs about {gigabytes(need.nbytes)} GB of RAM, and this machine has "
-            f"{gigabytes(computer_memory())} GB, swap included: make a smaller image."
+            f"--weights streamed is for GPUs with memory of their own, and this would run on {device}: remove it."
         )
-    return device
+    return _in_ram(device, need, forms)
 
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free where a device keeps its tensors."""
     return accelerator.free_bytes(device) if accelerator.has_own_memory(device.type) else available_memory()
+
+
+def _in_ram(device: torch.device, need: Need, forms: list[Form]) -> Choice:
+    """For a device without memory of its own; swap is the last resort."""
+    room = _Room(device, need)
+    form = room.first_that_fits(forms)
+    if form is not None:
+        return _stated(Choice(device, form), need, forms[0], room.free)
+    least = min((form for form in forms if not form.streamed), key=need.on_device)
+    if need.on_device(least) > free_memory_and_swap():
+        raise ValueError(
+            f"Sampling needs about {gigabytes(need.on_device(least))} GB of RAM, and {room.free / GB:.1f} GB are free: "
+            "close other programs, or make a smaller image."
+        )
+    return _stated(Choice(device, least), need, forms[0], room.free)
+
+
+def _short(device: torch.device, need: Need, forms: list[Form], free: int) -> str:
+    """That memory is too small for all forms, as the beginning of a sentence."""
+    least = min(forms, key=need.on_device)
+    sentence = f"Sampling needs about {gigabytes(need.on_device(least))} GB of memory"
+    if need.on_device(least) <= free:
+        ram = f"{gigabytes(need.weights(least).ram)} GB of RAM for its weights, and {available_memory() / GB:.1f} GB"
+        return f"{sentence} on {device} and {ram} are free"
+    return f"{sentence}, and {device} has {free / GB:.1f} GB free"
+
+
+def _stated(choice: Choice, need: Need, first: Form, free: int) -> Choice:
+    """The choice, after a sentence about it where something else was wanted first, or blocks are not plain."""
+    form = choice.form
+    if form == first and not form.float8 and not form.streamed:
+        return choice
+    weights = need.weights(form)
+    kept = "in fp8" if form.float8 else "in bf16"
+    where = f"{gigabytes(weights.device)} GB on {choice.device}"
+    if form.streamed:
+        kept += ", streamed from RAM block by block"
+        where += f" and {gigabytes(weights.ram)} GB of RAM"
+    reason = ""
+    if form != first:
+        reason = (
+            f": {_words(first)} they would need {gigabytes(need.on_device(first))} GB, and {free / GB:.1f} GB are free"
+        )
+    print(f"The weights are kept {kept} ({where}){reason}.", file=sys.stderr)
+    return choice
+
+
+def _words(form: Form) -> str:
+    return "in the file's own type" if form.dtype != torch.bfloat16 else "in fp8" if form.float8 else "in bf16"

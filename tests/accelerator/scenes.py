@@ -23,11 +23,13 @@ from waits import Waits  # noqa: E402
 
 installed()
 
-from comfyui_l2p.l2p_core import accelerator, training_model  # noqa: E402
+from comfyui_l2p.l2p_core import accelerator, sampling_model, training_model  # noqa: E402
 from comfyui_l2p.l2p_core.backbone import Block, RMSNorm  # noqa: E402
 from comfyui_l2p.l2p_core.block_stream import BlockStream  # noqa: E402
-from comfyui_l2p.l2p_core.checkpoint import save  # noqa: E402
+from comfyui_l2p.l2p_core.checkpoint import open_checkpoint, save  # noqa: E402
+from comfyui_l2p.l2p_core.model import L2PModel  # noqa: E402
 from comfyui_l2p.l2p_core.parallel import Ranks  # noqa: E402
+from comfyui_l2p.l2p_core.sampling_model import Form, held  # noqa: E402
 from comfyui_l2p.l2p_core.trainer import Trainer  # noqa: E402
 from comfyui_l2p.l2p_core.training_config import TrainingConfig  # noqa: E402
 
@@ -193,7 +195,54 @@ def _waits(steps: Iterator[object]) -> int:
     return waits.count
 
 
-SCENES = {"training": training, "waits": waits, "mistakes": mistakes, "streaming": streaming, "precision": precision}
+def sampling() -> dict[str, dict[str, float]]:
+    """Of each form of a model's weights: bytes on the accelerator as planned, as loaded and at the peak of loading, and
+    the largest difference from the CPU's velocity."""
+    forms = {
+        "whole": Form(torch.float32),
+        "fp8": Form(torch.float32, float8=True),
+        "streamed": Form(torch.float32, streamed=True),
+        "streamed fp8": Form(torch.float32, float8=True, streamed=True),
+    }
+    gpu, found = accelerator.module(DEVICE), {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save({name: weight.bfloat16() for name, weight in pixel_model().state_dict().items()}, path)
+        checkpoint = open_checkpoint(path)
+        for name, form in forms.items():
+            here = _velocity(sampling_model.load(checkpoint, form, CPU), CPU)
+            before = gpu.memory_allocated()
+            gpu.reset_peak_memory_stats()
+            model = sampling_model.load(checkpoint, form, DEVICE)
+            loaded, peak = gpu.memory_allocated() - before, gpu.max_memory_allocated() - before
+            difference = float((_velocity(model, DEVICE) - here).abs().max())
+            planned = held(checkpoint.config(), form)
+            found[name] = {
+                "planned": planned.device,
+                "loaded": loaded,
+                "planned peak": planned.device + planned.loading,
+                "peak": peak,
+                "difference": difference,
+            }
+            del model
+    return found
+
+
+def _velocity(model: L2PModel, device: torch.device) -> Tensor:
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
+    with torch.no_grad():
+        features = [caption.to(device) for caption in tiny_models.captions(5)]
+        return model(pixels, torch.tensor([0.7], device=device), features).cpu()
+
+
+SCENES = {
+    "training": training,
+    "sampling": sampling,
+    "waits": waits,
+    "mistakes": mistakes,
+    "streaming": streaming,
+    "precision": precision,
+}
 
 if __name__ == "__main__":
     print(json.dumps(SCENES[sys.argv[1]]()))
