@@ -213,7 +213,7 @@ class _Parts:
         x = self._map(head_config.bottleneck, image)
         for stage, at, skip in reversed(rows):
             names = (f"local_decoder.up{stage.name}.", f"local_decoder.dec{stage.name}.")
-            part = self._part(names, _Bound(head._decode, stage, at), [x, skip])
+            part = self._part(names, _Bound(head._decode, stage, at, composed={}), [x, skip])
             yield Part(names, part.traced, True, reaches_back=skip.untyped_storage().nbytes())
             image = image[0] * 2, image[1] * 2
             x = self._map(stage.dec, image)
