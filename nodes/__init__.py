@@ -1,13 +1,16 @@
-"""The ComfyUI nodes: each a schema and a call. `host.py` and the files beside it are all that touches ComfyUI."""
+"""The ComfyUI nodes: each a schema and a call. `host.py` and the files beside it are all that touches ComfyUI.
+
+The files with nodes import no more than schemas take; a node imports what does its work when it first runs. So the
+host starts as fast as without the pack, and a test names what may not be imported before.
+"""
 
 from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import doctor as doctor
+from . import routes as routes  # which must be there when the server starts
 from . import stock
 from .convert_nodes import ConvertToL2P, MergeDelta, SaveDelta
-from .host import L2PModelConfig
 from .load_nodes import Demo, DemoSource, Loader
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
 from .sampler_node import PixelSampler
@@ -20,7 +23,7 @@ class L2PExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         """Let the host's own loaders know L2P files."""
-        stock.register(L2PModelConfig)
+        stock.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes, in the order of the menu."""

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from . import files, results
-from .jobs import convert_file, extract_delta, merge_delta
+from .options import VARIANTS
 
 CATEGORY = "L2P/files"
 
@@ -72,8 +72,8 @@ class ConvertToL2P(io.ComfyNode):
                 _file("source", "The latent Z-Image model, or an L2P model of a smaller variant."),
                 io.Combo.Input(
                     "variant",
-                    options=["1k", "4k", "8k", "10k"],
-                    default="1k",
+                    options=list(VARIANTS),
+                    default=VARIANTS[0],
                     tooltip="The size of images that the new model is meant for.",
                 ),
                 io.Int.Input(
@@ -99,6 +99,8 @@ class ConvertToL2P(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, variant: str, seed: int, filename: str, overwrite: bool) -> io.NodeOutput:
+        from .jobs import convert_file
+
         target = files.new_file(filename, overwrite)
         return _done(cls, filename, target, convert_file(files.existing(source), target, variant, seed, overwrite))
 
@@ -138,6 +140,8 @@ class SaveDelta(io.ComfyNode):
 
     @classmethod
     def execute(cls, trained: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
+        from .jobs import extract_delta
+
         target = files.new_file(filename, overwrite)
         return _done(
             cls, filename, target, extract_delta(files.existing(trained), files.existing(base), target, overwrite)
@@ -179,5 +183,7 @@ class MergeDelta(io.ComfyNode):
 
     @classmethod
     def execute(cls, delta: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
+        from .jobs import merge_delta
+
         target = files.new_file(filename, overwrite)
         return _done(cls, filename, target, merge_delta(files.existing(delta), files.existing(base), target, overwrite))

@@ -1,15 +1,11 @@
-"""What a bug report needs to say, in a running host: `/l2p/doctor` below the host's address shows it."""
+"""What a bug report needs to say, in a running host."""
 
 from __future__ import annotations
 
 import comfy.cli_args
 import comfyui_version
-from aiohttp import web
 
 from ..l2p_core.doctor import as_text, examine
-from .live import running_server
-
-ROUTE = "/l2p/doctor"
 
 
 def report() -> str:
@@ -32,11 +28,3 @@ def _options() -> list[str]:
 def _is_plain(value: object) -> bool:
     """Whether a value can hold nothing private: a number, or one of a few words."""
     return (isinstance(value, (int, float)) and not isinstance(value, bool)) or hasattr(value, "name")
-
-
-async def _text(_: web.Request) -> web.Response:
-    return web.Response(text=report())
-
-
-if running_server() is not None:
-    running_server().routes.get(ROUTE)(_text)

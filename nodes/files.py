@@ -10,7 +10,6 @@ import folder_paths
 from ..l2p_core import paths
 from ..l2p_core.safetensors_header import CheckpointError
 from ..l2p_core.shards import files_of, index_of
-from ..l2p_core.tiny import SOURCE_PATH
 from .names import below
 
 FOLDER = "diffusion_models"
@@ -119,6 +118,8 @@ def _folders(indexes: Iterable[str]) -> list[str]:
 
 def _path(name: str, *folders: str) -> Path | None:
     if name == TINY:
+        from ..l2p_core.tiny import SOURCE_PATH
+
         return SOURCE_PATH
     name = index_of(name) or name
     for folder in folders or (FOLDER,):

@@ -16,7 +16,6 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
-import comfy.supported_models
 import comfy.utils
 import torch
 import torch.nn.functional as F
@@ -25,21 +24,16 @@ from torch import Tensor
 from ..l2p_core.accelerator import has_own_memory
 from ..l2p_core.config import VARIANTS, ModelConfig
 from ..l2p_core.sampling_memory import choose_tile, step_bytes
-from . import lora_names, stock
+from . import lora_names
 from .limits import check_pixels, free_memory
 from .network import TILE_OPTION, L2PNextDiT
+from .options import WEIGHT_DTYPES
 from .patcher import adopt, patchers_of
 from .quantised import mark_unmarked
+from .stock import L2PRow
+from .weights import disk_speed, sizes, taken_out
 
 PREVIEW_PIXELS = 512
-
-WEIGHT_DTYPES = {
-    "default": None,
-    "bf16": torch.bfloat16,
-    "fp32": torch.float32,
-    "fp8_e4m3fn": torch.float8_e4m3fn,
-}
-"""What a user can choose weights to be kept in; fp8 concerns the backbone's linear layers only."""
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
@@ -62,12 +56,9 @@ def shrink_for_preview(pixels: Tensor) -> Tensor:
     return F.avg_pool2d(pixels[:1].float(), factor, ceil_mode=True)
 
 
-class L2PModelConfig(comfy.supported_models.ZImage):
-    """The row of an L2P checkpoint in the host's list; ZImage for its text encoder and key prefixes."""
+class L2PModelConfig(L2PRow):
+    """What the host asks about an L2P checkpoint; a ZImage for its text encoder and key prefixes."""
 
-    # What the host detects in an L2P file, which it takes for the latent model of the same backbone.
-    unet_config: dict[str, Any] = {"image_model": stock.BACKBONE}
-    required_keys: dict[str, Any] = {stock.HEAD_KEY: {}}
     latent_format = PixelFormat
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
     quant_config: dict[str, Any] | None = None
@@ -76,15 +67,6 @@ class L2PModelConfig(comfy.supported_models.ZImage):
     def __init__(self, unet_config: Mapping[str, Any] | None = None, head_tile: int | None = None):
         # The sizes that the host detects are the latent model's: `get_model` reads them off the weights.
         super().__init__({"image_model": "l2p", "head_tile": head_tile})
-
-    @classmethod
-    def matches(
-        cls, unet_config: Mapping[str, Any], state_dict: Mapping[str, Any] | None = None, unet_key_prefix: str = ""
-    ) -> bool:
-        """Whether a file is an L2P model that the host does not know itself."""
-        return stock.is_l2p(state_dict, unet_key_prefix) and not stock.is_native(
-            cls, unet_config, state_dict, unet_key_prefix
-        )
 
     def set_inference_dtype(self, dtype: torch.dtype, manual_cast_dtype: torch.dtype | None, **_: Any) -> None:
         """As the host's; 8 bits, which it would give to all weights, are left to `get_model`."""
@@ -98,10 +80,10 @@ class L2PModelConfig(comfy.supported_models.ZImage):
             ValueError: if weights are missing, as they are from a delta.
         """
         lora_names.make_known()
-        weights = stock.taken_out(state_dict, prefix)
+        weights = taken_out(state_dict, prefix)
         if self.quant_config is None and mark_unmarked(weights):
             self._compute_quantised(weights)
-        config = stock.sizes(weights)
+        config = sizes(weights)
         if self.asked_for_8_bits and self.custom_operations is None:
             self._keep_the_head_out_of_8_bits(weights)
         state_dict.update({prefix + name: weight for name, weight in weights.items()})
@@ -267,7 +249,7 @@ def build_model(
     plain = comfy.model_patcher.ModelPatcher
     kind = plain if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     offload_device = comfy.model_management.unet_offload_device()
-    patcher = kind(model, load_device=load_device, offload_device=offload_device, **stock.disk_speed(kind, state))
+    patcher = kind(model, load_device=load_device, offload_device=offload_device, **disk_speed(kind, state))
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state, "", assign=patcher.is_dynamic())

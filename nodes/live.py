@@ -3,19 +3,16 @@ is opened or reloaded later."""
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
 from ..l2p_core.run.live import LossCurves, sentence
 from ..l2p_core.run.metrics import RunMetrics
+from .routes import running_server
 from .run_files import served
 
 EVENT = "l2p.training"
-ROUTE = "/l2p/training"
 _SECONDS = 0.5  # between messages at least
 _KEPT = 16  # nodes whose last state is kept
 
@@ -94,14 +91,6 @@ class Live:
             self.send()
 
 
-def running_server() -> Any:
-    """The running server; None where the host's modules are used without one, which may not even import it."""
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-
-
-async def _last_states(_: web.Request) -> web.Response:
-    return web.json_response(list(_states.values()))
-
-
-if running_server() is not None:
-    running_server().routes.get(ROUTE)(_last_states)
+def last_states() -> list[dict[str, Any]]:
+    """The states of the last runs."""
+    return list(_states.values())

@@ -7,10 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import files
-from .demo import load_demo
-from .demo_source import load_demo_source
-from .host import WEIGHT_DTYPES
-from .loading import load_model
+from .options import WEIGHT_DTYPES
 
 
 class Loader(io.ComfyNode):
@@ -71,6 +68,8 @@ class Loader(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, delta: str, weight_dtype: str, head_tile: str) -> io.NodeOutput:
+        from .loading import load_model
+
         delta_path = None if delta == files.NO_FILE else files.existing(delta)
         return io.NodeOutput(load_model(files.existing(file, *files.WHOLE_MODELS), delta_path, weight_dtype, head_tile))
 
@@ -92,6 +91,8 @@ class Demo(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
+        from .demo import load_demo
+
         return io.NodeOutput(*load_demo())
 
 
@@ -116,4 +117,6 @@ class DemoSource(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
+        from .demo_source import load_demo_source
+
         return io.NodeOutput(*load_demo_source())

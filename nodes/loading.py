@@ -22,8 +22,9 @@ from ..l2p_core.shards import files_of
 from ..l2p_core.tensor_io import TORCH_DTYPES
 from ..l2p_core.verified import Verified
 from . import files
-from .host import WEIGHT_DTYPES, build_model
+from .host import build_model
 from .jobs import progress_bar
+from .options import WEIGHT_DTYPES
 from .quantised import is_for_the_host, mark_layers
 from .sentences import by_listed_names
 

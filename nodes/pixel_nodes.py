@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .pixels import empty_pixels, image_to_pixels, pixels_to_image
-
 CATEGORY = "L2P/pixels"
 MAX_SIDE = 16384
 
@@ -32,6 +30,8 @@ class EmptyPixels(io.ComfyNode):
 
     @classmethod
     def execute(cls, width: int, height: int, batch_size: int) -> io.NodeOutput:
+        from .pixels import empty_pixels
+
         return io.NodeOutput(empty_pixels(width, height, batch_size))
 
 
@@ -60,6 +60,8 @@ class ImageToPixels(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: io.Image.Type, mask: io.Mask.Type | None = None) -> io.NodeOutput:
+        from .pixels import image_to_pixels
+
         return io.NodeOutput(image_to_pixels(image, mask))
 
 
@@ -81,4 +83,6 @@ class PixelsToImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, pixels: io.Latent.Type) -> io.NodeOutput:
+        from .pixels import pixels_to_image
+
         return io.NodeOutput(pixels_to_image(pixels))

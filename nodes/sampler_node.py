@@ -5,8 +5,8 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 
+from .options import FROM_MODEL, PUBLISHED
 from .pixel_nodes import MAX_SIDE
-from .sampling import FROM_MODEL, PUBLISHED, Settings, sample_image
 
 
 class PixelSampler(io.ComfyNode):
@@ -123,6 +123,8 @@ class PixelSampler(io.ComfyNode):
         image: io.Image.Type | None = None,
         mask: io.Mask.Type | None = None,
     ) -> io.NodeOutput:
+        from .sampling import Settings, sample_image
+
         settings = Settings(seed, steps, cfg, sampler_name, scheduler, denoise)
         return io.NodeOutput(
             sample_image(

@@ -15,13 +15,8 @@ from ..l2p_core import flow
 from ..l2p_core.config import VARIANTS, Variant
 from .host import L2PBaseModel
 from .limits import check_memory
+from .options import FROM_MODEL, PUBLISHED
 from .pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
-
-PUBLISHED = "L2P (published)"
-"""The schedule L2P was published with; the others are the host's."""
-
-FROM_MODEL = -1
-"""A number of steps, or a cfg, that stands for the variant's published one."""
 
 
 @dataclass(frozen=True)

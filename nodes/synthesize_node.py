@@ -8,9 +8,9 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from ..l2p_core.dataset import prompts
 from . import datasets, results
 from .files import NO_FILE
+from .options import PROMPT_SUFFIXES
 from .pixel_nodes import MAX_SIDE
 from .progress import say_at
 
@@ -47,7 +47,7 @@ class SynthesizeDataset(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "prompt_file",
-                    options=[NO_FILE, *datasets.input_files(prompts.SUFFIXES)],
+                    options=[NO_FILE, *datasets.input_files(PROMPT_SUFFIXES)],
                     default=NO_FILE,
                     tooltip="More prompts, from the input folder: a text file with one a line (lines that begin with # "
                     "are comments), or a table (csv, tsv, jsonl) with a column prompt, text or caption.",
@@ -142,7 +142,6 @@ class SynthesizeDataset(io.ComfyNode):
         batch_size: int,
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
-        # Not above: the host shall start without what is only needed here.
         from ..l2p_core.dataset.synthesis import items
         from .synthesis import Source, examples, synthesize
 
@@ -161,6 +160,8 @@ def _prompts(text: str, file: str) -> list[str]:
     Raises:
         ValueError: if there are none, or the file cannot be read.
     """
+    from ..l2p_core.dataset import prompts
+
     found = prompts.from_text(text)
     if file != NO_FILE:
         path = datasets.input_file(file)

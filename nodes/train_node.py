@@ -6,10 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..l2p_core.freeze import POLICIES
 from ..l2p_core.run.find import bundled
 from . import datasets, files, results
-from . import live as live  # whose route must be there when the server starts
+from .options import POLICIES
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
 GO_ON, ANEW = "go on where it stopped", "begin anew"
@@ -166,7 +165,6 @@ class TrainL2P(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, start: str, **settings: Any) -> io.NodeOutput:
-        # Not above: training takes longer to import than all else of the pack.
         from .training import train
 
         done = train(Choices(anew=start == ANEW, **settings), clip, str(cls.hidden.unique_id))

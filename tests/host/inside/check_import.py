@@ -7,6 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from comfyui_l2p.l2p_core import config, freeze
+from comfyui_l2p.l2p_core.dataset import prompts
+from comfyui_l2p.nodes import options
+
 SCRIPT = """
 import asyncio, importlib.util, sys
 sys.path.insert(0, sys.argv[1])
@@ -21,14 +27,40 @@ spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", sub
 pack = importlib.util.module_from_spec(spec)
 sys.modules["pack"] = pack
 spec.loader.exec_module(pack)
-asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
-new = {name.partition(".")[0] for name in set(sys.modules) - before}
-print("HEAVY", *[name for name in ("pack.l2p_core.trainer", "pack.nodes.training") if name in sys.modules])
-print("RESULT", *sorted(new - {"pack"} - set(sys.stdlib_module_names)))
+async def load():
+    extension = await pack.comfy_entrypoint()
+    await extension.on_load()
+    for node in await extension.get_node_list():
+        node.GET_SCHEMA()
+asyncio.run(load())
+new = set(sys.modules) - before
+print("OWN", *sorted(name.removeprefix("pack.") for name in new if name.startswith("pack.")))
+print("OTHER", *sorted({name.partition(".")[0] for name in new} - {"pack"} - set(sys.stdlib_module_names)))
 """
 
+WITH_THE_HOST = {
+    "l2p_core",
+    "l2p_core.paths",
+    "l2p_core.run",
+    "l2p_core.run.find",
+    "l2p_core.safetensors_header",
+    "l2p_core.shards",
+}
+"""What the nodes' schemas need of the core: names of files and recipes. No model, no training, no images."""
 
-def check_importing_brings_no_module_the_host_has_not_loaded() -> None:
+WHEN_A_NODE_RUNS = {
+    f"nodes.{name}"
+    for name in (
+        *("captions", "content", "demo", "demo_source", "doctor", "host", "jobs", "limits", "live", "loading", "lora"),
+        *("lora_names", "network", "patcher", "pixels", "quantised", "run_files", "sampling", "synthesis", "training"),
+        "weights",
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, set[str]]:
+    """The modules that a host's start with the pack imports on top of its own: ours, and others."""
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, os.environ["COMFYUI_PATH"], str(root)],
@@ -37,7 +69,25 @@ def check_importing_brings_no_module_the_host_has_not_loaded() -> None:
         check=False,
         timeout=300,
     )
-    results = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    assert results, done.stderr[-2000:]
-    assert results[0] == []
-    assert "HEAVY\n" in done.stdout, "training is loaded with the pack, before anybody trains"
+    lines = [line.split() for line in done.stdout.splitlines()]
+    found = {kind: set(names) for kind, *names in filter(None, lines) if kind in ("OWN", "OTHER")}
+    assert len(found) == 2, done.stderr[-2000:]
+    return found
+
+
+def check_importing_brings_no_module_the_host_has_not_loaded(imported: dict[str, set[str]]) -> None:
+    assert imported["OTHER"] == set()
+
+
+def check_what_does_the_work_waits_until_a_node_runs(imported: dict[str, set[str]]) -> None:
+    """Deterministic, in place of a time: the whole core took 0.2 s of the host's start."""
+    own = imported["OWN"]
+    assert {name for name in own if name.startswith("l2p_core")} == WITH_THE_HOST
+    assert not own & WHEN_A_NODE_RUNS
+
+
+def check_choices_are_those_of_the_core() -> None:
+    """Written out in `options`, so that schemas need no import of the core."""
+    assert tuple(config.VARIANTS) == options.VARIANTS
+    assert freeze.POLICIES == options.POLICIES
+    assert prompts.SUFFIXES == options.PROMPT_SUFFIXES

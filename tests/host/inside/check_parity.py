@@ -11,7 +11,8 @@ import torch
 
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.checkpoint import load_model
-from comfyui_l2p.nodes.sampling import FROM_MODEL, PUBLISHED, Settings, denoise_pixels, schedule_of, variant_of
+from comfyui_l2p.nodes.options import FROM_MODEL, PUBLISHED
+from comfyui_l2p.nodes.sampling import Settings, denoise_pixels, schedule_of, variant_of
 
 PARITY = 1e-5
 

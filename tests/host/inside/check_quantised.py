@@ -20,7 +20,6 @@ from torch import Tensor
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.quantised import is_quantisation_key
 from comfyui_l2p.nodes import stock
-from comfyui_l2p.nodes.host import L2PModelConfig
 
 X = golden.array("x", (1, 3, 48, 64), 0)
 State = dict[str, Tensor]
@@ -37,7 +36,7 @@ KINDS: dict[str, Callable[[State], State]] = {
 @pytest.fixture(autouse=True)
 def row() -> Iterator[None]:
     before = list(comfy.supported_models.models)
-    stock.register(L2PModelConfig)
+    stock.register()
     yield
     comfy.supported_models.models[:] = before
 

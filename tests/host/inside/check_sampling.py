@@ -18,8 +18,9 @@ import nodes
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.checkpoint import load_model
 from comfyui_l2p.l2p_core.layouts import to_comfy
+from comfyui_l2p.nodes.options import PUBLISHED
 from comfyui_l2p.nodes.pixels import empty_pixels, image_to_pixels, pixels_to_image
-from comfyui_l2p.nodes.sampling import PUBLISHED, Settings, sample_image
+from comfyui_l2p.nodes.sampling import Settings, sample_image
 
 SIZE = {"width": 64, "height": 48, "batch": 1}
 

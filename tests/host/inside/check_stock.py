@@ -25,7 +25,7 @@ from comfyui_l2p.l2p_core.config import COMFY_PREFIX, ModelConfig
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.model import key_shapes
 from comfyui_l2p.nodes import stock
-from comfyui_l2p.nodes.host import L2PBaseModel, L2PModelConfig
+from comfyui_l2p.nodes.host import L2PBaseModel
 from comfyui_l2p.nodes.lora import FittingPatches
 from comfyui_l2p.nodes.pixels import pixels_to_image
 
@@ -37,7 +37,7 @@ MODELS = comfy.supported_models.models
 def row() -> Iterator[None]:
     """Ours in the host's list, as the pack puts it there when the host loads it."""
     before = list(MODELS)
-    stock.register(L2PModelConfig)
+    stock.register()
     yield
     MODELS[:] = before
 
@@ -276,7 +276,7 @@ def check_other_models_are_told_as_before(name: str, prefix: str) -> None:
     shapes, expected = OTHERS[name]
     state = {prefix + key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     found = comfy.model_detection.model_config_from_unet(state, prefix)
-    MODELS.remove(L2PModelConfig)
+    MODELS.remove(stock.L2PRow)
     before = comfy.model_detection.model_config_from_unet(state, prefix)
     assert type(found) is type(before) and type(found).__name__ == expected
     assert found.unet_config == before.unet_config
@@ -284,11 +284,11 @@ def check_other_models_are_told_as_before(name: str, prefix: str) -> None:
 
 def check_our_row_answers_for_files_with_the_head_alone() -> None:
     for other in MODELS:
-        if other is not L2PModelConfig:
-            assert not L2PModelConfig.matches(dict(other.unet_config), dict.fromkeys(other.required_keys))
-            assert not L2PModelConfig.matches(dict(other.unet_config))
+        if other is not stock.L2PRow:
+            assert not stock.L2PRow.matches(dict(other.unet_config), dict.fromkeys(other.required_keys))
+            assert not stock.L2PRow.matches(dict(other.unet_config))
     zeta = {key: torch.empty(shape, device="meta") for key, shape in ZETA.items()}
-    assert not L2PModelConfig.matches({"image_model": "zimage_pixel"}, zeta)
+    assert not stock.L2PRow.matches({"image_model": "zimage_pixel"}, zeta)
 
 
 class NativeByDetection(comfy.supported_models.ZImage):
@@ -323,8 +323,8 @@ def check_l2p_loader_stays_ours_in_a_host_that_knows_l2p(tmp_path: Path) -> None
 
 
 def check_registering_once() -> None:
-    stock.register(L2PModelConfig)
-    assert MODELS.count(L2PModelConfig) == 1 and MODELS[0] is L2PModelConfig
+    stock.register()
+    assert MODELS.count(stock.L2PRow) == 1 and MODELS[0] is stock.L2PRow
 
 
 def check_the_lora_format_answers_to_l2p_models_alone() -> None:

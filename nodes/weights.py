@@ -1,0 +1,69 @@
+"""The weights of an L2P file as the host hands them to a model, of its own loaders or of ours."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..l2p_core.checkpoint import check_tensors
+from ..l2p_core.config import ModelConfig
+from ..l2p_core.layouts import comfy_sources
+from ..l2p_core.model import key_shapes
+from ..l2p_core.quantised import unpacked
+from .quantised import check_known, described, is_for_the_host, settings_of
+
+
+def taken_out(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights whose keys have the prefix, in ComfyUI layout; `state` is left without them.
+
+    Raises:
+        ValueError: if the keys mix two layouts.
+    """
+    plan = comfy_sources(key.removeprefix(prefix) for key in state if key.startswith(prefix))
+    weights: dict[str, Tensor] = {}
+    for name, keys in plan.items():
+        tensors = [state.pop(prefix + key) for key in keys]
+        if is_for_the_host(name):
+            weights[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    return weights
+
+
+def sizes(weights: Mapping[str, Tensor]) -> ModelConfig:
+    """The sizes of the model that these weights are of, and of which none is missing or left over.
+
+    Raises:
+        ValueError: if that is not so: the host would only log it, and sample noise.
+    """
+    tensors = described(weights)
+    settings = settings_of(weights)
+    try:
+        config = ModelConfig.from_shapes(unpacked({name: stored.shape for name, stored in tensors.items()}, settings))
+    except ValueError as error:
+        raise ValueError(_incomplete(str(error))) from error
+    expected = key_shapes(config)
+    missing = next((name for name in expected if name not in weights), None)
+    if missing:
+        raise ValueError(_incomplete(f"'{missing}' is missing."))
+    check_known(settings)
+    check_tensors("This file", tensors, settings, expected)
+    return config
+
+
+def _incomplete(reason: str) -> str:
+    return (
+        f"This file holds a part of an L2P model only: {reason} If it is a delta, load it with L2P Loader, as the "
+        "delta beside the base that it was made for; otherwise download it again."
+    )
+
+
+def disk_speed(patcher: type, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The argument with which a newer host tells its patchers whether weights come from a fast disk."""
+    if "fast_disk" not in inspect.signature(patcher).parameters:
+        return {}
+    import comfy.storage
+
+    return {"fast_disk": comfy.storage.state_dict_fast_disk(state)}
