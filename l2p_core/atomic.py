@@ -15,6 +15,7 @@ from io import FileIO
 from pathlib import Path
 
 from .safetensors_header import CheckpointError
+from .units import bytes_text
 
 _WINDOWS_DISK_FULL = 112
 _MOMENT = 60.0  # seconds
@@ -189,7 +190,7 @@ def _check_room(target: Path, size: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if size > free:
         raise CheckpointError(
-            f"{target} needs {size / 1e9:.2f} GB but its disk has only {free / 1e9:.2f} GB free: make room or "
+            f"{target} needs {bytes_text(size)} but its disk has only {bytes_text(free)} free: make room or "
             "choose another disk."
         )
 

@@ -8,7 +8,7 @@ ComfyUI layout, so a state dict of these modules is a checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -143,6 +143,8 @@ class Backbone(nn.Module):
     `gradient_checkpointing` recomputes each block (and, in L2PModel, each stage of the head) in the backward pass, but
     for the joint blocks whose numbers are in `kept`.
     `always_pad` gives the pad tokens a gradient, of zeros, where no padding is needed.
+    `read_part` is set while weights are on the device "meta": it reads those of one module of the model, whose name it
+    is told as well.
     """
 
     def __init__(self, config: ModelConfig):
@@ -151,6 +153,7 @@ class Backbone(nn.Module):
         self.gradient_checkpointing = False
         self.kept: frozenset[int] = frozenset()
         self.always_pad = False
+        self.read_part: Callable[[nn.Module, str], None] | None = None
         patch_numel = config.patch_size**2 * config.in_channels
         self.x_embedder = nn.Linear(patch_numel, config.dim)
         self.t_embedder = TimestepEmbedder(config)

@@ -233,16 +233,17 @@ def empty_model(checkpoint: Checkpoint) -> L2PModel | LatentModel:
 
 
 def read_weights(
-    checkpoint: Checkpoint, dtypes: Mapping[str, str], progress: ProgressCallback | None = None
+    checkpoint: Checkpoint, dtypes: Mapping[str, str], progress: ProgressCallback | Progress | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Weights one by one, on the CPU.
 
     Args:
         checkpoint: to read.
         dtypes: which weights, in this order, and the name that safetensors gives the dtype of each.
-        progress: called with (bytes read, bytes in all).
+        progress: called with (bytes read, bytes in all); or what counts the bytes of several calls.
     """
-    counter = Progress(sum(checkpoint.tensors[key].nbytes for key in dtypes), progress)
+    total = sum(checkpoint.tensors[key].nbytes for key in dtypes)
+    counter = progress if isinstance(progress, Progress) else Progress(total, progress)
     with ChunkReader() as reader:
         for key, dtype in dtypes.items():
             stored = checkpoint.tensors[key]

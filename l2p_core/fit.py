@@ -13,6 +13,7 @@ from . import accelerator
 from .activations import Workload
 from .config import ModelConfig
 from .plan import DEVICE_OVERHEAD, Plan, gigabytes, plan
+from .together import go_together
 from .training_config import TrainingConfig
 
 
@@ -133,7 +134,7 @@ def fitting(
 ) -> tuple[Change, Plan] | None:
     """The least change, at best none, with which a run has room; None if there is none."""
     for change in changes(training, work):
-        if room.processes > 1 and (change.training.offload or change.training.step_early):
+        if not go_together(change.training, room.processes, torch.device(room.device_type)):
             continue
         found = room.plan(config, change.training, change.work)
         if room.holds(found):

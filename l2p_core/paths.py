@@ -22,6 +22,12 @@ def typed(text: str | Path) -> Path:
         return Path(text)
 
 
+def settled(path: Path) -> Path:
+    """An absolute path without "..", its last part as it is: a link in a hub's snapshot leads to a file with neither
+    its name nor its neighbours."""
+    return path.parent.resolve() / path.name
+
+
 def inside(folder: Path, name: str) -> Path | None:
     """The path that a name means below a folder, with either slash on every system; None if it leads out.
 

@@ -120,10 +120,6 @@ class _Planner:
                 computer["gradients"] += BUFFERS * pinned_bytes([self.compute * largest])
         else:
             share = self.processes if training.parallel == "fsdp" else 1
-            if share > 1 and has_own_memory(self.device_type):
-                # Each process reads the whole model into RAM and cuts its shard there.
-                whole = device["trained weights"] + (0 if self.stored else device["frozen weights"])
-                computer["weights before they are sharded"] = whole
             device["frozen weights"] //= 1 if self.stored else share
             device["trained weights"] //= share
             device |= {"optimiser": moments // share, "averages": averages // share}

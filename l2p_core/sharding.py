@@ -27,8 +27,9 @@ def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config:
     """What to call in place of the model in training, so that every process gets the mean of all gradients.
 
     Args:
-        model: with its dtypes settled and requires_grad set. Under "fsdp" it may be on the CPU still: it goes to the
-            process's device piece by piece, and its parameters are exchanged for DTensors in place.
+        model: with its dtypes settled and requires_grad set, on the process's device, or on the device "meta" with its
+            `read_part`. Under "fsdp" its parameters are exchanged for DTensors in place, block by block, each of which
+            is read first where it has not been: no process holds more than its shards and one block.
         trained: names of the parameters that train.
         ranks: the processes, more than one.
         config: `parallel` says how. Under precision "bf16" FSDP2 gathers weights in bfloat16; gradients are summed in
@@ -40,9 +41,19 @@ def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config:
     # Every process must have a gradient for every parameter, whatever the lengths of its captions.
     model.always_pad = True
     if chosen(model, trained, ranks.device, config) == "ddp":
-        return _replicated(model.to(ranks.device), trained)
-    check_shards(config, ranks.device)
-    return _sharded(model, ranks, config.precision)
+        _read(model, model, "")
+        network = _replicated(model.to(ranks.device), trained)
+    else:
+        check_shards(config, ranks.device)
+        network = _sharded(model, ranks, config.precision)
+    model.read_part = None
+    return network
+
+
+def _read(model: Backbone, part: nn.Module, name: str) -> None:
+    """Read the weights of a module, or what is left of the model, where they are on the device "meta" still."""
+    if model.read_part:
+        model.read_part(part, name)
 
 
 def check_shards(config: TrainingConfig, device: torch.device) -> None:
@@ -107,12 +118,14 @@ def _sharded(model: Backbone, ranks: Ranks, precision: str) -> nn.Module:
         cast_forward_inputs=False,
     )
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
-    for block in [module for module in model.modules() if isinstance(module, Block)]:
+    for name, block in [(name, module) for name, module in model.named_modules() if isinstance(module, Block)]:
+        _read(model, block, name)
         # Torch before 2.7 does not gather adapters (float32) and frozen weights (bfloat16) together.
-        adapters = [module for name, module in block.named_modules() if name.endswith((".lora_up", ".lora_down"))]
+        adapters = [module for layer, module in block.named_modules() if layer.endswith((".lora_up", ".lora_down"))]
         if adapters:
             fully_shard(adapters, mesh=mesh, mp_policy=policy)
         fully_shard(block, mesh=mesh, mp_policy=policy)
+    _read(model, model, "")
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
 

@@ -30,6 +30,7 @@ from .recompute import kept_blocks
 from .step_metrics import SIGMA_EDGES as SIGMA_EDGES
 from .step_metrics import StepMetrics as StepMetrics
 from .step_metrics import step_metrics
+from .together import check_together
 from .trained_weights import TrainedWeights
 from .training_config import TrainingConfig
 
@@ -48,24 +49,12 @@ def check_possible(config: TrainingConfig, ranks: Ranks) -> None:
     """Refuse what does not go together, before anything is loaded.
 
     Raises:
-        ValueError: if offloading or early steps are asked of several processes, a library is missing, or as
-            `sharding.check_shards`.
+        ValueError: as `check_together`, and if a library or a compiler is missing.
     """
     adamw.check_installed(config)
     if config.compile:
         compiled.check_compiler(ranks.device)
-    if config.offload and ranks.count > 1:
-        raise ValueError(
-            "offload = true keeps all trained weights in the computer's memory, once for every process: of several "
-            'processes leave it out, and choose parallel = "fsdp" to share the weights among them.'
-        )
-    if config.step_early and ranks.count > 1:
-        raise ValueError(
-            "step_early = true steps a weight before several processes have averaged its gradient: leave it out, or "
-            "train with one process."
-        )
-    if config.parallel == "fsdp" and ranks.count > 1:
-        sharding.check_shards(config, ranks.device)
+    check_together(config, ranks.count, ranks.device)
 
 
 class Trainer:
@@ -77,7 +66,7 @@ class Trainer:
         config: how to train.
         empty_caption: (L, caption_dim) features of the empty text, needed for caption dropout.
         ranks: the processes that train together; every one makes all calls of this class at the same points. Of more
-            than one, each has the model on its device, or under "fsdp" on the CPU.
+            than one, each has the model on its device, or on the device "meta" with its `read_part`.
 
     Raises:
         ValueError: if captions are to be dropped and there is no empty one, or as `check_possible`.
@@ -190,7 +179,7 @@ class Trainer:
                 rank=config.lora_rank,
                 alpha=config.lora_alpha,
                 seed=config.seed,
-                device=self.model.x_pad_token.device,
+                device=self.device if self.model.read_part else self.model.x_pad_token.device,
             )
         freeze_all_but(self.model, names)
         frozen_dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32

@@ -24,20 +24,25 @@ def run_folder(name: str) -> Path:
     Raises:
         ValueError: for an empty name, one that leads out of the folder of all runs, or one that Windows refuses, there.
     """
-    root = _output() / RUNS
-    path = below(root, name)
-    if path == root:
+    runs = root()
+    path = below(runs, name)
+    if path == runs:
         raise ValueError("The run has no name: give it one.")
     if path is None:
         raise ValueError(f"The run's name {name!r} leads out of output/{RUNS}: give a name inside it.")
-    if path.relative_to(root).parts[0].casefold() == CAPTIONS:  # capitals are all the same to Windows
+    if path.relative_to(runs).parts[0].casefold() == CAPTIONS:  # capitals are all the same to Windows
         raise ValueError(f"The folder {CAPTIONS!r} in output/{RUNS} holds caption features: give the run another name.")
     return path
 
 
+def root() -> Path:
+    """The folder of all runs."""
+    return _output() / RUNS
+
+
 def caption_folder() -> Path:
     """Where caption features are kept, for all runs."""
-    return _output() / RUNS / CAPTIONS
+    return root() / CAPTIONS
 
 
 def served(path: Path) -> dict[str, str]:

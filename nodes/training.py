@@ -36,6 +36,7 @@ from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from . import datasets, files, run_files
 from .captions import host_captions
 from .live import Live
+from .sentences import by_folders
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
 FIXED = {"model": ("base",), "data": ("kind", "path"), "captions": ("encoder", "tokenizer", "cache")}
@@ -150,7 +151,7 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
         raise
     except Exception as error:
         if isinstance(error, ValueError):
-            error.args = (_by_name(str(error)),)
+            error.args = (by_folders(str(error)),)
         live.end("failed", str(error))
         raise
     name = files.name_of(target)
@@ -158,12 +159,6 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
     losses = [line["loss"] for line in read_metrics(folder.metrics)]
     left = [target, folder.delta, folder.report, folder.montages()[-1]]
     return Trained(name, losses, _last_montage(folder), dict(live.state), left)
-
-
-def _by_name(text: str) -> str:
-    """A sentence with the folder of all runs as the user knows it: what a node says is shown in workflows, which people
-    share."""
-    return text.replace(str(run_files.caption_folder().parent), f"output/{run_files.RUNS}")
 
 
 def _device_of_the_host() -> torch.device:
@@ -201,7 +196,7 @@ def _hooks(live: Live, folder: RunFolder) -> Hooks:
         show(text, done, total)
 
     def note(text: str) -> None:
-        text = _by_name(text)
+        text = by_folders(text)
         logging.info("L2P: %s", text)
         live.note(text)
 

@@ -10,18 +10,22 @@ import dataclasses
 import errno
 import os
 import sys
+import weakref
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 from tiny_models import RandomBatches, captions, pixel_model
 
-from comfyui_l2p.l2p_core import delta, parallel, sharding
+from comfyui_l2p.l2p_core import delta, parallel, sharding, training_model
+from comfyui_l2p.l2p_core.backbone import Block
 from comfyui_l2p.l2p_core.batch import Batch, BatchSource, Part
 from comfyui_l2p.l2p_core.parallel import Ranks
 from comfyui_l2p.l2p_core.safetensors_header import CheckpointError
 from comfyui_l2p.l2p_core.tensor_file import save
+from comfyui_l2p.l2p_core.tensor_io import ChunkReader
 from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
@@ -59,7 +63,7 @@ def scene_config(name: str) -> TrainingConfig:
 
 def batches_of(name: str, ranks: Ranks) -> BatchSource:
     """The data of a scene: both processes together see what one process sees."""
-    if "unpadded" in name or name == "fsdp":
+    if "unpadded" in name or name in ("fsdp", "fsdp_read"):
         return Unpadded()
     if "part" in name:
         return Part(RandomBatches(batch_size=4), *ranks.part(1, 4))
@@ -80,9 +84,61 @@ def run(trained: Trainer, batches: BatchSource, until: int | None = None) -> lis
     return said
 
 
+class Held:
+    """The bytes of what has been read from files that are alive at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = self.read = 0
+
+    def watching(self) -> Any:
+        """Within it, tensors that are read are watched until they are let go of."""
+        read = ChunkReader.read
+
+        def watched(reader: ChunkReader, stored: Any) -> torch.Tensor:
+            tensor = read(reader, stored)
+            size = tensor.nbytes
+            self.now, self.read = self.now + size, self.read + size
+            self.most = max(self.most, self.now)
+            weakref.finalize(tensor.untyped_storage(), self._let_go, size)
+            return tensor
+
+        return mock.patch.object(ChunkReader, "read", watched)
+
+    def _let_go(self, size: int) -> None:
+        self.now -= size
+
+
+def read_by_parts(path: Path, config: TrainingConfig, ranks: Ranks) -> Trainer:
+    """A trainer of a model that is read from its file; cutting it, no process holds more than a part beside its shards.
+
+    A part is a block, or all that is in none.
+    """
+    held, seen = Held(), []
+    with held.watching():
+        model = training_model.load(path, config, ranks, lambda done, total: seen.append((done, total)))
+        assert all(weight.is_meta for weight in model.parameters())
+        trained = Trainer(model, config, EMPTY, ranks)
+    whole = pixel_model()
+    kept = dict(trained.model.named_parameters())
+    # Frozen layers of their own kind take what is in the file, which is float32.
+    sizes = {name: weight.numel() * kept.get(name, weight).element_size() for name, weight in whole.named_parameters()}
+    blocks = [name for name, module in whole.named_modules() if isinstance(module, Block)]
+    parts = [sum(size for name, size in sizes.items() if name.startswith(f"{block}.")) for block in blocks]
+    parts.append(sum(sizes.values()) - sum(parts))
+    assert held.read == sum(sizes.values()), "a weight was not read, or read twice"
+    if config.parallel == "fsdp":
+        # What is kept are the biases of frozen layers of their own kind.
+        assert held.now < min(parts) / 10, "something keeps what the shards were cut from"
+        assert held.most - held.now <= max(parts) < held.read / 2, (held.most, parts)
+    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] and model.read_part is None
+    return trained
+
+
 def train(folder: Path, name: str, ranks: Ranks) -> Trainer:
     """A whole run, its state in NAME.safetensors and its metrics beside it."""
-    trained = trainer(scene_config(name), ranks)
+    config = scene_config(name)
+    by_parts = "read" in name.split("_")
+    trained = read_by_parts(folder / "base.safetensors", config, ranks) if by_parts else trainer(config, ranks)
     said = run(trained, batches_of(name, ranks))
     trained.save(folder / f"{name}.safetensors")
     if ranks.first:

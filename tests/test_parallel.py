@@ -29,7 +29,10 @@ from comfyui_l2p.train.run import train
 FSDP = hasattr(torch.cpu.Stream, "record_event")
 """Whether this torch's FSDP2 works on CPUs."""
 KINDS = ["ddp", *(["fsdp"] if FSDP else [])]
-SCENES = ["ddp", "ddp_unpadded", "ddp_fp8"] + FSDP * ["fsdp", "fsdp_lora_bf16", "fsdp_lora_fp8"]
+SCENES = ["ddp", "ddp_unpadded", "ddp_fp8", "auto_read"] + FSDP * [
+    *("fsdp", "fsdp_lora_bf16", "fsdp_lora_fp8"),
+    *("fsdp_read", "fsdp_lora_read_bf16", "fsdp_lora_read_fp8"),
+]
 
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch cannot connect processes"),
@@ -90,7 +93,7 @@ def error(state: dict[str, Tensor], path: Path) -> float:
     return max(float((saved[name] - value).norm() / value.norm().clamp(min=1e-30)) for name, value in state.items())
 
 
-@pytest.mark.parametrize("name", [name for name in SCENES if "bf16" not in name])
+@pytest.mark.parametrize("name", [name for name in SCENES if "bf16" not in name and "read" not in name])
 def test_two_processes_equal_one_with_the_doubled_batch(name: str, folder: Path) -> None:
     """To the rounding of sums in another order: 1e-5 for every weight, average and moment after two steps."""
     state, said = alone(name, accumulate=1 if name == "ddp" else 2)
@@ -110,6 +113,16 @@ def test_sharded_adapters_and_frozen_weights_in_bfloat16(folder: Path) -> None:
     saved, _ = load_tensors(folder / f"{name}.safetensors")
     assert saved.keys() == state.keys() and all(value.dtype == torch.float32 for value in saved.values())
     assert any("lora_up" in key and bool(value.any()) for key, value in saved.items())
+
+
+@pytest.mark.parametrize("name", [name for name in SCENES if "read" in name])
+def test_a_model_read_block_by_block_trains_as_a_whole_one_bit_for_bit(name: str, folder: Path) -> None:
+    """That no process holds it whole is asserted where it is read."""
+    whole, _ = load_tensors(folder / f"{name.replace('_read', '').replace('auto', 'ddp')}.safetensors")
+    by_parts, _ = load_tensors(folder / f"{name}.safetensors")
+    assert whole.keys() == by_parts.keys()
+    for key, value in whole.items():
+        assert torch.equal(value, by_parts[key]), key
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,11 +6,16 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import test_run
+from tiny_checkpoints import write_shards
 
 from comfyui_l2p.l2p_core.config import VARIANTS
+from comfyui_l2p.l2p_core.model import LatentModel
+from comfyui_l2p.l2p_core.run import base
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.find import BUNDLED, find
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
+from comfyui_l2p.train.run import Places, read_recipe
 
 SMALLEST = {"model": {"base": "tiny"}}
 
@@ -91,6 +96,28 @@ def test_paths_start_where_they_are_said_to(tmp_path: Path) -> None:
     assert recipe.captions.encoder == ""
     assert recipes.with_paths(recipe, Path("elsewhere")) == recipe
     assert recipes.with_paths(recipes.parse(SMALLEST), tmp_path).model.base == "tiny"
+
+
+def test_a_link_in_a_recipe_keeps_its_name_and_its_neighbours(tmp_path: Path) -> None:
+    """As those of a hub's snapshot, links into ../blobs: only beside the link does an index find its shards."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    index = "model.safetensors.index.json"
+    shards = write_shards(LatentModel(test_run.SOURCE).state_dict(), tmp_path / "real", stem="model")
+    for number, file in enumerate(sorted(shards.iterdir())):
+        file.rename(blobs / f"{number:040x}")
+        try:
+            (snapshot / file.name).symlink_to(Path("../blobs") / f"{number:040x}")
+        except OSError:
+            pytest.skip("this system makes no links for everyone")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'[model]\nbase = "snapshot/{index}"\n', encoding="utf-8")
+    read = read_recipe(str(recipe), None, Places())[0]
+    given = read_recipe(str(recipe), None, Places(base=str(snapshot / ".." / "snapshot" / index)))[0]
+    for found in (read, given):
+        assert found.model.base == str(snapshot / index)
+        assert base.bytes_to_convert(found.model) > 0
 
 
 @pytest.mark.parametrize("path", sorted(BUNDLED.glob("*.toml")), ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ from test_run import RECIPE, folder, train  # noqa: F401 (a fixture)
 from comfyui_l2p.l2p_core import atomic, delta
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors
 from comfyui_l2p.l2p_core.run import lock, planning
+from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.folder import LOCK, RunFolder
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.train import demo
@@ -137,6 +138,29 @@ def test_a_demo_takes_a_demos_folder_again(tmp_path: Path) -> None:
         demo.demo(tmp_path)
     (tmp_path / demo.MARKER).write_text("", encoding="utf-8")
     demo._check_folder(tmp_path)
+
+
+def test_a_demos_folder_of_version_0_1_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    """It has no marker; steps and seed of that demo were its user's. Another recipe, or a run alone, is no demo."""
+    kept = RunFolder(tmp_path).recipe
+    text = recipes.to_toml(demo._recipe(steps=7, seed=3))
+    (tmp_path / "state.safetensors").write_bytes(b"a demo's")
+    for recipe, picture, is_demos in (
+        (text, False, False),
+        (text.replace("blocks = 2", "blocks = 1"), True, False),
+        (text.replace('kind = "tiny"', 'kind = "renderings"'), True, False),
+        ("no recipe", True, False),
+        (text, True, True),
+    ):
+        kept.write_text(recipe, encoding="utf-8")
+        (tmp_path / demo.PICTURE).unlink(missing_ok=True)
+        if picture:
+            (tmp_path / demo.PICTURE).write_bytes(b"a picture")
+        if is_demos:
+            demo._check_folder(tmp_path)
+            continue
+        with pytest.raises(ValueError, match="no demo has made it"):
+            demo._check_folder(tmp_path)
 
 
 @pytest.fixture

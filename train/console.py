@@ -36,14 +36,6 @@ def count_text(number: int) -> str:
     return str(number)
 
 
-def bytes_text(number: int) -> str:
-    """A number of bytes: 12.3 GB, 8.1 MB, 200 KB."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number} bytes"
-
-
 @contextmanager
 def byte_progress(text: str) -> Iterator[ProgressCallback]:
     """A bar for work that reports (bytes done, bytes in all)."""

@@ -32,6 +32,7 @@ SHOWN = 8  # images a row
 CURVE_POINTS = 12
 MARKER = "demo.txt"
 """The file that tells a demo's folder, which the next demo empties."""
+PICTURE = "demo.png"
 
 SOURCE_NAME = "latent source"
 INIT_NAME = "converted, untrained"
@@ -67,11 +68,25 @@ def _check_folder(output: Path) -> None:
     Raises:
         ValueError: if it does.
     """
-    if output.is_dir() and not (output / MARKER).exists() and any(path.name != LOCK for path in output.iterdir()):
+    if output.is_dir() and not _is_demos(output) and any(path.name != LOCK for path in output.iterdir()):
         raise ValueError(
             f"{output} is not empty, and no demo has made it, but a demo deletes what the last one left in its folder: "
             "give another one with --output."
         )
+
+
+def _is_demos(output: Path) -> bool:
+    """Whether a demo has made the folder. Those of version 0.1 left no marker, but their picture and their recipe."""
+    if (output / MARKER).exists():
+        return True
+    kept = RunFolder(output).recipe
+    if not (output / PICTURE).is_file() or not kept.is_file():
+        return False
+    try:
+        found = recipes.load(kept)
+    except ValueError:
+        return False
+    return found == _recipe(found.training.steps, found.model.seed)
 
 
 def _demo(recipe: Recipe, folder: RunFolder) -> None:
@@ -100,10 +115,10 @@ def _demo(recipe: Recipe, folder: RunFolder) -> None:
 
     print(f"4. Every model draws the same {EVALUATED} captions, and the judge looks at them.")
     results = _evaluate(folder)
-    _draw(output / "demo.png", folder, results)
+    _draw(output / PICTURE, folder, results)
     print()
     print(score_table({name: scored.scores for name, scored in results.items()}, source=SOURCE_NAME))
-    print(f"\n{output / 'demo.png'} shows it. {time.monotonic() - started:.0f} seconds.")
+    print(f"\n{output / PICTURE} shows it. {time.monotonic() - started:.0f} seconds.")
 
 
 def _recipe(steps: int | None, seed: int) -> Recipe:

@@ -16,7 +16,8 @@ from ..l2p_core.lora import is_adapter
 from ..l2p_core.metadata import stored_config
 from ..l2p_core.model import key_shapes
 from ..l2p_core.tiny.bundled import resolve
-from .console import bytes_text, count_text
+from ..l2p_core.units import bytes_text
+from .console import count_text
 
 _SHOWN_METADATA = 100  # characters of a value, unless everything is asked for as JSON
 

@@ -3,85 +3,124 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from contextlib import suppress
 from pathlib import Path
 
-from ..l2p_core.accelerator import default_device
+import torch
+
+from ..l2p_core.accelerator import CPU, default_device
 from ..l2p_core.config import ModelConfig
 from ..l2p_core.fit import Room, fitting, keeping_what_fits, refuse_if_too_much
 from ..l2p_core.model import key_shapes
+from ..l2p_core.parallel import Ranks
 from ..l2p_core.plan import GB, plan
 from ..l2p_core.recompute import kept_sentence
 from ..l2p_core.run import disk, pace
 from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.folder import RunFolder
-from ..l2p_core.run.planning import workload
+from ..l2p_core.run.planning import decided, workload
 from ..l2p_core.run.recipe import TINY, Recipe
+from ..l2p_core.together import check_together, go_together
 from ..l2p_core.training_config import TrainingConfig
 from .console import table
 from .run import Places, read_recipe
 
 _HALF = 2  # bytes of a parameter in the published files of Z-Image
+_GPU = torch.device("cuda")
+"""What is planned for, whatever this machine has."""
 CARDS = (8, 12, 16, 24, 48, 80)
 
 
-def plan_command(name: str, places: Places, gpu_memory: float | None, cards: bool) -> None:
+def plan_command(name: str, places: Places, gpu_memory: float | None, cards: bool, processes: int = 1) -> None:
     """Print the plan of a recipe; with `cards`, a table of what makes it fit into usual GPUs.
 
     Args:
         name: a recipe file, a bundled recipe's name, or a run folder.
         places: see `run.Places`.
-        gpu_memory: in GB (10^9 bytes), that it must fit into.
+        gpu_memory: in GB (10^9 bytes), that each process must fit into.
+        processes: that train together, on a GPU each.
 
     Raises:
-        ValueError: if it does not fit, with the change that would make it fit.
+        ValueError: if it does not fit, with the change that would make it fit, or if so many processes cannot train so.
     """
     recipe, folder = read_recipe(name, None, places)
     config = _config(recipe, folder, given=places.base is not None)
-    work = workload(recipe, config)
+    check_together(recipe.training, processes, _GPU)
+    work = workload(recipe, config, _parts(recipe, processes))
     if cards:
-        print(card_table(config, recipe))
+        print(card_table(config, recipe, processes))
     elif gpu_memory is None:
-        print(plan(config, recipe.training, work).sentence())
-        _print_disk_and_time(config, recipe.training, recipe, folder)
+        for training in _ways(recipe.training, processes):
+            of_each = _of_each(training, processes)
+            print(of_each + plan(config, training, work, processes=processes).sentence())
+        _print_disk_and_time(config, training, recipe, folder, processes)
     else:
-        room = Room(round(gpu_memory * GB))
-        refuse_if_too_much(config, recipe.training, work, room)
-        training = keeping_what_fits(config, recipe.training, work, room)
-        print(room.plan(config, training, work).sentence() + kept_sentence(config, training))
-        _print_disk_and_time(config, training, recipe, folder)
+        room = Room(round(gpu_memory * GB), processes=processes)
+        training = decided(config, recipe.training, work, room)
+        refuse_if_too_much(config, training, work, room)
+        training = keeping_what_fits(config, training, work, room)
+        needed = room.plan(config, training, work).sentence() + kept_sentence(config, training)
+        print(_of_each(training, processes) + needed)
+        _print_disk_and_time(config, training, recipe, folder, processes)
 
 
-def _print_disk_and_time(config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path) -> None:
-    print(_of_the_disk(config, training, recipe, folder))
+def _print_disk_and_time(
+    config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path, processes: int
+) -> None:
+    print(_of_the_disk(config, training, recipe, folder, processes))
     # On the device that `l2p train` would take.
-    time = pace.expected(recipe, RunFolder(folder), pace.key_of(config, recipe, default_device()))
+    time = pace.expected(recipe, RunFolder(folder), pace.key_of(config, recipe, default_device(), processes))
     if time:
         print(time)
 
 
-def _of_the_disk(config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path) -> str:
+def _parts(recipe: Recipe, processes: int) -> int:
+    """Into how many parts each of a step's micro-batches is cut; errors as for `Ranks.part`."""
+    return Ranks(count=processes, device=CPU).part(recipe.training.accumulate, recipe.data.batch_size)[1]
+
+
+def _ways(training: TrainingConfig, processes: int) -> list[TrainingConfig]:
+    """How the processes may train together: both ways where the GPU's memory would decide."""
+    if processes == 1 or training.parallel != "auto":
+        return [training]
+    ways = (dataclasses.replace(training, parallel=way) for way in ("ddp", "fsdp"))
+    return [way for way in ways if go_together(way, processes, _GPU)]
+
+
+def _of_each(training: TrainingConfig, processes: int) -> str:
+    return f'Each of {processes} processes, with parallel = "{training.parallel}": ' if processes > 1 else ""
+
+
+def _of_the_disk(config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path, processes: int) -> str:
     """What the run needs of the disk that it would be on, and what to change where that has too little room."""
     base = recipe.model.base
     there = base == TINY or Path(base).exists()
     published = None if there else _HALF * sum(math.prod(shape) for shape in key_shapes(config).values())
     found = disk.planned(recipe, config, training, RunFolder(folder), initialisation=published)
-    return f"{found.sentence()} {found.complaint()}".strip()
+    return f"{found.sentence()} {found.complaint(processes)}".strip()
 
 
-def card_table(config: ModelConfig, recipe: Recipe) -> str:
-    """What to change in a recipe for each usual GPU, and what it then needs, as a Markdown table."""
+def card_table(config: ModelConfig, recipe: Recipe, processes: int = 1) -> str:
+    """What to change in a recipe for each usual GPU, and what each process then needs, as a Markdown table."""
     rows = []
+    work = workload(recipe, config, _parts(recipe, processes))
     for card in CARDS:
-        found = fitting(config, recipe.training, workload(recipe, config), Room(card * GB))
+        room = Room(card * GB, processes=processes)
+        training = dataclasses.replace(recipe.training, parallel="ddp")
+        with suppress(ValueError):  # what shards cannot do, replicas may
+            training = decided(config, recipe.training, work, room)
+        way = [f"`{training.parallel}`"] if processes > 1 else []
+        found = fitting(config, training, work, room)
         if found is None:
-            rows.append([f"{card} GB", "does not fit", "", ""])
+            rows.append([f"{card} GB", *way, "does not fit", "", ""])
             continue
         change, needed = found
         settings = ", ".join(f"`{words}`" for words in change.words.split(" and ")) if change.words else "none"
         sizes = [f"{size / GB:.1f} GB" if size else "" for size in (needed.device_bytes, needed.computer_bytes)]
-        rows.append([f"{card} GB", settings, *sizes])
-    return table(["GPU", "changes", "GPU memory", "computer's memory"], rows)
+        rows.append([f"{card} GB", *way, settings, *sizes])
+    return table(["GPU", *(["parallel"] if processes > 1 else []), "changes", "GPU memory", "computer's memory"], rows)
 
 
 def _config(recipe: Recipe, folder: Path, given: bool) -> ModelConfig:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..l2p_core import parallel
 from ..l2p_core.accelerator import named
 from ..l2p_core.dataset.image_folder import ImageFolder
-from ..l2p_core.paths import typed
+from ..l2p_core.paths import settled, typed
 from ..l2p_core.run import loop, preparation
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.base import pixel_config
@@ -106,7 +106,7 @@ def read_recipe(name: str, output: Path | None, places: Places) -> tuple[Recipe,
     sections = {"model": ("base", places.base), "data": ("path", places.data), "captions": ("encoder", places.encoder)}
     for section, (key, value) in sections.items():
         if value is not None:
-            here = value if value == recipes.TINY else str(typed(value).resolve())
+            here = value if value == recipes.TINY else str(settled(typed(value)))
             changed = dataclasses.replace(getattr(recipe, section), **{key: here})
             recipe = dataclasses.replace(recipe, **{section: changed})
     of_run = path.parent if typed(name).is_dir() else Path("runs") / path.stem

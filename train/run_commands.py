@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..l2p_core.paths import typed
-from .arguments import MODEL_HELP, Commands, command, positive_number
+from .arguments import MODEL_HELP, Commands, command, positive, positive_number
 
 if TYPE_CHECKING:
     from .run import Places
@@ -35,12 +35,13 @@ def add_plan(commands: Commands) -> None:
     parser.add_argument(
         "--gpu-memory", type=positive_number, default=None, metavar="GB", help="memory of the GPU that it must fit"
     )
+    parser.add_argument("--processes", type=positive, default=1, metavar="N", help="that train together, on a GPU each")
     parser.add_argument("--cards", action="store_true", help="print which settings make it fit into common GPUs")
 
     def run(args: argparse.Namespace) -> None:
         from .plan import plan_command
 
-        plan_command(args.recipe, _places(args), args.gpu_memory, args.cards)
+        plan_command(args.recipe, _places(args), args.gpu_memory, args.cards, args.processes)
 
     parser.set_defaults(command=run)
 

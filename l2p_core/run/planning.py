@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
+
 from ..accelerator import has_own_memory
 from ..activations import Workload
 from ..config import ModelConfig
@@ -21,6 +23,7 @@ from ..plan import Plan, gigabytes
 from ..sharding import check_shards
 from ..system_memory import available_memory, computer_memory, free_memory_and_swap
 from ..tiny.bundled import is_tiny
+from ..together import go_together
 from ..training_config import TrainingConfig
 from ..training_state import MAY_CHANGE
 from .data import image_side
@@ -74,17 +77,27 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
     memory = free_memory_and_swap() // ranks.on_machine
     free = limit or free_memory(ranks.device)
     room = Room(free or memory, memory if has_own_memory(kind) else None, kind, ranks.count)
-    if ranks.count > 1 and training.parallel == "auto":
-        replicated = dataclasses.replace(training, parallel="ddp")
-        fits = room.holds(room.plan(config, replicated, work))
-        if not fits:
-            check_shards(training, ranks.device)
-        training = replicated if fits else dataclasses.replace(training, parallel="fsdp")
+    training = decided(config, training, work, room)
     refuse_if_too_much(config, training, work, room)
     # What is not needed shall not push others' memory out to the disk.
     spare = dataclasses.replace(room, device=free or min(memory, available_memory() // ranks.on_machine))
     training = keeping_what_fits(config, training, work, spare)
     return room.plan(config, training, work), training
+
+
+def decided(config: ModelConfig, training: TrainingConfig, work: Workload, room: Room) -> TrainingConfig:
+    """The training with "auto" decided: replicas, which communicate least, where they fit.
+
+    Raises:
+        ValueError: as `sharding.check_shards`, where they do not.
+    """
+    if room.processes == 1 or training.parallel != "auto":
+        return training
+    replicated = dataclasses.replace(training, parallel="ddp")
+    if room.holds(room.plan(config, replicated, work)):
+        return replicated
+    check_shards(training, torch.device(room.device_type))
+    return dataclasses.replace(training, parallel="fsdp")
 
 
 def after_running_out(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> MemoryRanOut:
@@ -116,7 +129,7 @@ def after_running_out(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> Memo
 
 def _goes_on(change: Change, training: TrainingConfig, work: Workload, ranks: Ranks) -> bool:
     """Whether a run may go on with the change."""
-    if ranks.count > 1 and (change.training.offload or change.training.step_early):
+    if not go_together(change.training, ranks.count, ranks.device):
         return False
     fields = (field.name for field in dataclasses.fields(training))
     changed = {name for name in fields if getattr(change.training, name) != getattr(training, name)}

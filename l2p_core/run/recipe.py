@@ -18,7 +18,7 @@ from .. import ranges, training_config
 from ..config import VARIANTS
 from ..dataset.problems import MAX_BAD_SHARE
 from ..initialise import INITS
-from ..paths import typed
+from ..paths import settled, typed
 from ..training_config import TrainingConfig
 
 TINY = "tiny"
@@ -272,7 +272,7 @@ def with_paths(recipe: Recipe, beside: Path) -> Recipe:
     """The recipe with absolute paths, relative ones starting at the folder `beside`, `~` being the home folder."""
 
     def absolute(text: str) -> str:
-        return str((beside / typed(text)).resolve()) if text and text != TINY else text
+        return str(settled(beside / typed(text))) if text and text != TINY else text
 
     replace = dataclasses.replace
     captions = {name: absolute(value) for name, value in dataclasses.asdict(recipe.captions).items()}

@@ -27,7 +27,8 @@ from ...l2p_core.model_file import Slot, model_file
 from ...l2p_core.process_memory import peak_memory
 from ...l2p_core.safetensors_header import nbytes
 from ...l2p_core.tensor_io import ChunkReader
-from ..console import bytes_text, table
+from ...l2p_core.units import bytes_text
+from ..console import table
 from .process import forget_peak, run_module
 
 ROUNDS = 3

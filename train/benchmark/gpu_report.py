@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...l2p_core.atomic import atomic_file
-from ..console import bytes_text, table
+from ...l2p_core.units import bytes_text
+from ..console import table
 from .gpu_measure import Figures
 
 

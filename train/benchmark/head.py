@@ -22,7 +22,8 @@ from ...l2p_core.config import VARIANTS, ModelConfig
 from ...l2p_core.detailer import DetailerHead, nearest
 from ...l2p_core.process_memory import peak_memory
 from ...l2p_core.region import Region
-from ..console import bytes_text, table
+from ...l2p_core.units import bytes_text
+from ..console import table
 from .process import run_module
 
 DIM = ModelConfig.dim

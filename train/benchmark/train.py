@@ -37,7 +37,8 @@ from ...l2p_core.tensor_file import save as save_tensors
 from ...l2p_core.tiny.image_set import Batches, ImageSet, caption_of, rendered
 from ...l2p_core.trainer import Trainer, check_possible
 from ...l2p_core.training_config import TrainingConfig
-from ..console import bytes_text, count_text, table
+from ...l2p_core.units import bytes_text
+from ..console import count_text, table
 from .plain_trainer import SHARE, StandIn, tokens, train_plainly
 from .process import FREED_AT_ONCE, Stepped, forget_peak, run_module
 

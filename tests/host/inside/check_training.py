@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -16,10 +17,12 @@ import pytest
 import torch
 
 from comfyui_l2p.l2p_core.model import L2PModel
+from comfyui_l2p.l2p_core.run import disk
 from comfyui_l2p.l2p_core.run.planning import MemoryRanOut
 from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
-from comfyui_l2p.nodes import datasets, files, training
+from comfyui_l2p.nodes import datasets, files, run_files, sentences, training
 from comfyui_l2p.nodes.demo import load_demo
+from comfyui_l2p.nodes.live import Live
 from comfyui_l2p.nodes.training_choices import AS_RECIPE, Choices
 
 Usage = namedtuple("Usage", "total used free")
@@ -106,10 +109,53 @@ def check_errors_give_memory_back(
 def check_a_full_disk_is_named_and_nothing_half_written(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train()
     (host / "diffusion_models" / "run.safetensors").unlink()
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, 0))
-    with pytest.raises(ValueError, match="make room"):
+    publish = run_files.publish
+    full = Usage(1, 1, 0)
+
+    def published(delta: Path, target: Path) -> None:
+        """The disk has filled up since it was planned with."""
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+        publish(delta, target)
+
+    monkeypatch.setattr(run_files, "publish", published)
+    with pytest.raises(ValueError, match="models/diffusion_models/other.safetensors needs .* make room") as caught:
         train(filename="other")
+    assert str(host) not in str(caught.value)
     assert is_left_alone() and not list((host / "diffusion_models").iterdir())
+
+
+def check_a_disk_that_is_full_beforehand_is_named_as_the_user_knows_it(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's own, and the one of the models where it is another; no path of the machine is said."""
+    usage, disks = shutil.disk_usage, disk._disk
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 0) if "output" in str(path) else usage(path))
+    with pytest.raises(ValueError, match="The disk of output/l2p_runs/run has only 0 GB free") as caught:
+        train()
+    assert str(host) not in str(caught.value) and is_left_alone()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 0) if "models" in str(path) else usage(path))
+    monkeypatch.setattr(disk, "_disk", lambda path: 1 if "models" in str(path) else disks(path))
+    with pytest.raises(ValueError, match="The disk of models/diffusion_models, where the delta goes") as caught:
+        train()
+    assert str(host) not in str(caught.value)
+
+
+def check_sentences_name_the_hosts_folders_as_its_user_knows_them(
+    host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is moved aside says where to; folders that are links are known by either of their paths."""
+    train()
+    notes: list[str] = []
+    monkeypatch.setattr(Live, "note", lambda live, text: notes.append(text))
+    train(anew=True, overwrite=True)
+    assert any("lies in output/l2p_runs/run/earlier-1 now" in note for note in notes), notes
+    assert not [note for note in notes if str(tmp_path) in note]
+    said = sentences.by_folders(f"{host / 'output' / 'l2p_runs' / 'run'}, {host / 'datasets' / 'shapes' / '0.png'}")
+    assert said.replace(os.sep, "/") == "output/l2p_runs/run, datasets/shapes/0.png"
+    elsewhere = tmp_path / "elsewhere"
+    (host / "output" / "l2p_runs").rename(elsewhere)
+    (host / "output" / "l2p_runs").symlink_to(elsewhere, target_is_directory=True)
+    assert sentences.by_folders(f"The disk of {elsewhere} is full.") == "The disk of output/l2p_runs is full."
 
 
 @pytest.mark.parametrize("policy", ["shallow", "all"])
