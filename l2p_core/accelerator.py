@@ -141,7 +141,7 @@ def _warn_unpinned(reason: str) -> None:
         return
     _warned.set()
     logging.getLogger(__name__).warning(
-        "L2P: the system did not pin more RAM (%s). Training goes on with ordinary RAM, from which copies to the GPU "
+        "L2P: the system did not pin more RAM (%s). It uses ordinary RAM instead, from which copies to the GPU "
         "are slower; closing other programs, or a higher limit of locked memory, may help.",
         reason,
     )

@@ -1,7 +1,7 @@
 """Puts the linear layers of a model's blocks into the form that a training keeps them in.
 
-Frozen ones become `FrozenLinear`, in few bits or streamed; trained ones `TrainedLinear` where the computer's memory
-keeps them anyway, because they are offloaded, and blocks are streamed. All share one stream, in the order in which they
+Frozen ones become `FrozenLinear`, in few bits or streamed; trained ones `TrainedLinear` where RAM keeps them
+anyway, because they are offloaded, and blocks are streamed. All share one stream, in the order in which they
 are computed.
 """
 
@@ -102,7 +102,7 @@ def trained_linears(model: nn.Module) -> dict[str, TrainedLinear]:
 
 
 def bytes_in_computer(model: nn.Module) -> int:
-    """What a model's streamed weights take of the computer's memory rather than of the device's."""
+    """What a model's streamed weights take of RAM rather than of the device's memory."""
     frozen = sum(module.bytes_in_computer for module in model.modules() if isinstance(module, FrozenLinear))
     return frozen + sum(layer.working.nbytes for layer in trained_linears(model).values())
 

@@ -70,7 +70,7 @@ _USED = 0.85
 """Share of the room that activations are kept up to."""
 
 _BACK: tuple[tuple[str, object, int], ...] = (("stream", False, 1), ("offload", False, 2))
-"""The same of what needs less of the computer's memory, where that is the one that is short."""
+"""The same of what needs less RAM, where that is the one that is short."""
 
 
 def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
@@ -164,7 +164,7 @@ def refuse_if_too_much(
             'several devices with parallel = "fsdp".'
         )
     change, smaller = found
-    computer = f" and {gigabytes(smaller.computer_bytes)} GB of the computer's memory" if smaller.computer_bytes else ""
+    computer = f" and {gigabytes(smaller.computer_bytes)} GB of RAM" if smaller.computer_bytes else ""
     raise ValueError(
         f"{sentence} It would fit with {change.words}: then about {gigabytes(smaller.device_bytes)} GB{computer}."
     )

@@ -1,4 +1,4 @@
-"""What a training run needs of memory, computed from shapes before anything is loaded.
+"""How much memory a training run needs, computed from shapes before anything is loaded.
 
 Sizes are in bytes; in sentences 1 GB is 10^9. What a GPU's own software takes, and what its allocator loses
 between tensors, is counted as `DEVICE_OVERHEAD`.
@@ -33,7 +33,7 @@ class Plan:
 
     Attributes:
         device: by what they are for, of the device's memory.
-        computer: the same of the computer's memory, beside the program itself.
+        computer: the same of RAM, beside the program itself.
     """
 
     device: dict[str, int]
@@ -52,7 +52,7 @@ class Plan:
         of = "GPU memory" if has_own_memory(device_type) else "memory"
         sentence = f"Needs about {gigabytes(self.device_bytes)} GB of {of}: {listed(self.device)}"
         if self.computer_bytes:
-            sentence += f"; and {gigabytes(self.computer_bytes)} GB of the computer's memory: {listed(self.computer)}"
+            sentence += f"; and {gigabytes(self.computer_bytes)} GB of RAM: {listed(self.computer)}"
         return sentence + "."
 
 
@@ -147,7 +147,7 @@ class _Planner:
         return sum(size(self._numbers(name)) for name in self.trained)
 
     def _weights(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Bytes of what is computed with, on the device and in the computer's memory."""
+        """Bytes of what is computed with, on the device and in RAM."""
         device = {"frozen weights": 0, "trained weights": 0}
         computer = {"trained weights": 4 * self.numbers} if self.training.offload else {}
         blocks: dict[str, int] = {}

@@ -78,8 +78,9 @@ SIDE = _whole(1, 65_536)
 """Pixels of an image's side."""
 TILE = _whole(1, 65_536)
 """Pixels of the side of the head's tiles."""
-HEAD_WIDTH = Range(1 / 16, 16)
-"""Factor on the Detailer Head's widths: the narrowest stage of the 4k variant, of 16 channels, keeps one at 1/16."""
+HEAD_WIDTH = Range(1 / 64, 16)
+"""Factor on the Detailer Head's widths: of the 1k variant, whose narrowest stage has 64 channels, one is left at 1/64.
+Every stage keeps one channel at least."""
 SHARE = Range(0, 1)
 PART = Range(0, 1, below=True)
 """A share of less than all."""

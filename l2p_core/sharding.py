@@ -68,7 +68,7 @@ def check_shards(config: TrainingConfig, device: torch.device) -> None:
     """
     why = "" if config.parallel == "fsdp" else 'A process has no room for the whole model, so that "auto" is "fsdp". '
     if config.compile:
-        raise ValueError(f'{why}compile = true is not possible with parallel = "fsdp": leave one of them out.')
+        raise ValueError(f'{why}compile = true is not possible with parallel = "fsdp": remove one of them.')
     if config.optimiser_bits == 8:
         raise ValueError(
             f'{why}parallel = "fsdp" cuts up optimiser states, which 8-bit ones cannot be: set optimiser_bits = 32, or '

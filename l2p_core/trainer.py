@@ -149,7 +149,7 @@ class Trainer:
 
     @property
     def bytes_in_computer(self) -> int:
-        """What offloading and streaming keep in the computer's memory."""
+        """What offloading and streaming keep in RAM."""
         states = self._weights.state().values() if self.config.offload else ()
         return sum(tensor.nbytes for tensor in states) + block_store.bytes_in_computer(self.model)
 

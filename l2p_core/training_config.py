@@ -114,11 +114,11 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)!r}.")
         ranges.check(self, RANGES)
         if self.policy == "all" and self.frozen != "full":
-            raise ValueError('frozen is about what does not train, but policy "all" trains everything: leave it out.')
+            raise ValueError('frozen is about what does not train, but policy "all" trains everything: remove it.')
         if self.policy == "all" and self.stream and not self.offload:
             raise ValueError('Under policy "all" everything trains, and stream = true needs offload = true as well.')
         if self.step_early and self.accumulate > 1:
             raise ValueError(
                 f"step_early = true steps after every micro-batch, which accumulate = {self.accumulate} is not for: "
-                "leave one of them out."
+                "remove one of them."
             )

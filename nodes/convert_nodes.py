@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from . import files, results
+from .limited import within_limits
 from .options import VARIANTS
 
 CATEGORY = "L2P/files"
@@ -98,6 +99,7 @@ class ConvertToL2P(io.ComfyNode):
         return files.fingerprint(source), results.fingerprint(cls, filename), sorted(settings.items())
 
     @classmethod
+    @within_limits
     def execute(cls, source: str, variant: str, seed: int, filename: str, overwrite: bool) -> io.NodeOutput:
         from .jobs import convert_file
 

@@ -18,7 +18,7 @@ GIB = 1024**3
 
 
 def check_canvas(batch: int, height: int, width: int) -> None:
-    """Refuse images that do not even fit into the computer's own memory.
+    """Refuse images that do not even fit into RAM.
 
     Raises:
         ValueError: naming the size, what it takes and what is free.
@@ -27,7 +27,7 @@ def check_canvas(batch: int, height: int, width: int) -> None:
     there = comfy.model_management.get_free_memory(torch.device("cpu"))
     if needed > there:
         raise ValueError(
-            f"{batch} image(s) of {width}x{height} take {needed / GIB:.0f} GiB of this computer's memory, but "
+            f"{batch} image(s) of {width}x{height} take {needed / GIB:.0f} GiB of RAM, but "
             f"{there / GIB:.0f} GiB are free: choose a smaller size or batch."
         )
 

@@ -22,3 +22,10 @@ VARIANTS = ("1k", "4k", "8k", "10k")
 POLICIES = ("shallow", "all", "lora")
 PROMPT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
 """These three as in `l2p_core`, which takes longer to import; a test compares them."""
+
+
+def steps_problem(steps: int) -> str | None:
+    """What is wrong with a number of steps, if anything, in a sentence."""
+    if steps >= 1 or steps == FROM_MODEL:
+        return None
+    return f"steps is {steps}: take 1 or more, or {FROM_MODEL} for what the model was published with."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .limited import within_limits
+
 CATEGORY = "L2P/pixels"
 MAX_SIDE = 16384
 
@@ -29,6 +31,7 @@ class EmptyPixels(io.ComfyNode):
         )
 
     @classmethod
+    @within_limits
     def execute(cls, width: int, height: int, batch_size: int) -> io.NodeOutput:
         from .pixels import empty_pixels
 

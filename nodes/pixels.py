@@ -15,7 +15,7 @@ def empty_pixels(width: int, height: int, batch: int) -> dict[str, Any]:
     """A LATENT of mid-grey pixels, (batch, 3, height, width), for a sampler to fill.
 
     Raises:
-        ValueError: if the computer's memory cannot hold it.
+        ValueError: if RAM cannot hold it.
     """
     check_canvas(batch, height, width)
     # The ratio tells the host that these are pixels, not latents of an eighth of the size.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 
-from .options import FROM_MODEL, PUBLISHED
+from .limited import within_limits
+from .options import FROM_MODEL, PUBLISHED, steps_problem
 from .pixel_nodes import MAX_SIDE
 
 
@@ -101,11 +102,10 @@ class PixelSampler(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, steps: int | None = None) -> bool | str:
         # The host repeats the sentence for every input named here, so the others are asked about by their limits.
-        if steps is not None and (steps < FROM_MODEL or steps == 0):
-            return f"steps is {steps}: take 1 or more, or {FROM_MODEL} for what the model was published with."
-        return True
+        return (None if steps is None else steps_problem(steps)) or True
 
     @classmethod
+    @within_limits
     def execute(
         cls,
         model: io.Model.Type,

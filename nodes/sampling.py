@@ -15,7 +15,7 @@ from ..l2p_core import flow
 from ..l2p_core.config import VARIANTS, Variant
 from .host import L2PBaseModel
 from .limits import check_memory
-from .options import FROM_MODEL, PUBLISHED
+from .options import FROM_MODEL, PUBLISHED, steps_problem
 from .pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
 
 
@@ -49,10 +49,13 @@ def sample_image(
     is 0 comes out exactly as it went in.
 
     Raises:
-        ValueError: for a model that is not L2P, a negative cfg, a mask without an image or of another size, a
+        ValueError: for a model that is not L2P, no steps, a negative cfg, a mask without an image or of another size, a
             denoise below 1 without an image, or a size that the device's memory cannot hold.
     """
     variant = variant_of(model)
+    problem = steps_problem(settings.steps)
+    if problem:
+        raise ValueError(problem)
     if settings.cfg < 0 and settings.cfg != FROM_MODEL:
         raise ValueError(
             f"cfg is {settings.cfg}: take 0 or more, or {FROM_MODEL} for what the model was published with."

@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 
 from . import datasets, results
 from .files import NO_FILE
+from .limited import within_limits
 from .options import PROMPT_SUFFIXES
 from .pixel_nodes import MAX_SIDE
 from .progress import say_at
@@ -123,6 +124,7 @@ class SynthesizeDataset(io.ComfyNode):
         return prompts, results.fingerprint(cls, dataset), sorted(settings.items())
 
     @classmethod
+    @within_limits
     def execute(
         cls,
         model: io.Model.Type,

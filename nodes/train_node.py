@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..l2p_core.run.find import bundled
 from . import datasets, files, results
+from .limited import within_limits
 from .options import POLICIES
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
@@ -164,6 +165,7 @@ class TrainL2P(io.ComfyNode):
         return inputs, results.fingerprint(cls, settings.get("run_name")), sorted(settings.items(), key=str)
 
     @classmethod
+    @within_limits
     def execute(cls, clip: Any, start: str, **settings: Any) -> io.NodeOutput:
         from .training import train
 

@@ -27,6 +27,8 @@ def test_it_tells_versions_devices_memory_and_what_is_missing(capsys: pytest.Cap
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert f"  torch: {torch.__version__}\n" in text and str(Path.home()) not in text
+    assert "docs/gpu-protocol.md" in text.splitlines()[-1]
+    assert (Path(__file__).parents[1] / "docs" / "gpu-protocol.md").is_file()
 
 
 def test_what_is_missing_or_too_old_is_said_with_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,7 +194,7 @@ def test_blocks_share_allocations_that_waste_little(sizes: list[int], groups: li
 
 def test_where_nothing_is_frozen_nothing_is_stored() -> None:
     assert not frozen_layers(run(config(blocks=2, frozen="fp8", stream=True), 1).model)
-    with pytest.raises(ValueError, match='policy "all" trains everything: leave it out'):
+    with pytest.raises(ValueError, match='policy "all" trains everything: remove it'):
         config(policy="all", frozen="fp8")
     with pytest.raises(ValueError, match="stream = true needs offload = true"):
         config(policy="all", stream=True)

@@ -213,7 +213,7 @@ def test_what_the_computer_has_no_room_for_is_refused_too() -> None:
         refuse_if_too_much(Z_IMAGE, config, AT_1024, Room(limit, memory))
 
     ask(64 * GB)
-    said = r"41\.0 GB of the computer's memory.* and 32\.0 GB of .* optimiser_bits = 8: then about 12\.2 GB"
+    said = r"41\.0 GB of RAM.* and 32\.0 GB of .* optimiser_bits = 8: then about 12\.2 GB"
     with pytest.raises(ValueError, match=said):
         ask(32 * GB)
     with pytest.raises(ValueError, match="No setting makes it fit"):

@@ -24,7 +24,8 @@ from comfyui_l2p.train.arguments import Number
 from comfyui_l2p.train.cli import build_parser, main
 from comfyui_l2p.train.host_client import HostClient
 
-TYPES_OF_TEXTS = (None, str, Path, typed)
+TYPES_OF_TEXTS = (None, str, typed)
+"""Paths are `typed`, never plain `Path`, so that `~` is the home folder wherever one may be given."""
 
 
 def commands(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -74,7 +75,9 @@ def name(value: object) -> str:
 
 @pytest.mark.parametrize(("words", "action"), ARGUMENTS, ids=name)
 def test_every_argument_is_a_text_or_has_a_range(words: tuple[str, ...], action: argparse.Action) -> None:
+    assert action.type is not Path, "give it type=typed, which expands ~"
     assert action.type in TYPES_OF_TEXTS or isinstance(action.type, Number), "give it type=Number(a range)"
+    assert not isinstance(action.default, Path) or action.type is typed
     looks_like_a_number = isinstance(action.default, (int, float)) or (
         isinstance(action.default, list) and any(isinstance(item, (int, float)) for item in action.default)
     )

@@ -136,7 +136,9 @@ def test_a_host_that_always_fails_is_given_up(
     }
     with FakeHost(lambda number: kind) as bad:
         said = mistake(capsys, *command(workflow, tmp_path / "set", prompts, bad))
-        assert "10 images could not be made" in said and sentences[kind] in said and "start again to go on" in said
+        assert (
+            "10 images could not be made" in said and sentences[kind] in said and "start again to make the rest" in said
+        )
         assert not list((tmp_path / "set").glob("*.png"))
         with FakeHost() as good:
             assert main(command(workflow, tmp_path / "set", prompts, bad, good)) in (0, 2)

@@ -105,7 +105,7 @@ class Fleet:
         if missing:
             reasons = "; ".join(dict.fromkeys(self._given_up.values()))
             raise ValueError(
-                f"{missing} images could not be made ({reasons}). What was made is kept: start again to go on."
+                f"{missing} images could not be made ({reasons}). What was made is kept: start again to make the rest."
             )
 
     def _work(self, host: HostClient) -> None:

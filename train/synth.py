@@ -46,7 +46,7 @@ def synth_command(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace, tiny: bool) -> None:
     if tiny and args.host:
-        raise ValueError("The bundled source needs no host: leave --host out, or give a workflow in place of tiny.")
+        raise ValueError("The bundled source needs no host: remove --host, or give a workflow in place of tiny.")
     if not tiny and not args.host:
         raise ValueError(f"{args.source} needs a running ComfyUI: give its address with --host 127.0.0.1:8188.")
     if not tiny and not args.prompts:

@@ -1,0 +1,42 @@
+"""Numbers of a node's inputs, held to the limits of its schema whichever way they come."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..l2p_core.ranges import Range
+
+_SHOWN = 40  # characters of a wrong value
+
+
+def within_limits(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """A node's `execute` that first holds its numbers to the limits of its inputs.
+
+    The host holds numbers that are typed to them, except NaN; numbers that come from other nodes it passes on as they
+    are. What comes raises ValueError with the input's name.
+    """
+
+    @functools.wraps(execute)
+    def checked(cls: type[io.ComfyNode], **given: Any) -> io.NodeOutput:
+        for input in (cls.SCHEMA or cls.GET_SCHEMA()).inputs:
+            if isinstance(input, (io.Int.Input, io.Float.Input)) and given.get(input.id) is not None:
+                _check_number(input, given[input.id])
+        return execute(cls, **given)
+
+    return checked
+
+
+def _check_number(input: Any, value: Any) -> None:
+    whole = isinstance(input, io.Int.Input)
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise ValueError(
+            f"{input.id} must be {'a whole number' if whole else 'a number'}, not {str(value)[:_SHOWN]!r}."
+        )
+    least = -math.inf if input.min is None else input.min
+    most = math.inf if input.max is None else input.max
+    Range(least, most, whole).check(input.id, value)
