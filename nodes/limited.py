@@ -9,8 +9,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..l2p_core.ranges import Range
-
 _SHOWN = 40  # characters of a wrong value
 
 
@@ -32,6 +30,8 @@ def within_limits(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.Nod
 
 
 def _check_number(input: Any, value: Any) -> None:
+    from ..l2p_core.ranges import Range
+
     whole = isinstance(input, io.Int.Input)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise ValueError(
