@@ -19,6 +19,7 @@ from . import lora
 from .backbone import Block, pad_tokens
 from .config import PIXEL_CHANNELS, TOKEN_MULTIPLE, ModelConfig
 from .freeze import freeze_all_but, trainable_names
+from .fused_decoder import Fusion
 from .live_memory import Traced, computing_in, trace
 from .model import L2PModel
 from .patch import padded_size, patchify
@@ -213,7 +214,7 @@ class _Parts:
         x = self._map(head_config.bottleneck, image)
         for stage, at, skip in reversed(rows):
             names = (f"local_decoder.up{stage.name}.", f"local_decoder.dec{stage.name}.")
-            part = self._part(names, _Bound(head._decode, stage, at, composed={}), [x, skip])
+            part = self._part(names, _Bound(head._decode, stage, at, fusion=Fusion(wanted=False)), [x, skip])
             yield Part(names, part.traced, True, reaches_back=skip.untyped_storage().nbytes())
             image = image[0] * 2, image[1] * 2
             x = self._map(stage.dec, image)

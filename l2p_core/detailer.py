@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
-from .fused_decoder import Composed, can_fuse, fused_stage
+from .fused_decoder import Fusion, can_fuse, fused_stage, pays_on
 from .head_tiles import countable
 from .precision import unwidened
 from .region import Region, StageRegions, stage_regions
@@ -84,17 +84,20 @@ class DetailerHead(nn.Module):
             compiled = None if torch.is_grad_enabled() else self.compiled
             return (compiled or self.whole)(pixels, features)
         output = torch.empty_like(pixels)
-        composed: Composed = {}
+        fusion = self._fusion(pixels, tile * tile)
         for piece in image.tiles(tile):
-            output[piece.index] = self._region(pixels, features, piece, image, composed)
+            output[piece.index] = self._region(pixels, features, piece, image, fusion)
         return output
 
     def whole(self, pixels: Tensor, features: Tensor) -> Tensor:
         """The head on the whole image at once; see `forward`."""
         image = Region(0, pixels.shape[-2], 0, pixels.shape[-1])
-        return self._region(pixels, features, image, image, {})
+        return self._region(pixels, features, image, image, self._fusion(pixels, image.pixels))
 
-    def _region(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, composed: Composed) -> Tensor:
+    def _fusion(self, pixels: Tensor, at_once: int) -> Fusion:
+        return Fusion(pays_on(pixels.device, at_once) if self.fused is None else self.fused)
+
+    def _region(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, fusion: Fusion) -> Tensor:
         """The output over `wanted`, computing of every stage only what that depends on."""
         regions, bottleneck = stage_regions(wanted, image, len(self.stages))
         x = pixels[regions[0].encoder_reads.index]
@@ -107,7 +110,7 @@ class DetailerHead(nn.Module):
         grid = image.bottom >> len(self.stages), image.right >> len(self.stages)
         x = self._run(self._fuse, x, nearest(features, grid, bottleneck))
         for stage, at in zip(reversed(self.stages), reversed(regions), strict=True):
-            x = self._run(self._decode, stage, at, x, skips.pop(), composed)
+            x = self._run(self._decode, stage, at, x, skips.pop(), fusion)
         return self.out_conv(x)
 
     def _encode(self, stage: Stage, at: StageRegions, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,10 +120,10 @@ class DetailerHead(nn.Module):
     def _fuse(self, x: Tensor, features: Tensor) -> Tensor:
         return _silu(self.bottleneck[0](torch.cat([x, features.to(x.dtype)], dim=1)))
 
-    def _decode(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, composed: Composed) -> Tensor:
+    def _decode(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
         up, dec = self._conv("up", stage, 1), self._conv("dec", stage, 0)
-        if can_fuse(up, dec, x, at.decoded.pixels, self.fused):
-            return _silu(self._fused(stage, at, x, skip, composed))
+        if can_fuse(up, dec, x, at.decoded.pixels, fusion.wanted):
+            return _silu(self._fused(stage, at, x, skip, fusion))
         return _silu(self._merged(stage, at, x, skip))
 
     def _merged(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
@@ -132,11 +135,11 @@ class DetailerHead(nn.Module):
         x = torch.cat([x, _cropped(skip, at.encoded, at.merged)], dim=1)
         return _cropped(self._conv("dec", stage, 0)(x), at.merged, at.decoded)
 
-    def _fused(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, composed: Composed) -> Tensor:
+    def _fused(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
         """The same with both convolutions in one, and the image's outermost pixels as written."""
         coarse = at.upsampled.halved()
         through, output = fused_stage(
-            x, _cropped(skip, at.encoded, at.merged), self._conv("up", stage, 1), self._conv("dec", stage, 0), composed
+            x, _cropped(skip, at.encoded, at.merged), self._conv("up", stage, 1), self._conv("dec", stage, 0), fusion
         )
         output = _cropped(output, at.merged, at.decoded)
         output += _cropped(through, coarse.doubled(), at.decoded)

@@ -9,6 +9,8 @@ caller computes those as written.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,17 +18,36 @@ from torch import Tensor, nn
 # Composing weights costs as much as it saves at about 200 x 200 pixels.
 MIN_PIXELS = 512 * 512
 
+GPU_PIXELS = 4096 * 4096
+"""Of a piece evaluated at once, from which fusing pays on an H100 (docs/benchmarks.md): 17 to 37% less time."""
+
 # A fine pixel p = 2i + a reads, by tap t of the 5x5 composition, fine pixel p + t - 2, which lies in the coarse cell
 # i + (a + t - 2) // 2. For each a: the coarse tap (0, 1, 2 for cells i-1, i, i+1) of the fine taps 0 to 4.
 _COARSE_TAPS = tuple(tuple((a + t - 2) // 2 + 1 for t in range(5)) for a in (0, 1))
 
-Composed = dict[nn.Module, tuple[Tensor, Tensor]]
-"""By a stage's `up`, what `compose` made of it, for all tiles of a pass: made for each, it costs more than it saves."""
+
+@dataclass
+class Fusion:
+    """What the tiles of one pass share.
+
+    Attributes:
+        wanted: whether to fuse; None is on a CPU, where enough pixels pay.
+        weights: by a stage's `up`, what `compose` made of it: made for each tile, it would cost more than it saves.
+    """
+
+    wanted: bool | None = None
+    weights: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+def pays_on(device: torch.device, pixels: int) -> bool | None:
+    """Whether a pass over pieces of so many pixels shall fuse; None is for each stage to say."""
+    if device.type == "cuda" and torch.version.hip is None:
+        return pixels >= GPU_PIXELS
+    return None
 
 
 def can_fuse(up: nn.Module, dec: nn.Module, x: Tensor, pixels: int, wanted: bool | None = None) -> bool:
-    """Whether to fuse: plain convolutions, no gradients, and `wanted`; None is on a CPU (where it was measured) with
-    enough pixels to pay."""
+    """Whether to fuse a stage of so many pixels: plain convolutions, no gradients, and `Fusion.wanted`."""
     # Exactly this class: a host's own layers cast, offload or patch their weights when they are called.
     plain = type(up) is nn.Conv2d and type(dec) is nn.Conv2d
     pays = x.device.type == "cpu" and pixels >= MIN_PIXELS
@@ -56,24 +77,21 @@ def compose(up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return weight.flatten(0, 2).to(up.weight.dtype), bias.to(up.weight.dtype)
 
 
-def fused_stage(
-    x: Tensor, skip: Tensor, up: nn.Conv2d, dec: nn.Conv2d, composed: Composed | None = None
-) -> tuple[Tensor, Tensor]:
+def fused_stage(x: Tensor, skip: Tensor, up: nn.Conv2d, dec: nn.Conv2d, fusion: Fusion) -> tuple[Tensor, Tensor]:
     """Both halves of `dec`'s output before its SiLU, to be added where their regions meet.
 
     Args:
         x: (B, in, h, w), the coarse input.
         skip: (B, skip channels, ...), of any region.
-        composed: weights that were composed before in this pass, and where to leave these.
+        fusion: of the pass; keeps the weights that are composed.
 
     Returns:
         (B, out, 2h, 2w), what comes through `up`, right where all of its neighbours were in `x` or outside the image
         by 2 or more pixels, and (B, out, ...) of the skip, with all of the bias.
     """
-    composed = {} if composed is None else composed
-    if up not in composed:
-        composed[up] = compose(up, dec)
-    weight, bias = composed[up]
+    if up not in fusion.weights:
+        fusion.weights[up] = compose(up, dec)
+    weight, bias = fusion.weights[up]
     through = _fine(F.conv2d(x, weight, padding=1), dec.out_channels)
     return through, F.conv2d(skip, dec.weight[:, up.out_channels :], bias, padding=1)
 

@@ -21,7 +21,7 @@ FEED_FORWARD_WIDTHS = 3.0
 SCORED_QUERIES = 512
 """Queries at a time in the host's sub-quadratic attention, which it uses where torch's fused one is off."""
 
-MIN_HEAD_BUDGET = 1024**3
+MIN_HEAD_BUDGET = 5 * 1024**3 // 4
 """The head may always use this many bytes, or as many as the backbone if that is more: the host is asked for them."""
 
 USED_OF_FREE = 0.8

@@ -54,7 +54,7 @@ def test_composed_weights_are_those_of_the_two_convolutions() -> None:
     up, dec = torch.nn.Conv2d(3, 4, 3, padding=1).double(), torch.nn.Conv2d(4 + 2, 5, 3, padding=1).double()
     x, skip = torch.randn(1, 3, 6, 7).double(), torch.randn(1, 2, 12, 14).double()
     with torch.no_grad():
-        through, rest = fused_decoder.fused_stage(x, skip, up, dec)
+        through, rest = fused_decoder.fused_stage(x, skip, up, dec, fused_decoder.Fusion())
         expected = dec(torch.cat([up(torch.nn.functional.interpolate(x, scale_factor=2.0)), skip], dim=1))
     inside = (..., slice(1, -1), slice(1, -1))
     # Weights are composed in float32.
@@ -71,3 +71,13 @@ def test_layers_of_a_host_are_left_alone() -> None:
         assert not fused_decoder.can_fuse(Patched(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 1 << 30)
         assert not fused_decoder.can_fuse(torch.nn.Conv2d(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 100)
     assert not fused_decoder.can_fuse(torch.nn.Conv2d(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 1 << 30)
+
+
+def test_a_gpu_fuses_from_the_size_at_which_it_was_measured_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert fused_decoder.pays_on(gpu, 4096 * 4096) is True
+    assert fused_decoder.pays_on(gpu, 2048 * 2048) is False
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert fused_decoder.pays_on(gpu, 4096 * 4096) is None
+    assert fused_decoder.pays_on(torch.device("cpu"), 4096 * 4096) is None
