@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from .config import NORM_EPS, TOKEN_MULTIPLE, ModelConfig
 from .lean_steps import gated_silu, scaled_norm
 from .patch import padded_size
+from .precision import LACKED, computed_in, product
 from .rope import Rope, caption_rope, joint_rope, rotate
 
 Runs = tuple[tuple[int, int], ...]
@@ -59,21 +60,36 @@ class RMSNorm(nn.RMSNorm):
         return scaled_norm(x, self.weight, factor, self.eps)
 
 
+class Linear(nn.Linear):
+    """A linear layer that without gradients does not compute in a dtype that the CPU lacks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        dtype = computed_in(x)
+        if not LACKED.get(dtype, False):
+            return super().forward(x)
+        return product(x.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
+
 class Attention(nn.Module):
     """Self-attention with RMS-normed queries and keys and rotary positions."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.n_heads = config.n_heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.qkv = Linear(config.dim, 3 * config.dim, bias=False)
+        self.out = Linear(config.dim, config.dim, bias=False)
         self.q_norm = RMSNorm(config.head_dim, eps=NORM_EPS)
         self.k_norm = RMSNorm(config.head_dim, eps=NORM_EPS)
 
     def forward(self, x: Tensor, rope: Rope, runs: Runs | None) -> Tensor:
         """(B, N, D) -> (B, N, D); `runs` says which tokens exist, None if all do."""
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.n_heads)
-        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b n h d", three=3, h=self.n_heads)
+        rope = rope.transpose(1, 2)
+        # Heads go before tokens for attention alone: what comes before reads memory in its order.
+        q, k, v = (x.transpose(1, 2) for x in (rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope), v))
         x = F.scaled_dot_product_attention(q, k, v) if runs is None else _attended(q, k, v, runs)
         return self.out(rearrange(x, "b h n d -> b n (h d)"))
 
@@ -83,9 +99,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w1 = Linear(config.dim, config.ffn_dim, bias=False)
+        self.w2 = Linear(config.ffn_dim, config.dim, bias=False)
+        self.w3 = Linear(config.dim, config.ffn_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .block_stream import StreamedTensor
+from .precision import computed_in
 
 FLOAT8 = torch.float8_e4m3fn
 _LARGEST_EXPONENT = 8  # of float8 e4m3fn, which reaches 448 = 1.75 * 2^8
@@ -120,12 +121,6 @@ class Streamed:
     def read(self) -> Stored:
         """The weight on the device, to be used before another block is asked for."""
         return Stored(self._numbers.read(), self._scale)
-
-
-def computed_in(x: Tensor) -> torch.dtype:
-    """The dtype that a linear layer computes in: that of autocast where it is on, else that of its input."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class FrozenLinear(nn.Module):

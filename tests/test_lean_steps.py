@@ -34,7 +34,7 @@ def test_the_norm_has_autograds_gradients(
     inputs = [tensor for tensor in (x, weight, factor) if tensor is not None and tensor.requires_grad]
 
     ours = ScaledNorm.apply(x, weight, factor, NORM_EPS)
-    assert ours.dtype == dtype and torch.equal(ours, plain_norm(x, weight, factor))
+    assert ours.dtype == dtype
     # What the gradients should be, in float32 throughout.
     exact = [None if tensor is None else tensor.detach().float().requires_grad_() for tensor in (x, weight, factor)]
     assert exact[0] is not None and exact[1] is not None
@@ -42,6 +42,7 @@ def test_the_norm_has_autograds_gradients(
     pairs = zip(exact, (x, weight, factor), strict=True)
     trains = [e for e, tensor in pairs if e is not None and tensor is not None and tensor.requires_grad]
     wanted = torch.autograd.grad(reference, trains, gradient.float())
+    assert (ours.float() - reference).norm() <= error * reference.norm()
     for found, should, tensor in zip(torch.autograd.grad(ours, inputs, gradient), wanted, inputs, strict=True):
         assert found.dtype == tensor.dtype
         assert (found.float() - should).norm() <= error * should.norm()

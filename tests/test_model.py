@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
 from golden_vectors import relative_error
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from comfyui_l2p.l2p_core import flow, precision
+from comfyui_l2p.l2p_core.backbone import Linear, RefinedCaptions
 from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig
 from comfyui_l2p.l2p_core.model import L2PModel, LatentModel, key_shapes
 
@@ -126,6 +130,44 @@ def test_tables_made_in_inference_mode_can_be_trained_with() -> None:
     with torch.inference_mode():
         model(*arguments)
     model(*arguments).sum().backward()
+
+
+@pytest.mark.parametrize("lengths", [(9, 9), (3, 40)], ids=["equal", "mixed"])
+@pytest.mark.parametrize("latent", [False, True])
+def test_sampling_with_refined_captions_equals_sampling_without(latent: bool, lengths: tuple[int, int]) -> None:
+    model = LatentModel(tiny_models.SOURCE) if latent else tiny_models.pixel_model()
+    given = torch.randn(2, 16 if latent else 3, 8 if latent else 32, 8 if latent else 32)
+    captions, negative = tiny_models.captions(*lengths), tiny_models.captions(5, 33, seed=1)
+
+    def plain(x: Tensor, sigma: Tensor, captions: Sequence[Tensor]) -> Tensor:
+        assert not isinstance(captions, RefinedCaptions)
+        return model(x, sigma, captions)
+
+    refined = []
+    model.context_refiner[0].register_forward_hook(lambda *_: refined.append(1))
+    settings: dict[str, Any] = {"sigmas": flow.sigmas(3), "cfg": 2.5, "negative": negative}
+    ours = flow.euler(model, given, captions, **settings)
+    assert len(refined) == 2, "once for each of the two captions, not for each step"
+    assert torch.equal(ours, flow.euler(plain, given, captions, **settings))
+    assert len(refined) == 2 + 2 * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_a_cpu_lacks_is_computed_in_float32_and_rounded_once(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(precision.LACKED, dtype, True)
+    layer, x = Linear(24, 40), torch.randn(2, 7, 24)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        under_autocast = layer(x)
+    layer, x = layer.to(dtype), x.to(dtype)
+    assert layer.bias is not None
+    exact = torch.nn.functional.linear(x.float(), layer.weight.float(), layer.bias.float()).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(layer(x), exact) and torch.equal(under_autocast, exact)
+        monkeypatch.setitem(precision.LACKED, dtype, False)
+        assert layer(x).dtype == dtype
+    assert layer(x).requires_grad
 
 
 def test_wrong_captions_are_explained() -> None:
