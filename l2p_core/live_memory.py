@@ -3,7 +3,8 @@
 Every tensor that comes out of an operation is watched until torch lets go of it, in the forward and in the backward
 pass, so that what is counted is what the very code of the model keeps, not a formula beside it. Attention is taken to
 keep no table of tokens by tokens, as torch's fused kernels do not. Other operations count as torch takes them apart
-without a device; where a GPU has a fused kernel for one (newer versions for RMS norm), it keeps less.
+without a device; where a GPU has a fused kernel for one (newer versions for RMS norm), it keeps less. The copies that a
+GPU's half-precision convolutions make of maps with an odd number of channels are counted while they compute.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .backbone import Attention
+from .head_tiles import CHANNEL_MULTIPLE
+from .patch import padded_size
 
 
 class Traced(NamedTuple):
@@ -92,9 +95,12 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
+        workspace = _workspace(func, args)
+        self.now += workspace
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 self._watch(tensor.untyped_storage())
+        self.now -= workspace
         return made
 
     def _watch(self, storage: Any) -> None:
@@ -109,6 +115,20 @@ class _Live(TorchDispatchMode):
         self._watched[key] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def _workspace(func: Any, args: Any) -> int:
+    """Bytes of the copies that a convolution of a GPU makes of maps it has to widen to a multiple of channels.
+
+    Of the input, as measured on an H100; the backward pass is taken to do it with each of the maps that it reads.
+    """
+    aten = torch.ops.aten
+    read = {aten.convolution.default: args[:1], aten.convolution_backward.default: args[:2]}.get(func, ())
+    return sum(
+        x.numel() // x.shape[1] * padded_size(x.shape[1], CHANNEL_MULTIPLE) * x.itemsize
+        for x in read
+        if x.itemsize == 2 and x.shape[1] % CHANNEL_MULTIPLE
+    )
 
 
 class _Cast(TorchFunctionMode):

@@ -38,9 +38,11 @@ def breaks() -> int:
     return sum(dynamo.utils.counters["graph_break"].values())
 
 
-def deep(layers: int = 6) -> L2PModel:
+def deep(layers: int = 6, refiners: int = 1) -> L2PModel:
+    """Each kind of block takes seconds to compile: without refiners there are a third as many."""
     torch.manual_seed(0)
-    return L2PModel(dataclasses.replace(tiny_models.SOURCE, n_layers=layers).with_head("1k", 0.125))
+    config = dataclasses.replace(tiny_models.SOURCE, n_layers=layers, n_refiner_layers=refiners)
+    return L2PModel(config.with_head("1k", 0.125))
 
 
 def arguments(height: int = 32, width: int = 48) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -49,7 +51,7 @@ def arguments(height: int = 32, width: int = 48) -> tuple[Tensor, Tensor, list[T
 
 @pytest.mark.parametrize("precision", ["float32", "autocast"])
 def test_a_compiled_model_computes_the_same_without_graph_breaks(precision: str) -> None:
-    model = deep()
+    model = deep(refiners=1 if precision == "float32" else 0)
     given = arguments()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
         expected = model(*given)
@@ -61,11 +63,11 @@ def test_a_compiled_model_computes_the_same_without_graph_breaks(precision: str)
     assert relative_error(found, expected) < (1e-5 if precision == "float32" else 2e-2)
     assert breaks() == 0
     # Noise refiners, context refiners, joint blocks and the head: six joint blocks are compiled once.
-    assert dynamo.utils.counters["stats"]["unique_graphs"] == (4 if precision == "float32" else 3)
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == (4 if precision == "float32" else 1)
 
 
 def test_other_sizes_and_mixed_captions_are_compiled_a_few_times_and_then_no_more() -> None:
-    model = deep(1)
+    model = deep(1, refiners=0)
     compile_blocks(model, backend="eager")
     model.local_decoder.compiled = None
     with torch.no_grad():
@@ -86,7 +88,7 @@ def test_training_compiled_comes_to_the_same_weights(changes: dict[str, Any], ba
     config = TrainingConfig(steps=1, lr=1e-3, blocks=1, precision="fp32", clip_norm=1e9, **changes)
     ends = []
     for compiling in (False, True):
-        trainer = Trainer(deep(1), config, tiny_models.captions(1)[0])
+        trainer = Trainer(deep(1, refiners=0), config, tiny_models.captions(1)[0])
         if compiling:
             compile_blocks(trainer.model, backend=backend)
         losses = [metrics.loss for metrics in trainer.run(tiny_models.RandomBatches(batch_size=1))]

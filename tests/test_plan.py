@@ -369,3 +369,15 @@ def test_what_is_advised_to_shards_they_can_do() -> None:
     with pytest.raises(ValueError, match='"auto" is "fsdp"'):
         decided(Z_IMAGE, eight, AT_1024, room)
     assert decided(Z_IMAGE, PUBLISHED, AT_1024, room).parallel == "fsdp"
+
+
+@pytest.mark.parametrize(("channels", "dtype", "copied"), [(3, torch.bfloat16, 8), (19, torch.bfloat16, 24),
+                                                           (16, torch.bfloat16, 0), (3, torch.float32, 0)])  # fmt: skip
+def test_copies_of_maps_that_convolutions_widen_are_counted(channels: int, dtype: torch.dtype, copied: int) -> None:
+    """Their outputs are small here, so that the peak of the forward pass is the input's copy."""
+    layer = torch.nn.Conv2d(channels, 8, 4, stride=4, device="meta", dtype=dtype)
+    x = torch.empty(2, channels, 64, 64, device="meta", dtype=dtype)
+    output, backward = 2 * 8 * 16 * 16 * dtype.itemsize, sum(p.nbytes for p in layer.parameters())
+    traced = trace(layer, [x], layer.parameters())
+    assert traced.output == traced.retained == output
+    assert traced.peak == 2 * output + copied * 2 * 64 * 64 * dtype.itemsize + backward
