@@ -4,7 +4,7 @@ Every tensor that comes out of an operation is watched until torch lets go of it
 pass, so that what is counted is what the very code of the model keeps, not a formula beside it. Attention is taken to
 keep no table of tokens by tokens, as torch's fused kernels do not. Other operations count as torch takes them apart
 without a device; where a GPU has a fused kernel for one (newer versions for RMS norm), it keeps less. The copies that a
-GPU's half-precision convolutions make of maps with an odd number of channels are counted while they compute.
+GPU's half-precision convolutions make of maps whose channels are not a multiple of 8 count while they compute.
 """
 
 from __future__ import annotations
