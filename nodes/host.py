@@ -7,7 +7,6 @@ the host's own loaders, in whose list `stock` puts it, and `build_model`, whose 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,6 +24,7 @@ from ..l2p_core.accelerator import has_own_memory
 from ..l2p_core.config import VARIANTS, ModelConfig
 from ..l2p_core.sampling_memory import choose_tile, step_bytes
 from . import lora_names
+from .fp8 import quantise_backbone
 from .limits import check_pixels, free_memory
 from .network import TILE_OPTION, L2PNextDiT
 from .options import WEIGHT_DTYPES
@@ -34,8 +34,6 @@ from .stock import L2PRow
 from .weights import disk_speed, sizes, taken_out
 
 PREVIEW_PIXELS = 512
-
-FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
 
 class PixelFormat(comfy.latent_formats.LatentFormat):
@@ -254,29 +252,3 @@ def build_model(
         model.to(offload_device)
     model.load_model_weights(state, "", assign=patcher.is_dynamic())
     return patcher
-
-
-def quantise_backbone(state: dict[str, Tensor]) -> None:
-    """Turn the linear layers of all blocks into the host's scaled fp8 format, in place.
-
-    The head, embedders, norms and modulation keep their precision: 8-bit convolutions show as bands in the image,
-    and the rest is small. Weights are dequantised for the product (`full_precision_matrix_mult`).
-    """
-    layer_format = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
-    for key in [key for key in state if is_backbone_linear(key)]:
-        layer = key.removesuffix(".weight")
-        if f"{layer}.comfy_quant" in state or not state[key].dtype.is_floating_point:
-            continue
-        weight = state[key]
-        scale = torch.ones(())
-        if weight.dtype != torch.float8_e4m3fn:
-            scale = (weight.float().abs().amax() / FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-            state[key] = (weight.float() / scale).to(torch.float8_e4m3fn)
-        state[f"{layer}.weight_scale"] = scale
-        state[f"{layer}.comfy_quant"] = torch.tensor(list(layer_format), dtype=torch.uint8)
-
-
-def is_backbone_linear(key: str) -> bool:
-    """Whether a key is the weight of a linear layer in a block's attention or feed-forward."""
-    block = key.startswith(("layers.", "noise_refiner.", "context_refiner."))
-    return block and key.endswith((".qkv.weight", ".out.weight", ".w1.weight", ".w2.weight", ".w3.weight"))

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.quant_ops
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import golden_vectors as golden
 import kit
 import pytest
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.quantised import is_quantisation_key
-from comfyui_l2p.nodes import stock
+from comfyui_l2p.nodes import fp8, stock
 
 X = golden.array("x", (1, 3, 48, 64), 0)
 State = dict[str, Tensor]
@@ -143,3 +145,33 @@ def check_settings_of_newer_hosts_are_no_strangers(tmp_path: Path, caplog: pytes
     with caplog.at_level(logging.WARNING):
         assert torch.equal(output(kit.load_model(path, weight_dtype="fp32")), expected)
     assert key not in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def check_a_weight_is_rounded_on_the_device_that_has_room(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On "meta", which computes no numbers: what was rounded there cannot come back, what was not is right."""
+    weight, elsewhere = torch.linspace(-3, 2, 4096).reshape(64, 64).to(dtype), torch.device("meta")
+    scale = weight.float().abs().amax() / torch.finfo(torch.float8_e4m3fn).max
+    needed = weight.numel() * (dtype.itemsize + 5)
+    free = needed - 1
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free)
+    kept = weight.clone()
+    for device in (elsewhere, torch.device("cpu")):
+        rounded, found = fp8.quantised(weight, device)
+        assert torch.equal(found, scale) and torch.equal(weight, kept)
+        assert torch.equal(rounded.float(), (weight.float() / scale).to(torch.float8_e4m3fn).float())
+    free = needed
+    with pytest.raises(NotImplementedError, match="meta"):
+        fp8.quantised(weight, elsewhere)
+
+
+def check_rounding_shows_progress_and_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, int]] = []
+    state = weights()
+    hook = lambda done, total, *_, **__: shown.append((done, total))  # noqa: E731
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    fp8.quantise_backbone(dict(state))
+    assert shown[-1][0] == shown[-1][1] == sum(state[key].nbytes for key in state if fp8.is_backbone_linear(key))
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        fp8.quantise_backbone(dict(state))
