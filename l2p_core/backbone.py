@@ -212,7 +212,7 @@ class Backbone(nn.Module):
         rope = joint_rope(axes, grid, lengths, device)
         for block in self.noise_refiner:
             image = self._run(block, image, rope[:, :, : image.shape[1]], None, t)
-        caption = captions if isinstance(captions, RefinedCaptions) else self.refined(captions)
+        caption = captions if isinstance(captions, RefinedCaptions) else self._refine(captions)
 
         x = torch.cat([image, caption.tokens], dim=1)
         runs = _runs(lengths, image.shape[1])
@@ -223,6 +223,10 @@ class Backbone(nn.Module):
 
     def refined(self, captions: Sequence[Tensor]) -> RefinedCaptions:
         """Embed and refine captions, once for all the steps that read them; arguments as for `hidden_states`."""
+        return self._refine(captions)
+
+    def _refine(self, captions: Sequence[Tensor]) -> RefinedCaptions:
+        # Apart from `refined`, which under FSDP2 gathers weights as a call of the model does.
         self._check_captions(captions)
         lengths = _padded_lengths(captions)
         tokens = self._embed_captions(captions, lengths)

@@ -95,6 +95,16 @@ class Ranks:
         dist.all_gather_object(values, mine)
         return values
 
+    def gather_on_first(self, mine: T) -> list[T]:
+        """Everyone's value in the first process, for what is large; nothing in the others."""
+        if self.count == 1:
+            return [mine]
+        import torch.distributed as dist
+
+        values: list[Any] | None = [None] * self.count if self.first else None
+        dist.gather_object(mine, values)
+        return values or []
+
     def any(self, mine: bool) -> bool:
         """Whether it is so for one of them at least."""
         return any(self.gather(mine))

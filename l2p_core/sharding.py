@@ -22,6 +22,9 @@ from .parallel import Ranks
 from .tensor_file import writing_order
 from .training_config import TrainingConfig
 
+_FSDP2 = "torch.distributed.fsdp", "torch.distributed._composable.fsdp"
+"""Where torch has it: the newer place first."""
+
 
 def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config: TrainingConfig) -> nn.Module:
     """What to call in place of the model in training, so that every process gets the mean of all gradients.
@@ -127,7 +130,17 @@ def _sharded(model: Backbone, ranks: Ranks, precision: str) -> nn.Module:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     _read(model, model, "")
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    _first_of("register_fsdp_forward_method", *_FSDP2)(model, "refined")
     return model
+
+
+def let_go_of_gathered(model: nn.Module) -> None:
+    """Let the next pass gather weights anew: without a backward pass FSDP2 keeps those of the model's root, which by
+    then may be others."""
+    for module in model.modules():
+        reshard = getattr(module, "reshard", None)
+        if reshard is not None:
+            reshard()
 
 
 def _fsdp2() -> tuple[Any, Any]:
@@ -136,8 +149,7 @@ def _fsdp2() -> tuple[Any, Any]:
     Raises:
         ValueError: if this build has none.
     """
-    places = "torch.distributed.fsdp", "torch.distributed._composable.fsdp"
-    return _first_of("fully_shard", *places), _first_of("MixedPrecisionPolicy", *places)
+    return _first_of("fully_shard", *_FSDP2), _first_of("MixedPrecisionPolicy", *_FSDP2)
 
 
 def _first_of(name: str, *modules: str) -> Any:

@@ -158,11 +158,13 @@ class Trainer:
         """The model with the averaged weights in place, in evaluation mode and the run's precision; training weights
         return afterwards."""
         self.model.eval()
+        sharding.let_go_of_gathered(self.model)
         try:
             # Under "bf16" frozen and trained weights differ in dtype, which only autocast brings together.
             with self._weights.averages_in_place(), self._autocast():
                 yield self.model
         finally:
+            sharding.let_go_of_gathered(self.model)
             self.model.train()
 
     def _prepare_parameters(self) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ from comfyui_l2p.l2p_core import delta, parallel, sharding, training_model
 from comfyui_l2p.l2p_core.backbone import Block
 from comfyui_l2p.l2p_core.batch import Batch, BatchSource, Part
 from comfyui_l2p.l2p_core.parallel import Ranks
+from comfyui_l2p.l2p_core.run import montage
+from comfyui_l2p.l2p_core.run.recipe import WatchSection
 from comfyui_l2p.l2p_core.safetensors_header import CheckpointError
 from comfyui_l2p.l2p_core.tensor_file import save
 from comfyui_l2p.l2p_core.tensor_io import ChunkReader
@@ -177,6 +179,31 @@ def averages(folder: Path, name: str, ranks: Ranks, trained: Trainer) -> None:
     )
 
 
+def montages(ranks: Ranks, trained: Trainer) -> None:
+    """Three batches of prompts, shared out, are the pictures that one process makes of them."""
+    words = {"": 1, "a": 3, "b": 40, "c": 5, "d": 33, "e": 7}
+    watch = WatchSection(prompts=["a", "b", "c", "d", "e"], seed=3, steps=2, cfg=2.0)
+    batch, level = RandomBatches().batch(0), torch.tensor([0.3, 0.9])
+
+    def velocity() -> torch.Tensor:
+        with torch.no_grad():
+            return trained.model(batch.pixels, level, batch.captions)
+
+    def pictures(ranks: Ranks, counted: list[int]) -> torch.Tensor:
+        return montage.sample(
+            model, lambda text: captions(words[text])[0], watch, 32, ranks, lambda done, _: counted.append(done)
+        )
+
+    before = velocity()
+    with mock.patch.object(montage, "_BATCH_PIXELS", 2 * 32**2), trained.averaged() as model:
+        shared: list[int] = []
+        alone: list[int] = []
+        ours, theirs = pictures(ranks, shared), pictures(Ranks(device=ranks.device), alone)
+    assert torch.equal(ours, theirs) if ranks.first else len(ours) == 0
+    assert len(alone) == 6 and len(shared) == 4, (alone, shared)
+    assert torch.equal(velocity(), before), "averaged weights are still computed with"
+
+
 def divergence(ranks: Ranks, name: str) -> None:
     """A number that is none in one process's data stops both before a weight changes."""
 
@@ -261,6 +288,7 @@ def main(folder: Path) -> None:
             trained = train(folder, name, ranks)
             if name in ("ddp", "fsdp"):
                 averages(folder, name, ranks, trained)
+                montages(ranks, trained)
                 full_disk(folder, ranks, trained, name)
                 resume(folder, name, ranks)
                 divergence(ranks, name)

@@ -10,6 +10,7 @@ from tiny_checkpoints import pixel_config, weights, write
 
 from comfyui_l2p.l2p_core import flow, tiny
 from comfyui_l2p.l2p_core.finite import NotFinite, check_finite
+from comfyui_l2p.l2p_core.parallel import Ranks
 from comfyui_l2p.l2p_core.run import montage
 from comfyui_l2p.l2p_core.run.recipe import WatchSection
 from comfyui_l2p.l2p_core.tensor_file import save
@@ -45,7 +46,7 @@ def test_sampling_and_montages() -> None:
     features = tiny.load_words().encode
     watch = WatchSection(prompts=["a red circle"], steps=1)
     with pytest.raises(NotFinite):
-        montage.sample(Broken(), features, watch, 16, torch.device("cpu"))  # type: ignore[arg-type]
+        montage.sample(Broken(), features, watch, 16, Ranks(device=torch.device("cpu")))  # type: ignore[arg-type]
     with pytest.raises(NotFinite):
         pixel_images(Broken(), tiny.load_words(), ["a red circle"], [1], steps=1)  # type: ignore[arg-type]
 

@@ -275,7 +275,7 @@ class Run:
             with self.trainer.averaged() as model:
                 side = watch.size or data.image_side(self.recipe, model.config)
                 features = self.data.features
-                pixels = montage.sample(model, features, watch, side, self.ranks.device, self._montage_step)
+                pixels = montage.sample(model, features, watch, side, self.ranks, self._montage_step)
         except _Stopped:
             return False
         target = self.folder.montage(self.trainer.step)

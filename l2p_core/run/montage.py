@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import flow
 from ..config import variant_row
 from ..model import L2PModel
+from ..parallel import Ranks
 from ..pictures import enlarged, montage, picture, png
 from ..tensor_io import ProgressCallback
 from .data import Features
@@ -24,52 +25,86 @@ def sample(
     features: Features,
     watch: WatchSection,
     side: int,
-    device: torch.device,
+    ranks: Ranks,
     progress: ProgressCallback | None = None,
 ) -> Tensor:
-    """The images of the prompts, (B, 3, side, side) in [-1, 1] on the CPU.
+    """The images of the prompts, (B, 3, side, side) in [-1, 1] on the CPU; the same whatever the number of processes.
+
+    Batches of prompts are shared out among the processes. All of them sample equally often, as a model that is cut
+    among them needs: who has no batch left makes the last one again.
 
     Args:
         model: in evaluation mode.
         features: of captions.
         watch: prompts, seeds and settings.
         side: pixels.
-        device: of the model.
+        ranks: the processes of the run, which all make this call; the model is on this one's device.
         progress: called with (sampling steps done, steps in all), each of all images that are made together; may raise
-            to interrupt.
+            to interrupt, in all processes at once.
+
+    Returns:
+        In the first process; in the others none, (0, 3, side, side).
+
+    Raises:
+        ValueError: if an image is not finite; in the first process.
+        SystemExit: in the others, then.
     """
     row = variant_row(str(model.config.variant))
     steps, cfg = watch.steps or row.steps, row.cfg if watch.cfg is None else watch.cfg
-    empty = features("").to(device)
-    together = max(1, _BATCH_PIXELS // side**2)
-    starts = range(0, len(watch.prompts), together)
+    empty = features("").to(ranks.device)
+    batches = _batches(len(watch.prompts), side)
+    rounds = -(-len(batches) // ranks.count)
     done = 0
 
     def step(*_: object) -> None:
         nonlocal done
         done += 1
         if progress:
-            progress(done, steps * len(starts))
+            progress(done, steps * rounds)
 
-    images = []
-    for start in starts:
-        prompts = watch.prompts[start : start + together]
+    def images(numbers: range) -> Tensor:
         # On the CPU, so that a seed means the same image on every machine.
         noise = [
-            torch.randn(3, side, side, generator=torch.Generator().manual_seed(watch.seed + start + i))
-            for i in range(len(prompts))
+            torch.randn(3, side, side, generator=torch.Generator().manual_seed(watch.seed + number))
+            for number in numbers
         ]
-        pixels = flow.sample(
+        return flow.sample(
             model,
-            torch.stack(noise).to(device),
-            [features(prompt).to(device) for prompt in prompts],
+            torch.stack(noise).to(ranks.device),
+            [features(watch.prompts[number]).to(ranks.device) for number in numbers],
             sigmas=flow.sigmas(steps, row.shift),
             cfg=cfg,
-            negative=[empty] * len(prompts),
+            negative=[empty] * len(numbers),
             progress=step,
-        )
-        images.append(pixels.cpu())
-    return torch.cat(images)
+        ).cpu()
+
+    made: dict[int, Tensor] = {}
+    wrong: ValueError | None = None
+    for batch in range(ranks.rank, rounds * ranks.count, ranks.count):
+        try:
+            pixels = images(batches[min(batch, len(batches) - 1)])
+        except ValueError as error:
+            # The others are still sampling, and wait for this one in every step.
+            wrong = wrong or error
+        else:
+            if batch < len(batches):
+                made[batch] = pixels
+    _raise_together(wrong, ranks)
+    found = {number: pixels for of_one in ranks.gather_on_first(made) for number, pixels in of_one.items()}
+    return torch.cat([found[number] for number in sorted(found)]) if found else torch.empty(0, 3, side, side)
+
+
+def _batches(prompts: int, side: int) -> list[range]:
+    """Numbers of prompts that are sampled together."""
+    together = max(1, _BATCH_PIXELS // side**2)
+    return [range(start, min(start + together, prompts)) for start in range(0, prompts, together)]
+
+
+def _raise_together(wrong: ValueError | None, ranks: Ranks) -> None:
+    """Raise what is wrong in one of the processes, if anything is: in the first, which says it."""
+    found = next(filter(None, ranks.gather(wrong)), None)
+    if found is not None:
+        raise found if ranks.first else SystemExit(1)
 
 
 def file_content(pixels: Tensor, columns: int = COLUMNS) -> bytes:
