@@ -8,7 +8,7 @@ host knows L2P itself, its row is left to answer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import comfy.supported_models
@@ -39,10 +39,11 @@ class L2PRow(comfy.supported_models.ZImage):
 
     @classmethod
     def matches(
-        cls, unet_config: Mapping[str, Any], state_dict: Mapping[str, Any] | None = None, unet_key_prefix: str = ""
+        cls, unet_config: Mapping[str, Any], state_dict: Mapping[str, Any] | None = None, *unet_key_prefix: str
     ) -> bool:
-        """Whether a file is an L2P model that the host does not know itself."""
-        return is_l2p(state_dict, unet_key_prefix) and not is_native(unet_config, state_dict, unet_key_prefix)
+        """Whether a file is an L2P model that the host does not know itself. Older hosts give no prefix of its keys."""
+        prefix = unet_key_prefix[0] if unet_key_prefix else _prefix(state_dict or ())
+        return is_l2p(state_dict, prefix) and not is_native(unet_config, state_dict, prefix, *unet_key_prefix)
 
 
 def register() -> None:
@@ -56,7 +57,13 @@ def is_l2p(state: Mapping[str, Any] | None, prefix: str) -> bool:
     return state is not None and HEAD_KEY.format(prefix) in state and _OTHER_PIXEL_MODEL.format(prefix) not in state
 
 
-def is_native(unet_config: Mapping[str, Any], state: Mapping[str, Any] | None, prefix: str) -> bool:
+def _prefix(keys: Iterable[str]) -> str:
+    """What stands before the head's keys."""
+    head = HEAD_KEY.format("")
+    return next((key.removesuffix(head) for key in keys if key.endswith(head)), "")
+
+
+def is_native(unet_config: Mapping[str, Any], state: Mapping[str, Any] | None, prefix: str, *handed_on: str) -> bool:
     """Whether this host knows an L2P file itself, by a row of its own beside ours; said in the log.
 
     It does if it detects another kind of model than that of the latent backbone, or if the row that answers would not
@@ -64,7 +71,7 @@ def is_native(unet_config: Mapping[str, Any], state: Mapping[str, Any] | None, p
     """
     without_head = dict.fromkeys(key for key in state or () if not key.startswith(f"{prefix}local_decoder."))
     known = unet_config.get("image_model") != BACKBONE or any(
-        other.matches(unet_config, state, prefix) and not other.matches(unet_config, without_head, prefix)
+        other.matches(unet_config, state, *handed_on) and not other.matches(unet_config, without_head, *handed_on)
         for other in comfy.supported_models.models
         if not issubclass(other, L2PRow)
     )

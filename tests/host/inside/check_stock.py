@@ -317,6 +317,22 @@ def check_a_hosts_own_row_wins_and_the_log_says_so(
     assert any("this ComfyUI knows L2P itself" in record.getMessage() for record in caplog.records)
 
 
+class RowOfAnOlderHost(comfy.supported_models.ZImage):
+    """ComfyUI 0.15.1 asks without the prefix of the keys."""
+
+    @classmethod
+    def matches(cls, unet_config: Any, state_dict: Any = None) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("prefix", ["", COMFY_PREFIX])
+def check_an_older_host_gives_no_prefix(prefix: str) -> None:
+    MODELS[:] = [stock.L2PRow, RowOfAnOlderHost]
+    state = {prefix + key: value for key, value in to_comfy(golden.diffusers_weights()).items()}
+    assert stock.L2PRow.matches({"image_model": "lumina2"}, state)
+    assert not stock.L2PRow.matches({"image_model": "lumina2"}, {f"{prefix}final_layer.linear.weight": None})
+
+
 def check_l2p_loader_stays_ours_in_a_host_that_knows_l2p(tmp_path: Path) -> None:
     MODELS.insert(0, NativeByKey)
     assert isinstance(kit.model(tmp_path).model, L2PBaseModel)
