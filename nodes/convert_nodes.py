@@ -8,6 +8,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from . import files, results
+from .errors import plain_errors
+from .kinds import DELTA, INITIAL, LATENT, PIXEL, first
 from .limited import within_limits
 from .options import VARIANTS
 
@@ -26,8 +28,15 @@ def _file_name(default: str) -> io.String.Input:
     )
 
 
-def _file(id: str, tooltip: str) -> io.Combo.Input:
-    return io.Combo.Input(id, options=files.models(), tooltip=tooltip)
+def _file(id: str, tooltip: str, *kinds: str) -> io.Combo.Input:
+    """A choice of models; at first the first file of these kinds, else the bundled source."""
+    return io.Combo.Input(id, options=files.models(), default=first(*kinds) or files.TINY, tooltip=tooltip)
+
+
+def _trained(id: str, tooltip: str, *kinds: str) -> io.Combo.Input:
+    """A choice of files that the pack does not bring; at first the first of these kinds, else none."""
+    options = [files.NO_FILE, *files.choices()]
+    return io.Combo.Input(id, options=options, default=first(*kinds) or files.NO_FILE, tooltip=tooltip)
 
 
 def _outputs() -> list[io.Output]:
@@ -70,7 +79,7 @@ class ConvertToL2P(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                _file("source", "The latent Z-Image model, or an L2P model of a smaller variant."),
+                _file("source", "The latent Z-Image model, or an L2P model of a smaller variant.", LATENT),
                 io.Combo.Input(
                     "variant",
                     options=list(VARIANTS),
@@ -82,6 +91,8 @@ class ConvertToL2P(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFF,
+                    # A new seed would mean a new file, which the second run of a workflow refuses to write.
+                    control_after_generate=False,
                     tooltip="The number that new weights are drawn from; the same seed gives the same file.",
                 ),
                 _file_name("l2p-1k-init"),
@@ -99,6 +110,7 @@ class ConvertToL2P(io.ComfyNode):
         return files.fingerprint(source), results.fingerprint(cls, filename), sorted(settings.items())
 
     @classmethod
+    @plain_errors()
     @within_limits
     def execute(cls, source: str, variant: str, seed: int, filename: str, overwrite: bool) -> io.NodeOutput:
         from .jobs import convert_file
@@ -122,8 +134,8 @@ class SaveDelta(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                _file("trained", "The trained L2P model."),
-                _file("base", "The pixel initialisation that training started from."),
+                _trained("trained", "The trained L2P model.", PIXEL),
+                _trained("base", "The pixel initialisation that training started from.", INITIAL),
                 _file_name("l2p-delta"),
                 _overwrite(),
             ],
@@ -141,6 +153,7 @@ class SaveDelta(io.ComfyNode):
         return files.fingerprint(trained, base), results.fingerprint(cls, filename), sorted(settings.items())
 
     @classmethod
+    @plain_errors()
     def execute(cls, trained: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
         from .jobs import extract_delta
 
@@ -165,8 +178,13 @@ class MergeDelta(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                _file("delta", "The file of trained weights."),
-                _file("base", "The latent source, or the pixel initialisation, that the delta was made for."),
+                _trained("delta", "The file of trained weights.", DELTA),
+                _file(
+                    "base",
+                    "The latent source, or the pixel initialisation, that the delta was made for.",
+                    LATENT,
+                    INITIAL,
+                ),
                 _file_name("l2p-merged"),
                 _overwrite(),
             ],
@@ -184,6 +202,7 @@ class MergeDelta(io.ComfyNode):
         return files.fingerprint(delta, base), results.fingerprint(cls, filename), sorted(settings.items())
 
     @classmethod
+    @plain_errors()
     def execute(cls, delta: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
         from .jobs import merge_delta
 

@@ -12,6 +12,8 @@ from ..l2p_core import paths
 from .names import below
 
 FOLDER = "datasets"
+NONE_YET = "none yet"
+"""Offered where there is no data set, so that the choice is not empty."""
 _DEPTH = 2  # of folders below it that are offered
 
 
@@ -52,8 +54,9 @@ def existing(name: str) -> Path:
     """
     path = folder(name)
     if not path.is_dir():
+        what = "no data set yet" if name == NONE_YET else f"no data set {name!r}"
         raise ValueError(
-            f"There is no data set {name!r} in the {FOLDER} folder: put a folder of captioned images there, or "
+            f"There is {what} in the {FOLDER} folder: put a folder of captioned images there, or "
             "make one with Synthesize L2P Dataset."
         )
     return path

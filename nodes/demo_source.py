@@ -22,6 +22,7 @@ from ..l2p_core.checkpoint import load_latent, open_checkpoint
 from ..l2p_core.config import ModelConfig
 from ..l2p_core.tiny.autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder
 from .demo import load_words
+from .limits import check_caption
 from .network import SizedNextDiT
 
 DECODE_FLOATS = 4000
@@ -69,6 +70,13 @@ class SourceModel(comfy.model_base.Lumina2):
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=SourceNetwork
         )
         self.memory_usage_factor_conds = ("ref_latents",)
+        self._sizes = model_config.unet_config["sizes"]
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """As the host's, of captions that this model can read; a ValueError names the encoder to use for others."""
+        check_caption(kwargs.get("cross_attn"), self._sizes)
+        conds: dict[str, Any] = super().extra_conds(**kwargs)
+        return conds
 
 
 def load_demo_source() -> tuple[Any, Any, Any]:

@@ -41,6 +41,8 @@ def existing(name: str, *folders: str) -> str:
     Raises:
         ValueError: if there is none of that name.
     """
+    if name == NO_FILE:
+        raise ValueError("No file is chosen: choose one from the list; where it is missing, press R to refresh.")
     path = _path(name, *folders)
     if path is None:
         places = " or ".join(f"models/{folder}" for folder in folders or (FOLDER,))

@@ -24,8 +24,9 @@ from ..l2p_core.accelerator import has_own_memory
 from ..l2p_core.config import VARIANTS, ModelConfig
 from ..l2p_core.sampling_memory import choose_tile, step_bytes
 from . import lora_names
+from .errors import plain_errors
 from .fp8 import quantise_backbone
-from .limits import check_pixels, free_memory
+from .limits import check_caption, check_pixels, free_memory
 from .network import TILE_OPTION, L2PNextDiT
 from .options import WEIGHT_DTYPES
 from .patcher import adopt, patchers_of
@@ -71,6 +72,7 @@ class L2PModelConfig(L2PRow):
         self.asked_for_8_bits = dtype.itemsize == 1
         self.unet_config["dtype"], self.manual_cast_dtype = dtype, manual_cast_dtype
 
+    @plain_errors()
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> L2PBaseModel:
         """The model that these weights are of, without them; `state_dict` is brought to its names, in place.
 
@@ -133,6 +135,9 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         )
         self.memory_usage_factor_conds = ()
 
+    untrained = False
+    """Whether the weights are a pixel initialisation, which makes noise; our loader knows it of the file."""
+
     @property
     def l2p(self) -> ModelConfig:
         """The sizes of this model."""
@@ -176,6 +181,16 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         batch, _, height, width = shape
         itemsize = comfy.model_management.dtype_size(self.get_dtype_inference())
         return choose_tile(self.l2p, height, width, caption, itemsize, batch, free, spare)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """As the host's, of captions that this model can read.
+
+        Raises:
+            ValueError: for those of another text encoder, naming the one to use.
+        """
+        check_caption(kwargs.get("cross_attn"), self.l2p)
+        conds: dict[str, Any] = super().extra_conds(**kwargs)
+        return conds
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
         """The caption's shape, under the name that `memory_required` reads."""

@@ -7,8 +7,10 @@ from typing import Any
 
 import comfy.model_management
 import torch
+from torch import Tensor
 
-from ..l2p_core.config import PIXEL_CHANNELS
+from ..l2p_core.config import PIXEL_CHANNELS, ModelConfig
+from ..l2p_core.tiny.bundled import is_tiny
 
 SAMPLER_COPIES = 5
 """Float32 copies of the images that a sampler holds: noise, start, state, prediction, direction."""
@@ -69,6 +71,32 @@ def check_pixels(shape: Sequence[int]) -> None:
             f"This latent has the shape {tuple(shape)}, but an L2P model samples pixels, which have 3 channels: make "
             "it with Empty Pixels or Image to Pixels, not with a VAE."
         )
+
+
+def check_caption(features: Tensor | None, config: ModelConfig) -> None:
+    """Refuse conditioning of another text encoder than the model's.
+
+    Args:
+        features: (B, L, width), or None for none.
+        config: of the model, latent or pixel.
+
+    Raises:
+        ValueError: naming the encoder to use.
+    """
+    if features is None or features.shape[-1] == config.caption_dim:
+        return
+    raise ValueError(
+        f"The prompt comes from another text encoder than this model's: it has {features.shape[-1]} numbers a token, "
+        f"and the model takes {config.caption_dim}. Connect the CLIP of {_encoder(config)}."
+    )
+
+
+def _encoder(config: ModelConfig) -> str:
+    if is_tiny(config):
+        return "L2P Demo"
+    if config.caption_dim == ModelConfig.caption_dim:
+        return "Load CLIP with qwen_3_4b.safetensors and the type lumina2"
+    return "the text encoder that the model was made for"
 
 
 def image_bytes(batch: int, height: int, width: int) -> int:

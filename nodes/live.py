@@ -1,16 +1,18 @@
-"""What the frontend shows of a training run while it goes: sent to it a few times a second, and kept for a page that
-is opened or reloaded later."""
+"""What the frontend shows of a training run: sent to it a few times a second while the run goes, and kept for a page
+that is opened or reloaded later; after a restart of the server it is read from the run's folder."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..l2p_core.run.live import LossCurves, sentence
-from ..l2p_core.run.metrics import RunMetrics
+from ..l2p_core.run.folder import RunFolder
+from ..l2p_core.run.live import LossCurves, arguments_of, sentence
+from ..l2p_core.run.metrics import RunMetrics, read_metrics
 from .routes import running_server
-from .run_files import served
+from .run_files import run_folder, served
 
 EVENT = "l2p.training"
 _SECONDS = 0.5  # between messages at least
@@ -27,20 +29,13 @@ class Live:
         run: the run's name.
 
     Attributes:
-        state: everything that the frontend draws, whole in every message, so that none is missed.
+        state: everything that the frontend draws, whole in every message, so that none is missed. Until the first step
+            it shows what the folder holds, which a run that is refused leaves as it is.
     """
 
     def __init__(self, node_id: str, run: str):
-        self.curves = LossCurves()
-        self.state: dict[str, Any] = {
-            "node": node_id,
-            "run": run,
-            "status": "preparing",
-            "text": "Preparing",
-            "notes": [],
-            "montage": None,
-            "curves": self.curves.as_json(),
-        }
+        self.curves: LossCurves | None = None
+        self.state = saved_state(run) | {"node": node_id, "status": "preparing", "text": "Preparing"}
         self._last = 0.0
         _states.pop(node_id, None)
         while len(_states) >= _KEPT:
@@ -50,8 +45,14 @@ class Live:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no step has been shown."""
-        return not self.curves.as_json()["steps"]
+        """Whether the run has shown no step of its own."""
+        return self.curves is None
+
+    def begin(self, earlier: Iterable[Mapping[str, Any]]) -> None:
+        """Show the steps before this start, lines of metrics.jsonl, in place of what the folder held."""
+        self.curves = LossCurves()
+        for line in earlier:
+            self.curves.add(*arguments_of(line))
 
     def work(self, text: str, done: int, total: int) -> None:
         """Preparation has come so far."""
@@ -59,12 +60,13 @@ class Live:
 
     def step(self, metrics: RunMetrics) -> None:
         """A step has been done."""
+        assert self.curves is not None
         self.curves.add(metrics.step, metrics.sigma_loss, metrics.sigma_count)
         self._update(status="training", text=sentence(metrics))
 
-    def montage(self, step: int, path: Path) -> None:
-        """The montage of a step has been written."""
-        self.state["montage"] = {"step": step, **served(path)}
+    def montage(self, path: Path) -> None:
+        """A montage has been written."""
+        self.state["montage"] = shown_montage(path)
         self.send()
 
     def note(self, text: str) -> None:
@@ -80,7 +82,8 @@ class Live:
     def send(self) -> None:
         """Tell the frontend, whatever was told it when."""
         self._last = time.monotonic()
-        self.state["curves"] = self.curves.as_json()
+        if self.curves is not None:
+            self.state["curves"] = self.curves.as_json()
         if running_server() is not None:
             # A copy: it is made into JSON in another thread.
             running_server().send_sync(EVENT, dict(self.state))
@@ -91,6 +94,55 @@ class Live:
             self.send()
 
 
+def saved_state(run: str) -> dict[str, Any]:
+    """The state of a run as its folder shows it, without a node; "none" is the status where there is no run."""
+    folder = RunFolder(run_folder(run))
+    lines = read_metrics(folder.metrics) if folder.metrics.is_file() else []
+    curves = LossCurves()
+    for line in lines:
+        curves.add(*arguments_of(line))
+    montages = folder.montages()
+    return {
+        "run": run,
+        "status": "saved" if lines else "none",
+        "text": _where(lines[-1], folder.delta.is_file()) if lines else "Not trained yet",
+        "notes": [],
+        "montage": shown_montage(montages[-1]) if montages else None,
+        "curves": curves.as_json(),
+    }
+
+
+def _where(last: Mapping[str, Any], finished: bool) -> str:
+    if finished and last["step"] >= last["steps"]:
+        return f"Finished after {last['step']} steps"
+    return f"Stopped after {last['step']} of {last['steps']} steps; run it again to resume from the last save."
+
+
+def shown_montage(path: Path) -> dict[str, Any]:
+    """A montage as the frontend asks for it."""
+    return {"step": int(path.stem.removeprefix("montage-")), **served(path)}
+
+
 def last_states() -> list[dict[str, Any]]:
     """The states of the last runs."""
     return list(_states.values())
+
+
+def state_of(run: str) -> dict[str, Any]:
+    """The state of a run: as it was told last, else from its folder.
+
+    Raises:
+        ValueError: for a name that no run can have.
+    """
+    known = [state for state in _states.values() if state["run"] == run]
+    return known[-1] if known else saved_state(run)
+
+
+def report_of(run: str) -> Path | None:
+    """A run's report, None where there is none.
+
+    Raises:
+        ValueError: for a name that no run can have.
+    """
+    report = RunFolder(run_folder(run)).report
+    return report if report.is_file() else None

@@ -16,10 +16,12 @@ from ..l2p_core.config import COMFY_PREFIX
 from ..l2p_core.layouts import comfy_sources
 from ..l2p_core.lora import is_adapter
 from ..l2p_core.merged import Merged, open_merged, verify
+from ..l2p_core.metadata import KIND, PIXEL_INIT
 from ..l2p_core.model import key_shapes
 from ..l2p_core.safetensors_header import CheckpointError
 from ..l2p_core.shards import files_of
 from ..l2p_core.tensor_io import TORCH_DTYPES
+from ..l2p_core.tiny import SOURCE_PATH
 from ..l2p_core.verified import Verified
 from . import files
 from .host import build_model
@@ -59,6 +61,7 @@ def load_model(
         raise ValueError(f"There is no weight type {weight_dtype!r}; choose one of {', '.join(WEIGHT_DTYPES)}.")
     state = read_state(path, delta)
     patcher = build_model(state, weight_dtype=weight_dtype, head_tile=tile, disable_dynamic=disable_dynamic)
+    patcher.model.untrained = delta is None and open_checkpoint(path).metadata.get(KIND) == PIXEL_INIT
     # The host loads the model anew from this when it compiles, trains, or runs on several GPUs.
     patcher.cached_patcher_init = (load_model, (path, delta, weight_dtype, head_tile))
     return patcher
@@ -75,6 +78,11 @@ def read_state(path: str, delta: str | None) -> dict[str, Tensor]:
     checkpoint = open_checkpoint(path)
     config = checkpoint.config()
     if config.head is None:
+        if Path(path) == SOURCE_PATH:
+            raise ValueError(
+                "The tiny source is a latent model: choose as the delta what Train L2P has made of it, choose an L2P "
+                "model as the file, or take L2P Demo, which has the bundled pixel model."
+            )
         raise ValueError(
             f"{Path(path).name} is a latent Z-Image model, which has no Detailer Head: make an L2P model of it with "
             "Convert to L2P, or give the delta that was trained on it."

@@ -23,6 +23,26 @@ POLICIES = ("shallow", "all", "lora")
 PROMPT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
 """These three as in `l2p_core`, which takes longer to import; a test compares them."""
 
+OF_MODEL = 0
+"""A width or height that stands for the side that the model was trained at."""
+
+MIN_SIDE, MAX_SIDE = 16, 16384
+
+AS_TYPED = "width and height"
+ASPECTS: dict[str, tuple[int, int]] = {
+    "1:1 square": (1, 1),
+    "5:4 landscape": (5, 4),
+    "4:3 landscape": (4, 3),
+    "3:2 landscape": (3, 2),
+    "16:9 landscape": (16, 9),
+    "21:9 landscape": (21, 9),
+    "4:5 portrait": (4, 5),
+    "3:4 portrait": (3, 4),
+    "2:3 portrait": (2, 3),
+    "9:16 portrait": (9, 16),
+}
+"""Width to height; the area is the model's own."""
+
 
 def steps_problem(steps: int) -> str | None:
     """What is wrong with a number of steps, if anything, in a sentence."""

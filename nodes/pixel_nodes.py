@@ -4,10 +4,36 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .errors import plain_errors
 from .limited import within_limits
+from .options import AS_TYPED, ASPECTS, MAX_SIDE, OF_MODEL
 
 CATEGORY = "L2P/pixels"
-MAX_SIDE = 16384
+
+
+def width_and_height(more: str) -> list[io.Input]:
+    """The two inputs of a size; any number can be typed, 0 is the model's own."""
+    return [
+        io.Int.Input(
+            name,
+            default=OF_MODEL,
+            min=OF_MODEL,
+            max=MAX_SIDE,
+            tooltip=f"{name.capitalize()} in pixels, any number; {more}",
+        )
+        for name in ("width", "height")
+    ]
+
+
+def aspect_input() -> io.Combo.Input:
+    """A choice of shapes; last among the inputs, for workflows that were saved without it."""
+    return io.Combo.Input(
+        "aspect",
+        options=[AS_TYPED, *ASPECTS],
+        default=AS_TYPED,
+        optional=True,
+        tooltip="A shape for an image of the area that the model was trained at; width and height are not used then.",
+    )
 
 
 class EmptyPixels(io.ComfyNode):
@@ -23,19 +49,32 @@ class EmptyPixels(io.ComfyNode):
             "the counterpart of Empty Latent Image, without a VAE.",
             search_aliases=["empty latent", "blank pixels", "pixel latent", "l2p latent"],
             inputs=[
-                io.Int.Input("width", default=1024, min=16, max=MAX_SIDE, step=16, tooltip="Width in pixels."),
-                io.Int.Input("height", default=1024, min=16, max=MAX_SIDE, step=16, tooltip="Height in pixels."),
+                *width_and_height("0 is the size of the connected model, without one 1024."),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to make at once."),
+                io.Model.Input(
+                    "model", optional=True, tooltip="An L2P model, whose own size a width and height of 0 take."
+                ),
+                aspect_input(),
             ],
             outputs=[io.Latent.Output(display_name="pixels", tooltip="Pixels as a LATENT, for any sampler.")],
         )
 
     @classmethod
+    @plain_errors()
     @within_limits
-    def execute(cls, width: int, height: int, batch_size: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        width: int,
+        height: int,
+        batch_size: int,
+        model: io.Model.Type | None = None,
+        aspect: str = AS_TYPED,
+    ) -> io.NodeOutput:
         from .pixels import empty_pixels
+        from .sizes import chosen_size, l2p_config
 
-        return io.NodeOutput(empty_pixels(width, height, batch_size))
+        size = chosen_size(l2p_config(model), width, height, aspect)
+        return io.NodeOutput(empty_pixels(*size, batch_size))
 
 
 class ImageToPixels(io.ComfyNode):
@@ -62,6 +101,7 @@ class ImageToPixels(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(cls, image: io.Image.Type, mask: io.Mask.Type | None = None) -> io.NodeOutput:
         from .pixels import image_to_pixels
 
@@ -85,6 +125,7 @@ class PixelsToImage(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors()
     def execute(cls, pixels: io.Latent.Type) -> io.NodeOutput:
         from .pixels import pixels_to_image
 

@@ -28,7 +28,7 @@ def image_to_pixels(image: Tensor, mask: Tensor | None = None) -> dict[str, Any]
     A mask (H, W) or (B, H, W) becomes the latent's noise mask: 1 is painted anew, 0 is kept.
 
     Raises:
-        ValueError: if the mask has another size than the image.
+        ValueError: if the mask has another size than the image, or nothing in it is to be painted.
     """
     samples = image[..., :3].movedim(-1, 1).float() * 2.0 - 1.0
     latent: dict[str, Any] = {"samples": samples.contiguous(), "downscale_ratio_spacial": 1}
@@ -63,19 +63,16 @@ def keep_unmasked(image: Tensor, original: Tensor, mask: Tensor) -> Tensor:
     return torch.where(painted.to(image.device), image, original[..., :3].to(image))
 
 
-_NO_MASK = (64, 64)
-"""What the host's Load Image gives as the mask of an image without one (nodes.py): zeros of this size."""
-
-
 def check_mask(mask: Tensor, image: Tensor) -> None:
-    """Raises ValueError unless the mask has the image's height and width, and one mask or one for each image."""
+    """Raises ValueError unless the mask has the image's height and width, one mask or one for each image, and something
+    that is to be painted: Load Image gives an empty mask where nobody has painted any."""
     height, width = image.shape[1:3]
+    if not mask.any():
+        raise ValueError(
+            "Nothing is painted on the image: right-click it, choose Open in Mask Editor and paint what is to change, "
+            "or remove the mask's link to change all of it."
+        )
     if mask.shape[-2:] != (height, width):
-        if mask.shape[-2:] == _NO_MASK and not mask.any():
-            raise ValueError(
-                "Nothing is painted on the image: right-click it, choose Open in Mask Editor and paint what is to "
-                "change, or take the mask's link away to change all of it."
-            )
         raise ValueError(
             f"The mask is {mask.shape[-1]}x{mask.shape[-2]}, but the image is {width}x{height}: "
             "resize one of them so that they agree."

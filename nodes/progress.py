@@ -1,17 +1,33 @@
-"""Words on how far a node is, shown in it while it runs."""
+"""Words of a node to those who have the workflow open: how far it is, and what they should know of its result."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+
+from .routes import running_server
+
+EVENT = "l2p.said"
+
+
+def tell_at(node: str | None) -> Callable[[str], None]:
+    """A function that leaves a sentence in the node of this id until it runs again; an empty one takes it away."""
+    server = running_server()
+
+    def tell(text: str) -> None:
+        if text:
+            logging.info("L2P: %s", text)
+        if server is not None and node is not None:
+            server.send_sync(EVENT, {"node": node, "text": text})
+
+    return tell
 
 
 def say_at(node: str | None) -> Callable[[str], None]:
     """A function that shows a text in the node of this id, for those who have the workflow open."""
-    # The host has loaded it long before; where its modules are used without a server, nobody is there to tell.
-    from server import PromptServer
+    server = running_server()
 
     def say(text: str) -> None:
-        server = getattr(PromptServer, "instance", None)
         if server is not None and node is not None:
             server.send_progress_text(text, node)
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any
 
 from aiohttp import web
+
+_PAGE = {
+    "Content-Type": "text/html; charset=utf-8",
+    # Of a page that holds all of itself, names and captions of the user's among it, nothing is run or loaded.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    "Cache-Control": "no-store",
+}
 
 
 def running_server() -> Any:
@@ -13,10 +21,34 @@ def running_server() -> Any:
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
-async def _training(_: web.Request) -> web.Response:
-    from .live import last_states
+async def _training(request: web.Request) -> web.Response:
+    """The states of this start of the server; with ?run=NAME that run's, from its folder if need be."""
+    from .live import last_states, state_of
 
-    return web.json_response(last_states())
+    if not (run := _run(request)):
+        return web.json_response(last_states())
+    try:
+        # Reading a long run's metrics takes a while, in which the server has others to answer.
+        return web.json_response(await asyncio.to_thread(state_of, run))
+    except (ValueError, KeyError, OSError):
+        raise web.HTTPNotFound from None
+
+
+async def _report(request: web.Request) -> web.StreamResponse:
+    """A run's report as a page; by the host's /view it would be a download."""
+    from .live import report_of
+
+    try:
+        report = report_of(_run(request))
+    except ValueError:
+        report = None
+    if report is None:
+        raise web.HTTPNotFound
+    return web.FileResponse(report, headers=_PAGE)
+
+
+def _run(request: web.Request) -> str:
+    return request.query.get("run", "").strip()
 
 
 async def _doctor(_: web.Request) -> web.Response:
@@ -25,7 +57,7 @@ async def _doctor(_: web.Request) -> web.Response:
     return web.Response(text=report())
 
 
-ROUTES = {"/l2p/training": _training, "/l2p/doctor": _doctor}
+ROUTES = {"/l2p/training": _training, "/l2p/report": _report, "/l2p/doctor": _doctor}
 
 if running_server() is not None:
     for address, answer in ROUTES.items():

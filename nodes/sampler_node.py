@@ -5,9 +5,11 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 
+from .errors import plain_errors
 from .limited import within_limits
-from .options import FROM_MODEL, PUBLISHED, steps_problem
-from .pixel_nodes import MAX_SIDE
+from .options import AS_TYPED, FROM_MODEL, PUBLISHED, steps_problem
+from .pixel_nodes import aspect_input, width_and_height
+from .progress import tell_at
 
 
 class PixelSampler(io.ComfyNode):
@@ -22,27 +24,12 @@ class PixelSampler(io.ComfyNode):
             description="Makes images with an L2P model, straight in pixels: no VAE. Connect an image to start from "
             "it, and a mask to repaint only a part of it; the rest comes out exactly as it went in.",
             search_aliases=["ksampler", "sampler", "l2p", "text to image", "image to image", "inpaint", "pixel space"],
-            essentials_category="Image Generation",
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="An L2P model, from L2P Loader or L2P Demo."),
                 io.Conditioning.Input("positive", tooltip="What the image should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show; not used when cfg is 1."),
-                io.Int.Input(
-                    "width",
-                    default=1024,
-                    min=16,
-                    max=MAX_SIDE,
-                    step=16,
-                    tooltip="Width in pixels, any number; an image that is connected sets it instead.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=1024,
-                    min=16,
-                    max=MAX_SIDE,
-                    step=16,
-                    tooltip="Height in pixels, any number; an image that is connected sets it instead.",
-                ),
+                *width_and_height("0 is the size that the model was trained at. A connected image sets it instead."),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to make at once."),
                 io.Int.Input(
                     "seed",
@@ -95,6 +82,7 @@ class PixelSampler(io.ComfyNode):
                     optional=True,
                     tooltip="White is painted anew, black comes out exactly as it went in. As large as the image.",
                 ),
+                aspect_input(),
             ],
             outputs=[io.Image.Output(display_name="image")],
         )
@@ -105,6 +93,7 @@ class PixelSampler(io.ComfyNode):
         return (None if steps is None else steps_problem(steps)) or True
 
     @classmethod
+    @plain_errors()
     @within_limits
     def execute(
         cls,
@@ -122,6 +111,7 @@ class PixelSampler(io.ComfyNode):
         denoise: float,
         image: io.Image.Type | None = None,
         mask: io.Mask.Type | None = None,
+        aspect: str = AS_TYPED,
     ) -> io.NodeOutput:
         from .sampling import Settings, sample_image
 
@@ -135,7 +125,9 @@ class PixelSampler(io.ComfyNode):
                 width=width,
                 height=height,
                 batch=batch_size,
+                aspect=aspect,
                 image=image,
                 mask=mask,
+                tell=tell_at(cls.hidden.unique_id),
             )
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,9 @@ from ..l2p_core import flow
 from ..l2p_core.config import VARIANTS, Variant
 from .host import L2PBaseModel
 from .limits import check_memory
-from .options import FROM_MODEL, PUBLISHED, steps_problem
+from .options import AS_TYPED, FROM_MODEL, PUBLISHED, steps_problem
 from .pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
+from .sizes import UNTRAINED, chosen_size, far_from_trained
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,16 @@ def sample_image(
     width: int,
     height: int,
     batch: int,
+    aspect: str = AS_TYPED,
     image: Tensor | None = None,
     mask: Tensor | None = None,
+    tell: Callable[[str], None] = logging.info,
 ) -> Tensor:
     """Text to image, image to image, or inpainting: an IMAGE (B, H, W, 3) in [0, 1].
 
-    With an image its size is used, and a single image is repeated to `batch`. With a mask too, every pixel where it
-    is 0 comes out exactly as it went in.
+    A width or height of 0 is the model's own, and an aspect goes before both, see `sizes.chosen_size`. With an image
+    its size is used, and a single image is repeated to `batch`. With a mask too, every pixel where it is 0 comes out
+    exactly as it went in.
 
     Raises:
         ValueError: for a model that is not L2P, no steps, a negative cfg, a mask without an image or of another size, a
@@ -68,6 +74,7 @@ def sample_image(
                 f"denoise is {settings.denoise}, but there is no image to keep anything of: connect an image, or "
                 "set denoise to 1."
             )
+        width, height = chosen_size(model.model.l2p, width, height, aspect)
         check_memory(model, batch, height, width)
         latent = empty_pixels(width, height, batch)
     else:
@@ -77,10 +84,17 @@ def sample_image(
         latent = image_to_pixels(image, mask)
 
     samples = latent["samples"]
+    tell(" ".join(filter(None, warnings_of(model, *samples.shape[:-3:-1]))))
     noise = comfy.sample.prepare_noise(samples, settings.seed)
     samples = denoise_pixels(model, positive, negative, noise, latent, settings, variant)
     result = pixels_to_image({"samples": samples})
     return result if image is None or mask is None else keep_unmasked(result, image, mask)
+
+
+def warnings_of(model: Any, width: int, height: int) -> list[str]:
+    """What a user should know before an image is made that may come out wrong, empty for the ordinary case."""
+    untrained = UNTRAINED if getattr(model.model, "untrained", False) else ""
+    return [untrained, far_from_trained(model.model.l2p, width, height)]
 
 
 def denoise_pixels(

@@ -152,10 +152,14 @@ def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -
     source.check()
     made = SynthesisFolder(folder, wanted, source.settings())
     todo = made.todo
-    if todo:
-        work = _Work(made, source, len(todo), say)
+    try:
+        work = _Work(made, source, len(todo), say) if todo else None
         for part in _by_prompts(todo, ENCODED):
+            assert work is not None
             work.make(part)
+    except comfy.model_management.InterruptProcessingException:
+        say(f"Stopped with {len(made.done)} of {len(made.wanted)} images; run it again to make the rest.")
+        raise
     say(f"{len(made.wanted)} images, {len(todo)} of them made now")
     return made
 

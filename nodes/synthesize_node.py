@@ -9,10 +9,10 @@ import comfy.samplers
 from comfy_api.latest import io, ui
 
 from . import datasets, results
+from .errors import plain_errors
 from .files import NO_FILE
 from .limited import within_limits
-from .options import PROMPT_SUFFIXES
-from .pixel_nodes import MAX_SIDE
+from .options import MAX_SIDE, PROMPT_SUFFIXES
 from .progress import say_at
 
 
@@ -62,8 +62,8 @@ class SynthesizeDataset(io.ComfyNode):
                     tooltip="The number that a prompt's images are counted from. Each image's seed is drawn from its "
                     "prompt and number, so that no two share their noise.",
                 ),
-                io.Int.Input("width", default=1024, min=16, max=MAX_SIDE, step=8, tooltip="Width in pixels."),
-                io.Int.Input("height", default=1024, min=16, max=MAX_SIDE, step=8, tooltip="Height in pixels."),
+                io.Int.Input("width", default=1024, min=16, max=MAX_SIDE, tooltip="Width in pixels."),
+                io.Int.Input("height", default=1024, min=16, max=MAX_SIDE, tooltip="Height in pixels."),
                 io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Sampling steps, as the model needs them."),
                 io.Float.Input(
                     "cfg",
@@ -124,6 +124,7 @@ class SynthesizeDataset(io.ComfyNode):
         return prompts, results.fingerprint(cls, dataset), sorted(settings.items())
 
     @classmethod
+    @plain_errors()
     @within_limits
     def execute(
         cls,

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..l2p_core.run.find import bundled
 from . import datasets, files, results
+from .errors import plain_errors
 from .limited import within_limits
 from .options import POLICIES
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
@@ -38,12 +39,13 @@ class TrainL2P(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "dataset",
-                    options=datasets.choices(),
+                    options=datasets.choices() or [datasets.NONE_YET],
                     tooltip="A folder of captioned images in ComfyUI's datasets folder.",
                 ),
                 io.Combo.Input(
                     "model",
                     options=files.models(),
+                    default=files.TINY,
                     tooltip="From models/diffusion_models: a latent Z-Image model, which becomes a pixel model first, "
                     "or an L2P model to train on. The tiny source needs no download.",
                 ),
@@ -165,6 +167,7 @@ class TrainL2P(io.ComfyNode):
         return inputs, results.fingerprint(cls, settings.get("run_name")), sorted(settings.items(), key=str)
 
     @classmethod
+    @plain_errors()
     @within_limits
     def execute(cls, clip: Any, start: str, **settings: Any) -> io.NodeOutput:
         from .training import train

@@ -28,14 +28,13 @@ from ..l2p_core.run.changes import changed, read_changes
 from ..l2p_core.run.find import find
 from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.hooks import Hooks
-from ..l2p_core.run.live import arguments_of
 from ..l2p_core.run.metrics import RunMetrics, read_metrics
 from ..l2p_core.run.recipe import Recipe
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from . import datasets, files, run_files
 from .captions import host_captions
-from .live import Live
+from .live import Live, shown_montage
 from .sentences import by_folders
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
@@ -143,11 +142,11 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
             live.end("stopped", f"{done}; {kept}.")
             comfy.model_management.throw_exception_if_processing_interrupted()
         if live.is_empty:
-            _show_earlier(live, folder, result.step + 1)
+            _begin(live, folder, result.step + 1)
         run_files.publish(folder.delta, target)
     except comfy.model_management.InterruptProcessingException:
         if live.state["status"] != "stopped":
-            live.end("stopped", "Stopped; run it again to go on.")
+            live.end("stopped", "Stopped; run it again to resume from the last save.")
         raise
     except Exception as error:
         if isinstance(error, ValueError):
@@ -186,7 +185,7 @@ def _hooks(live: Live, folder: RunFolder) -> Hooks:
 
     def progress(metrics: RunMetrics) -> None:
         if "training" not in bars:
-            _show_earlier(live, folder, metrics.step)
+            _begin(live, folder, metrics.step)
         live.step(metrics)
         show("training", metrics.step, metrics.steps)
 
@@ -202,7 +201,7 @@ def _hooks(live: Live, folder: RunFolder) -> Hooks:
 
     return Hooks(
         progress=progress,
-        montage=lambda step, _: live.montage(step, folder.montage(step)),
+        montage=lambda step, _: live.montage(folder.montage(step)),
         should_stop=comfy.model_management.processing_interrupted,
         note=note,
         working=working,
@@ -210,13 +209,11 @@ def _hooks(live: Live, folder: RunFolder) -> Hooks:
     )
 
 
-def _show_earlier(live: Live, folder: RunFolder, first: int) -> None:
-    """The steps and the montage of a run before it went on at step `first`."""
-    for line in read_metrics(folder.metrics):
-        if line["step"] < first:
-            live.curves.add(*arguments_of(line))
-    if (montages := folder.montages()) and live.state["montage"] is None:
-        live.montage(int(montages[-1].stem.removeprefix("montage-")), montages[-1])
+def _begin(live: Live, folder: RunFolder, first: int) -> None:
+    """Show the steps and the montage of a run from before it was resumed at step `first`."""
+    live.begin(line for line in read_metrics(folder.metrics) if line["step"] < first)
+    montages = folder.montages()
+    live.state["montage"] = shown_montage(montages[-1]) if montages else None
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 // Every message of the server holds all of that, so that a page that was reloaded is right again with the next one.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { element, kindOf, nodeOf } from "./graph.js";
+import { say } from "./words.js";
 
 const NODE = "L2PTrain";
 const EVENT = "l2p.training";
 const HIGH = ["#e4572e", "#f3a712"]; // sigma above 0.6, where failure shows
 const LOW = ["#7fa3c7", "#86b8a8", "#a898c8"];
 const CHART_HEIGHT = 150;
+const HEIGHT = 64; // of the words and the buttons
 const LEAST = 1e-6; // a logarithmic axis has no zero
 const PAD = { left: 46, right: 8, top: 22, bottom: 18 };
 
@@ -16,14 +19,12 @@ const STYLE = {
   text: "min-height:15px;white-space:normal;",
   chart: `width:100%;height:${CHART_HEIGHT}px;flex:0 0 ${CHART_HEIGHT}px;display:none;`,
   montage: "width:100%;flex:1 1 0;min-height:0;object-fit:contain;image-rendering:auto;display:none;",
+  bar: "display:flex;gap:10px;align-items:center;min-height:22px;",
+  button: "font:12px sans-serif;padding:2px 10px;cursor:pointer;color:inherit;background:transparent;" +
+    "border:1px solid currentColor;border-radius:4px;",
+  link: "font:12px sans-serif;color:inherit;text-decoration:underline;",
   notes: "font-size:11px;opacity:.75;display:none;max-height:60px;overflow:auto;",
 };
-
-function element(tag, style) {
-  const made = document.createElement(tag);
-  made.style.cssText = style;
-  return made;
-}
 
 function view(node) {
   if (node.l2pTraining) return node.l2pTraining;
@@ -34,11 +35,20 @@ function view(node) {
     chart: element("canvas", STYLE.chart),
     montage: element("img", STYLE.montage),
     notes: element("div", STYLE.notes),
+    bar: element("div", STYLE.bar),
+    stop: element("button", STYLE.button, { textContent: say("Stop and save"), type: "button" }),
+    report: element("a", STYLE.link, { textContent: say("Open the report"), target: "_blank", rel: "noopener" }),
     state: null,
-    height: 40,
+    height: HEIGHT,
   };
-  parts.text.textContent = "Not trained yet";
-  root.append(parts.text, parts.chart, parts.montage, parts.notes);
+  parts.stop.onclick = () => {
+    parts.stop.disabled = true;
+    api.interrupt(null);
+  };
+  parts.bar.append(parts.stop, parts.report);
+  parts.stop.style.display = parts.report.style.display = "none";
+  parts.text.textContent = say("Not trained yet");
+  root.append(parts.text, parts.bar, parts.chart, parts.montage, parts.notes);
   // Neither saved with the workflow nor sent to the server, which has no such input.
   parts.widget = node.addDOMWidget("training", "l2p_training", root, {
     serialize: false,
@@ -54,8 +64,13 @@ function view(node) {
 function show(node, state) {
   const parts = view(node);
   parts.state = state;
-  parts.text.textContent = state.text;
+  parts.text.textContent = say(state.text);
   parts.text.style.color = state.status === "failed" ? "var(--error-text, #ff6b6b)" : "";
+  const runs = state.status === "preparing" || state.status === "training";
+  parts.stop.style.display = runs ? "" : "none";
+  parts.stop.disabled &&= runs;
+  parts.report.style.display = state.montage ? "" : "none";
+  parts.report.href = api.apiURL(`/l2p/report?${new URLSearchParams({ run: state.run })}`);
   const curves = state.curves.steps.length > 1;
   parts.chart.style.display = curves ? "block" : "none";
   parts.notes.style.display = state.notes.length ? "block" : "none";
@@ -68,7 +83,7 @@ function show(node, state) {
     if (parts.montage.getAttribute("src") !== url) {
       parts.montage.onload = () => grow(node, parts);
       parts.montage.src = url;
-      parts.montage.alt = parts.montage.title = `Montage of step ${step}`;
+      parts.montage.alt = parts.montage.title = say(`Montage of step ${step}`);
     }
   }
   parts.montage.style.display = state.montage ? "block" : "none";
@@ -81,7 +96,7 @@ function grow(node, parts) {
   const { montage, state } = parts;
   const width = node.size[0] - 30;
   const share = montage.naturalWidth ? montage.naturalHeight / montage.naturalWidth : 0;
-  let height = 40;
+  let height = HEIGHT;
   if (state.curves.steps.length > 1) height += CHART_HEIGHT;
   if (state.montage && share) height += Math.min(width * share, 360) + 8;
   if (state.notes.length) height += 50;
@@ -120,11 +135,18 @@ function draw({ chart, state }) {
     const colour = colours[range.high].shift();
     line(pen, steps, range, colour, x, y);
     pen.globalAlpha = 1;
-    pen.fillStyle = colour;
     pen.font = range.high ? "bold 10px sans-serif" : "10px sans-serif";
-    const name = place === PAD.left ? `loss at sigma ${range.name}` : range.name;
-    pen.fillText(name, place, 12);
-    place += pen.measureText(name).width + 10;
+    if (place === PAD.left) {
+      pen.fillStyle = ink;
+      pen.fillText(say("loss at sigma"), place, 12);
+      place += pen.measureText(say("loss at sigma")).width + 8;
+    }
+    // The colour beside the name: not every one can be read on a light and on a dark node.
+    pen.fillStyle = colour;
+    pen.fillRect(place, 5, 8, 7);
+    pen.fillStyle = ink;
+    pen.fillText(range.name, place + 11, 12);
+    place += pen.measureText(range.name).width + 20;
   }
 }
 
@@ -166,28 +188,27 @@ function axes(pen, ink, width, { first, last, low, high }, x, y) {
   }
 }
 
-// A node in a subgraph is named by the ids on the way to it, 12:3.
-function nodeOf(id) {
-  let graph = app.rootGraph ?? app.graph;
-  let node = null;
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById(Number(part)) ?? graph?.getNodeById(part);
-    graph = node?.subgraph;
-  }
-  return node?.comfyClass === NODE || node?.type === NODE ? node : null;
-}
+const runOf = (node) => node?.widgets?.find((widget) => widget.name === "run_name")?.value?.trim();
 
 // The name is compared too, for another workflow's node may have the same id.
 function showState(state) {
   const node = nodeOf(state.node);
-  const name = node?.widgets?.find((widget) => widget.name === "run_name")?.value;
-  if (name?.trim() === state.run) show(node, state);
+  if (kindOf(node) === NODE && runOf(node) === state.run) show(node, state);
 }
 
-async function showLast() {
-  const answer = await api.fetchApi("/l2p/training");
-  if (!answer.ok) return;
-  for (const state of await answer.json()) showState(state);
+// What the server knows of a node's run, or its folder where the server was started since.
+async function showSaved(node) {
+  const run = runOf(node);
+  if (!run) return;
+  const answer = await api.fetchApi(`/l2p/training?${new URLSearchParams({ run })}`);
+  const state = answer.ok ? await answer.json() : null;
+  if (state?.run === runOf(node)) show(node, state);
+}
+
+function trainNodes(graph) {
+  return (graph?.nodes ?? []).flatMap((node) =>
+    kindOf(node) === NODE ? [node] : node.subgraph ? trainNodes(node.subgraph) : [],
+  );
 }
 
 app.registerExtension({
@@ -201,6 +222,14 @@ app.registerExtension({
     nodeType.prototype.onNodeCreated = function () {
       onNodeCreated?.apply(this, arguments);
       view(this);
+      const name = this.widgets?.find((widget) => widget.name === "run_name");
+      const { callback } = name ?? {};
+      if (name) {
+        name.callback = (...given) => {
+          callback?.apply(name, given);
+          showSaved(this);
+        };
+      }
     };
     nodeType.prototype.onExecuted = function (message) {
       onExecuted?.apply(this, arguments);
@@ -209,6 +238,6 @@ app.registerExtension({
     };
   },
   afterConfigureGraph() {
-    showLast();
+    trainNodes(app.rootGraph ?? app.graph).forEach(showSaved);
   },
 });

@@ -29,7 +29,7 @@ def chart(title: str, steps: Sequence[int], lines: Mapping[str, Sequence[float]]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         f'font-family="system-ui, sans-serif" font-size="11" role="img">',
-        f'<text x="{_LEFT}" y="16" font-size="13">{html.escape(title)}</text>',
+        f'<text x="{_LEFT}" y="16" font-size="13" fill="currentColor">{html.escape(title)}</text>',
     ]
     if values:
         low, high = min(values), max(values)
@@ -46,7 +46,9 @@ def chart(title: str, steps: Sequence[int], lines: Mapping[str, Sequence[float]]
             parts += _line([place(s, v) if math.isfinite(v) else None for s, v in zip(steps, line, strict=True)], i)
             x = _LEFT + i * (WIDTH - _LEFT - _RIGHT) / max(3, len(lines))
             colour = _COLOURS[i % len(_COLOURS)]
-            parts.append(f'<text x="{x:.0f}" y="34" fill="{colour}">{html.escape(name)}</text>')
+            # The name in the page's own colour: of the lines' not every one can be read on light and on dark.
+            parts.append(f'<rect x="{x:.0f}" y="26" width="10" height="8" fill="{colour}"/>')
+            parts.append(f'<text x="{x + 14:.0f}" y="34" fill="currentColor">{html.escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
 
@@ -75,8 +77,8 @@ def _axes(first: int, last: int, low: float, high: float, logarithmic: bool) -> 
         share = i / 4
         y, value = bottom - share * (bottom - _TOP), low + share * (high - low)
         label = 10**value if logarithmic else value
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label:.3g}</text>')
+        parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="currentColor" stroke-opacity="0.2"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="currentColor">{label:.3g}</text>')
         x, step = _LEFT + share * (right - _LEFT), first + share * (last - first)
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{step:.0f}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle" fill="currentColor">{step:.0f}</text>')
     return parts

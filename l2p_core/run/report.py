@@ -26,12 +26,15 @@ MONTAGES = 8
 _WIDEST = 1536  # pixels that a montage is shrunk to
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --shade: #f4f4f4; --line: #ddd; }
+@media (prefers-color-scheme: dark) { :root { --ink: #ddd; --paper: #1b1b1d; --shade: #29292c; --line: #444; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+  color: var(--ink); background: var(--paper); }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; } td { padding: .15rem 1.2rem .15rem 0; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem; } svg { max-width: 100%; height: auto; }
 figure { margin: 0 0 1.5rem; } img { max-width: 100%; }
-pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; font-size: 13px; }
+pre { background: var(--shade); padding: .8rem; overflow-x: auto; font-size: 13px; }
 """
 
 
@@ -54,7 +57,8 @@ def write(folder: RunFolder, status: str, prompts: Sequence[str]) -> None:
     for title, path in (("Recipe", folder.recipe), ("Plan", folder.plan), ("Left out", folder.problems)):
         if path.exists():
             parts.append(f"<h2>{title}</h2><pre>{_text(path.read_text(encoding='utf-8'))}</pre>")
-    head = f'<meta charset="utf-8"><title>{_text(folder.path.resolve().name)}</title><style>{_STYLE}</style>'
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{viewport}<title>{_text(folder.path.resolve().name)}</title><style>{_STYLE}</style>'
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
     write_bytes(folder.report, page.encode())
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoints import write_shards
 
 from comfyui_l2p.l2p_core import delta, tiny
-from comfyui_l2p.l2p_core.checkpoint import load_tensors
+from comfyui_l2p.l2p_core.checkpoint import load_tensors, open_checkpoint
 from comfyui_l2p.l2p_core.config import COMFY_PREFIX
 from comfyui_l2p.l2p_core.layouts import to_comfy
 
@@ -82,6 +82,42 @@ def test_every_input_and_node_explains_itself(server: Server) -> None:
             for name, (_, *settings) in info["input"].get(kind, {}).items():
                 assert settings and settings[0].get("tooltip"), f"{node}.{name} has no tooltip"
         assert server.get(f"/extensions/ComfyUI-L2P/docs/{node}.md").startswith(b"# ")
+
+
+def test_sizes_are_free_and_writers_keep_their_seed(server: Server) -> None:
+    """What frontends read of it: no steps of 16 in a size, no new seed behind a file that is there already."""
+    for node in NODES:
+        info = server.get(f"/object_info/{node}")[node]
+        assert not info.get("essentials_category"), "it would stand apart from the pack's other nodes"
+        inputs = {
+            name: spec for kind in info["input"].values() if isinstance(kind, dict) for name, spec in kind.items()
+        }
+        for side in inputs.keys() & {"width", "height"}:
+            assert inputs[side][1].get("step", 1) == 1
+        if info["output_node"] and "seed" in inputs:
+            assert inputs["seed"][1]["control_after_generate"] is False
+    sampler = server.get("/object_info/L2PPixelSampler")["L2PPixelSampler"]["input"]
+    assert [sampler["required"][side][1]["default"] for side in ("width", "height")] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape"),
+    [
+        ({"width": 0, "height": 0}, (64, 64, 3)),
+        ({"width": 0, "height": 37}, (37, 64, 3)),
+        ({"width": 50, "height": 0, "aspect": "16:9 landscape"}, (48, 80, 3)),
+    ],
+)
+def test_a_model_knows_its_size(server: Server, inputs: dict[str, Any], shape: tuple[int, ...]) -> None:
+    run = server.run(graphs.demo(steps=1, **inputs))
+    assert picture(server, run, "5").shape == shape
+    blank = graphs.ksampler(steps=1)
+    blank["4"]["inputs"] |= {"model": ["1", 0], **inputs}
+    assert picture(server, server.run(blank), "8").shape == shape
+
+
+def test_a_side_of_a_few_pixels_is_refused(server: Server) -> None:
+    assert "The width is 7: take 16 pixels or more, or 0" in sentence(server.run(graphs.demo(width=7)))
 
 
 def test_the_demo_makes_an_image_with_previews_and_progress(server: Server) -> None:
@@ -150,8 +186,10 @@ def test_a_mask_of_another_size_is_named(server: Server) -> None:
     assert "The mask is 32x48, but the image is 64x64" in sentence(server.run(graph))
 
 
-def test_a_mask_that_nobody_has_painted_is_named(server: Server) -> None:
-    Image.new("RGB", (80, 48)).save(server.base / "input" / "unpainted.png")
+@pytest.mark.parametrize(("mode", "size"), [("RGB", (80, 48)), ("RGB", (64, 64)), ("RGBA", (80, 48))])
+def test_a_mask_that_nobody_has_painted_is_named(server: Server, mode: str, size: tuple[int, int]) -> None:
+    """Load Image gives 64 x 64 zeros for an image without alpha, and zeros of the image's size for an opaque one."""
+    Image.new(mode, size, (9, 9, 9, 255)[: len(mode)]).save(server.base / "input" / "unpainted.png")
     graph = graphs.demo(image=["6", 0], mask=["6", 1])
     graph["6"] = {"class_type": "LoadImage", "inputs": {"image": "unpainted.png"}}
     assert "Open in Mask Editor" in sentence(server.run(graph))
@@ -178,7 +216,10 @@ def test_files_that_are_not_there_or_not_l2p(server: Server, models: Path) -> No
     assert "There is no file 'missing.safetensors'" in refused.value.sentences()
     (models / "broken.safetensors").write_bytes(b"no model")
     shutil.copy(tiny.SOURCE_PATH, models / "latent.safetensors")
-    assert sentence(server.run(graphs.loader("broken.safetensors")))
+    broken = server.run(graphs.loader("broken.safetensors"))
+    assert str(server.base) not in sentence(broken) and "broken.safetensors" in sentence(broken)
+    assert broken.error is not None and broken.error["exception_type"] == "ValueError"
+    assert "take L2P Demo" in sentence(server.run(graphs.loader(graphs.TINY)))
     assert "Convert to L2P" in sentence(server.run(graphs.loader("latent.safetensors")))
 
 
@@ -209,6 +250,11 @@ def test_delta_saved_loaded_and_merged(server: Server, models: Path) -> None:
     run = server.run({"1": {"class_type": "L2PSaveDelta", "inputs": save}})
     assert run.error is None, run.error
     assert (models / "change.safetensors").stat().st_size < (models / "trained.safetensors").stat().st_size / 2
+    first = {
+        name: spec[1]["default"]
+        for name, spec in server.get("/object_info/L2PMergeDelta")["L2PMergeDelta"]["input"]["required"].items()
+    }
+    assert open_checkpoint(models / first["delta"]).is_delta, "what is chosen at first is of the kind that is asked for"
     assert server.run(graphs.loader("base.safetensors", "change.safetensors")).error is None
     merge = {"delta": "change.safetensors", "filename": "merged", **names}
     assert server.run({"1": {"class_type": "L2PMergeDelta", "inputs": merge}}).error is None

@@ -73,6 +73,16 @@ def test_it_trains_and_its_delta_is_loaded_and_sampled_from(server: Server, mode
     assert live in server.get("/l2p/training")
     file = live["montage"]
     assert server.get(f"/view?filename={file['filename']}&subfolder={file['subfolder']}&type=output")[:4] == b"\x89PNG"
+    report = server.get("/l2p/report?run=first/run")
+    assert report.startswith(b"<!doctype html>") and b"width=device-width" in report
+    # A run that is refused leaves the curves; and a server that knows nothing of a run reads them from its folder.
+    refused = server.run(graphs.train("first/run", policy="all"))
+    shown = server.get("/l2p/training?run=first/run")
+    assert str(server.base) not in sentence(refused) and "output/l2p_runs/first/run holds a run" in sentence(refused)
+    assert shown["status"] == "failed" and shown["curves"] == live["curves"] and shown["montage"] == file
+    shutil.copytree(folder.path, run_folder(server, "copied").path)
+    saved = server.get("/l2p/training?run=copied")
+    assert saved["curves"] == live["curves"] and saved["text"] == "Finished after 3 steps"
     # What is finished is not trained again, nor refused for the delta that it has laid there itself.
     again = server.run(graphs.train("first/run", montage_every=7))
     assert again.error is None and len(read_metrics(folder.metrics)) == 3

@@ -20,6 +20,7 @@ REFERENCE = Path(__file__).parent / "reference"
 FRONTEND_ONLY = {"MarkdownNote"}
 SMALL: dict[str, dict[str, Any]] = {
     "L2PSynthesizeDataset": {"images_per_prompt": 1, "steps": 2},
+    "L2PPixelSampler": {"steps": 2},
     "L2PTrain": {"steps": 2, "batch_size": 2, "changes": "[watch]\nsteps = 1"},
 }
 """What would take minutes, in seconds."""
@@ -51,28 +52,37 @@ def test_a_workflow_fits_the_nodes(server: Server, path: Path) -> None:
                 assert any(name in problem["details"] for name in offered | {"example.png"}), problem
 
 
-@pytest.mark.parametrize("name", ["l2p_text_to_image_1k", "l2p_image_to_image", "l2p_inpainting"])
-def test_a_workflow_runs_with_the_bundled_model_in_its_place(server: Server, name: str) -> None:
+def test_a_workflow_runs_with_the_bundled_model_in_its_place(server: Server) -> None:
     """What the real models' workflows do, their loaders aside."""
-    prompt = graphs.from_workflow(read(WORKFLOWS[0].with_name(f"{name}.json")), server.get("/object_info"))
+    (path,) = (path for path in WORKFLOWS if path.stem == "5 Text to image 1k")
+    prompt = graphs.from_workflow(read(path), server.get("/object_info"))
     kinds = {node["class_type"]: key for key, node in prompt.items()}
     del prompt[kinds["CLIPLoader"]]
     prompt[kinds["L2PLoader"]] = {"class_type": "L2PDemo", "inputs": {}}
     for node in prompt.values():
         if node["class_type"] == "CLIPTextEncode":
             node["inputs"] = {"clip": [kinds["L2PLoader"], 1], "text": graphs.CAPTION}
-    prompt[kinds["L2PPixelSampler"]]["inputs"] |= {"width": 64, "height": 64, "steps": 2}
-    image = np.full((64, 48, 4), 255, np.uint8)
-    image[20:40, 10:30, 3] = 0  # What the mask editor leaves: transparent is to be painted.
-    Image.fromarray(image).save(server.base / "input" / "example.png")
-    result = picture(server, server.run(prompt), kinds["SaveImage"])
-    assert result.shape == ((64, 48, 3) if "LoadImage" in kinds else (64, 64, 3))
-    assert (result[:20] == 255).all() == (name == "l2p_inpainting")
+    prompt[kinds["L2PPixelSampler"]]["inputs"] |= {"steps": 2}
+    assert picture(server, server.run(prompt), kinds["SaveImage"]).shape == (64, 64, 3)
+
+
+def test_inpainting_keeps_what_is_outside_the_mask(server: Server) -> None:
+    (path,) = (path for path in WORKFLOWS if path.stem == "3 Inpainting in pixels")
+    prompt = graphs.from_workflow(read(path), server.get("/object_info"))
+    for node in prompt.values():
+        if node["class_type"] == "L2PPixelSampler":
+            node["inputs"]["steps"] = 2
+    run = server.run(prompt)
+    kinds = {node["class_type"]: key for key, node in prompt.items()}
+    before, after = (picture(server, run, kinds[kind]) for kind in ("PreviewImage", "SaveImage"))
+    painted = np.zeros((64, 64), bool)
+    painted[12:52, 12:52] = True
+    assert (before[~painted] == after[~painted]).all() and (before[painted] != after[painted]).any(-1).mean() > 0.9
 
 
 def test_the_demo_workflow_matches_its_reference(server: Server) -> None:
     """Sampling is float32 with a seeded noise; other hosts and processors round a little differently."""
-    workflow = read(next(path for path in WORKFLOWS if path.stem == "l2p_demo"))
+    workflow = read(next(path for path in WORKFLOWS if path.stem == "1 L2P demo"))
     (save,) = (str(node["id"]) for node in workflow["nodes"] if node["type"] == "SaveImage")
     run = server.run(graphs.from_workflow(workflow, server.get("/object_info")))
     result = picture(server, run, save).astype(int)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from comfyui_l2p.l2p_core import config, freeze
+from comfyui_l2p.l2p_core import config, freeze, metadata
 from comfyui_l2p.l2p_core.dataset import prompts
-from comfyui_l2p.nodes import options
+from comfyui_l2p.nodes import kinds, options
 
 SCRIPT = """
 import asyncio, importlib.util, sys
@@ -91,3 +91,4 @@ def check_choices_are_those_of_the_core() -> None:
     assert tuple(config.VARIANTS) == options.VARIANTS
     assert freeze.POLICIES == options.POLICIES
     assert prompts.SUFFIXES == options.PROMPT_SUFFIXES
+    assert (kinds._KIND_KEY, kinds.DELTA, kinds.INITIAL) == (metadata.KIND, metadata.DELTA, metadata.PIXEL_INIT)

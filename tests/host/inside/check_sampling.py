@@ -17,7 +17,11 @@ from comfy_extras import nodes_custom_sampler, nodes_differential_diffusion, nod
 import nodes
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.checkpoint import load_model
+from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.layouts import to_comfy
+from comfyui_l2p.l2p_core.tiny import SOURCE_PATH
+from comfyui_l2p.nodes.demo import load_demo
+from comfyui_l2p.nodes.loading import load_model as load_for_the_host
 from comfyui_l2p.nodes.options import PUBLISHED
 from comfyui_l2p.nodes.pixels import empty_pixels, image_to_pixels, pixels_to_image
 from comfyui_l2p.nodes.sampling import Settings, sample_image
@@ -289,3 +293,26 @@ def check_conditioning_masks(tmp_path: Path) -> None:
     alone = kit.ksample(model, steps=1, cfg=1.0, positive=kit.caption("left"))
     assert golden.relative_error(both[..., :32], alone[..., :32]) < 1e-5
     assert golden.relative_error(both[..., 32:], alone[..., 32:]) > 1e-4
+
+
+def check_captions_of_another_encoder_name_the_one_to_use(tmp_path: Path) -> None:
+    wrong = [[torch.zeros(1, 5, 2560), {}]]
+    with pytest.raises(
+        ValueError, match="has 2560 numbers a token, and the model takes 64. Connect the CLIP of L2P Demo"
+    ):
+        settings = Settings(1, 1, 1.0, "euler", "simple")
+        sample_image(load_demo()[0], wrong, wrong, settings, width=0, height=0, batch=1)
+
+
+def check_what_a_user_should_know_of_a_result_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    model, clip = load_demo()
+    words = clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))
+    settings = Settings(1, 1, 1.0, "euler", PUBLISHED)
+    for side in (0, 100, 128):
+        sample_image(model, words, words, settings, width=side, height=side, batch=1, tell=told.append)
+    assert told[:2] == ["", ""] and "128 x 128 is much larger than the 64 x 64 pixels" in told[2]
+    convert(SOURCE_PATH, tmp_path / "init.safetensors")
+    untrained = load_for_the_host(str(tmp_path / "init.safetensors"))
+    sample_image(untrained, words, words, settings, width=0, height=0, batch=1, tell=told.append)
+    assert "it makes noise" in told[-1] and not model.model.untrained

@@ -1,0 +1,45 @@
+"""Which of the files in the models folders suits an input, so that the one chosen at first works.
+
+Headers alone are read, each once for as long as its file stays the same, and nothing is imported that checks a model.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from ..l2p_core.safetensors_header import read_header
+from ..l2p_core.shards import files_of
+from . import files
+
+DELTA, INITIAL, PIXEL, LATENT, OTHER = "delta", "pixel-init", "pixel", "latent", "other"
+
+_KIND_KEY = "l2p.kind"
+_PIXEL_KEY = "local_decoder.out_conv.weight"
+_BACKBONE_KEYS = "noise_refiner.0.attention.q_norm.weight", "noise_refiner.0.attention.norm_q.weight"
+
+
+def first(*kinds: str, folders: tuple[str, ...] = ()) -> str | None:
+    """The name of the first file of the first of some kinds that there is in the folders (diffusion_models)."""
+    found: dict[str, str] = {}
+    for name in files.choices(*folders):
+        kind = _kind(name, folders, *files.fingerprint(name))
+        if kind == kinds[0]:
+            return name
+        found.setdefault(kind, name)
+    return next((found[kind] for kind in kinds if kind in found), None)
+
+
+@lru_cache(maxsize=4096)
+def _kind(name: str, folders: tuple[str, ...], *_state: str) -> str:
+    try:
+        headers = [read_header(file) for file in files_of(Path(files.existing(name, *folders)))]
+    except ValueError:
+        return OTHER
+    stated = headers[0].metadata.get(_KIND_KEY)
+    if stated in (DELTA, INITIAL):
+        return stated
+    keys = [key for header in headers for key in header.tensors]
+    if any(key.endswith(_PIXEL_KEY) for key in keys):
+        return PIXEL
+    return LATENT if any(key.endswith(_BACKBONE_KEYS) for key in keys) else OTHER

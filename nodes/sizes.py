@@ -1,0 +1,84 @@
+"""How large an image is to be: as typed, as the model was trained, or in an aspect of that area."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..l2p_core.config import VARIANTS, ModelConfig
+from ..l2p_core.tiny.bundled import is_tiny
+from ..l2p_core.tiny.shapes import IMAGE_SIZE
+from .options import AS_TYPED, ASPECTS, MIN_SIDE, OF_MODEL
+
+UNTRAINED = "This is a pixel initialisation that nobody has trained yet: it makes noise. Train it with Train L2P first."
+
+_FAR = 2.0
+"""Times larger or smaller than trained, by the side of a square of the same area, from which it is said."""
+
+_DEFAULT_SIDE = 1024
+
+
+def own_side(config: ModelConfig | None) -> int:
+    """The side in pixels of the images that a model was trained on, of the 1k models where there is no model."""
+    if config is None:
+        return _DEFAULT_SIDE
+    if is_tiny(config):
+        return IMAGE_SIZE
+    assert config.variant is not None
+    return VARIANTS[config.variant].pixels
+
+
+def chosen_size(config: ModelConfig | None, width: int, height: int, aspect: str = AS_TYPED) -> tuple[int, int]:
+    """Width and height in pixels.
+
+    Args:
+        config: of the model; None where none is connected.
+        width, height: in pixels, or OF_MODEL for the model's own side.
+        aspect: AS_TYPED, or a key of ASPECTS: then the size is of that shape and of the model's own area, its sides
+            multiples of the model's patch.
+
+    Raises:
+        ValueError: for sides between OF_MODEL and MIN_SIDE.
+    """
+    side = own_side(config)
+    if aspect != AS_TYPED:
+        across, down = ASPECTS[aspect]
+        multiple = config.patch_size if config else MIN_SIDE
+        scale = side / math.sqrt(across * down)
+        return _rounded(across * scale, multiple), _rounded(down * scale, multiple)
+    for name, value in (("width", width), ("height", height)):
+        if value != OF_MODEL and value < MIN_SIDE:
+            raise ValueError(
+                f"The {name} is {value}: take {MIN_SIDE} pixels or more, or {OF_MODEL} for the model's own size."
+            )
+    return width or side, height or side
+
+
+def far_from_trained(config: ModelConfig, width: int, height: int) -> str:
+    """A sentence for sizes at which the model was not trained, empty for the others."""
+    side = own_side(config)
+    factor = math.sqrt(width * height) / side
+    if 1 / _FAR < factor < _FAR:
+        return ""
+    what = "larger" if factor > 1 else "smaller"
+    return (
+        f"{width} x {height} is much {what} than the {side} x {side} pixels that this model was trained at: the image "
+        f"may come out wrong. Width and height {OF_MODEL} take the model's own size."
+    )
+
+
+def settings_of(config: ModelConfig) -> str:
+    """What was loaded, and what KSampler should be set to for it, in one line."""
+    assert config.variant is not None
+    variant, side = VARIANTS[config.variant], own_side(config)
+    name = "Tiny L2P model" if is_tiny(config) else f"L2P {config.variant} model"
+    return f"{name}, {side} x {side} pixels. In KSampler: {variant.steps} steps, cfg {variant.cfg:g}, euler, simple."
+
+
+def l2p_config(model: Any) -> ModelConfig | None:
+    """The sizes of an L2P MODEL, None for any other."""
+    return getattr(getattr(model, "model", None), "l2p", None)
+
+
+def _rounded(side: float, multiple: int) -> int:
+    return max(MIN_SIDE, round(side / multiple) * multiple)

@@ -1,0 +1,37 @@
+// After a node has written a file, lists of files show it; and workflows of 0.1 open with what they say.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { kindOf, nodeOf } from "./graph.js";
+
+const WRITERS = new Set(["L2PConvert", "L2PSaveDelta", "L2PMergeDelta", "L2PTrain", "L2PSynthesizeDataset"]);
+const CONTROLS = new Set(["fixed", "increment", "decrement", "randomize"]);
+const CONTROL_AT = 3; // in Convert to L2P of 0.1: source, variant, seed, what becomes of the seed, filename, overwrite
+const LENGTH_THEN = 6;
+
+let waiting = 0;
+
+// Once for nodes that end together: all lists are asked for anew.
+function refresh() {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => app.refreshComboInNodes?.(), 300);
+}
+
+app.registerExtension({
+  name: "L2P.Files",
+  setup() {
+    api.addEventListener("executed", ({ detail }) => {
+      if (WRITERS.has(kindOf(nodeOf(detail?.display_node ?? detail?.node)))) refresh();
+    });
+  },
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (nodeData.name !== "L2PConvert") return;
+    const configure = nodeType.prototype.configure;
+    nodeType.prototype.configure = function (saved) {
+      const values = saved?.widgets_values;
+      if (values?.length === LENGTH_THEN && CONTROLS.has(values[CONTROL_AT])) {
+        saved = { ...saved, widgets_values: values.filter((_, place) => place !== CONTROL_AT) };
+      }
+      return configure?.call(this, saved);
+    };
+  },
+});

@@ -1,0 +1,96 @@
+// Sentences of the server in the nodes they concern: what was loaded, what a user should know of a result, and errors of
+// ours, these as a message too, where the host would show a general hint.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { PACK, element, kindOf, nodeOf } from "./graph.js";
+import { say } from "./words.js";
+
+const OURS = /^L2P/;
+const STYLE =
+  "box-sizing:border-box;padding:4px 6px;font:12px/1.35 sans-serif;color:inherit;" +
+  "white-space:normal;overflow:auto;height:100%;user-select:text;";
+const LINE = 17;
+const LEAST_WIDTH = 240;
+const COLOURS = { said: "var(--fg-color,#ddd)", error: "var(--error-text,#ff6b6b)" };
+
+const shown = new Set();
+
+// What a stock node makes of pixels, which its own sentence does not tell.
+const HINTS = [
+  {
+    node: /^VAEDecode/,
+    message: /channels, but got 3 channels|expected input.*to have \d+ channels, but got 3/,
+    sentence: "These are the pixels of an L2P model, not a latent: use Pixels to Image in place of VAE Decode.",
+  },
+];
+
+function sentenceOf({ node_type, exception_message, traceback }) {
+  const message = String(exception_message ?? "").trim();
+  const hint = HINTS.find((hint) => hint.node.test(node_type) && hint.message.test(message));
+  if (hint) return hint.sentence;
+  const fromPack = OURS.test(node_type) || (traceback ?? []).join("").includes(PACK);
+  return fromPack ? message : "";
+}
+
+function textWidget(node) {
+  if (node.l2pSaid) return node.l2pSaid;
+  const text = element("div", STYLE);
+  const parts = { text, height: 0 };
+  parts.widget = node.addDOMWidget("said", "l2p_said", text, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => parts.height,
+    getMaxHeight: () => parts.height,
+  });
+  parts.widget.serialize = false;
+  node.l2pSaid = parts;
+  return parts;
+}
+
+function write(node, sentence, kind = "said") {
+  if (!sentence && !node.l2pSaid) return;
+  const parts = textWidget(node);
+  if (sentence && node.size[0] < LEAST_WIDTH) node.setSize([LEAST_WIDTH, node.size[1]]);
+  const characters = (node.size[0] - 40) / 6.3;
+  parts.height = sentence ? (Math.ceil(sentence.length / characters) + 1) * LINE + 10 : 0;
+  parts.text.textContent = say(sentence);
+  parts.text.style.color = COLOURS[kind];
+  parts.text.style.display = sentence ? "block" : "none";
+  if (sentence) {
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  }
+  node.graph?.setDirtyCanvas(true, true);
+}
+
+function clear() {
+  for (const node of shown) write(node, "");
+  shown.clear();
+}
+
+function show({ detail }) {
+  const sentence = sentenceOf(detail);
+  if (!sentence) return;
+  const node = nodeOf(detail.node_id);
+  app.extensionManager?.toast?.add({
+    severity: "error",
+    summary: node?.title ?? detail.node_type,
+    detail: sentence,
+    life: 30000,
+  });
+  if (!node || !OURS.test(kindOf(node))) return;
+  write(node, sentence, "error");
+  shown.add(node);
+}
+
+app.registerExtension({
+  name: "L2P.Said",
+  setup() {
+    api.addEventListener("execution_start", clear);
+    api.addEventListener("execution_error", show);
+    api.addEventListener("l2p.said", ({ detail }) => {
+      const node = nodeOf(detail.node);
+      if (OURS.test(kindOf(node))) write(node, detail.text);
+    });
+  },
+});
