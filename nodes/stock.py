@@ -39,11 +39,15 @@ class L2PRow(comfy.supported_models.ZImage):
 
     @classmethod
     def matches(
-        cls, unet_config: Mapping[str, Any], state_dict: Mapping[str, Any] | None = None, *unet_key_prefix: str
+        cls,
+        unet_config: Mapping[str, Any],
+        state_dict: Mapping[str, Any] | None = None,
+        unet_key_prefix: str | None = None,
     ) -> bool:
         """Whether a file is an L2P model that the host does not know itself. Older hosts give no prefix of its keys."""
-        prefix = unet_key_prefix[0] if unet_key_prefix else _prefix(state_dict or ())
-        return is_l2p(state_dict, prefix) and not is_native(unet_config, state_dict, prefix, *unet_key_prefix)
+        prefix = _prefix(state_dict or ()) if unet_key_prefix is None else unet_key_prefix
+        handed_on = () if unet_key_prefix is None else (unet_key_prefix,)
+        return is_l2p(state_dict, prefix) and not is_native(unet_config, state_dict, prefix, *handed_on)
 
 
 def register() -> None:
