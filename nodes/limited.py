@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -33,10 +34,11 @@ def _check_number(input: Any, value: Any) -> None:
     from ..l2p_core.ranges import Range
 
     whole = isinstance(input, io.Int.Input)
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
         raise ValueError(
             f"{input.id} must be {'a whole number' if whole else 'a number'}, not {str(value)[:_SHOWN]!r}."
         )
     least = -math.inf if input.min is None else input.min
     most = math.inf if input.max is None else input.max
-    Range(least, most, whole).check(input.id, value)
+    number: Any = value  # of numpy, which has the type of Python's in `item`
+    Range(least, most, whole).check(input.id, number.item() if hasattr(number, "item") else number)

@@ -6,6 +6,7 @@ import asyncio
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from comfy_api.latest import io
 
@@ -48,7 +49,7 @@ def check_every_number_is_held_to_its_limits(node: type[io.ComfyNode], input: An
 
 def check_there_are_numbers_to_hold() -> None:
     assert {"width", "steps", "cfg", "denoise", "seed", "blocks"} <= {input.id for _, input in INPUTS}
-    assert EmptyPixels.execute(width=16, height=16, batch_size=1).args[0]["samples"].shape == (1, 3, 16, 16)
+    assert EmptyPixels.execute(width=16, height=16, batch_size=np.int64(1)).args[0]["samples"].shape == (1, 3, 16, 16)
 
 
 def check_no_steps_is_refused_on_every_way() -> None:
