@@ -183,6 +183,11 @@ def test_sample_explains_what_does_not_fit_before_it_reads_weights(
     assert "one of the two" in mistake(capsys, "sample", pixel, *output)
     assert "RAM" in mistake(capsys, "sample", "tiny", "--prompt", "a red circle", "--width", 65_536, "--height", 65_536)
     assert "--init" in mistake(capsys, "sample", "tiny", "--prompt", "a red circle", "--denoise", 0.5)
+    for name in ("a.jpg", "a.webp", "a"):
+        assert "end it in .png" in mistake(
+            capsys, "sample", "tiny", "--prompt", "a red circle", "--output", tmp_path / name
+        )
+        assert not (tmp_path / name).exists()
     assert "cannot be used as an image" in mistake(
         capsys, "sample", "tiny", "--prompt", "a red circle", "--init", features, *output
     )

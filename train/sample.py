@@ -76,6 +76,8 @@ def sample_command(args: argparse.Namespace) -> None:
 
 
 def _targets(output: Path, seeds: list[int]) -> dict[int, Path]:
+    if output.suffix.lower() != ".png":  # other programs believe the name, and it would lie
+        raise ValueError(f"{output.name} is not the name of a PNG image, which is what is written: end it in .png.")
     if len(seeds) == 1:
         return {seeds[0]: output}
     return {seed: output.with_name(f"{output.stem}-{seed}{output.suffix}") for seed in seeds}
