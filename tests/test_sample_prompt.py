@@ -150,3 +150,16 @@ def test_with_the_real_library_it_is_one_command(published: Path, tmp_path: Path
     other = tmp_path / "other.png"
     assert main(command(published, other, "--caption-features", str(features))) == 0
     assert pixels(target) == pixels(other)
+
+
+@pytest.mark.parametrize("option", ["--encoder", "--tokenizer"])
+@pytest.mark.parametrize(
+    ("caption", "sentence"), [("--prompt", "its own text encoder"), ("--caption-features", "encoded already")]
+)
+def test_a_text_encoder_that_nothing_uses_is_refused(
+    option: str, caption: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "image.png"
+    assert main(["sample", "tiny", caption, "red", option, str(tmp_path), "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and option in error and not output.exists()

@@ -41,6 +41,7 @@ def caption_reader(
     """
     if (args.prompt is None) == (args.caption_features is None):
         raise ValueError("Give the caption as --prompt or as --caption-features FILE, one of the two.")
+    _refuse_unused_encoder(args, config)
     if args.prompt is None:
         if args.negative is not None:
             raise ValueError(
@@ -55,6 +56,16 @@ def caption_reader(
     files = _encoder(args, base, config)
     captions = [args.prompt] if cfg == 1 else [args.prompt, args.negative or ""]
     return lambda device: _encoded(files, captions, device)
+
+
+def _refuse_unused_encoder(args: argparse.Namespace, config: ModelConfig) -> None:
+    for option in ("encoder", "tokenizer"):
+        if getattr(args, option) is None:
+            continue
+        if args.prompt is None:
+            raise ValueError(f"--{option} goes with --prompt: --caption-features are encoded already. Remove it.")
+        if is_tiny(config):
+            raise ValueError(f"The tiny model has its own text encoder: remove --{option}.")
 
 
 def _from_file(path: Path, config: ModelConfig, cfg: float) -> Captions:
