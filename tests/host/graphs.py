@@ -183,8 +183,9 @@ def from_workflow(workflow: Json, object_info: Json) -> Json:
         values = iter(node["widgets_values"])
         for name, spec in (defined.get("required", {}) | defined.get("optional", {})).items():
             if isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
-                inputs[name] = next(values, spec[1].get("default"))  # Saved before the node had this input.
-                if name == "seed" and spec[1].get("control_after_generate", True):
+                options = spec[1] if len(spec) > 1 else {}  # The host's older nodes state a type alone.
+                inputs[name] = next(values, options.get("default"))  # Saved before the node had this input.
+                if name == "seed" and options.get("control_after_generate", True):
                     next(values)  # What becomes of the seed after a run.
         wired = {entry["name"]: links[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs | wired}
