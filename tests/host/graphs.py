@@ -62,35 +62,6 @@ def ksampler(steps: int = 4) -> Json:
     }
 
 
-def through(node: str, info: Json, source: str) -> Json | None:
-    """One step of sampling with `source`'s MODEL after another node has had it (9), None if the node needs more."""
-    graph = ksampler(steps=1)
-    del graph["7"], graph["8"]
-    graph["1"]["class_type"] = source
-    graph["4"]["class_type"] = "EmptyLatentImage"
-    graph["5"] = {"class_type": "PreviewAny", "inputs": {"source": ["6", 0]}}
-    graph["10"] = {"class_type": "L2PDemoSource", "inputs": {}}
-    graph["11"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255}}
-    links = {"MODEL": ["1", 0], "CLIP": ["1", 1], "VAE": ["10", 2], "CONDITIONING": ["2", 0], "LATENT": ["4", 0]}
-    links["IMAGE"] = ["11", 0]
-    inputs: Json = {}
-    for name, (kind, *settings) in info["input"].get("required", {}).items():
-        options = kind if isinstance(kind, list) else settings[0].get("options", []) if settings else []
-        if str(kind) in links:
-            inputs[name] = links[kind]
-        elif settings and "default" in settings[0]:
-            inputs[name] = settings[0]["default"]
-        elif options:
-            inputs[name] = options[0]
-        else:
-            return None
-    if links["MODEL"] not in inputs.values():
-        return None
-    graph["9"] = {"class_type": node, "inputs": inputs}
-    graph["6"]["inputs"]["model"] = ["9", info["output"].index("MODEL")]
-    return graph
-
-
 def synthesize(**inputs: Any) -> Json:
     """Synthesize L2P Dataset with the bundled tiny source: node 2."""
     settings = {

@@ -349,25 +349,3 @@ def test_a_delta_in_load_diffusion_model_ends_in_a_sentence(server: Server, mode
     graph["1"] = {"class_type": "UNETLoader", "inputs": {"unet_name": "only_a_delta.safetensors"}}
     graph["1"]["inputs"]["weight_dtype"] = "default"
     assert "If it is a delta, load it with L2P Loader" in sentence(server.run(graph))
-
-
-def test_nodes_from_model_to_model_work_on_a_pixel_model_as_on_its_source(server: Server) -> None:
-    worked: dict[str, list[bool]] = {}
-    for node, info in server.get("/object_info").items():
-        # Compiling takes minutes: check_compile.py does it.
-        if "MODEL" not in info["output"] or node.startswith(("L2P", "TorchCompile")):
-            continue
-        for source in ("L2PDemoSource", "L2PDemo"):
-            graph = graphs.through(node, info, source)
-            if graph is not None:
-                worked.setdefault(node, []).append(runs(server, graph))
-    assert len(worked) > 40 and sum(both == [True, True] for both in worked.values()) > 35
-    assert {"ModelSamplingFlux", "ModelSamplingSD3", "ModelSamplingAuraFlow", "FreeU_V2"} <= set(worked)
-    assert [node for node, both in worked.items() if len(set(both)) > 1] == []
-
-
-def runs(server: Server, graph: dict[str, Any]) -> bool:
-    try:
-        return server.run(graph).error is None
-    except Refused:
-        return False
