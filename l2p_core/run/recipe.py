@@ -121,6 +121,11 @@ class DataSection:
             raise ValueError(f"kind must be folder, tiny or renderings, not {self.kind!r}.")
         if self.kind == "folder" and not self.path:
             raise ValueError("kind \"folder\" needs the key 'path', the folder with the captioned images.")
+        if self.kind != "folder" and self.path:
+            raise ValueError(
+                f'path names the folder {self.path!r}, but kind = "{self.kind}" makes its own images: set '
+                'kind = "folder" to train on the folder, or remove path.'
+            )
         ranges.check(self, RANGES["data"])
 
 
