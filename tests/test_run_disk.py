@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,8 +48,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 def fill(place: Path, left: int) -> Path:
     """A file that leaves so many bytes."""
     path = place / "somebody's"
-    stats = os.statvfs(place)
-    path.write_bytes(b"\0" * max(0, stats.f_bavail * stats.f_frsize - left))
+    path.write_bytes(b"\0" * max(0, shutil.disk_usage(place).free - left))
     return path
 
 

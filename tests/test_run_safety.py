@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -186,7 +185,7 @@ def test_a_second_process_touches_nothing_until_the_first_is_gone(
             said = capsys.readouterr().err
             assert "is in use" in said and f"process {holder.pid} on " in said and said.count("\n") == 1
         assert [path.name for path in (folder / "run").iterdir()] == [LOCK]
-        holder.kill() if sys.platform == "win32" else os.kill(holder.pid, signal.SIGKILL)
+        holder.kill()
     assert main(arguments) == 0 and RunFolder(folder / "run").delta.exists()
 
 
