@@ -47,7 +47,7 @@ def restart(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> tupl
     ("wrong", "expected"),
     [
         ((('base = "source.safetensors"', 'base = "sorce.safetensors"'),), "sorce.safetensors"),
-        ((("head_width = 0.125", 'head_width = 0.125\ninit = "rnd"'),), "There is no initialisation"),
+        ((("head_width = 0.125", 'head_width = 0.125\ninit = "rnd"'),), "init must be one of random, scaled"),
         ((('kind = "renderings"\nimages = 4', 'kind = "folder"\npath = "my_imagse"'),), "my_imagse"),
         ((("blocks = 1", "blocks = 1\noptimiser_bits = 8\noffload = true"),), "bitsandbytes"),
         ((("a red circle", "a mauve circle"),), "mauve"),
