@@ -35,6 +35,11 @@
 #include <utility>
 #include <vector>
 
+// Of the Python that loads this library.
+extern "C" int PyGILState_Check();
+extern "C" void* PyEval_SaveThread();
+extern "C" void PyEval_RestoreThread(void*);
+
 namespace {
 
 using at::Tensor;
@@ -47,7 +52,17 @@ using c10::StreamId;
 constexpr DeviceType kType = DeviceType::PrivateUse1;
 const Device kDevice(kType, 0);
 std::recursive_mutex mutex;
-using Locked = std::lock_guard<std::recursive_mutex>;
+
+// Waits for the mutex without Python's lock: whoever holds the mutex may need that lock, to count a tensor's users.
+struct Locked {
+  explicit Locked(std::recursive_mutex&) {
+    if (mutex.try_lock()) return;
+    void* thread = PyGILState_Check() ? PyEval_SaveThread() : nullptr;
+    mutex.lock();
+    if (thread) PyEval_RestoreThread(thread);
+  }
+  ~Locked() { mutex.unlock(); }
+};
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
