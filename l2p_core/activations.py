@@ -69,7 +69,14 @@ class Peak(NamedTuple):
     gradients: int
 
 
-def peak(parts: Sequence[Part], *, checkpointing: bool, gradients: Callable[[Part], int], all_along: bool) -> Peak:
+def peak(
+    parts: Sequence[Part],
+    *,
+    checkpointing: bool,
+    gradients: Callable[[Part], int],
+    all_along: bool,
+    in_flight: int | None = None,
+) -> Peak:
     """The worst moment.
 
     Args:
@@ -77,15 +84,19 @@ def peak(parts: Sequence[Part], *, checkpointing: bool, gradients: Callable[[Par
         checkpointing: whether parts are computed again in the backward pass.
         gradients: bytes that a part leaves of gradients of its weights.
         all_along: whether all of these are there from the start, as while micro-batches add up.
+        in_flight: bytes of gradients that are there at most, as they are taken away; None keeps them to the end.
     """
     held = [part.traced.output if checkpointing and part.checkpointed else part.traced.retained for part in parts]
     total = sum(gradients(part) for part in parts)
     before, made, reaching = sum(held), 0, 0
-    worst = Peak(0, total)  # the optimiser's step
+    worst = Peak(0, total if in_flight is None else 0)  # the optimiser's step
     for part, own in zip(reversed(parts), reversed(held), strict=True):
         before -= own
         made += gradients(part)
-        moment = Peak(before + part.traced.peak + reaching, total if all_along else made)
+        there = total if all_along else made
+        if in_flight is not None:
+            there = min(made, in_flight)
+        moment = Peak(before + part.traced.peak + reaching, there)
         worst = max(worst, moment, key=sum)
         reaching += part.reaches_back - part.takes
     return worst

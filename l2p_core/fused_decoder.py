@@ -67,11 +67,11 @@ def compose(up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
     rows = fine.new_zeros(2, *fine.shape[:2], 3, 5)
     for a, taps in enumerate(_COARSE_TAPS):
         for tap, coarse in enumerate(taps):
-            rows[a, :, :, coarse] += fine[:, :, tap]
+            rows[a, :, :, coarse].add_(fine[:, :, tap])
     weight = fine.new_zeros(2, 2, *fine.shape[:2], 3, 3)
     for a, taps in enumerate(_COARSE_TAPS):
         for tap, coarse in enumerate(taps):
-            weight[:, a, :, :, :, coarse] += rows[..., tap]
+            weight[:, a, :, :, :, coarse].add_(rows[..., tap])
     assert up.bias is not None and dec.bias is not None
     bias = dec.bias.float() + dec_weight.sum(dim=(2, 3)) @ up.bias.float()
     return weight.flatten(0, 2).to(up.weight.dtype), bias.to(up.weight.dtype)

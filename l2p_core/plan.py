@@ -101,22 +101,24 @@ class _Planner:
         training = self.training
         moments, averages = self._moments(), 4 * self.numbers if training.ema_decay else 0
         device, computer = self._weights()
+        largest = max(self._numbers(name) for name in self.trained)
+        taken = training.offload and has_own_memory(self.device_type)
         peak = activations.peak(
             self._parts(),
             checkpointing=training.gradient_checkpointing,
             gradients=self._gradients,
             all_along=training.accumulate > self.processes or self.processes > 1,
+            # On their way, see `exchange`.
+            in_flight=BUFFERS * self.compute * largest if taken else None,
         )
         if training.offload:
-            largest = max(self._numbers(name) for name in self.trained)
             computer |= {
                 "optimiser": moments,
                 "averages": averages,
                 "gradients": 4 * (self.numbers if training.accumulate > 1 else largest),
             }
-            if has_own_memory(self.device_type):
-                # On their way, see `exchange`.
-                device["gradients"] = BUFFERS * self.compute * largest
+            if taken:
+                device["gradients"] = peak.gradients
                 computer["gradients"] += BUFFERS * pinned_bytes([self.compute * largest])
         else:
             share = self.processes if training.parallel == "fsdp" else 1
@@ -219,9 +221,11 @@ class _Planner:
         )
 
     def _gradients(self, part: Part) -> int:
-        if self.training.offload or self.training.step_early or not part.names:
+        taken = self.training.offload and has_own_memory(self.device_type)
+        if not part.names or (not taken and (self.training.offload or self.training.step_early)):
             return 0
-        return 4 * sum(self._numbers(name) for name in self.trained if name.startswith(part.names))
+        width = self.compute if taken else 4
+        return width * sum(self._numbers(name) for name in self.trained if name.startswith(part.names))
 
 
 def _product(shape: tuple[int, ...]) -> int:

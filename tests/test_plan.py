@@ -115,6 +115,8 @@ def test_the_worst_moment_of_a_step_is_found() -> None:
     assert peak(parts, checkpointing=False, gradients=none, all_along=False) == Peak(100 + 500 + 40, 0)
     assert peak(parts, checkpointing=True, gradients=gradients, all_along=False) == Peak(300, 1110)
     assert peak(parts, checkpointing=True, gradients=gradients, all_along=True) == Peak(550, 1110)
+    # Taken away as they are made, gradients never pile up, and none wait for the end.
+    assert peak(parts, checkpointing=True, gradients=gradients, all_along=False, in_flight=5) == Peak(550, 5)
 
 
 @pytest.mark.parametrize("choices", [
@@ -200,7 +202,7 @@ def test_what_cannot_fit_is_refused_with_the_least_change_that_would() -> None:
         refuse_if_too_much(Z_IMAGE, dataclasses.replace(PUBLISHED, keep_activations=30), AT_1024, Room(54 * GB))
     with pytest.raises(ValueError, match="No setting makes it fit"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(GB))
-    with pytest.raises(ValueError, match="offload = true and stream = true: then about 4.2 GB and 5"):
+    with pytest.raises(ValueError, match="offload = true and stream = true: then about 4.0 GB and 5"):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(8 * GB))
     with pytest.raises(ValueError, match="size = "):
         refuse_if_too_much(Z_IMAGE, PUBLISHED, AT_1024, Room(3 * GB))
@@ -213,7 +215,7 @@ def test_what_the_computer_has_no_room_for_is_refused_too() -> None:
         refuse_if_too_much(Z_IMAGE, config, AT_1024, Room(limit, memory))
 
     ask(64 * GB)
-    said = r"41\.0 GB of RAM.* and 32\.0 GB of .* optimiser_bits = 8: then about 12\.2 GB"
+    said = r"41\.0 GB of RAM.* and 32\.0 GB of .* optimiser_bits = 8: then about 12\.1 GB"
     with pytest.raises(ValueError, match=said):
         ask(32 * GB)
     with pytest.raises(ValueError, match="No setting makes it fit"):
