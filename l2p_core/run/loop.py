@@ -86,7 +86,7 @@ def train(
             what to do.
         TrainingDiverged: when the loss or the weights are no longer finite or the loss keeps rising; the message says
             what there is to resume from.
-        MemoryRanOut: when a GPU has less memory than was planned; the last save stays.
+        MemoryRanOut: when the device has less memory than was planned; the last save stays.
     """
     hooks, ranks = hooks or Hooks(), ranks or Ranks()
     run_folder = RunFolder(folder)
@@ -98,7 +98,7 @@ def train(
             recipe = run.recipe
             finished = run.go()
         except RuntimeError as error:
-            if not accelerator.is_out_of_memory(error) or not accelerator.has_own_memory(ranks.device.type):
+            if not accelerator.is_out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
             raise after_running_out(recipe, pixel_config(recipe.model, run_folder.init), ranks) from None

@@ -121,8 +121,9 @@ def after_running_out(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> Memo
         advice = f"begin anew with {anew[0].words}"
     else:
         advice = "train fewer blocks, or on a device with more memory"
+    where = "The GPU's memory" if has_own_memory(ranks.device.type) else "RAM"
     return MemoryRanOut(
-        f"The GPU's memory ran out, though the run was planned to need about {gigabytes(plan.device_bytes)} GB: other "
+        f"{where} ran out, though the run was planned to need about {gigabytes(plan.device_bytes)} GB: other "
         f"programs may hold too much of it. What was saved last is kept. Close them, or {advice}."
     )
 

@@ -57,7 +57,7 @@ def inside(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str] | N
         yield None
         return
     command = [
-        *(found.python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", os.devnull),
+        *(found.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull),
         *("--rootdir", INSIDE, "--confcutdir", INSIDE, "--import-mode=importlib"),
         *("-o", "python_files=check_*.py", "-o", "python_functions=check_*", INSIDE),
     ]

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
@@ -113,7 +114,8 @@ class Server:
 
     def get(self, path: str) -> Any:
         """JSON of a GET request, or its bytes where it is something else."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+        address = f"http://127.0.0.1:{self.port}{urllib.parse.quote(path, safe='/?=&%')}"
+        with urllib.request.urlopen(address, timeout=60) as answer:
             body = answer.read()
             return json.loads(body) if "json" in answer.headers.get("Content-Type", "") else body
 

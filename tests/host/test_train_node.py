@@ -90,17 +90,17 @@ def test_it_trains_and_its_delta_is_loaded_and_sampled_from(server: Server, mode
 
 def test_it_runs_again_where_its_data_or_its_delta_is_not_as_it_was(server: Server, models: Path) -> None:
     folder = data_folders.tiny_set(server.base / "datasets" / "changing", 4)
-    graph = graphs.train("changing", dataset="changing")
+    graph = graphs.train("data that changes", dataset="changing")
     assert server.run(graph).error is None
     assert "2" not in server.run(graph).ran
-    (models / "changing.safetensors").unlink()
-    assert "2" in server.run(graph).ran and (models / "changing.safetensors").is_file()
+    (models / "data that changes.safetensors").unlink()
+    assert "2" in server.run(graph).ran and (models / "data that changes.safetensors").is_file()
     assert "2" not in server.run(graph).ran
     data_folders.tiny_set(folder / "more", 2)
     assert "another content of [data] path" in sentence(server.run(graph))
     shutil.rmtree(folder / "more")
     assert server.run(graph).error is None
-    shutil.rmtree(run_folder(server, "changing").path)
+    shutil.rmtree(run_folder(server, "data that changes").path)
     assert "exists already" in sentence(server.run(graph)), "a delta of a run that is gone is not replaced unasked"
 
 
@@ -129,15 +129,15 @@ def test_interrupting_saves_and_going_on_is_exact(server: Server) -> None:
     assert stopped.interrupted and 2 <= done < 500
     assert server.get("/l2p/training")[-1]["status"] == "stopped"
     assert server.run(graphs.train("stopped", steps=done + 2)).error is None
-    assert server.run(graphs.train("whole", steps=done + 2)).error is None
-    gone_on, whole = (load_tensors(run_folder(server, name).state)[0] for name in ("stopped", "whole"))
+    assert server.run(graphs.train("unstopped", steps=done + 2)).error is None
+    gone_on, whole = (load_tensors(run_folder(server, name).state)[0] for name in ("stopped", "unstopped"))
     assert gone_on.keys() == whole.keys() and all(torch.equal(gone_on[name], whole[name]) for name in whole)
     assert "[training] blocks = 1" in sentence(server.run(graphs.train("stopped", steps=done + 2, blocks=2)))
     assert server.run(graphs.train("stopped", steps=2, blocks=2, start="begin anew", overwrite=True)).error is None
 
 
 def test_a_montage_can_be_interrupted_and_is_made_up_for(server: Server) -> None:
-    """The montage of step 2, which is not one for saving, has more sampling steps than anyone waits for."""
+    """The montage of step 2, which is not one for saving, has as many sampling steps as a recipe may ask for."""
     settings = {"steps": 3, "montage_every": 2, "save_every": 100}
 
     def changes(sampling_steps: int) -> str:
@@ -147,7 +147,7 @@ def test_a_montage_can_be_interrupted_and_is_made_up_for(server: Server) -> None
         # The list may hold runs of earlier tests.
         return bool(runs := server.get("/l2p/training")) and runs[-1]["text"].startswith("Montage")
 
-    graph = graphs.train("montage", **settings, changes=changes(100_000))
+    graph = graphs.train("montage", **settings, changes=changes(10_000))
     assert server.run(graph, interrupt_when=in_montage).interrupted
     folder = run_folder(server, "montage")
     assert load_tensors(folder.state)[1]["l2p.step"] == "2" and not folder.montages()

@@ -84,7 +84,7 @@ def check_memory_is_freed_first_and_given_back(host: Path, tmp_path: Path, monke
     ("error", "raised", "words"),
     [
         (TrainingDiverged("Training diverged at step 2."), TrainingDiverged, "diverged"),
-        (torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryRanOut, "memory ran out"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryRanOut, "RAM ran out"),
         (manager.InterruptProcessingException(), manager.InterruptProcessingException, None),
     ],
 )
