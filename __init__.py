@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .l2p_core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from comfy_api.latest import ComfyExtension
-
-__version__ = "0.1.0"
 
 WEB_DIRECTORY = "./web"
 

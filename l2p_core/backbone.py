@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import NORM_EPS, TOKEN_MULTIPLE, ModelConfig
-from .lean_steps import gated_silu, scaled_norm
+from .ops.memory_saving import gated_silu, scaled_norm
+from .ops.precision import LACKED, computed_in, product
+from .ops.rope import Rope, caption_rope, joint_rope, rotate
 from .patch import padded_size
-from .precision import LACKED, computed_in, product
-from .rope import Rope, caption_rope, joint_rope, rotate
 
 Runs = tuple[tuple[int, int], ...]
 """A batch of sequences of several lengths, padded to the longest: (samples, tokens of each) of neighbours that are

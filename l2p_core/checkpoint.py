@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 
 from .config import COMFY_PREFIX, ModelConfig
+from .files.metadata import DELTA, KIND, stored_config
+from .files.quantised import FLOAT_DTYPES, LayerSettings, check_layers, layer_settings, summary, unpacked
+from .files.recognise import is_beside, is_unused, other_kind, unknown_prefix
+from .files.safetensors_header import CheckpointError, Entry, Header, read_header, shown
+from .files.shards import files_of
+from .files.tensor_file import load_tensors, save
+from .files.tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, Piece, Progress, ProgressCallback, Stored
 from .layouts import comfy_sources
-from .metadata import DELTA, KIND, stored_config
 from .model import L2PModel, LatentModel, build, key_shapes
-from .quantised import FLOAT_DTYPES, LayerSettings, check_layers, layer_settings, summary, unpacked
-from .recognise import is_beside, is_unused, other_kind, unknown_prefix
-from .safetensors_header import CheckpointError, Entry, Header, read_header, shown
-from .shards import files_of
-from .tensor_file import load_tensors, save
-from .tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, Piece, Progress, ProgressCallback, Stored
 
 __all__ = ["Checkpoint", "CheckpointError", "load_any", "load_latent", "load_model", "load_tensors", "save"]
 

@@ -16,17 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import metadata
 from .checkpoint import Checkpoint, check_exact, open_checkpoint
 from .config import ModelConfig, variant_row
-from .initialise import INITS, random_values
-from .layouts import diffusers_targets
-from .model import key_shapes
-from .model_file import Slot, model_file, refuse_own_source
-from .ranges import HEAD_WIDTH, SEED
-from .recognise import is_unused
-from .safetensors_header import CheckpointError, Header, nbytes
-from .tensor_io import (
+from .files import metadata
+from .files.model_file import Slot, model_file, refuse_own_source
+from .files.recognise import is_unused
+from .files.safetensors_header import CheckpointError, Header, nbytes
+from .files.tensor_io import (
     DTYPE_NAMES,
     TORCH_DTYPES,
     ChunkReader,
@@ -39,6 +35,10 @@ from .tensor_io import (
     converted,
     itemsize,
 )
+from .initialise import INITS, random_values
+from .layouts import diffusers_targets
+from .model import key_shapes
+from .ranges import HEAD_WIDTH, SEED
 
 _NO_HASH = "0" * 64
 

@@ -19,23 +19,17 @@ import torch
 from torch import Tensor
 
 from . import checkpoint as checkpoints
-from . import lora, metadata
-from .atomic import atomic_file, check_target
 from .checkpoint import Checkpoint, check_complete, check_exact, open_checkpoint
 from .config import ModelConfig
-from .kept import Kept, digest_if_equal, digest_of, kept_text, short_digest
-from .merged import open_merged, other_base, verify
+from .deltas import low_rank as lora
+from .deltas.delta_on_base import open_merged, other_base, verify
+from .deltas.kept_tensors import Kept, digest_if_equal, digest_of, kept_text, short_digest
+from .files import metadata
+from .files.atomic import atomic_file, check_target
+from .files.model_file import Slot, aligned, model_file, refuse_own_source
+from .files.safetensors_header import CheckpointError, header_room
+from .files.tensor_io import ChunkReader, Progress, ProgressCallback, Stored, TensorWriter, as_bytes
 from .model import L2PModel, key_shapes
-from .model_file import Slot, aligned, model_file, refuse_own_source
-from .safetensors_header import CheckpointError, header_room
-from .tensor_io import (
-    ChunkReader,
-    Progress,
-    ProgressCallback,
-    Stored,
-    TensorWriter,
-    as_bytes,
-)
 
 _INHERITED = (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)
 

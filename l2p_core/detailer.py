@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
-from .fused_decoder import Fusion, can_fuse, fused_stage, pays_on
-from .head_tiles import countable
-from .precision import unwidened
-from .region import Region, StageRegions, stage_regions
+from .ops.fused_decoder import Fusion, can_fuse, fused_stage, pays_on
+from .ops.head_tiles import countable
+from .ops.precision import unwidened
+from .ops.region import Region, StageRegions, stage_regions
 
 
 class DetailerHead(nn.Module):

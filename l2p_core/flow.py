@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .finite import check_finite
+from .ops.finite import check_finite
 
 FlowModel = Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]
 """(noisy, sigma (B,), captions) -> velocity; L2PModel and LatentModel are such."""

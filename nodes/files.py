@@ -7,9 +7,9 @@ from pathlib import Path, PurePath
 
 import folder_paths
 
-from ..l2p_core import paths
-from ..l2p_core.safetensors_header import CheckpointError
-from ..l2p_core.shards import files_of, index_of
+from ..l2p_core.files import paths
+from ..l2p_core.files.safetensors_header import CheckpointError
+from ..l2p_core.files.shards import files_of, index_of
 from .names import below
 
 FOLDER = "diffusion_models"

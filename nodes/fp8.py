@@ -8,7 +8,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..l2p_core.accelerator import is_out_of_memory
+from ..l2p_core.device.accelerator import is_out_of_memory
 from .jobs import progress_bar
 
 FP8 = torch.float8_e4m3fn

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..l2p_core.accelerator import has_own_memory
 from ..l2p_core.config import VARIANTS, ModelConfig
-from ..l2p_core.sampling_memory import choose_tile, step_bytes
+from ..l2p_core.device.accelerator import has_own_memory
+from ..l2p_core.memory.sampling_memory import choose_tile, step_bytes
 from . import lora_names
 from .errors import plain_errors
 from .fp8 import quantise_backbone

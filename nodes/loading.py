@@ -13,16 +13,16 @@ from torch import Tensor
 
 from ..l2p_core.checkpoint import check_exact, open_checkpoint
 from ..l2p_core.config import COMFY_PREFIX
+from ..l2p_core.deltas.checked_bases import Verified
+from ..l2p_core.deltas.delta_on_base import Merged, open_merged, verify
+from ..l2p_core.deltas.low_rank import is_adapter
+from ..l2p_core.files.metadata import KIND, PIXEL_INIT
+from ..l2p_core.files.safetensors_header import CheckpointError
+from ..l2p_core.files.shards import files_of
+from ..l2p_core.files.tensor_io import TORCH_DTYPES
 from ..l2p_core.layouts import comfy_sources
-from ..l2p_core.lora import is_adapter
-from ..l2p_core.merged import Merged, open_merged, verify
-from ..l2p_core.metadata import KIND, PIXEL_INIT
 from ..l2p_core.model import key_shapes
-from ..l2p_core.safetensors_header import CheckpointError
-from ..l2p_core.shards import files_of
-from ..l2p_core.tensor_io import TORCH_DTYPES
 from ..l2p_core.tiny import SOURCE_PATH
-from ..l2p_core.verified import Verified
 from . import files
 from .host import build_model
 from .jobs import progress_bar

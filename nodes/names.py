@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from ..l2p_core.paths import inside
+from ..l2p_core.files.paths import inside
 
 WINDOWS = os.name == "nt"
 _CHARACTERS = re.compile(r'[<>:"|?*\x00-\x1f]')
@@ -14,7 +14,7 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE)
 
 
 def below(folder: Path, name: str) -> Path | None:
-    """The path that a user's name means below a folder, by the rule of `l2p_core.paths`; None if it leads out.
+    """The path that a user's name means below a folder, by the rule of `l2p_core.files.paths`; None if it leads out.
 
     Raises:
         ValueError: for what Windows gives to no file, there: asked now, not when the result of days is to be written.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..l2p_core.finite import check_finite
+from ..l2p_core.ops.finite import check_finite
 from .limits import check_canvas
 
 

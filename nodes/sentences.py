@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..l2p_core.safetensors_header import CheckpointError
+from ..l2p_core.files.safetensors_header import CheckpointError
 from . import datasets, files, run_files
 
 

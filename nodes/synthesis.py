@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..l2p_core.dataset.images import from_uint8, load
+from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder
-from ..l2p_core.pictures import picture
 from ..l2p_core.run.metrics import duration
 from .content import content_digest
 from .host import PixelFormat

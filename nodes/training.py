@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..l2p_core.accelerator import CPU, has_own_memory
 from ..l2p_core.checkpoint import open_checkpoint
 from ..l2p_core.dataset.images import opened
-from ..l2p_core.parallel import Ranks
+from ..l2p_core.device.accelerator import CPU, has_own_memory
+from ..l2p_core.distributed.ranks import Ranks
 from ..l2p_core.run import loop
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.changes import changed, read_changes

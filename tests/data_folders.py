@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from comfyui_l2p.l2p_core.pictures import picture
+from comfyui_l2p.l2p_core.dataset.pictures import picture
 from comfyui_l2p.l2p_core.tiny import image_set
 
 SIZES = ((64, 64), (96, 64), (64, 96))

@@ -19,16 +19,19 @@ from unittest import mock
 import torch
 from tiny_models import RandomBatches, captions, pixel_model
 
-from comfyui_l2p.l2p_core import delta, parallel, sharding, training_model
+from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.backbone import Block
-from comfyui_l2p.l2p_core.batch import Batch, BatchSource, Part
-from comfyui_l2p.l2p_core.parallel import Ranks
+from comfyui_l2p.l2p_core.distributed import ranks as parallel
+from comfyui_l2p.l2p_core.distributed import sharding
+from comfyui_l2p.l2p_core.distributed.ranks import Ranks
+from comfyui_l2p.l2p_core.files.safetensors_header import CheckpointError
+from comfyui_l2p.l2p_core.files.tensor_file import save
+from comfyui_l2p.l2p_core.files.tensor_io import ChunkReader
 from comfyui_l2p.l2p_core.run import montage
 from comfyui_l2p.l2p_core.run.recipe import WatchSection
-from comfyui_l2p.l2p_core.safetensors_header import CheckpointError
-from comfyui_l2p.l2p_core.tensor_file import save
-from comfyui_l2p.l2p_core.tensor_io import ChunkReader
-from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
+from comfyui_l2p.l2p_core.training import loading as training_model
+from comfyui_l2p.l2p_core.training.batch import Batch, BatchSource, Part
+from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
 STEPS = 2

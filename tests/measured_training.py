@@ -16,15 +16,17 @@ import tiny_models
 import torch
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import accelerator, plan, training_model
-from comfyui_l2p.l2p_core.activations import Workload
-from comfyui_l2p.l2p_core.batch import Batch
 from comfyui_l2p.l2p_core.checkpoint import save
 from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.device import accelerator
+from comfyui_l2p.l2p_core.device.process_memory import peak_memory
+from comfyui_l2p.l2p_core.distributed.ranks import Ranks
+from comfyui_l2p.l2p_core.memory import plan
+from comfyui_l2p.l2p_core.memory.activations import Workload
 from comfyui_l2p.l2p_core.model import key_shapes
-from comfyui_l2p.l2p_core.parallel import Ranks
-from comfyui_l2p.l2p_core.process_memory import peak_memory
-from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.training import loading as training_model
+from comfyui_l2p.l2p_core.training.batch import Batch
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.train.benchmark.process import forget_peak
 

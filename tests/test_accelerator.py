@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from comfyui_l2p.l2p_core import accelerator
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
-from comfyui_l2p.l2p_core.merged import open_merged
+from comfyui_l2p.l2p_core.deltas.delta_on_base import open_merged
+from comfyui_l2p.l2p_core.device import accelerator
+from comfyui_l2p.l2p_core.memory.sampling_model import Form
 from comfyui_l2p.l2p_core.run.folder import RunFolder
-from comfyui_l2p.l2p_core.sampling_model import Form
 from comfyui_l2p.l2p_core.tiny import bundled
 from comfyui_l2p.l2p_core.tiny.shapes import IMAGE_SIZE
 from comfyui_l2p.train.sample_memory import Need
@@ -59,7 +59,7 @@ steps = 2
 
 TAKEN = """
 import sys, torch
-from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.train.cli import main
 
 train_step = Trainer._train_step

@@ -23,19 +23,29 @@ HOST = {
 PARTS = ("l2p_core", "nodes", "train")
 MODULES = [ROOT / "__init__.py", *sorted(path for part in PARTS for path in (ROOT / part).rglob("*.py"))]
 ALLOWED = {"l2p_core": {"l2p_core"}, "nodes": {"nodes", "l2p_core"}, "train": {"train", "l2p_core"}}
-"""Which top-level parts each part may import from; the package's version is free to all."""
+"""Which top-level parts each part may import from."""
 
-# config <- patch, backbone, detailer <- model <- flow, trainer; layouts, checkpoint <- convert, delta.
-BELOW = {
-    "config": {"model", "flow", "trainer", "layouts", "checkpoint", "convert", "delta", "backbone", "detailer"},
-    "patch": {"model", "flow", "trainer", "checkpoint", "convert", "delta"},
-    "backbone": {"model", "flow", "trainer", "checkpoint", "convert", "delta"},
-    "detailer": {"model", "flow", "trainer", "checkpoint", "convert", "delta"},
-    "model": {"flow", "trainer", "checkpoint", "convert", "delta"},
-    "flow": {"trainer", "checkpoint", "convert", "delta"},
-    "layouts": {"checkpoint", "convert", "delta", "trainer"},
-    "checkpoint": {"convert", "delta", "trainer"},
-}
+CORE = (
+    ("version", "ranges"),
+    ("config", "patch"),
+    ("device",),
+    ("ops",),
+    ("backbone", "detailer"),
+    ("model", "layouts", "initialise", "flow"),
+    ("files",),
+    ("checkpoint", "freeze"),
+    ("convert",),
+    ("deltas",),
+    ("delta", "training_config"),
+    ("distributed",),
+    ("memory",),
+    ("training",),
+    ("dataset",),
+    ("tiny",),
+    ("run",),
+)
+"""The rooms and flat files of `l2p_core`, the lowest first: each imports from those before it and from its own line."""
+FLOOR = {name: floor for floor, names in enumerate(CORE) for name in names}
 
 
 def imports(path: Path) -> set[tuple[str, ...]]:
@@ -63,17 +73,40 @@ def test_parts_import_only_what_they_may(path: Path) -> None:
         return
     for found in imports(path):
         assert found[0] != "comfyui_l2p", f"{found} must be relative: the host loads the pack under another name"
-        if found[0] == "" and found != ("", "__version__"):
+        if found[0] == "":
             assert found[1] in ALLOWED[part], f"{name(path)} must not import {'.'.join(found)}"
         if part != "nodes":
             assert found[0] not in HOST, f"{name(path)} must not import the host's {found[0]}"
 
 
-@pytest.mark.parametrize("module", sorted(BELOW))
-def test_the_core_is_in_layers(module: str) -> None:
-    path = ROOT / "l2p_core" / f"{module}.py"
-    core = {found[2] for found in imports(path) if found[:2] == ("", "l2p_core")}
-    assert not core & BELOW[module]
+def in_core(path: Path) -> bool:
+    return path.relative_to(ROOT).parts[0] == "l2p_core" and path != ROOT / "l2p_core" / "__init__.py"
+
+
+@pytest.mark.parametrize("path", list(filter(in_core, MODULES)), ids=name)
+def test_no_import_of_the_core_runs_upwards(path: Path) -> None:
+    here = path.relative_to(ROOT / "l2p_core").with_suffix("").parts[0]
+    assert here in FLOOR, f"{here} is missing from CORE, the order of rooms"
+    for found in imports(path):
+        if found[:2] == ("", "l2p_core"):
+            assert FLOOR[found[2]] <= FLOOR[here], f"{name(path)} must not import {'.'.join(found[1:])}"
+
+
+def test_every_room_is_there() -> None:
+    for room in FLOOR:
+        assert (ROOT / "l2p_core" / room).is_dir() or (ROOT / "l2p_core" / f"{room}.py").is_file(), room
+
+
+def test_the_core_has_no_circles_of_files() -> None:
+    """Files of one room may import one another, but not in a circle."""
+    files = {path.relative_to(ROOT).with_suffix("").parts: path for path in filter(in_core, MODULES)}
+    below = {
+        module: {found[1 : 1 + size] for found in imports(path) for size in (2, 3) if found[1 : 1 + size] in files}
+        for module, path in files.items()
+    }
+    while leaves := {module for module, found in below.items() if not found & below.keys()}:
+        below = {module: found for module, found in below.items() if module not in leaves}
+    assert not below, f"these import each other: {sorted('.'.join(module) for module in below)}"
 
 
 def test_the_reader_of_imports_sees_every_form() -> None:

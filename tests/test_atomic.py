@@ -15,13 +15,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from comfyui_l2p.l2p_core.atomic import atomic_file, remove, remove_leftovers, write_bytes
-from comfyui_l2p.l2p_core.safetensors_header import CheckpointError
+from comfyui_l2p.l2p_core.files.atomic import atomic_file, remove, remove_leftovers, write_bytes
+from comfyui_l2p.l2p_core.files.safetensors_header import CheckpointError
 
 WRITER = """
 import sys
 from pathlib import Path
-from comfyui_l2p.l2p_core.atomic import atomic_file
+from comfyui_l2p.l2p_core.files.atomic import atomic_file
 with atomic_file(Path(sys.argv[1]), 100, overwrite=True) as file:
     file.write(b"half of it")
     print("writing", flush=True)
@@ -66,7 +66,7 @@ def test_a_part_taken_for_a_leftover_before_its_lock_is_made_again(
             taken.extend(parts(tmp_path))
             taken[0].unlink()
 
-    monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._lock", slow_to_lock)
+    monkeypatch.setattr("comfyui_l2p.l2p_core.files.atomic._lock", slow_to_lock)
     write_bytes(target, b"content")
     assert taken and target.read_bytes() == b"content" and not parts(tmp_path)
 
@@ -84,7 +84,7 @@ def test_a_part_that_is_about_to_be_removed_is_not_written(tmp_path: Path, monke
             fcntl.flock(held[0], fcntl.LOCK_EX)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._lock", taken_first)
+    monkeypatch.setattr("comfyui_l2p.l2p_core.files.atomic._lock", taken_first)
     write_bytes(tmp_path / "file", b"content")
     assert (tmp_path / "file").read_bytes() == b"content"
     assert len(parts(tmp_path)) == 1, "the part of another was put in place"
@@ -113,7 +113,7 @@ def test_leftovers_stay_where_locks_are_unknown(tmp_path: Path, monkeypatch: pyt
         raise OSError(95, "Operation not supported")
 
     if os.name == "posix":
-        monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._lock", unknown)
+        monkeypatch.setattr("comfyui_l2p.l2p_core.files.atomic._lock", unknown)
         remove_leftovers(tmp_path / "file")
         assert left.exists()
         write_bytes(tmp_path / "file", b"content")
@@ -135,7 +135,7 @@ def test_a_file_that_is_read_is_replaced_when_it_is_free(tmp_path: Path) -> None
 
 @pytest.mark.skipif(os.name == "posix", reason="only Windows keeps what is read from being replaced")
 def test_a_file_that_stays_open_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._PATIENCE", 0.2)
+    monkeypatch.setattr("comfyui_l2p.l2p_core.files.atomic._PATIENCE", 0.2)
     target = tmp_path / "file"
     write_bytes(target, b"old")
     with target.open("rb"), pytest.raises(CheckpointError, match="another program has it open"):
@@ -153,7 +153,7 @@ def test_a_file_that_is_read_is_removed_when_it_is_free(tmp_path: Path, monkeypa
     remove(target)
     assert not target.exists()
     target.write_bytes(b"new")
-    monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._PATIENCE", 0.2)
+    monkeypatch.setattr("comfyui_l2p.l2p_core.files.atomic._PATIENCE", 0.2)
     with target.open("rb"), pytest.raises(CheckpointError, match="could not be removed: another program has it open"):
         remove(target)
     assert target.read_bytes() == b"new"
@@ -162,8 +162,8 @@ def test_a_file_that_is_read_is_removed_when_it_is_free(tmp_path: Path, monkeypa
 @pytest.mark.skipif(os.name == "posix", reason="only Windows keeps what is read from being replaced")
 def test_a_file_that_is_mapped_makes_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As ComfyUI maps the models that it has loaded."""
-    monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._PATIENCE", 0.2)
-    monkeypatch.setattr("comfyui_l2p.l2p_core.atomic._MOMENT", -1.0)
+    monkeypatch.setattr("comfyui_l2p.l2p_core.files.atomic._PATIENCE", 0.2)
+    monkeypatch.setattr("comfyui_l2p.l2p_core.files.atomic._MOMENT", -1.0)
     target = tmp_path / "file.safetensors"
     save_file({"x": torch.zeros(1000)}, target)
     with safe_open(target, framework="pt") as file:

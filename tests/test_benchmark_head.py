@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from comfyui_l2p.l2p_core.process_memory import peak_memory
+from comfyui_l2p.l2p_core.device.process_memory import peak_memory
 from comfyui_l2p.train.benchmark import head, process
 
 

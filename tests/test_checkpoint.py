@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_checkpoints import pixel_config, prefixed, same, weights, write, write_shards
 
-from comfyui_l2p.l2p_core import checkpoint, tensor_io
+from comfyui_l2p.l2p_core import checkpoint
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_any, load_latent, load_model, open_checkpoint
+from comfyui_l2p.l2p_core.files import tensor_io
 from comfyui_l2p.l2p_core.layouts import to_diffusers
 
 PIXELS = weights(pixel_config())

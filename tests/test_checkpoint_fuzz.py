@@ -23,7 +23,7 @@ from tiny_checkpoints import pixel_config, weights, write
 from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_any, load_tensors, open_checkpoint
 from comfyui_l2p.l2p_core.convert import convert
-from comfyui_l2p.l2p_core.safetensors_header import DTYPE_BITS
+from comfyui_l2p.l2p_core.files.safetensors_header import DTYPE_BITS
 
 CPU_SECONDS_PER_CASE = 2.0
 MEMORY_PER_CASE = 8 << 20

@@ -14,13 +14,15 @@ import torch
 from tiny_checkpoints import SOURCE, prefixed, same, weights, write, write_shards
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import delta, metadata, recognise, training_state
+from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, check_exact, load_any, open_checkpoint
 from comfyui_l2p.l2p_core.config import COMFY_PREFIX
 from comfyui_l2p.l2p_core.convert import convert
+from comfyui_l2p.l2p_core.deltas.delta_on_base import open_merged
+from comfyui_l2p.l2p_core.files import metadata, recognise
 from comfyui_l2p.l2p_core.layouts import to_diffusers
-from comfyui_l2p.l2p_core.merged import open_merged
 from comfyui_l2p.l2p_core.model import key_shapes
+from comfyui_l2p.l2p_core.training import state as training_state
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.train.cli import main
 

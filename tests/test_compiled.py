@@ -13,12 +13,12 @@ import torch
 from golden_vectors import relative_error
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import compiled
 from comfyui_l2p.l2p_core.backbone import Block
-from comfyui_l2p.l2p_core.compiled import check_compiler, compile_blocks
+from comfyui_l2p.l2p_core.memory import compiled
+from comfyui_l2p.l2p_core.memory.compiled import check_compiler, compile_blocks
 from comfyui_l2p.l2p_core.model import L2PModel
-from comfyui_l2p.l2p_core.rope import image_rope
-from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.ops.rope import image_rope
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.train.cli import main
 

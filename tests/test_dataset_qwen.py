@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from comfyui_l2p.l2p_core.dataset.captions import CaptionCache
-from comfyui_l2p.l2p_core.tensor_file import load_tensors, save
+from comfyui_l2p.l2p_core.files.tensor_file import load_tensors, save
 from comfyui_l2p.train import qwen
 
 LAYERS = 3

@@ -12,9 +12,10 @@ import torch
 from tiny_checkpoints import HEAD_WIDTH, SOURCE, pixel_config, prefixed, same, weights, write, write_shards
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import atomic, delta, tensor_io
+from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_model, load_tensors, open_checkpoint
 from comfyui_l2p.l2p_core.convert import convert
+from comfyui_l2p.l2p_core.files import atomic, tensor_io
 from comfyui_l2p.l2p_core.layouts import to_comfy, to_diffusers
 
 TRAINED_PARTS = (
@@ -157,7 +158,9 @@ def test_saving_again_does_not_read_the_base_again(files: Files, monkeypatch: py
     trained = {name: tensor for name, tensor in files.state.items() if name.startswith(TRAINED_PARTS)}
     delta.save(trained, files.init, files.delta)
     first = files.delta.read_bytes()
-    monkeypatch.setattr("comfyui_l2p.l2p_core.kept.ChunkReader.chunks", lambda *_: pytest.fail("read the base"))
+    monkeypatch.setattr(
+        "comfyui_l2p.l2p_core.deltas.kept_tensors.ChunkReader.chunks", lambda *_: pytest.fail("read the base")
+    )
     delta.save(trained, files.init, files.delta, overwrite=True)
     assert files.delta.read_bytes() == first
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from golden_vectors import relative_error
 
-from comfyui_l2p.l2p_core import head_tiles
 from comfyui_l2p.l2p_core.config import VARIANTS
 from comfyui_l2p.l2p_core.detailer import DetailerHead, nearest
-from comfyui_l2p.l2p_core.head_tiles import MOST_ELEMENTS, countable, largest_map
-from comfyui_l2p.l2p_core.region import Region, stage_regions
+from comfyui_l2p.l2p_core.ops import head_tiles
+from comfyui_l2p.l2p_core.ops.head_tiles import MOST_ELEMENTS, countable, largest_map
+from comfyui_l2p.l2p_core.ops.region import Region, stage_regions
 
 DIM = 8
 

@@ -12,9 +12,9 @@ import torch
 from test_trainer import CONFIG, EMPTY, run, trainer
 from tiny_models import pixel_model
 
-from comfyui_l2p.l2p_core import compiled
-from comfyui_l2p.l2p_core.determinism import CUBLAS, deterministic
-from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.device.determinism import CUBLAS, deterministic
+from comfyui_l2p.l2p_core.memory import compiled
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 
 
 def settings() -> tuple[object, ...]:

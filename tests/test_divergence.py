@@ -13,12 +13,12 @@ from test_run import folder, train  # noqa: F401 (a fixture)
 from torch import Tensor
 
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
-from comfyui_l2p.l2p_core.prepared import Prepared
+from comfyui_l2p.l2p_core.files.tensor_file import save
 from comfyui_l2p.l2p_core.run import divergence
 from comfyui_l2p.l2p_core.run.divergence import DivergenceWatch
 from comfyui_l2p.l2p_core.run.folder import RunFolder
-from comfyui_l2p.l2p_core.tensor_file import save
-from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
+from comfyui_l2p.l2p_core.training.prepared import Prepared
+from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.train.cli import main
 
 pytestmark = pytest.mark.usefixtures("unflushed")

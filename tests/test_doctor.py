@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from comfyui_l2p import __version__
-from comfyui_l2p.l2p_core import doctor
+from comfyui_l2p.l2p_core.device import doctor
 from comfyui_l2p.train.cli import main
 
 

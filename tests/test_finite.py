@@ -9,11 +9,11 @@ import torch
 from tiny_checkpoints import pixel_config, weights, write
 
 from comfyui_l2p.l2p_core import flow, tiny
-from comfyui_l2p.l2p_core.finite import NotFinite, check_finite
-from comfyui_l2p.l2p_core.parallel import Ranks
+from comfyui_l2p.l2p_core.distributed.ranks import Ranks
+from comfyui_l2p.l2p_core.files.tensor_file import save
+from comfyui_l2p.l2p_core.ops.finite import NotFinite, check_finite
 from comfyui_l2p.l2p_core.run import montage
 from comfyui_l2p.l2p_core.run.recipe import WatchSection
-from comfyui_l2p.l2p_core.tensor_file import save
 from comfyui_l2p.l2p_core.tiny.bundled import TinySource, is_tiny, pixel_images
 from comfyui_l2p.train.cli import main
 

@@ -13,14 +13,16 @@ import torch
 from tiny_models import RandomBatches, pixel_model
 from torch import Tensor, nn
 
-from comfyui_l2p.l2p_core import accelerator, block_store, frozen_store, training_model
-from comfyui_l2p.l2p_core.block_stream import BlockStream, allocations, pinned_bytes
 from comfyui_l2p.l2p_core.checkpoint import load_model, save
+from comfyui_l2p.l2p_core.device import accelerator
+from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.freeze import trainable_names
-from comfyui_l2p.l2p_core.frozen_store import FLOAT8, FrozenLinear, quantised
+from comfyui_l2p.l2p_core.memory import block_store, frozen_store
+from comfyui_l2p.l2p_core.memory.block_stream import BlockStream, allocations, pinned_bytes
+from comfyui_l2p.l2p_core.memory.frozen_store import FLOAT8, FrozenLinear, quantised
 from comfyui_l2p.l2p_core.model import L2PModel
-from comfyui_l2p.l2p_core.parallel import Ranks
-from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.training import loading as training_model
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
 pytestmark = pytest.mark.usefixtures("unflushed")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from golden_vectors import relative_error
 
-from comfyui_l2p.l2p_core import fused_decoder
 from comfyui_l2p.l2p_core.config import VARIANTS
 from comfyui_l2p.l2p_core.detailer import DetailerHead
+from comfyui_l2p.l2p_core.ops import fused_decoder
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from comfyui_l2p.l2p_core.backbone import Block
 from comfyui_l2p.l2p_core.config import NORM_EPS
-from comfyui_l2p.l2p_core.lean_steps import GatedSilu, ScaledNorm
-from comfyui_l2p.l2p_core.live_memory import trace
-from comfyui_l2p.l2p_core.rope import image_rope
+from comfyui_l2p.l2p_core.memory.live_memory import trace
+from comfyui_l2p.l2p_core.ops.memory_saving import GatedSilu, ScaledNorm
+from comfyui_l2p.l2p_core.ops.rope import image_rope
 
 
 def plain_norm(x: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:

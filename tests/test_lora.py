@@ -10,11 +10,12 @@ import tiny_models
 import torch
 from tiny_models import RandomBatches, pixel_model
 
-from comfyui_l2p.l2p_core import delta, lora
+from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_model, load_tensors, open_checkpoint, save
+from comfyui_l2p.l2p_core.deltas import low_rank as lora
 from comfyui_l2p.l2p_core.freeze import trainable_names
 from comfyui_l2p.l2p_core.model import L2PModel
-from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
 pytestmark = pytest.mark.usefixtures("unflushed")

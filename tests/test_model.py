@@ -12,10 +12,11 @@ from golden_vectors import relative_error
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from comfyui_l2p.l2p_core import flow, precision
+from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.backbone import Linear, RefinedCaptions
 from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig
 from comfyui_l2p.l2p_core.model import L2PModel, LatentModel, key_shapes
+from comfyui_l2p.l2p_core.ops import precision
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,12 +13,13 @@ import tiny_models
 import torch
 from tiny_models import RandomBatches, pixel_model
 
-from comfyui_l2p.l2p_core import adamw, training_model
-from comfyui_l2p.l2p_core.batch import Batch
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
+from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.model import L2PModel
-from comfyui_l2p.l2p_core.parallel import Ranks
-from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
+from comfyui_l2p.l2p_core.training import adamw
+from comfyui_l2p.l2p_core.training import loading as training_model
+from comfyui_l2p.l2p_core.training.batch import Batch
+from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
 pytestmark = pytest.mark.usefixtures("unflushed")

@@ -18,10 +18,13 @@ from distributed_scenes import CONFIG, STEPS, batches_of, run, scene_config, tra
 from tiny_models import RandomBatches, pixel_model
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import accelerator, delta, parallel, sharding
+from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import load_model, load_tensors, save
+from comfyui_l2p.l2p_core.device import accelerator
+from comfyui_l2p.l2p_core.distributed import ranks as parallel
+from comfyui_l2p.l2p_core.distributed import sharding
+from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.model import LatentModel
-from comfyui_l2p.l2p_core.parallel import Ranks
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.train.run import train
@@ -175,7 +178,7 @@ LEAVES = """
 import os, sys
 import torch.distributed as dist
 from comfyui_l2p.l2p_core import parallel
-from comfyui_l2p.l2p_core.parallel import ProcessLost
+from comfyui_l2p.l2p_core.distributed.ranks import ProcessLost
 rank = os.environ["RANK"]
 wrong = ValueError("a mistake") if rank == "0" else RuntimeError("NCCL error: Cuda failure 2 'out of memory'")
 try:

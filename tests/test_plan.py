@@ -17,20 +17,20 @@ import tiny_models
 import torch
 from torch import nn
 
-from comfyui_l2p.l2p_core import activations, block_store
-from comfyui_l2p.l2p_core import plan as plans
-from comfyui_l2p.l2p_core.activations import Part, Peak, Workload, parts_for, peak
 from comfyui_l2p.l2p_core.config import ModelConfig
-from comfyui_l2p.l2p_core.fit import Room, changes, fitting, keeping_what_fits, refuse_if_too_much
-from comfyui_l2p.l2p_core.live_memory import Traced, trace
-from comfyui_l2p.l2p_core.parallel import Ranks
-from comfyui_l2p.l2p_core.plan import GB, plan
-from comfyui_l2p.l2p_core.recompute import kept_blocks, kept_sentence
+from comfyui_l2p.l2p_core.distributed.ranks import Ranks
+from comfyui_l2p.l2p_core.distributed.together import go_together
+from comfyui_l2p.l2p_core.memory import activations, block_store
+from comfyui_l2p.l2p_core.memory import plan as plans
+from comfyui_l2p.l2p_core.memory.activations import Part, Peak, Workload, parts_for, peak
+from comfyui_l2p.l2p_core.memory.checkpointing import kept_blocks, kept_sentence
+from comfyui_l2p.l2p_core.memory.fit import Room, changes, fitting, keeping_what_fits, refuse_if_too_much
+from comfyui_l2p.l2p_core.memory.live_memory import Traced, trace
+from comfyui_l2p.l2p_core.memory.plan import GB, plan
 from comfyui_l2p.l2p_core.run import planning
 from comfyui_l2p.l2p_core.run.planning import decided, planned, workload
 from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
-from comfyui_l2p.l2p_core.together import go_together
-from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.train.benchmark.process import FREED_AT_ONCE
 from comfyui_l2p.train.cli import main

@@ -10,10 +10,12 @@ import tiny_models
 import torch
 from tiny_models import RandomBatches
 
-from comfyui_l2p.l2p_core import accelerator, flow, prepared
-from comfyui_l2p.l2p_core.batch import Batch
-from comfyui_l2p.l2p_core.prepared import Preparation, Prepared
-from comfyui_l2p.l2p_core.sample_randomness import draw
+from comfyui_l2p.l2p_core import flow
+from comfyui_l2p.l2p_core.device import accelerator
+from comfyui_l2p.l2p_core.ops.sample_randomness import draw
+from comfyui_l2p.l2p_core.training import prepared
+from comfyui_l2p.l2p_core.training.batch import Batch
+from comfyui_l2p.l2p_core.training.prepared import Preparation, Prepared
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
 CPU = torch.device("cpu")

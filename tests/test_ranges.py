@@ -16,7 +16,7 @@ import torch
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.convert import convert
-from comfyui_l2p.l2p_core.paths import typed
+from comfyui_l2p.l2p_core.files.paths import typed
 from comfyui_l2p.l2p_core.ranges import Range
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.training_config import _CHOICES

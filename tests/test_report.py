@@ -21,7 +21,7 @@ from comfyui_l2p.l2p_core.run.chart import chart
 from comfyui_l2p.l2p_core.run.events import Events
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.metrics import Clock, RunMetrics, read_metrics
-from comfyui_l2p.l2p_core.step_metrics import StepMetrics
+from comfyui_l2p.l2p_core.training.step_metrics import StepMetrics
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 

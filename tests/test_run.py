@@ -15,12 +15,12 @@ from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.model import LatentModel
-from comfyui_l2p.l2p_core.prepared import Prepared
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.metrics import loss_by_sigma, read_metrics
 from comfyui_l2p.l2p_core.tiny import image_set
-from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.training.prepared import Prepared
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.train import run
 from comfyui_l2p.train.cli import main
 

@@ -14,13 +14,13 @@ from test_run import folder  # noqa: F401 (a fixture)
 
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
 from comfyui_l2p.l2p_core.config import ModelConfig
-from comfyui_l2p.l2p_core.plan import GB, saved_sizes
+from comfyui_l2p.l2p_core.memory.plan import GB, saved_sizes
 from comfyui_l2p.l2p_core.run import disk
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.base import pixel_config
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.tiny import image_set
-from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.train.cli import main
 
@@ -161,8 +161,8 @@ def test_a_disk_that_fills_up_while_training_costs_nothing_that_was_saved(
 
 def test_room_that_vanishes_in_the_middle_of_a_write_leaves_the_old_file(small: Path) -> None:
     """The disk itself refuses, not the look at it beforehand."""
-    from comfyui_l2p.l2p_core.atomic import atomic_file, write_bytes
-    from comfyui_l2p.l2p_core.safetensors_header import CheckpointError
+    from comfyui_l2p.l2p_core.files.atomic import atomic_file, write_bytes
+    from comfyui_l2p.l2p_core.files.safetensors_header import CheckpointError
 
     write_bytes(small / "file", b"old")
     with pytest.raises(CheckpointError, match="disk of .* is full"), atomic_file(small / "file", 1, True) as file:

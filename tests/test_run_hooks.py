@@ -10,10 +10,9 @@ import torch
 from test_run_resume import RECIPE, assert_same, folder  # noqa: F401 (a fixture)
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import training_model
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
-from comfyui_l2p.l2p_core.dataset.captions import TextEncoder, WordEncoder
-from comfyui_l2p.l2p_core.parallel import Ranks
+from comfyui_l2p.l2p_core.dataset.captions import TextEncoder
+from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.run import loop, preparation
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.base import pixel_config
@@ -23,6 +22,8 @@ from comfyui_l2p.l2p_core.run.hooks import Hooks
 from comfyui_l2p.l2p_core.run.metrics import RunMetrics
 from comfyui_l2p.l2p_core.run.recipe import Recipe
 from comfyui_l2p.l2p_core.tiny import load_words
+from comfyui_l2p.l2p_core.tiny.word_encoder import WordEncoder
+from comfyui_l2p.l2p_core.training import loading as training_model
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 

@@ -11,11 +11,11 @@ import pytest
 from test_run_hooks import recipe_in
 from test_run_resume import folder  # noqa: F401 (a fixture)
 
-from comfyui_l2p.l2p_core import training_model
 from comfyui_l2p.l2p_core.run import loop, pace, planning
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.hooks import Hooks
 from comfyui_l2p.l2p_core.run.metrics import duration, read_metrics
+from comfyui_l2p.l2p_core.training import loading as training_model
 from comfyui_l2p.train.cli import main
 
 pytestmark = pytest.mark.usefixtures("unflushed")

@@ -17,12 +17,12 @@ import torch
 from test_run import SOURCE
 
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, open_checkpoint, save
+from comfyui_l2p.l2p_core.files.tensor_io import TensorWriter
 from comfyui_l2p.l2p_core.model import LatentModel
 from comfyui_l2p.l2p_core.run import base
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.l2p_core.run.recipe import ModelSection
-from comfyui_l2p.l2p_core.tensor_io import TensorWriter
 from comfyui_l2p.train.cli import main
 
 KILLS = 4
@@ -58,8 +58,8 @@ steps = 1
 KILLED = """
 import os, signal, sys
 from comfyui_l2p.l2p_core.run.recipe import ModelSection
-from comfyui_l2p.l2p_core.tensor_io import TensorWriter
-from comfyui_l2p.l2p_core.trainer import Trainer
+from comfyui_l2p.l2p_core.files.tensor_io import TensorWriter
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.train.cli import main
 
 left = int(sys.argv[1])

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from test_run import RECIPE, folder, train  # noqa: F401 (a fixture)
 
-from comfyui_l2p.l2p_core import atomic, delta
+from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors
+from comfyui_l2p.l2p_core.files import atomic
 from comfyui_l2p.l2p_core.run import lock, planning
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.folder import LOCK, RunFolder
@@ -69,7 +70,7 @@ def test_a_mistake_in_a_run_that_begins_anew_costs_nothing(
         text = text.replace(old, new)
     if expected == "There are":
         monkeypatch.setattr(planning, "free_memory_and_swap", lambda: 1000)
-    monkeypatch.setattr("comfyui_l2p.l2p_core.adamw.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("comfyui_l2p.l2p_core.training.adamw.importlib.util.find_spec", lambda name: None)
     code, said = restart(folder, text, capsys)
     assert code == 2 and expected in said
     assert content(folder / "run") == before

@@ -15,9 +15,9 @@ from PIL import Image
 from test_cli import mistake
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import accelerator
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.convert import convert
+from comfyui_l2p.l2p_core.device import accelerator
 from comfyui_l2p.train import qwen, sample, sample_captions
 from comfyui_l2p.train.cli import main
 

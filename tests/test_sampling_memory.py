@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig
-from comfyui_l2p.l2p_core.sampling_memory import head_bytes, step_bytes
+from comfyui_l2p.l2p_core.memory.sampling_memory import head_bytes, step_bytes
 
 MEGABYTE = 10**6
 BF16 = 2

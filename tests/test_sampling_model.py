@@ -10,14 +10,14 @@ import torch
 from tiny_models import pixel_model
 from torch import Tensor, nn
 
-from comfyui_l2p.l2p_core import accelerator
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint, save
 from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig
-from comfyui_l2p.l2p_core.frozen_store import FrozenLinear, quantised
-from comfyui_l2p.l2p_core.lora import LowRank
+from comfyui_l2p.l2p_core.deltas.low_rank import LowRank
+from comfyui_l2p.l2p_core.device import accelerator
+from comfyui_l2p.l2p_core.memory.frozen_store import FrozenLinear, quantised
+from comfyui_l2p.l2p_core.memory.plan import GB
+from comfyui_l2p.l2p_core.memory.sampling_model import Form, held, load
 from comfyui_l2p.l2p_core.model import L2PModel
-from comfyui_l2p.l2p_core.plan import GB
-from comfyui_l2p.l2p_core.sampling_model import Form, held, load
 from comfyui_l2p.train import sample_memory
 from comfyui_l2p.train.sample_memory import Need, place
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from comfyui_l2p.l2p_core import system_memory
+from comfyui_l2p.l2p_core.device import system_memory
 
 HOLDS = """
 import sys

@@ -17,8 +17,8 @@ from tiny_models import RandomBatches, pixel_model
 
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.freeze import trainable_names
-from comfyui_l2p.l2p_core.sample_randomness import draw, mixed
-from comfyui_l2p.l2p_core.trainer import SIGMA_EDGES, Batch, Trainer, TrainingDiverged
+from comfyui_l2p.l2p_core.ops.sample_randomness import draw, mixed
+from comfyui_l2p.l2p_core.training.trainer import SIGMA_EDGES, Batch, Trainer, TrainingDiverged
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
 CONFIG = TrainingConfig(

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import HEAD_WIDTH, weights, write
 
-from comfyui_l2p.l2p_core import delta, verified
+from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors
 from comfyui_l2p.l2p_core.convert import convert
-from comfyui_l2p.l2p_core.merged import Merged, open_merged, verify
-from comfyui_l2p.l2p_core.verified import Verified
+from comfyui_l2p.l2p_core.deltas import checked_bases as verified
+from comfyui_l2p.l2p_core.deltas.checked_bases import Verified
+from comfyui_l2p.l2p_core.deltas.delta_on_base import Merged, open_merged, verify
 
 
 class Scene:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from .. import __version__
-from ..l2p_core.paths import typed
+from ..l2p_core.files.paths import typed
 from ..l2p_core.ranges import SEED
+from ..l2p_core.version import __version__
 from . import file_commands, image_commands, run_commands
 from .arguments import Commands as _Commands
 from .arguments import Number
@@ -200,9 +200,9 @@ def _add_benchmark(commands: _Commands) -> None:
 
 
 def _is_failure_of_the_run(error: RuntimeError) -> bool:
-    from ..l2p_core.parallel import ProcessLost
+    from ..l2p_core.distributed.ranks import ProcessLost
     from ..l2p_core.run.planning import MemoryRanOut
-    from ..l2p_core.trainer import TrainingDiverged
+    from ..l2p_core.training.trainer import TrainingDiverged
 
     ours = isinstance(error, (TrainingDiverged, ProcessLost, MemoryRanOut))
     return ours or "allocate" in str(error) or "out of memory" in str(error)

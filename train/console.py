@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from ..l2p_core.parallel import speaks
-from ..l2p_core.tensor_io import ProgressCallback
-from ..l2p_core.trainer import StepMetrics
+from ..l2p_core.distributed.ranks import speaks
+from ..l2p_core.files.tensor_io import ProgressCallback
+from ..l2p_core.training.trainer import StepMetrics
 
 _MEMORY = 0.95  # of the running means: about the last 20 steps
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ..l2p_core import convert, delta, tiny
-from ..l2p_core.atomic import write_bytes
 from ..l2p_core.checkpoint import load_model
+from ..l2p_core.files.atomic import write_bytes
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.data import RunData, tiny_images
 from ..l2p_core.run.find import find

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ..l2p_core.doctor import as_text, examine
+from ..l2p_core.device.doctor import as_text, examine
 
 _MORE = "How fast a GPU is here and how much memory it takes: l2p benchmark gpu, reported as docs/gpu-protocol.md says."
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from ..l2p_core.pictures import picture
+from ..l2p_core.dataset.pictures import picture
 
 _CAPTION_WIDTH = 17  # characters a line
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from ..l2p_core import convert, delta
+from ..l2p_core.files.units import bytes_text
 from ..l2p_core.tiny.bundled import resolve
-from ..l2p_core.units import bytes_text
 from .console import byte_progress
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

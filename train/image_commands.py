@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..l2p_core import ranges
-from ..l2p_core.paths import typed
+from ..l2p_core.files.paths import typed
 from .arguments import Commands, Number, command
 
 

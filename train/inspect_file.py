@@ -12,11 +12,11 @@ from typing import Any
 from ..l2p_core import freeze
 from ..l2p_core.checkpoint import Checkpoint, check_exact, open_checkpoint
 from ..l2p_core.config import COMFY_PREFIX, ModelConfig
-from ..l2p_core.lora import is_adapter
-from ..l2p_core.metadata import stored_config
+from ..l2p_core.deltas.low_rank import is_adapter
+from ..l2p_core.files.metadata import stored_config
+from ..l2p_core.files.units import bytes_text
 from ..l2p_core.model import key_shapes
 from ..l2p_core.tiny.bundled import resolve
-from ..l2p_core.units import bytes_text
 from .console import count_text
 
 _SHOWN_METADATA = 100  # characters of a value, unless everything is asked for as JSON

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from ..l2p_core import flow
 from ..l2p_core.config import ModelConfig
+from ..l2p_core.files.tensor_file import save
 from ..l2p_core.model import LatentModel
-from ..l2p_core.tensor_file import save
 from ..l2p_core.tiny import judge, load_source, shapes
 from ..l2p_core.tiny.autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder, reconstruction_loss
 from ..l2p_core.tiny.generate import CFG, STEPS, generate
 from ..l2p_core.tiny.words import CAPTION_DIM, Words
-from ..l2p_core.trainer import SIGMA_EDGES
+from ..l2p_core.training.trainer import SIGMA_EDGES
 
 SOURCE_CONFIG = ModelConfig(
     dim=144,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..l2p_core.atomic import write_bytes
 from ..l2p_core.dataset import images
-from ..l2p_core.pictures import enlarged, picture, png
+from ..l2p_core.dataset.pictures import enlarged, picture, png
+from ..l2p_core.files.atomic import write_bytes
 
 
 def save_png(

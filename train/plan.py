@@ -10,19 +10,19 @@ from pathlib import Path
 
 import torch
 
-from ..l2p_core.accelerator import CPU, default_device
 from ..l2p_core.config import ModelConfig
-from ..l2p_core.fit import Room, fitting, keeping_what_fits, refuse_if_too_much
+from ..l2p_core.device.accelerator import CPU, default_device
+from ..l2p_core.distributed.ranks import Ranks
+from ..l2p_core.distributed.together import check_together, go_together
+from ..l2p_core.memory.checkpointing import kept_sentence
+from ..l2p_core.memory.fit import Room, fitting, keeping_what_fits, refuse_if_too_much
+from ..l2p_core.memory.plan import GB, plan
 from ..l2p_core.model import key_shapes
-from ..l2p_core.parallel import Ranks
-from ..l2p_core.plan import GB, plan
-from ..l2p_core.recompute import kept_sentence
 from ..l2p_core.run import disk, pace
 from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.planning import decided, workload
 from ..l2p_core.run.recipe import TINY, Recipe
-from ..l2p_core.together import check_together, go_together
 from ..l2p_core.training_config import TrainingConfig
 from .console import table
 from .run import Places, read_recipe

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..l2p_core.accelerator import default_device
 from ..l2p_core.dataset.captions import MAX_TOKENS
-from ..l2p_core.safetensors_header import Entry, Header, read_header, shown
-from ..l2p_core.shards import files_of
-from ..l2p_core.tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
+from ..l2p_core.device.accelerator import default_device
+from ..l2p_core.files.safetensors_header import Entry, Header, read_header, shown
+from ..l2p_core.files.shards import files_of
+from ..l2p_core.files.tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
 
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 """Qwen3's chat template for one user turn with the generation prompt, thinking allowed."""

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..l2p_core import parallel
-from ..l2p_core.accelerator import named
 from ..l2p_core.dataset.image_folder import ImageFolder
-from ..l2p_core.paths import settled, typed
+from ..l2p_core.device.accelerator import named
+from ..l2p_core.distributed import ranks as parallel
+from ..l2p_core.files.paths import settled, typed
 from ..l2p_core.run import loop, preparation
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.base import pixel_config

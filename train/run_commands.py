@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..l2p_core.paths import typed
+from ..l2p_core.files.paths import typed
 from .arguments import MODEL_HELP, Commands, command, positive, positive_number
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..l2p_core import flow, sampling_model
+from ..l2p_core import flow
 from ..l2p_core.checkpoint import Checkpoint, open_checkpoint
-from ..l2p_core.compiled import check_compiler, compile_blocks
 from ..l2p_core.config import ModelConfig, variant_row
-from ..l2p_core.merged import Merged, open_merged, verify
+from ..l2p_core.deltas.delta_on_base import Merged, open_merged, verify
+from ..l2p_core.files.tensor_io import TORCH_DTYPES
+from ..l2p_core.memory import sampling_model
+from ..l2p_core.memory.compiled import check_compiler, compile_blocks
 from ..l2p_core.model import L2PModel
-from ..l2p_core.tensor_io import TORCH_DTYPES
 from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE

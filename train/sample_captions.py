@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..l2p_core import accelerator, tiny
+from ..l2p_core import tiny
 from ..l2p_core.checkpoint import load_tensors
 from ..l2p_core.config import ModelConfig
-from ..l2p_core.plan import gigabytes
+from ..l2p_core.device import accelerator
+from ..l2p_core.memory.plan import gigabytes
 from ..l2p_core.tiny.bundled import is_tiny
 from . import qwen
 

@@ -9,14 +9,14 @@ from functools import cached_property
 
 import torch
 
-from ..l2p_core import accelerator
 from ..l2p_core.config import ModelConfig
-from ..l2p_core.head_tiles import TILES
-from ..l2p_core.plan import GB, gigabytes
+from ..l2p_core.device import accelerator
+from ..l2p_core.device.system_memory import available_memory, free_memory_and_swap
+from ..l2p_core.memory.plan import GB, gigabytes
+from ..l2p_core.memory.sampling_memory import choose_tile, step_bytes
+from ..l2p_core.memory.sampling_model import Form, Held, held
+from ..l2p_core.ops.head_tiles import TILES
 from ..l2p_core.run.planning import MAX_CAPTION
-from ..l2p_core.sampling_memory import choose_tile, step_bytes
-from ..l2p_core.sampling_model import Form, Held, held
-from ..l2p_core.system_memory import available_memory, free_memory_and_swap
 
 _SPARE = 300 * 10**6
 """Bytes that a device's libraries take."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from ..l2p_core.config import VARIANTS
-from ..l2p_core.tensor_io import ProgressCallback
+from ..l2p_core.files.tensor_io import ProgressCallback
 from ..l2p_core.tiny import judge, shapes
 from ..l2p_core.tiny.grid import patch_grid_ratio
 from .console import count_progress, table

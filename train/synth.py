@@ -11,8 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..l2p_core.dataset import prompts
+from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder, items
-from ..l2p_core.pictures import picture
 from ..l2p_core.tiny.bundled import NAME, TinySource
 from ..l2p_core.tiny.generate import CFG, STEPS
 from ..l2p_core.tiny.shapes import IMAGE_SIZE, all_captions

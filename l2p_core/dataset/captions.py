@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,10 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import accelerator
-from ..safetensors_header import CheckpointError, read_header
-from ..tensor_file import load_tensors, save
-from ..tiny.words import Words
+from ..device import accelerator
+from ..files.safetensors_header import CheckpointError, read_header
+from ..files.tensor_file import load_tensors, save
 
 KIND_KEY, KIND = "l2p.kind", "caption"
 ENCODER_KEY, CAPTION_KEY = "l2p.encoder", "l2p.caption"
@@ -174,27 +172,6 @@ class CaptionCache:
             # On Windows a file that another process has open cannot be replaced; then it is the same one.
             if not self._is_there(caption):
                 raise
-
-
-class WordEncoder:
-    """The tiny model's words (`tiny.words`) as a `TextEncoder`."""
-
-    def __init__(self, words: Words):
-        self._words = words
-        digest = hashlib.sha256(json.dumps(words.vocabulary).encode())
-        digest.update(words.table.contiguous().numpy().tobytes())
-        self.identity = f"words {digest.hexdigest()[:32]}"
-
-    def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """Features of each caption, (1 + number of words, 64).
-
-        Raises:
-            ValueError: for a word that is not in the vocabulary.
-        """
-        return [self._words.encode(caption) for caption in captions]
-
-    def lengths(self, captions: Sequence[str]) -> list[int]:
-        return [len(features) for features in self.encode(captions)]
 
 
 def _free_memory() -> None:

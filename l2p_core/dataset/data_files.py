@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from .. import paths
+from ..files import paths
 from . import formats, tables
 from .problems import Problem
 

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_file
-from ..safetensors_header import parse_json
+from ..files.atomic import atomic_file
+from ..files.safetensors_header import parse_json
 from . import images
 from .buckets import Size
 from .problems import Problem

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..trainer import Batch
+from ..training.trainer import Batch
 from . import images
 from .buckets import Size
 from .image_folder import Image, ImageFolder

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..atomic import write_bytes
-from ..pictures import png
+from ..files.atomic import write_bytes
 from .formats import FROM_MACHINES
 from .images import BrokenImage, opened
+from .pictures import png
 from .tables import decoded
 
 if TYPE_CHECKING:

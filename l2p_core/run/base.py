@@ -8,10 +8,10 @@ from pathlib import Path
 from .. import convert
 from ..checkpoint import check_complete, check_exact, open_checkpoint
 from ..config import VARIANTS, ModelConfig, variant_row
+from ..files.safetensors_header import nbytes, read_header
+from ..files.shards import files_of
+from ..files.tensor_io import ProgressCallback
 from ..model import key_shapes
-from ..safetensors_header import nbytes, read_header
-from ..shards import files_of
-from ..tensor_io import ProgressCallback
 from ..tiny.bundled import resolve
 from .recipe import ModelSection
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import tiny
-from ..dataset.captions import CaptionCache, TextEncoder, WordEncoder
+from ..dataset.captions import CaptionCache, TextEncoder
+from ..tiny.word_encoder import WordEncoder
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import tiny
-from ..batch import BatchSource, Part
 from ..config import ModelConfig, variant_row
 from ..dataset.captions import MAX_TOKENS
 from ..dataset.image_folder import ImageFolder, open_folder
 from ..dataset.loader import Loader
 from ..dataset.problems import Problem
-from ..parallel import Ranks
+from ..distributed.ranks import Ranks
 from ..tiny import bundled, image_set
 from ..tiny.image_set import ImageSet
 from ..tiny.shapes import IMAGE_SIZE
+from ..training.batch import BatchSource, Part
 from .captions import Captions
 from .recipe import DataSection, Recipe
 

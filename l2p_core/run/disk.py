@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..plan import gigabytes, listed, saved_sizes
+from ..memory.plan import gigabytes, listed, saved_sizes
 from ..training_config import TrainingConfig
 from . import base
 from .folder import RunFolder

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..pictures import montage
-from ..step_metrics import SIGMA_EDGES
+from ..dataset.pictures import montage
+from ..training.step_metrics import SIGMA_EDGES
 from .metrics import RunMetrics
 from .montage import COLUMNS
 

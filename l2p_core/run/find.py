@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..paths import typed
+from ..files.paths import typed
 
-BUNDLED = Path(__file__).parents[2] / "train" / "recipes"
+BUNDLED = Path(__file__).parent / "recipes"
 RECIPE_OF_RUN = "recipe.toml"
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import training_state
-from ..atomic import move, remove, write_bytes
-from ..safetensors_header import CheckpointError
+from ..files.atomic import move, remove, write_bytes
+from ..files.safetensors_header import CheckpointError
+from ..training import state as training_state
 from . import lock
 from . import recipe as recipes
 from .metrics import RunMetrics

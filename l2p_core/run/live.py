@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..step_metrics import HIGH_SIGMA, SIGMA_EDGES
+from ..training.step_metrics import HIGH_SIGMA, SIGMA_EDGES
 from .metrics import RunMetrics, duration
 
 POINTS = 160

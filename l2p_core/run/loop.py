@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from .. import accelerator, training_model
-from ..atomic import write_bytes
-from ..determinism import deterministic
-from ..parallel import Ranks
-from ..soundness import all_finite
-from ..trainer import Trainer, TrainingDiverged
+from ..device import accelerator
+from ..device.determinism import deterministic
+from ..distributed.ranks import Ranks
+from ..files.atomic import write_bytes
+from ..training import loading as training_model
+from ..training.soundness import all_finite
+from ..training.trainer import Trainer, TrainingDiverged
 from . import data, montage, preparation, report
 from .base import pixel_config
 from .captions import Captions

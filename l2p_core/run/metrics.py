@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ..accelerator import has_own_memory, module, name_of
-from ..process_memory import peak_memory
-from ..step_metrics import SIGMA_EDGES, StepMetrics
+from ..device.accelerator import has_own_memory, module, name_of
+from ..device.process_memory import peak_memory
+from ..training.step_metrics import SIGMA_EDGES, StepMetrics
 
 _MEMORY = 0.95  # of the mean time of a step: about the last 20
 

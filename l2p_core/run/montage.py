@@ -7,10 +7,10 @@ from torch import Tensor
 
 from .. import flow
 from ..config import variant_row
+from ..dataset.pictures import enlarged, montage, picture, png
+from ..distributed.ranks import Ranks
+from ..files.tensor_io import ProgressCallback
 from ..model import L2PModel
-from ..parallel import Ranks
-from ..pictures import enlarged, montage, picture, png
-from ..tensor_io import ProgressCallback
 from .data import Features
 from .recipe import WatchSection
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from ..accelerator import name_of
 from ..config import ModelConfig
-from ..training_state import saved_step
+from ..device.accelerator import name_of
+from ..training.state import saved_step
 from .data import image_side
 from .folder import RunFolder
 from .metrics import duration

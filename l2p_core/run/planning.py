@@ -6,26 +6,18 @@ import dataclasses
 
 import torch
 
-from ..accelerator import has_own_memory
-from ..activations import Workload
 from ..config import ModelConfig
-from ..fit import (
-    Change,
-    Room,
-    changes,
-    fitting,
-    free_memory,
-    keeping_what_fits,
-    refuse_if_too_much,
-)
-from ..parallel import Ranks
-from ..plan import Plan, gigabytes
-from ..sharding import check_shards
-from ..system_memory import available_memory, computer_memory, free_memory_and_swap
+from ..device.accelerator import has_own_memory
+from ..device.system_memory import available_memory, computer_memory, free_memory_and_swap
+from ..distributed.ranks import Ranks
+from ..distributed.sharding import check_shards
+from ..distributed.together import go_together
+from ..memory.activations import Workload
+from ..memory.fit import Change, Room, changes, fitting, free_memory, keeping_what_fits, refuse_if_too_much
+from ..memory.plan import Plan, gigabytes
 from ..tiny.bundled import is_tiny
-from ..together import go_together
+from ..training.state import MAY_CHANGE
 from ..training_config import TrainingConfig
-from ..training_state import MAY_CHANGE
 from .data import image_side
 from .recipe import Recipe
 

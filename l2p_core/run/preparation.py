@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..atomic import remove, write_bytes
 from ..config import ModelConfig
-from ..parallel import Ranks
-from ..recompute import kept_sentence
-from ..sharding import check_shards
+from ..distributed.ranks import Ranks
+from ..distributed.sharding import check_shards
+from ..files.atomic import remove, write_bytes
+from ..memory.checkpointing import kept_sentence
 from ..tiny.bundled import is_tiny
-from ..trainer import check_possible
+from ..training.trainer import check_possible
 from . import base, data, disk, pace
 from .captions import Captions, of_words
 from .data import RunData

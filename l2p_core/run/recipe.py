@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from .. import ranges, training_config
 from ..config import VARIANTS
 from ..dataset.problems import MAX_BAD_SHARE
+from ..files.paths import settled, typed
 from ..initialise import INITS
-from ..paths import settled, typed
 from ..training_config import TrainingConfig
 
 TINY = "tiny"

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_bytes
 from ..dataset.images import opened
-from ..step_metrics import HIGH_SIGMA
+from ..files.atomic import write_bytes
+from ..training.step_metrics import HIGH_SIGMA
 from .chart import chart
 from .folder import RunFolder
 from .metrics import duration, loss_by_sigma, read_metrics

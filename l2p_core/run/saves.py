@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import delta, sharding
-from ..parallel import Ranks
-from ..soundness import flaw
-from ..trainer import Trainer, TrainingDiverged
+from .. import delta
+from ..distributed import sharding
+from ..distributed.ranks import Ranks
+from ..training.soundness import flaw
+from ..training.trainer import Trainer, TrainingDiverged
 from .divergence import DivergenceWatch
 from .folder import RunFolder
 from .hooks import Hooks

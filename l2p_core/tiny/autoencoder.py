@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..tensor_file import load_tensors, save
+from ..files.tensor_file import load_tensors, save
 
 LATENT_CHANNELS = 16
 DOWNSCALE = 8  # pixels to a latent cell

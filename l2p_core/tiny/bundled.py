@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import flow, tiny
 from ..checkpoint import open_checkpoint
 from ..config import ModelConfig
+from ..files.tensor_io import ProgressCallback
 from ..model import L2PModel, LatentModel
-from ..tensor_io import ProgressCallback
 from .autoencoder import Autoencoder
 from .generate import CFG, STEPS
 from .shapes import IMAGE_SIZE

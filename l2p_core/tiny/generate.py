@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import flow
-from ..finite import check_finite
 from ..model import LatentModel
+from ..ops.finite import check_finite
 from .autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder
 from .shapes import IMAGE_SIZE
 from .words import Words

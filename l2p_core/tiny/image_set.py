@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..batch import Batch
 from ..dataset.images import from_uint8, to_uint8
-from ..tensor_file import load_tensors, save
-from ..tensor_io import ProgressCallback
+from ..files.tensor_file import load_tensors, save
+from ..files.tensor_io import ProgressCallback
+from ..training.batch import Batch
 from . import shapes
 
 PART = 256  # images of a cached file: what a stop can lose

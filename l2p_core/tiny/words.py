@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..tensor_file import load_tensors, save
+from ..files.tensor_file import load_tensors, save
 from . import shapes
 
 CAPTION_DIM = 64

@@ -21,13 +21,13 @@ import numpy as np
 from ...l2p_core import convert, delta
 from ...l2p_core.checkpoint import open_checkpoint
 from ...l2p_core.config import ModelConfig
+from ...l2p_core.device.process_memory import peak_memory
+from ...l2p_core.files.model_file import Slot, model_file
+from ...l2p_core.files.safetensors_header import nbytes
+from ...l2p_core.files.tensor_io import ChunkReader
+from ...l2p_core.files.units import bytes_text
 from ...l2p_core.freeze import trainable_names
 from ...l2p_core.model import key_shapes
-from ...l2p_core.model_file import Slot, model_file
-from ...l2p_core.process_memory import peak_memory
-from ...l2p_core.safetensors_header import nbytes
-from ...l2p_core.tensor_io import ChunkReader
-from ...l2p_core.units import bytes_text
 from ..console import table
 from .process import forget_peak, run_module
 

@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ... import __version__
-from ...l2p_core import accelerator
 from ...l2p_core.checkpoint import open_checkpoint
+from ...l2p_core.device import accelerator
+from ...l2p_core.version import __version__
 from . import gpu_worker
 from .gpu_measure import Figures
 from .gpu_report import markdown, with_ratio, write

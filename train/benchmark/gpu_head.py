@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...l2p_core.config import VARIANTS
 from ...l2p_core.detailer import DetailerHead
-from ...l2p_core.sampling_memory import choose_tile, head_bytes
+from ...l2p_core.memory.sampling_memory import choose_tile, head_bytes
 from .gpu_measure import Bench, Figures, relative_error, timed
 from .gpu_weights import random_weight
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ...l2p_core import accelerator
+from ...l2p_core.device import accelerator
 from .gpu_scale import Scale
 
 Figures = dict[str, Any]

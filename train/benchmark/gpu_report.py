@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...l2p_core.atomic import atomic_file
-from ...l2p_core.units import bytes_text
+from ...l2p_core.files.atomic import atomic_file
+from ...l2p_core.files.units import bytes_text
 from ..console import table
 from .gpu_measure import Figures
 

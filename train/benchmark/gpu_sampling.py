@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...l2p_core import block_store, checkpoint
-from ...l2p_core.compiled import compile_blocks
+from ...l2p_core import checkpoint
+from ...l2p_core.memory import block_store
+from ...l2p_core.memory.compiled import compile_blocks
+from ...l2p_core.memory.sampling_memory import choose_tile, step_bytes
 from ...l2p_core.model import L2PModel
-from ...l2p_core.sampling_memory import choose_tile, step_bytes
 from ...l2p_core.training_config import TrainingConfig
 from .gpu_measure import Bench, Figures, counted, relative_error, timed
 from .gpu_weights import random_input, random_model, with_variant

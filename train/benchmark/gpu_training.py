@@ -11,18 +11,19 @@ from typing import Any
 import psutil
 import torch
 
-from ...l2p_core import adamw, training_model
-from ...l2p_core.activations import Workload
-from ...l2p_core.batch import Batch
 from ...l2p_core.checkpoint import open_checkpoint
-from ...l2p_core.fit import Room, free_memory, keeping_what_fits
+from ...l2p_core.distributed.ranks import Ranks
 from ...l2p_core.freeze import trainable_names
-from ...l2p_core.parallel import Ranks
-from ...l2p_core.plan import DEVICE_OVERHEAD, plan
-from ...l2p_core.recompute import kept_blocks
+from ...l2p_core.memory.activations import Workload
+from ...l2p_core.memory.checkpointing import kept_blocks
+from ...l2p_core.memory.fit import Room, free_memory, keeping_what_fits
+from ...l2p_core.memory.plan import DEVICE_OVERHEAD, plan
 from ...l2p_core.run import recipe as recipes
 from ...l2p_core.run.find import find
-from ...l2p_core.trainer import Trainer
+from ...l2p_core.training import adamw
+from ...l2p_core.training import loading as training_model
+from ...l2p_core.training.batch import Batch
+from ...l2p_core.training.trainer import Trainer
 from ...l2p_core.training_config import TrainingConfig
 from .gpu_measure import Bench, Figures, counted, timed
 from .gpu_weights import random_model

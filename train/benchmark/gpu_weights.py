@@ -12,8 +12,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from ...l2p_core import block_store
 from ...l2p_core.config import ModelConfig
+from ...l2p_core.memory import block_store
 from ...l2p_core.model import L2PModel, key_shapes
 from ...l2p_core.training_config import TrainingConfig
 

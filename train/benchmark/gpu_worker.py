@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ...l2p_core import accelerator
+from ...l2p_core.device import accelerator
 from .gpu_measure import Bench, Figures
 from .gpu_rows import PARTS, Part, Row
 from .gpu_scale import FULL, QUICK

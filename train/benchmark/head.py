@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ...l2p_core.config import VARIANTS, ModelConfig
 from ...l2p_core.detailer import DetailerHead, nearest
-from ...l2p_core.process_memory import peak_memory
-from ...l2p_core.region import Region
-from ...l2p_core.units import bytes_text
+from ...l2p_core.device.process_memory import peak_memory
+from ...l2p_core.files.units import bytes_text
+from ...l2p_core.ops.region import Region
 from ..console import table
 from .process import run_module
 

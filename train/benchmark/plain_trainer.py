@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...l2p_core import flow
-from ...l2p_core.batch import BatchSource
 from ...l2p_core.freeze import freeze_all_but, trainable_names
 from ...l2p_core.model import L2PModel
-from ...l2p_core.sample_randomness import draw
+from ...l2p_core.ops.sample_randomness import draw
+from ...l2p_core.training.batch import BatchSource
 from ...l2p_core.training_config import TrainingConfig
 
 VOCABULARY = 4096

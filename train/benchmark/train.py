@@ -26,18 +26,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ...l2p_core import accelerator, training_model
 from ...l2p_core.checkpoint import load_model, load_tensors, save
 from ...l2p_core.config import ModelConfig
 from ...l2p_core.dataset.images import to_uint8
+from ...l2p_core.device import accelerator
+from ...l2p_core.device.process_memory import peak_memory
+from ...l2p_core.distributed.ranks import Ranks
+from ...l2p_core.files.tensor_file import save as save_tensors
+from ...l2p_core.files.units import bytes_text
 from ...l2p_core.model import L2PModel
-from ...l2p_core.parallel import Ranks
-from ...l2p_core.process_memory import peak_memory
-from ...l2p_core.tensor_file import save as save_tensors
 from ...l2p_core.tiny.image_set import Batches, ImageSet, caption_of, rendered
-from ...l2p_core.trainer import Trainer, check_possible
+from ...l2p_core.training import loading as training_model
+from ...l2p_core.training.trainer import Trainer, check_possible
 from ...l2p_core.training_config import TrainingConfig
-from ...l2p_core.units import bytes_text
 from ..console import count_text, table
 from .plain_trainer import SHARE, StandIn, tokens, train_plainly
 from .process import FREED_AT_ONCE, Stepped, forget_peak, run_module

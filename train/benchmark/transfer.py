@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
-from ...l2p_core import convert, delta, metadata, tiny
+from ...l2p_core import convert, delta, tiny
 from ...l2p_core.checkpoint import load_latent, save
 from ...l2p_core.dataset.images import from_uint8, to_uint8
+from ...l2p_core.files import metadata
+from ...l2p_core.files.tensor_file import load_tensors
 from ...l2p_core.model import L2PModel
 from ...l2p_core.run import recipe as recipes
 from ...l2p_core.run.data import RunData, tiny_images
@@ -27,10 +29,9 @@ from ...l2p_core.run.folder import RunFolder
 from ...l2p_core.run.loop import Run
 from ...l2p_core.run.metrics import loss_by_sigma, read_metrics
 from ...l2p_core.run.recipe import Recipe
-from ...l2p_core.tensor_file import load_tensors
 from ...l2p_core.tiny import bundled
 from ...l2p_core.tiny.shapes import evaluation_captions
-from ...l2p_core.trainer import Trainer
+from ...l2p_core.training.trainer import Trainer
 from .. import figure
 from ..run import shown
 from ..scores import Scored, evaluate, score_table

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from comfyui_l2p.l2p_core import tiny
 from comfyui_l2p.l2p_core.dataset.captions import MAX_TOKENS
-from comfyui_l2p.l2p_core.tensor_file import save
+from comfyui_l2p.l2p_core.files.tensor_file import save
 from comfyui_l2p.nodes.captions import host_captions, identity_of
 from comfyui_l2p.nodes.demo import load_demo
 from comfyui_l2p.train import qwen

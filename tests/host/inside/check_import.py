@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from comfyui_l2p.l2p_core import config, freeze, metadata
+from comfyui_l2p.l2p_core import config, freeze
 from comfyui_l2p.l2p_core.dataset import prompts
+from comfyui_l2p.l2p_core.files import metadata
 from comfyui_l2p.nodes import kinds, options
 
 SCRIPT = """
@@ -40,11 +41,11 @@ print("OTHER", *sorted({name.partition(".")[0] for name in new} - {"pack"} - set
 
 WITH_THE_HOST = {
     "l2p_core",
-    "l2p_core.paths",
+    "l2p_core.files.paths",
     "l2p_core.run",
     "l2p_core.run.find",
-    "l2p_core.safetensors_header",
-    "l2p_core.shards",
+    "l2p_core.files.safetensors_header",
+    "l2p_core.files.shards",
 }
 """What the nodes' schemas need of the core: names of files and recipes. No model, no training, no images."""
 

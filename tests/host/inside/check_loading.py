@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comfyui_l2p.l2p_core import delta, kept, merged
+from comfyui_l2p.l2p_core import delta
+from comfyui_l2p.l2p_core.deltas import delta_on_base as merged
+from comfyui_l2p.l2p_core.deltas import kept_tensors as kept
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.nodes.jobs import convert_file, extract_delta, merge_delta
 from comfyui_l2p.nodes.loading import load_model, parse_head_tile

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import delta, lora
+from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import load_model
+from comfyui_l2p.l2p_core.deltas import low_rank as lora
 from comfyui_l2p.l2p_core.layouts import to_comfy
-from comfyui_l2p.l2p_core.trainer import Batch, Trainer
+from comfyui_l2p.l2p_core.training.trainer import Batch, Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.nodes.lora_names import L2PNames
 

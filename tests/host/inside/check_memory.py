@@ -12,8 +12,8 @@ import pytest
 import torch
 from peak import Peak
 
-from comfyui_l2p.l2p_core import sampling_memory as memory
 from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.memory import sampling_memory as memory
 from comfyui_l2p.l2p_core.model import key_shapes
 from comfyui_l2p.nodes import host
 from comfyui_l2p.nodes.host import build_model

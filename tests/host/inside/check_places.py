@@ -12,8 +12,8 @@ import folder_paths
 import pytest
 from tiny_checkpoints import pixel_config, weights, write_shards
 
-from comfyui_l2p.l2p_core import paths
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
+from comfyui_l2p.l2p_core.files import paths
 from comfyui_l2p.nodes import datasets, files, results, run_files
 from comfyui_l2p.nodes.loading import read_state
 

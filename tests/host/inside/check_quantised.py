@@ -19,8 +19,8 @@ import quantised_files as quantised
 import torch
 from torch import Tensor
 
+from comfyui_l2p.l2p_core.files.quantised import is_quantisation_key
 from comfyui_l2p.l2p_core.layouts import to_comfy
-from comfyui_l2p.l2p_core.quantised import is_quantisation_key
 from comfyui_l2p.nodes import fp8, stock
 
 X = golden.array("x", (1, 3, 48, 64), 0)

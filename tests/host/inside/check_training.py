@@ -19,7 +19,7 @@ import torch
 from comfyui_l2p.l2p_core.model import L2PModel
 from comfyui_l2p.l2p_core.run import disk
 from comfyui_l2p.l2p_core.run.planning import MemoryRanOut
-from comfyui_l2p.l2p_core.trainer import Trainer, TrainingDiverged
+from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.nodes import datasets, files, run_files, sentences, training
 from comfyui_l2p.nodes.demo import load_demo
 from comfyui_l2p.nodes.live import Live

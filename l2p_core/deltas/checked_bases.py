@@ -1,0 +1,78 @@
+"""Bases that have been found to hold what a delta was made for, remembered in a small file from start to start.
+
+Checking hashes every number that a delta takes from its base, which for a model of 12 GB is all of it. The same files
+need no second look: a check is remembered under a hash of what was asked for and of the files' paths, sizes and times
+of change, so that anything written since is checked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from ..files.atomic import atomic_file
+from ..files.safetensors_header import CheckpointError
+from .delta_on_base import Merged
+from .kept_tensors import kept_text
+
+LIMIT = 256
+"""Checks remembered, the oldest given up first."""
+
+SETTLED_SECONDS = 3
+"""File systems tell times apart by up to 2 seconds; within that a file could be written again unnoticed."""
+
+
+class Verified:
+    """The checks that passed, in a JSON file that may be deleted at any time.
+
+    Args:
+        path: of that file; it and its folder are made when there is something to remember.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __contains__(self, merged: Merged) -> bool:
+        return _key(merged) in self._read()
+
+    def add(self, merged: Merged) -> None:
+        """Remember that this base passed, unless its files are so new that a later change could go unseen.
+
+        Raises:
+            CheckpointError: if the file cannot be written.
+        """
+        newest = max((path.stat().st_mtime for path in _base_files(merged)), default=0.0)
+        if time.time() - newest < SETTLED_SECONDS:
+            return
+        keys = [key for key in self._read() if key != _key(merged)][1 - LIMIT :]
+        text = json.dumps([*keys, _key(merged)], indent=1).encode()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.path.parent} could not be made: {error}.") from error
+        with atomic_file(self.path, len(text), overwrite=True) as file:
+            file.write(text)
+
+    def _read(self) -> list[str]:
+        """What is remembered: nothing where the file is missing or damaged, so that everything is checked anew."""
+        try:
+            found = json.loads(self.path.read_bytes())
+        except (OSError, ValueError):
+            return []
+        return [key for key in found if isinstance(key, str)] if isinstance(found, list) else []
+
+
+def _key(merged: Merged) -> str:
+    """A hash of what the delta asks for and of the base's files as they are now."""
+    stats = [(path, path.stat()) for path in _base_files(merged)]
+    # On POSIX st_ctime_ns moves whenever a file is written, even by a tool that puts the old times back.
+    files = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in stats]
+    wanted = kept_text(dict(sorted(merged.kept.items())))
+    return hashlib.sha256(json.dumps([files, wanted]).encode()).hexdigest()
+
+
+def _base_files(merged: Merged) -> list[Path]:
+    """The files that hold what the delta takes from its base."""
+    return sorted({piece.path for name in merged.kept for piece in merged.checkpoint.tensors[name].pieces})

@@ -1,0 +1,117 @@
+"""A delta laid onto its base without writing anything: the trained model in two places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint import Checkpoint, check_exact, open_checkpoint
+from ..files import metadata
+from ..files.quantised import FLOAT_DTYPES
+from ..files.safetensors_header import CheckpointError
+from ..files.tensor_io import ChunkReader, Progress, ProgressCallback
+from ..model import key_shapes
+from . import low_rank as lora
+from .kept_tensors import Kept, digest_of, parse_kept
+from .low_rank import LowRank
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A delta on its base, nothing of it read yet but the adapters.
+
+    Attributes:
+        checkpoint: the trained model in two places, its adapted weights still without their adapters.
+        kept: what it takes from the base.
+        adapters: to be added, by the layer whose weight they adapt.
+    """
+
+    checkpoint: Checkpoint
+    kept: dict[str, Kept]
+    adapters: dict[str, LowRank]
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """What training changed."""
+        return tuple(name for name in self.checkpoint.tensors if name not in self.kept or self.adapter(name))
+
+    @property
+    def untouched(self) -> tuple[str, ...]:
+        """What is the base's as it was."""
+        return tuple(name for name in self.kept if not self.adapter(name))
+
+    def adapter(self, name: str) -> LowRank | None:
+        """What to add to a weight."""
+        return self.adapters.get(name.removesuffix(".weight"))
+
+
+def open_merged(delta: str | Path, base: str | Path) -> Merged:
+    """The delta and what it takes from the base, whose numbers are unchecked; see `verify`.
+
+    Raises:
+        CheckpointError: if the delta is none or damaged, or the base lacks what it needs.
+    """
+    new, old = open_checkpoint(delta), open_checkpoint(base)
+    if not new.is_delta:
+        raise CheckpointError(f"{delta} is not an L2P delta: give a file of trained weights that was saved as one.")
+    check_exact(old, key_shapes(old.plain_config()))
+    kept = parse_kept(new)
+    for name, entry in kept.items():
+        if name not in old.tensors:
+            raise other_base(delta, base, f"it has no '{name}'")
+        if old.tensors[name].shape != entry.shape:
+            raise other_base(delta, base, f"its '{name}' has the shape {old.tensors[name].shape}, not {entry.shape}")
+    adapters = _read_adapters(new, kept)
+    full = {name: stored for name, stored in new.tensors.items() if not lora.is_adapter(name)}
+    tensors = {name: old.tensors[name].as_dtype(entry.dtype) for name, entry in kept.items()} | full
+    adapted = [f"{layer}.weight" for layer in adapters]
+    about = {name: value for name, value in new.metadata.items() if name != metadata.KEPT}
+    about |= {
+        metadata.KIND: metadata.MERGED,
+        metadata.COPIED: metadata.grouped_json(kept.keys() - set(adapted)),
+        metadata.TRAINED: metadata.grouped_json([*full, *adapted]),
+    }
+    checkpoint = Checkpoint(new.path, (*old.files, *new.files), tensors, (), about)
+    check_exact(checkpoint, key_shapes(checkpoint.pixel_config()))
+    return Merged(checkpoint, kept, adapters)
+
+
+def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
+    """Check that the base's numbers are those that the delta was made for.
+
+    Args:
+        progress: called with (bytes done, bytes in all); what it raises stops the work.
+
+    Raises:
+        CheckpointError: if they are not.
+    """
+    held = {name: merged.checkpoint.tensors[name] for name in merged.kept}
+    counter = Progress(sum(stored.nbytes for stored in held.values()), progress)
+    for name, stored in held.items():
+        if digest_of(stored) != merged.kept[name].digest:
+            raise other_base(merged.checkpoint.path, stored.pieces[0].path, f"its '{name}' has other numbers")
+        counter.advance(stored.nbytes)
+
+
+def _read_adapters(delta: Checkpoint, kept: Mapping[str, Kept]) -> dict[str, LowRank]:
+    """The delta's adapters, in memory: they are small."""
+    parts = {name: stored for name, stored in delta.tensors.items() if lora.is_adapter(name)}
+    if any(stored.dtype not in FLOAT_DTYPES for stored in parts.values()):
+        raise CheckpointError(f"{delta.path} is damaged: its low-rank adapters are not floating-point numbers.")
+    try:
+        with ChunkReader() as reader:
+            adapters = lora.paired({name: reader.read(stored) for name, stored in parts.items()})
+    except ValueError as error:
+        raise CheckpointError(f"{delta.path} is damaged: {error}.") from error
+    for layer, adapter in adapters.items():
+        if f"{layer}.weight" not in kept:
+            raise CheckpointError(f"{delta.path} is damaged: it adapts '{layer}', which it does not keep.")
+        if kept[f"{layer}.weight"].shape != (len(adapter.up), adapter.down.shape[1]):
+            raise CheckpointError(f"{delta.path} is damaged: the adapter of '{layer}' does not fit its weight.")
+    return adapters
+
+
+def other_base(delta: str | Path, base: str | Path, reason: str) -> CheckpointError:
+    """The error about a base that a delta was not made for."""
+    return CheckpointError(f"{delta} was made for another base than {base}: {reason}.")

@@ -1,0 +1,83 @@
+"""What a delta takes from its base: for each tensor its dtype, shape and hash, however the base is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ..checkpoint import Checkpoint
+from ..files import metadata
+from ..files.quantised import FLOAT_DTYPES
+from ..files.safetensors_header import CheckpointError, parse_json
+from ..files.tensor_io import ChunkReader, Stored, equal_bytes
+
+DIGEST_LENGTH = 32
+
+
+class Kept(NamedTuple):
+    """A tensor that a delta leaves to its base; the digest is half a SHA-256 of the bytes as `dtype`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+
+def kept_text(kept: Mapping[str, Kept]) -> str:
+    """`kept` as metadata text; see `parse_kept`."""
+    return json.dumps(kept, separators=(",", ":"))
+
+
+def parse_kept(delta: Checkpoint) -> dict[str, Kept]:
+    """What a delta says that it takes from its base.
+
+    Raises:
+        CheckpointError: if it does not say so, or nonsense.
+    """
+    try:
+        parsed = parse_json(delta.metadata.get(metadata.KEPT, ""))
+        kept = {name: Kept(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in parsed.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{delta.path} is damaged: it does not say what it was made for.") from error
+    for name, entry in kept.items():
+        sizes = all(type(size) is int for size in entry.shape)
+        if entry.dtype not in FLOAT_DTYPES or not sizes or not isinstance(entry.digest, str) or name in delta.tensors:
+            raise CheckpointError(f"{delta.path} is damaged: what it was made for makes no sense.")
+    return kept
+
+
+def short_digest(digest: Any) -> str:
+    """A hashlib digest as `Kept` has it."""
+    return digest.hexdigest()[:DIGEST_LENGTH]
+
+
+def digest_if_equal(reader: ChunkReader, stored: Stored, other: Stored | None) -> str | None:
+    """The digest of a tensor if the other one, brought to its dtype, has the same bytes."""
+    if other is None or other.shape != stored.shape:
+        return None
+    digest = hashlib.sha256()
+    pairs = zip(reader.chunks(stored), reader.chunks(other.as_dtype(stored.dtype)), strict=True)
+    for chunk, other_chunk in pairs:
+        if not equal_bytes(chunk, other_chunk):
+            return None
+        reader.hash(digest, chunk)
+    reader.finish_hashing()
+    return short_digest(digest)
+
+
+def digest_of(stored: Stored) -> str:
+    """The digest of a tensor on disk; kept while its files stay, since training saves again and again."""
+    stats = [piece.path.stat() for piece in stored.pieces]
+    return _digest_of(stored, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(stored: Stored, stamps: tuple[tuple[int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    with ChunkReader() as reader:
+        for chunk in reader.chunks(stored):
+            reader.hash(digest, chunk)
+        reader.finish_hashing()
+    return short_digest(digest)

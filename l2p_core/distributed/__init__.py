@@ -1,0 +1,1 @@
+"""Several processes: ranks, sharding, and which settings work across processes."""

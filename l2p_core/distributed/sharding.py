@@ -1,0 +1,259 @@
+"""A model whose gradients several processes share: replicated (DDP), or cut among them (FSDP2).
+
+Under FSDP2 every weight, its average and its optimiser state is a DTensor, of which each process holds a piece. What
+leaves the processes is put together tensor by tensor, so that files are the same whatever the way of training and the
+number of processes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import Backbone, Block
+from ..device import accelerator
+from ..files.tensor_file import writing_order
+from ..training_config import TrainingConfig
+from .ranks import Ranks
+
+_FSDP2 = "torch.distributed.fsdp", "torch.distributed._composable.fsdp"
+"""Where torch has it: the newer place first."""
+
+
+def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config: TrainingConfig) -> nn.Module:
+    """What to call in place of the model in training, so that every process gets the mean of all gradients.
+
+    Args:
+        model: with its dtypes settled and requires_grad set, on the process's device, or on the device "meta" with its
+            `read_part`. Under "fsdp" its parameters are exchanged for DTensors in place, block by block, each of which
+            is read first where it has not been: no process holds more than its shards and one block.
+        trained: names of the parameters that train.
+        ranks: the processes, more than one.
+        config: `parallel` says how. Under precision "bf16" FSDP2 gathers weights in bfloat16; gradients are summed in
+            float32 always.
+
+    Raises:
+        ValueError: as `check_shards`, where the model is cut.
+    """
+    # Every process must have a gradient for every parameter, whatever the lengths of its captions.
+    model.always_pad = True
+    if chosen(model, trained, ranks.device, config) == "ddp":
+        _read(model, model, "")
+        network = _replicated(model.to(ranks.device), trained)
+    else:
+        check_shards(config, ranks.device)
+        network = _sharded(model, ranks, config.precision)
+    model.read_part = None
+    return network
+
+
+def _read(model: Backbone, part: nn.Module, name: str) -> None:
+    """Read the weights of a module, or what is left of the model, where they are on the device "meta" still."""
+    if model.read_part:
+        model.read_part(part, name)
+
+
+def check_shards(config: TrainingConfig, device: torch.device) -> None:
+    """Refuse what cannot be done with a model that is cut among processes.
+
+    Args:
+        config: of the training; under "auto", which has come to cutting, the sentence says so.
+        device: of a process.
+
+    Raises:
+        ValueError: if compiling or 8-bit states are asked for, or this build of torch has no FSDP2 for the device.
+    """
+    why = "" if config.parallel == "fsdp" else 'A process has no room for the whole model, so that "auto" is "fsdp". '
+    if config.compile:
+        raise ValueError(f'{why}compile = true is not possible with parallel = "fsdp": remove one of them.')
+    if config.optimiser_bits == 8:
+        raise ValueError(
+            f'{why}parallel = "fsdp" cuts up optimiser states, which 8-bit ones cannot be: set optimiser_bits = 32, or '
+            'choose parallel = "ddp".'
+        )
+    _fsdp2()
+    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise ValueError("FSDP2 of this torch works on GPUs only: choose parallel = 'ddp', or install a newer one.")
+
+
+def chosen(model: nn.Module, trained: Collection[str], device: torch.device, config: TrainingConfig) -> str:
+    """ "ddp" or "fsdp": under "auto" the former, which communicates least, where all that a replica keeps fits.
+
+    That is every weight, and for those that train a gradient, two moments and the average; a quarter of the device's
+    memory is left for the activations.
+    """
+    if config.parallel != "auto":
+        return config.parallel
+    if not accelerator.has_own_memory(device.type):
+        return "ddp"
+    beside = 4 * (4 if config.ema_decay else 3)  # bytes for each trained number
+    needed = sum(
+        parameter.numel() * (parameter.element_size() + (beside if name in trained else 0))
+        for name, parameter in model.named_parameters()
+    )
+    return "ddp" if needed <= 0.75 * accelerator.module(device).get_device_properties(device).total_memory else "fsdp"
+
+
+def _replicated(model: Backbone, trained: Collection[str]) -> nn.Module:
+    from torch.nn.parallel import DistributedDataParallel
+
+    # The head's convolutions work in channels-last order, which costs a copy of their small gradients.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    frozen = [name for name, _ in model.named_parameters() if name not in trained]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def _sharded(model: Backbone, ranks: Ranks, precision: str) -> nn.Module:
+    fully_shard, policy_of = _fsdp2()
+    from torch.distributed.device_mesh import init_device_mesh
+
+    # Inputs stay as they are: noise levels and rotary tables must not become bfloat16.
+    policy = policy_of(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    mesh = init_device_mesh(ranks.device.type, (ranks.count,))
+    for name, block in [(name, module) for name, module in model.named_modules() if isinstance(module, Block)]:
+        _read(model, block, name)
+        # Torch before 2.7 does not gather adapters (float32) and frozen weights (bfloat16) together.
+        adapters = [module for layer, module in block.named_modules() if layer.endswith((".lora_up", ".lora_down"))]
+        if adapters:
+            fully_shard(adapters, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    _read(model, model, "")
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    _first_of("register_fsdp_forward_method", *_FSDP2)(model, "refined")
+    return model
+
+
+def let_go_of_gathered(model: nn.Module) -> None:
+    """Let the next pass gather weights anew: without a backward pass FSDP2 keeps those of the model's root, which by
+    then may be others."""
+    for module in model.modules():
+        reshard = getattr(module, "reshard", None)
+        if reshard is not None:
+            reshard()
+
+
+def _fsdp2() -> tuple[Any, Any]:
+    """torch's fully_shard and MixedPrecisionPolicy, which have moved.
+
+    Raises:
+        ValueError: if this build has none.
+    """
+    return _first_of("fully_shard", *_FSDP2), _first_of("MixedPrecisionPolicy", *_FSDP2)
+
+
+def _first_of(name: str, *modules: str) -> Any:
+    """Something of torch's that has moved: the newer place comes first."""
+    for module in modules:
+        with suppress(ImportError, AttributeError):
+            return getattr(importlib.import_module(module), name)
+    raise ValueError("This build of torch has no FSDP2: choose parallel = 'ddp', or install torch 2.6 or newer.")
+
+
+def averaging(network: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """Within it, forward and backward of a micro-batch; replicas exchange gradients once a step, in the last one.
+
+    FSDP2 does so in every one: whole gradients would need the memory that it is chosen to save.
+    """
+    return nullcontext() if last or not hasattr(network, "no_sync") else network.no_sync()  # type: ignore[operator]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a process holds only a piece of it."""
+    return hasattr(tensor, "full_tensor")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The piece that this process holds, or all of it."""
+    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; every process calls this at the same point if it is sharded."""
+    return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, numbers: Tensor) -> None:
+    """Set a tensor, or every process's piece of it, from all of its numbers, which every process gives."""
+    if is_sharded(tensor):
+        sharded = cast(Any, tensor)
+        distribute = _first_of("distribute_tensor", "torch.distributed.tensor", "torch.distributed._tensor")
+        numbers = distribute(numbers.to(sharded.device), sharded.device_mesh, sharded.placements).to_local()
+    local(tensor).copy_(numbers)
+
+
+@torch.no_grad()
+def exchange(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    """Let tensors of the same names exchange their numbers; needs the memory of one tensor more."""
+    for name, other in others.items():
+        mine, yours = local(tensors[name].detach()), local(other)
+        kept = mine.clone()
+        mine.copy_(yours)
+        yours.copy_(kept)
+
+
+class Gathered:
+    """A sharded tensor as a writer of files sees it: with the shape of the whole, put together when it is read."""
+
+    def __init__(self, tensor: Tensor):
+        self._tensor = tensor
+        self.shape, self.dtype = tensor.shape, tensor.dtype
+        self.read = False
+
+    def numel(self) -> int:
+        """Numbers of the whole."""
+        return self._tensor.numel()
+
+    def element_size(self) -> int:
+        """Bytes of a number."""
+        return self._tensor.element_size()
+
+    def detach(self) -> Tensor:
+        """The whole, on the CPU; all processes take part."""
+        self.read = True
+        return whole(self._tensor.detach()).cpu()
+
+
+def write_from_first(
+    ranks: Ranks, tensors: Mapping[str, Tensor], write: Callable[[Mapping[str, Tensor]], object]
+) -> None:
+    """Let the first process write tensors to a file, all taking part where they are sharded.
+
+    Args:
+        ranks: the processes; all call this with the same names.
+        tensors: what to write.
+        write: takes them as `tensor_file.save` does, reading each once in `tensor_file.writing_order`.
+
+    Raises:
+        Exception: what the writing raised, in the first process.
+        SystemExit: in the others then, which wait until it is done.
+    """
+    gathered = {name: Gathered(tensor) if is_sharded(tensor) else tensor for name, tensor in tensors.items()}
+
+    def write_then_gather_the_rest() -> None:
+        try:
+            write(cast("dict[str, Tensor]", gathered))
+        finally:
+            take_part()
+
+    def take_part() -> None:
+        """Also after an error: the others are still putting tensors together."""
+        for name in writing_order(tensors):
+            tensor = gathered[name]
+            if isinstance(tensor, Gathered) and not tensor.read:
+                tensor.detach()
+
+    if not ranks.first:
+        take_part()
+    ranks.first_only(write_then_gather_the_rest)

@@ -1,0 +1,1 @@
+"""Files: safetensors headers, streamed reading, atomic writing, shards, metadata, quantised formats, paths."""

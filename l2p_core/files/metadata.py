@@ -1,0 +1,84 @@
+"""What the files we write say about themselves, in the header's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from ..config import VARIANTS, HeadConfig, ModelConfig, Stage
+from ..version import __version__
+from .safetensors_header import parse_json
+
+KIND = "l2p.kind"
+VARIANT = "l2p.variant"
+CONFIG = "l2p.config"
+SOURCE_SHA256 = "l2p.source_sha256"
+SEED = "l2p.seed"
+VERSION = "l2p.version"
+COPIED = "l2p.copied"
+INITIALISED = "l2p.initialised"
+INIT = "l2p.init"
+TRAINED = "l2p.trained"
+KEPT = "l2p.kept"
+"""What a delta takes from its base: {key: [dtype, shape, digest]} as JSON."""
+
+PIXEL_INIT = "pixel-init"
+DELTA = "delta"
+MERGED = "merged"
+
+# Of a configuration that is taken for one.
+_MAX_SIZE = 1 << 20
+_MAX_BLOCKS = 1 << 10
+_MAX_STAGES = 16
+
+
+def describe(kind: str, config: ModelConfig, **fields: str) -> dict[str, str]:
+    """The metadata of a file of this kind; `fields` are further entries without their ``l2p.``."""
+    return {
+        "format": "pt",
+        KIND: kind,
+        VARIANT: config.variant or "latent",
+        CONFIG: config.to_json(),
+        VERSION: __version__,
+        **{f"l2p.{name}": value for name, value in fields.items()},
+    }
+
+
+def grouped(names: Iterable[str]) -> dict[str, int]:
+    """How many tensors each part of the model has among `names`: {"layers": 390, "x_embedder": 2}."""
+    return dict(sorted(Counter(name.partition(".")[0] for name in names).items()))
+
+
+def grouped_json(names: Iterable[str]) -> str:
+    """`grouped` as metadata text."""
+    return json.dumps(grouped(names), separators=(",", ":"))
+
+
+def stored_config(metadata: Mapping[str, str]) -> ModelConfig | None:
+    """The configuration that a file states, None where it states none or nonsense; see `Checkpoint.config`."""
+    try:
+        stated = parse_json(metadata.get(CONFIG, ""))
+        head = stated.pop("head")
+        config = ModelConfig(**{**stated, "head": head and _stored_head(head)})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    sizes = [getattr(config, field.name) for field in fields(config) if field.name not in ("variant", "head")]
+    known = (config.variant is None) == (config.head is None) and (config.variant or "1k") in VARIANTS
+    if not known or not all(map(_is_size, sizes)) or config.dim % config.head_dim:
+        return None
+    return config if max(config.n_layers, config.n_refiner_layers) <= _MAX_BLOCKS else None
+
+
+def _stored_head(stated: dict[str, Any]) -> HeadConfig:
+    stages = tuple(Stage(**stage) for stage in stated["stages"])
+    sizes = [size for stage in stages for size in (stage.enc, stage.up, stage.dec)]
+    if not 0 < len(stages) <= _MAX_STAGES or not all(map(_is_size, [*sizes, stated["bottleneck"]])):
+        raise ValueError("sizes of no head")
+    return HeadConfig(stages, stated["bottleneck"])
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value <= _MAX_SIZE

@@ -1,0 +1,205 @@
+"""Whether a training run fits into memory, and what to change if it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+
+from ..config import ModelConfig
+from ..device import accelerator
+from ..distributed.together import go_together
+from ..training_config import TrainingConfig
+from .activations import Workload
+from .plan import DEVICE_OVERHEAD, Plan, gigabytes, plan
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a process of a run may use.
+
+    Attributes:
+        device: bytes of the device's memory; of a CPU, of the computer's.
+        computer: bytes of RAM beside a GPU that are free, free swap included; None is as many as it takes.
+        device_type: the kind of device, "cuda" or "cpu" for example.
+        processes: that train together.
+    """
+
+    device: int
+    computer: int | None = None
+    device_type: str = "cuda"
+    processes: int = 1
+
+    def plan(self, config: ModelConfig, training: TrainingConfig, work: Workload) -> Plan:
+        """What a run needs here; arguments as for `plan.plan`."""
+        return plan(config, training, work, device_type=self.device_type, processes=self.processes)
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether the plan's run fits."""
+        return plan.device_bytes <= self.device and (self.computer is None or plan.computer_bytes <= self.computer)
+
+    def __str__(self) -> str:
+        computer = "" if self.computer is None else f", and {gigabytes(self.computer)} GB of free RAM, swap included"
+        return f"{gigabytes(self.device)} GB{computer}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What may be changed for a run to need less memory: in words of the recipe, and what becomes of the run."""
+
+    words: str
+    training: TrainingConfig
+    work: Workload
+
+
+_SAVINGS: tuple[tuple[str, object, int], ...] = (
+    ("keep_activations", 0, 1),
+    ("gradient_checkpointing", True, 1),
+    ("frozen", "fp8", 2),
+    ("optimiser_bits", 8, 2),
+    ("step_early", True, 2),
+    ("offload", True, 4),
+    ("stream", True, 4),
+)
+"""Settings that need less of a device's memory, and what each costs of time or exactness beside the others."""
+
+_USED = 0.85
+"""Share of the room that activations are kept up to."""
+
+_BACK: tuple[tuple[str, object, int], ...] = (("stream", False, 1), ("offload", False, 2))
+"""The same of what needs less RAM, where that is the one that is short."""
+
+
+def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
+    """Nothing, then ever more: settings alone, then smaller micro-batches, then smaller images with all settings."""
+    if training.keep_activations < 0:
+        training = dataclasses.replace(training, keep_activations=0)
+    possible = [
+        (name, value, cost)
+        for name, value, cost in _SAVINGS
+        if getattr(training, name) != value and not (training.policy == "all" and name == "frozen")
+    ]
+    sets = _combinations([*possible, *(setting for setting in _BACK if getattr(training, setting[0]) != setting[1])])
+    for batch in dict.fromkeys((work.batch, 1)):
+        for chosen in sets:
+            if _go_together(chosen, training, training.accumulate * work.batch // batch):
+                yield _change(training, work, work._replace(batch=batch), chosen)
+    possible = [setting for setting in possible if setting[0] != "step_early"]  # offloading does as much
+    for share in (3 / 4, 1 / 2, 1 / 4):
+        smaller = work._replace(batch=1, height=_scaled(work.height, share), width=_scaled(work.width, share))
+        yield _change(training, work, smaller, tuple(possible))
+
+
+def _combinations(settings: Sequence[tuple[str, object, int]]) -> list[tuple[tuple[str, object, int], ...]]:
+    """None, some and all of them, by what they cost."""
+    sets = [chosen for count in range(len(settings) + 1) for chosen in combinations(settings, count)]
+    return sorted(sets, key=lambda chosen: sum(cost for *_, cost in chosen))
+
+
+def _go_together(settings: Iterable[tuple[str, object, int]], training: TrainingConfig, accumulate: int) -> bool:
+    new = {name: value for name, value, _ in settings}
+    stream, offload = new.get("stream", training.stream), new.get("offload", training.offload)
+    if training.policy == "all" and stream and not offload:
+        return False
+    return "step_early" not in new or (accumulate == 1 and "offload" not in new)
+
+
+def _change(
+    training: TrainingConfig, work: Workload, smaller: Workload, settings: Iterable[tuple[str, object, int]]
+) -> Change:
+    new: dict[str, object] = {}
+    size = {}
+    if smaller.height != work.height:
+        size["size"] = round((smaller.height * smaller.width) ** 0.5)
+    if smaller.batch != work.batch:
+        size["batch_size"] = smaller.batch
+        new["accumulate"] = training.accumulate * work.batch // smaller.batch
+    new |= {name: value for name, value, _ in settings}
+    words = " and ".join(f"{name} = {_toml(value)}" for name, value in {**size, **new}.items())
+    return Change(words, dataclasses.replace(training, **new), smaller)  # type: ignore[arg-type]
+
+
+def _scaled(side: int, share: float) -> int:
+    return max(64, int(side * share) // 64 * 64)
+
+
+def fitting(
+    config: ModelConfig,
+    training: TrainingConfig,
+    work: Workload,
+    room: Room,
+) -> tuple[Change, Plan] | None:
+    """The least change, at best none, with which a run has room; None if there is none."""
+    for change in changes(training, work):
+        if not go_together(change.training, room.processes, torch.device(room.device_type)):
+            continue
+        found = room.plan(config, change.training, change.work)
+        if room.holds(found):
+            return change, found
+    return None
+
+
+def refuse_if_too_much(
+    config: ModelConfig,
+    training: TrainingConfig,
+    work: Workload,
+    room: Room,
+) -> Plan:
+    """The plan of a run that has room.
+
+    Raises:
+        ValueError: if it has not, with the least change that would make it fit.
+    """
+    wanted = room.plan(config, training, work)
+    if room.holds(wanted):
+        return wanted
+    sentence = f"{wanted.sentence(room.device_type)} There are {room}."
+    found = fitting(config, training, work, room)
+    if found is None:
+        raise ValueError(
+            f"{sentence} No setting makes it fit: train fewer blocks, on a device or computer with more memory, or on "
+            'several devices with parallel = "fsdp".'
+        )
+    change, smaller = found
+    computer = f" and {gigabytes(smaller.computer_bytes)} GB of RAM" if smaller.computer_bytes else ""
+    raise ValueError(
+        f"{sentence} It would fit with {change.words}: then about {gigabytes(smaller.device_bytes)} GB{computer}."
+    )
+
+
+def keeping_what_fits(
+    config: ModelConfig,
+    training: TrainingConfig,
+    work: Workload,
+    room: Room,
+) -> TrainingConfig:
+    """The configuration of a run that fits, its `keep_activations` decided where it is -1: if there is room for those
+    of all blocks, of the refiners and of the head, nothing is checkpointed."""
+    if training.keep_activations >= 0:
+        return training
+    # A plan may be wrong by a seventh, and nothing but time is lost by keeping less.
+    used = dataclasses.replace(room, device=round(room.device * _USED))
+    keeping = [
+        dataclasses.replace(training, keep_activations=count) for count in reversed(range(1, config.n_layers + 1))
+    ]
+    for chosen in [dataclasses.replace(keeping[0], gradient_checkpointing=False), *keeping]:
+        if used.holds(used.plan(config, chosen, work)):
+            return chosen
+    return dataclasses.replace(training, keep_activations=0)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU that this process may use, what it holds already included; None for a CPU."""
+    if not accelerator.has_own_memory(device.type):
+        return None
+    gpu = accelerator.module(device)
+    free = accelerator.free_bytes(device)
+    # What torch's allocator holds without using it is free to it, what the context takes is taken.
+    return free + gpu.memory_reserved(device) - gpu.memory_allocated(device) + DEVICE_OVERHEAD
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)

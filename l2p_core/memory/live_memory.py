@@ -1,0 +1,159 @@
+"""How much memory a computation holds, found by running it on tensors that have shapes but no numbers (device "meta").
+
+Every tensor that comes out of an operation is watched until torch lets go of it, in the forward and in the backward
+pass, so that what is counted is what the very code of the model keeps, not a formula beside it. Attention is taken to
+keep no table of tokens by tokens, as torch's fused kernels do not. Other operations count as torch takes them apart
+without a device; where a GPU has a fused kernel for one (newer versions for RMS norm), it keeps less. The copies that a
+GPU's half-precision convolutions make of maps whose channels are not a multiple of 8 count while they compute.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..backbone import Attention
+from ..ops.head_tiles import CHANNEL_MULTIPLE
+from ..patch import padded_size
+
+
+class Traced(NamedTuple):
+    """Bytes beyond a computation's inputs and weights: of its outputs; of what it keeps between forward and backward
+    pass, outputs included; and the most there are at any moment, with the gradients of outputs and inputs."""
+
+    output: int
+    retained: int
+    peak: int
+
+
+def trace(function: Callable[..., Any], inputs: Sequence[Tensor], weights: Iterable[Tensor]) -> Traced:
+    """Run a function forward and backward.
+
+    Args:
+        function: of the inputs; gives a tensor or several.
+        inputs: on the device "meta".
+        weights: all that it uses. Their gradients count while they are made, and are gone once they are complete.
+    """
+    weights = list(weights)
+    live = _Live([*inputs, *weights])
+    hooks = [w.register_post_accumulate_grad_hook(_forget) for w in weights if w.requires_grad]
+    with live:
+        outputs = [output for output in tree_leaves(function(*inputs)) if isinstance(output, Tensor)]
+        size = sum({id(o.untyped_storage()): o.untyped_storage().nbytes() for o in outputs}.values())
+        retained = live.now
+        torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
+        peak = live.peak
+    for hook in hooks:
+        hook.remove()
+    for tensor in inputs:
+        tensor.grad = None
+    return Traced(min(size, retained), retained, peak)
+
+
+def computing_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let a model's layers cast inputs and weights as autocast does, which there is not for the device "meta"."""
+    mode = _Cast(dtype)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
+            module.forward = _within(mode, module.forward)  # type: ignore[method-assign]
+
+
+def _within(mode: TorchFunctionMode, function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        with mode:
+            return function(*args)
+
+    return run
+
+
+def _forget(weight: Tensor) -> None:
+    weight.grad = None
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of tensors from when an operation makes them until they are let go."""
+
+    def __init__(self, known: Iterable[Tensor]):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = [tensor.untyped_storage() for tensor in known]
+        self._ids = {id(storage) for storage in self._known}
+        self._watched: dict[int, weakref.ref[Any]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch shall load its compiler, only to be told that nothing here is compiled; it takes seconds."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        workspace = _workspace(func, args)
+        self.now += workspace
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._watch(tensor.untyped_storage())
+        self.now -= workspace
+        return made
+
+    def _watch(self, storage: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._ids or key in self._watched:
+            return
+
+        def gone(_: object) -> None:
+            self.now -= size
+            del self._watched[key]
+
+        self._watched[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _workspace(func: Any, args: Any) -> int:
+    """Bytes of the copies that a convolution of a GPU makes of maps it has to widen to a multiple of channels.
+
+    Of the input, as measured on an H100; the backward pass is taken to do it with each of the maps that it reads.
+    """
+    aten = torch.ops.aten
+    read = {aten.convolution.default: args[:1], aten.convolution_backward.default: args[:2]}.get(func, ())
+    return sum(
+        x.numel() // x.shape[1] * padded_size(x.shape[1], CHANNEL_MULTIPLE) * x.itemsize
+        for x in read
+        if x.itemsize == 2 and x.shape[1] % CHANNEL_MULTIPLE
+    )
+
+
+class _Cast(TorchFunctionMode):
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _FusedAttention.apply(*[tensor.to(self._dtype) for tensor in args[:3]])
+        if func in (F.linear, F.conv2d):
+            args = [arg.to(self._dtype) if isinstance(arg, Tensor) else arg for arg in args]
+        return func(*args, **(kwargs or {}))
+
+
+class _FusedAttention(torch.autograd.Function):
+    """What fused attention allocates and keeps: its output, and a number for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        output = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, output, torch.empty(q.shape[:-1], device=q.device))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, _, _ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

@@ -1,0 +1,163 @@
+"""What a forward pass needs beside the weights, from shapes alone: the host plans its memory by this.
+
+Follows the tensors that the host's NextDiT and our Detailer Head hold at once; a test measures both.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ..config import PIXEL_CHANNELS, TOKEN_MULTIPLE, HeadConfig, ModelConfig
+from ..ops.head_tiles import CHANNEL_MULTIPLE, TILES, countable
+from ..ops.region import Region, stage_regions
+from ..patch import padded_size
+
+ATTENTION_WIDTHS = 13.0
+"""(tokens, dim) tensors alive at the peak of a block's attention: the stream, its norm, q, k, v and their copies."""
+
+FEED_FORWARD_WIDTHS = 3.0
+"""(tokens, dim) tensors alive in a block's feed-forward, beside three of (tokens, ffn_dim)."""
+
+SCORED_QUERIES = 512
+"""Queries at a time in the host's sub-quadratic attention, which it uses where torch's fused one is off."""
+
+MIN_HEAD_BUDGET = 5 * 1024**3 // 4
+"""The head may always use this many bytes, or as many as the backbone if that is more: the host is asked for them."""
+
+USED_OF_FREE = 0.8
+"""The share of free memory that an automatic tile fills; the rest is for workspaces and what lies between tensors."""
+
+
+def step_bytes(
+    config: ModelConfig,
+    height: int,
+    width: int,
+    caption: int,
+    itemsize: int,
+    batch: int = 1,
+    tile: int | None = None,
+    fused_attention: bool = True,
+) -> int:
+    """Peak activations of one forward pass of `batch` images: the backbone's, then the head's.
+
+    Args:
+        caption: tokens of the longest caption.
+        itemsize: bytes of a number in the dtype computed in.
+        tile: side of the head's tiles, None for whole.
+        fused_attention: whether attention scores are never held (torch's, flash, xformers).
+    """
+    backbone = backbone_bytes(config, height, width, caption, itemsize, fused_attention)
+    features = 2 * tokens_of(config, height, width, caption) * config.dim * itemsize
+    head = features + head_bytes(config, height, width, tile, itemsize)
+    if itemsize == 4:
+        return batch * max(backbone, head)
+    # The sampler's images are float32: what the network reads is a copy, and what it returns becomes one.
+    image = PIXEL_CHANNELS * height * width
+    return batch * (image * itemsize + max(backbone, head, image * (itemsize + 4)))
+
+
+def tokens_of(config: ModelConfig, height: int, width: int, caption: int) -> int:
+    """Tokens of an image and its caption, each padded."""
+    multiple, patch = config.size_multiple, config.patch_size
+    grid = padded_size(height, multiple) // patch * (padded_size(width, multiple) // patch)
+    return padded_size(grid, TOKEN_MULTIPLE) + padded_size(max(1, caption), TOKEN_MULTIPLE)
+
+
+def backbone_bytes(
+    config: ModelConfig, height: int, width: int, caption: int, itemsize: int, fused_attention: bool = True
+) -> int:
+    """Peak activations of the backbone for one image."""
+    tokens = tokens_of(config, height, width, caption)
+    stream = tokens * config.dim * itemsize
+    attention = ATTENTION_WIDTHS * stream
+    if not fused_attention:
+        # Scores, their exponentials and what the maximum is taken off, in float32.
+        attention += 3 * config.n_heads * min(tokens, SCORED_QUERIES) * tokens * 4
+    feed_forward = FEED_FORWARD_WIDTHS * stream + 3 * tokens * config.ffn_dim * itemsize
+    patches = PIXEL_CHANNELS * padded_size(height, config.size_multiple) * padded_size(width, config.size_multiple)
+    return round(max(attention, feed_forward, patches * itemsize + stream))
+
+
+@lru_cache(maxsize=256)
+def head_bytes(config: ModelConfig, height: int, width: int, tile: int | None, itemsize: int) -> int:
+    """Peak activations of the Detailer Head for one image, evaluated whole or in tiles of `tile` pixels.
+
+    Follows `DetailerHead._region` tensor by tensor, for the piece of the image that needs most.
+    """
+    assert config.head is not None
+    multiple = config.size_multiple
+    image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
+    if tile is None or tile >= max(image.bottom, image.right):
+        values = _head_values(config.head, config.dim, image, image, itemsize)
+    else:
+        output = PIXEL_CHANNELS * _area(image)
+        pieces = image.tiles(tile)
+        values = output + max(_head_values(config.head, config.dim, piece, image, itemsize) for piece in pieces)
+    return values * itemsize
+
+
+def choose_tile(
+    config: ModelConfig,
+    height: int,
+    width: int,
+    caption: int,
+    itemsize: int,
+    batch: int = 1,
+    free: float | None = None,
+    spare: float | None = None,
+) -> int | None:
+    """The side of the head's tiles: None (whole) if it fits the head's budget, else the largest that does.
+
+    Args:
+        free: bytes of the device that the step can have at all; None if that is not known.
+        spare: those that nothing else is waiting for, of which weights that come and go are; the head is then no
+            larger than the backbone for what it would drive out. All by default.
+    """
+    budget = float(max(MIN_HEAD_BUDGET, batch * backbone_bytes(config, height, width, caption, itemsize)))
+    if free is not None:
+        budget = min(budget, free * USED_OF_FREE)
+        budget = max(budget, (free if spare is None else min(spare, free)) * USED_OF_FREE)
+    assert config.head is not None
+    multiple = config.size_multiple
+    image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
+    for tile in (None, *TILES):
+        fits = batch * head_bytes(config, height, width, tile, itemsize) <= budget
+        if fits and countable(config.head, config.dim, image, batch, tile) == tile:
+            return tile
+    return TILES[-1]
+
+
+def _area(region: Region) -> int:
+    return (region.bottom - region.top) * (region.right - region.left)
+
+
+def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region, itemsize: int) -> int:
+    """The largest number of values alive at once while `wanted` is computed."""
+
+    def workspace(channels: int, area: int) -> int:
+        """Values of the copy that a convolution of a GPU makes of an input it has to widen (measured on an H100)."""
+        return area * padded_size(channels, CHANNEL_MULTIPLE) if itemsize == 2 and channels % CHANNEL_MULTIPLE else 0
+
+    regions, bottleneck = stage_regions(wanted, image, len(head.stages))
+    skips: list[int] = []
+    x, inside = PIXEL_CHANNELS * _area(regions[0].encoder_reads), PIXEL_CHANNELS
+    peak = x
+    for stage, at in zip(head.stages, regions, strict=True):
+        skip = stage.enc * _area(at.encoder_reads)
+        pooled = stage.enc * _area(at.encoded) // 4
+        widened = workspace(inside, _area(at.encoder_reads))
+        peak = max(peak, sum(skips) + x + skip + max(widened, pooled))
+        skips.append(skip)
+        x, inside = pooled, stage.enc
+    fused = head.bottleneck * _area(bottleneck)
+    peak = max(peak, sum(skips) + x + (inside + dim) * _area(bottleneck) + fused)
+    x, inside = fused, head.bottleneck
+    for stage, at in zip(reversed(head.stages), reversed(regions), strict=True):
+        doubled = inside * _area(at.upsampled.halved().doubled())
+        up = stage.up * _area(at.upsampled.halved().doubled())
+        merged = (stage.up + stage.enc) * _area(at.merged)
+        out = stage.dec * _area(at.merged) + workspace(stage.up + stage.enc, _area(at.merged))
+        peak = max(peak, sum(skips) + x + max(doubled + up, up + merged, merged + out))
+        skips.pop()
+        x, inside = stage.dec * _area(at.merged), stage.dec
+    return peak

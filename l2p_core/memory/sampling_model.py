@@ -1,0 +1,136 @@
+"""Loading a model to sample with, in the form that memory has room for.
+
+Whole, the 6B model takes 12.5 GB in bfloat16, more than most GPUs have. Its blocks may be kept as training keeps frozen
+ones (`block_store`): in float8, which takes half of it, or in RAM, from where each comes to the device when it is
+computed. Weights go one by one from the file into their form and place; neither RAM nor the device ever holds more of
+the model than what stays there and the weight that is on its way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..checkpoint import Checkpoint, empty_model, read_weights
+from ..config import ModelConfig
+from ..deltas.low_rank import LowRank
+from ..files.tensor_io import DTYPE_NAMES, ProgressCallback
+from ..model import L2PModel, key_shapes
+from ..training_config import TrainingConfig
+from . import block_store
+from .block_stream import block_bytes, pinned_bytes
+from .frozen_store import FLOAT8
+
+_FACTOR_BYTES = 4  # of each row of a float8 weight
+_ROUNDING_BYTES = 4 + 4 + 1  # of an element while it is rounded to float8: in float32, scaled, rounded
+
+
+@dataclass(frozen=True)
+class Form:
+    """How weights are kept.
+
+    Attributes:
+        dtype: of all weights but those in float8, and of the computation.
+        float8: whether the blocks' linear layers are in float8, with a factor for each row.
+        streamed: whether they are in RAM, and come to the device block by block.
+    """
+
+    dtype: torch.dtype
+    float8: bool = False
+    streamed: bool = False
+
+    @property
+    def storage(self) -> TrainingConfig:
+        """The training that keeps its frozen weights in this form."""
+        precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
+        return TrainingConfig(precision=precision, frozen="fp8" if self.float8 else "full", stream=self.streamed)
+
+    def __post_init__(self) -> None:
+        kept = self.float8 or self.streamed
+        assert not kept or self.dtype in (torch.bfloat16, torch.float32), "blocks are stored in what training stores"
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that weights take.
+
+    Attributes:
+        device: of the device's memory, as long as the model is there.
+        ram: of RAM, pinned, beside them.
+        loading: of the device's memory, beyond `device`, while a weight gets its form.
+        computing: the same while a layer is computed.
+    """
+
+    device: int
+    ram: int
+    loading: int
+    computing: int
+
+
+def held(config: ModelConfig, form: Form) -> Held:
+    """What a model's weights take in a form, from shapes alone."""
+    sizes = {key: math.prod(shape) for key, shape in key_shapes(config).items()}
+    largest = max(sizes.values())
+    blocks = _stored(config, form)
+    stored = [layer for block in blocks for layer in block]
+    plain = sum(sizes.values()) - sum(sizes[f"{layer.key}.weight"] for layer in stored)
+    device = plain * form.dtype.itemsize
+    device += sum(_FACTOR_BYTES * layer.linear.out_features for layer in stored if layer.dtype == FLOAT8)
+    ram = 0
+    if form.streamed:
+        homes = [block_bytes([(layer.dtype, layer.linear.weight.shape) for layer in block]) for block in blocks]
+        device, ram = device + 2 * max(homes), pinned_bytes(homes)
+    else:
+        device += sum(layer.dtype.itemsize * sizes[f"{layer.key}.weight"] for layer in stored)
+    loading = largest * (form.dtype.itemsize + (_ROUNDING_BYTES if form.float8 else 0)) if stored else 0
+    return Held(device, ram, loading, largest * form.dtype.itemsize if form.float8 else 0)
+
+
+def load(
+    checkpoint: Checkpoint,
+    form: Form,
+    device: torch.device,
+    progress: ProgressCallback | None = None,
+    adapters: Mapping[str, LowRank] | None = None,
+) -> L2PModel:
+    """An L2P model, ready to sample.
+
+    Args:
+        checkpoint: to load, such as a delta on its base (`merged`).
+        form: how its weights are kept.
+        device: to compute on.
+        progress: called with (bytes read, bytes in all).
+        adapters: to be added to the weights of the layers that they are named by.
+
+    Raises:
+        CheckpointError: if it is not a complete L2P model, or is quantised.
+    """
+    checkpoint.pixel_config()
+    model = empty_model(checkpoint)
+    assert isinstance(model, L2PModel)
+    names = dict.fromkeys(model.state_dict(), DTYPE_NAMES[form.dtype])
+    puts = block_store.store(model, (), form.storage, device) if form.float8 or form.streamed else {}
+    # Rounded once, from what the file has.
+    names |= {key: checkpoint.tensors[key].dtype for key in puts}
+    state = {}
+    for key, weight in read_weights(checkpoint, names, progress):
+        adapter = (adapters or {}).get(key.removesuffix(".weight"))
+        weight = weight if adapter is None else adapter.added_to(weight)
+        if key in puts:
+            puts[key](weight)
+        else:
+            state[key] = weight.to(device)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _stored(config: ModelConfig, form: Form) -> list[list[block_store.Layer]]:
+    """The layers that a form keeps otherwise than the model does, by blocks."""
+    if not form.float8 and not form.streamed:
+        return []
+    with torch.device("meta"):
+        model = L2PModel(config)
+    return block_store.layers_of(model, (), form.storage)

@@ -1,0 +1,43 @@
+"""Sides of the squares in which the Detailer Head is evaluated, and the size that no map may pass."""
+
+from __future__ import annotations
+
+from ..config import PIXEL_CHANNELS, HeadConfig
+from ..patch import padded_size
+from .region import Region, stage_regions
+
+TILES = (4096, 2048, 1024, 512, 256)
+"""Sides that an automatic tile can have."""
+
+MOST_ELEMENTS = 2**31 - 1
+"""Of one tensor: convolutions of GPUs count in 32 bits, and refuse more or become slow."""
+
+CHANNEL_MULTIPLE = 8
+"""Channels are filled up to a multiple of this, in a copy of the tensor, for the tensor cores of GPUs."""
+
+
+def largest_map(head: HeadConfig, dim: int, wanted: Region, image: Region) -> int:
+    """Elements of the largest tensor of one image while `wanted` is computed, copies inside convolutions included.
+
+    Args:
+        dim: the backbone's width.
+    """
+    regions, bottleneck = stage_regions(wanted, image, len(head.stages))
+    coarser = [stage.dec for stage in head.stages[1:]] + [head.bottleneck]
+    inside = head.stages[-1].enc if head.stages else PIXEL_CHANNELS
+    sizes = [(inside + dim) * bottleneck.pixels]
+    for stage, at, below in zip(head.stages, regions, coarser, strict=True):
+        doubled = max(below, stage.up) * at.upsampled.halved().doubled().pixels
+        merged = max(padded_size(stage.up + stage.enc, CHANNEL_MULTIPLE), stage.dec) * at.merged.pixels
+        sizes += [stage.enc * at.encoder_reads.pixels, doubled, merged]
+    return max(sizes)
+
+
+def countable(head: HeadConfig, dim: int, image: Region, batch: int, tile: int | None) -> int | None:
+    """`tile`, or the largest automatic one below it with which no tensor has more than `MOST_ELEMENTS`."""
+    side = max(image.bottom, image.right)
+    for choice in (tile, *(t for t in TILES if t < min(side, tile or side))):
+        pieces = [image] if choice is None or choice >= side else image.tiles(choice)
+        if batch * max(largest_map(head, dim, piece, image) for piece in pieces) <= MOST_ELEMENTS:
+            return choice
+    return TILES[-1]

@@ -1,0 +1,93 @@
+"""Rotary positions on three axes (caption order, image row, image column), as Z-Image places its tokens.
+
+Caption token i sits at (1 + i, 0, 0); image token (row, column) at (caption length + 1, row, column), the caption's
+length taken with its padding; image pads sit at the origin.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..config import ROPE_THETA, TOKEN_MULTIPLE
+from ..patch import padded_size
+
+Rope = Tensor
+"""Cosines and sines, (B or 1, 1, tokens, head_dim / 2, 2), float32."""
+
+Axes = tuple[int, int, int]
+"""Channels of a head that each axis turns."""
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotate interleaved channel pairs of (B, heads, N, head_dim) by each token's angles, in float32."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        # Compilers fuse real arithmetic into its neighbours, and leave complex arithmetic alone.
+        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
+        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:
+        # One pass over memory, the fewest that there are without a compiler.
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
+    return rotated.flatten(-2).to(x.dtype)
+
+
+@lru_cache(maxsize=64)
+def caption_rope(axes: Axes, length: int, device: torch.device) -> Rope:
+    """Of the tokens of a caption of a padded length."""
+    with torch.inference_mode(False), torch.no_grad():
+        table = _unturned(length, axes, device)
+        table[:, : axes[0] // 2] = _axis(axes[0], length + 1, device)[1:]
+        return table[None, None]
+
+
+@lru_cache(maxsize=64)
+def image_rope(axes: Axes, grid: tuple[int, int], caption: int, device: torch.device) -> Rope:
+    """Of the tokens of an image, padding included, that stands beside a caption of a padded length.
+
+    Args:
+        grid: the image's tokens as (rows, columns).
+    """
+    first, second = axes[0] // 2, (axes[0] + axes[1]) // 2
+    image = grid[0] * grid[1]
+    # Tables made under a host's inference mode could not be used in training later.
+    with torch.inference_mode(False), torch.no_grad():
+        table = _unturned(padded_size(image, TOKEN_MULTIPLE), axes, device)
+        cells = table[:image].unflatten(0, grid)
+        cells[:, :, :first] = _axis(axes[0], caption + 2, device)[-1]
+        cells[:, :, first:second] = _axis(axes[1], grid[0], device)[:, None]
+        cells[:, :, second:] = _axis(axes[2], grid[1], device)
+        return table[None, None]
+
+
+@lru_cache(maxsize=64)
+def joint_rope(axes: Axes, grid: tuple[int, int], captions: tuple[int, ...], device: torch.device) -> Rope:
+    """Of sequences [image, caption], with captions of these padded lengths; one row if they are equal.
+
+    Beyond a sample's own caption it is the table of a longer one, for tokens that nothing reads.
+    """
+    longest = max(captions)
+    beside = caption_rope(axes, longest, device)
+    with torch.inference_mode(False), torch.no_grad():
+        if min(captions) == longest:
+            return torch.cat([image_rope(axes, grid, longest, device), beside], dim=2)
+        rows = [torch.cat([image_rope(axes, grid, length, device), beside], dim=2) for length in captions]
+        return torch.cat(rows)
+
+
+def _unturned(tokens: int, axes: Axes, device: torch.device) -> Tensor:
+    """Tables (tokens, head_dim / 2, 2) of the origin."""
+    table = torch.zeros(tokens, sum(axes) // 2, 2, device=device)
+    table[..., 0] = 1
+    return table
+
+
+@lru_cache(maxsize=256)
+def _axis(dim: int, count: int, device: torch.device) -> Tensor:
+    """Tables (count, dim / 2, 2) of the positions 0 to count - 1; angles are computed in float64, on the CPU, for not
+    every device has it."""
+    frequencies = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angles = torch.arange(count, dtype=torch.float64)[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).float().to(device)

@@ -1,0 +1,100 @@
+"""AdamW with its two moments in 32 bits (torch's own) or in 8 (bitsandbytes, an optional library; arXiv 2110.02861)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..freeze import is_new
+from ..training_config import TrainingConfig
+
+_EIGHT_BIT_NAMES = {
+    "state1": "exp_avg",
+    "state2": "exp_avg_sq",
+    "absmax1": "exp_avg_scale",
+    "absmax2": "exp_avg_sq_scale",
+}
+"""bitsandbytes' names of a parameter's states, and ours. Under 4096 numbers they stay in float32, without scales."""
+
+
+def check_installed(config: TrainingConfig) -> None:
+    """Refuse a configuration that needs a library which is not there.
+
+    Raises:
+        ValueError: saying which, and what to do.
+    """
+    if config.optimiser_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "optimiser_bits = 8 needs the library bitsandbytes, which is not installed: install it (pip install "
+            "bitsandbytes), or set optimiser_bits = 32."
+        )
+
+
+def make(parameters: Mapping[str, Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW over two groups, what conversion initialised and what the source already knew, with moments of zero.
+
+    Each group has the key "scale", its factor on the learning rate.
+
+    Raises:
+        ValueError: if bitsandbytes is asked for and missing.
+    """
+    check_installed(config)
+    new = [p for name, p in parameters.items() if is_new(name)]
+    known = [p for name, p in parameters.items() if not is_new(name)]
+    assert len(new) + len(known) == len(parameters)
+    groups = [{"params": new, "scale": 1.0}, {"params": known, "scale": config.backbone_lr_scale}]
+    groups = [group for group in groups if group["params"]]
+    if config.optimiser_bits == 8:
+        return _eight_bit(groups, config)
+    optimiser = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    for parameter in parameters.values():
+        optimiser.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+        }
+    return optimiser
+
+
+def _eight_bit(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
+    bitsandbytes: Any = importlib.import_module("bitsandbytes")
+    optimiser = bitsandbytes.optim.AdamW8bit(groups, lr=config.lr, weight_decay=config.weight_decay)
+    for number, group in enumerate(optimiser.param_groups):
+        for position, parameter in enumerate(group["params"]):
+            optimiser.init_state(group, parameter, number, position)
+    return optimiser
+
+
+def moments(optimiser: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """A parameter's states by their names in saves, the very tensors: exp_avg and exp_avg_sq, and in 8 bits of each
+    the scales of its blocks."""
+    state = optimiser.state[parameter]
+    if "exp_avg" in state:
+        return {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
+    return {ours: state[theirs] for theirs, ours in _EIGHT_BIT_NAMES.items() if theirs in state}
+
+
+def set_step(optimiser: torch.optim.Optimizer, parameter: Tensor, step: int) -> None:
+    """Say how many steps a parameter has made, which its moments' bias is corrected by."""
+    state = optimiser.state[parameter]
+    if isinstance(state["step"], Tensor):
+        state["step"].fill_(float(step))
+    else:
+        state["step"] = step
+
+
+def step_unless(optimiser: torch.optim.Optimizer, broken: Tensor) -> None:
+    """Step, but change nothing where `broken`, a scalar beside the parameters, is 1 and not 0.
+
+    torch's fused AdamW looks at it on the device, so that Python need not wait; bitsandbytes has nothing like it.
+    """
+    if isinstance(optimiser, torch.optim.AdamW):
+        optimiser.found_inf = broken  # type: ignore[attr-defined]
+        optimiser.step()
+    elif not bool(broken):
+        optimiser.step()

@@ -1,0 +1,86 @@
+"""Loading a model to train it, each weight straight into the form and the place that training keeps it in.
+
+In no process is ever more of the model than what stays there, and one block: frozen weights are stored one by one as
+they are read, replicas are read onto their devices, and what several processes will share is read block by block, just
+before each cuts its shard from it (see `sharding`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..checkpoint import Checkpoint, empty_model, open_checkpoint, read_weights
+from ..distributed.ranks import Ranks
+from ..files.tensor_io import DTYPE_NAMES, Progress, ProgressCallback
+from ..freeze import trainable_names
+from ..memory import block_store
+from ..model import L2PModel
+from ..training_config import TrainingConfig
+
+
+def load(
+    path: str | Path | Checkpoint, config: TrainingConfig, ranks: Ranks, progress: ProgressCallback | None = None
+) -> L2PModel:
+    """An L2P model for `Trainer`.
+
+    Args:
+        path: a file, folder or opened checkpoint, in either key layout.
+        config: of the training.
+        ranks: the processes that will train it. Of several that are no replicas, each gets a model whose weights are
+            on the device "meta", and `Backbone.read_part` to read them with.
+        progress: called with (bytes read, bytes in all), also while parts are read.
+
+    Raises:
+        CheckpointError: if it is not a complete L2P model, or is quantised.
+    """
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    checkpoint.pixel_config()
+    model = empty_model(checkpoint)
+    assert isinstance(model, L2PModel)
+    trained = trainable_names(model.config, config.blocks, config.policy)
+    frozen_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    names = {key: DTYPE_NAMES[torch.float32 if key in trained else frozen_dtype] for key in model.state_dict()}
+    puts = {}
+    if block_store.wanted(config):
+        puts = block_store.store(model, trained, config, ranks.device)
+        # Rounded once, from what the file has.
+        names |= {key: checkpoint.tensors[key].dtype for key in puts}
+    counter = Progress(sum(checkpoint.tensors[key].nbytes for key in names), progress)
+    shared = ranks.count > 1 and config.parallel != "ddp"
+    if shared:
+        model.read_part = _PartReader(checkpoint, ranks.device, counter)
+        names = {key: names[key] for key in puts}
+    of_trained = torch.device("cpu") if config.offload else ranks.device
+    state = {}
+    for key, weight in read_weights(checkpoint, names, counter):
+        if key in puts:
+            puts[key](weight)
+        else:
+            state[key] = weight.to(of_trained if key in trained else ranks.device)
+    model.load_state_dict(state, strict=not shared, assign=True)
+    return model
+
+
+class _PartReader:
+    """Reads the weights of one module at a time, straight onto the device that they are cut into shards on."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, counter: Progress):
+        self._checkpoint, self._device, self._counter = checkpoint, device, counter
+
+    def __call__(self, module: nn.Module, name: str) -> None:
+        """Read what of a module is on the device "meta", in the dtypes that its parameters have there.
+
+        Args:
+            module: of the model, or all of it.
+            name: of the module in the model; "" is the model.
+        """
+        within = f"{name}." if name else ""
+        waiting = {f"{within}{key}": weight for key, weight in module.named_parameters() if weight.is_meta}
+        dtypes = {key: DTYPE_NAMES[weight.dtype] for key, weight in waiting.items()}
+        for key, read in read_weights(self._checkpoint, dtypes, self._counter):
+            layer, _, leaf = key.removeprefix(within).rpartition(".")
+            weight = nn.Parameter(read.to(self._device), requires_grad=waiting[key].requires_grad)
+            setattr(module.get_submodule(layer), leaf, weight)

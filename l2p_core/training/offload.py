@@ -1,0 +1,160 @@
+"""Trained weights, optimiser states and averages in CPU memory, stepped there as gradients arrive.
+
+The device holds a working copy of each weight, bfloat16 under "bf16", and gradients of a few layers at a time: as soon
+as one is complete it is on its way (see `exchange`). With one micro-batch a step the weight is stepped at once (see
+`early`) and its working copy renewed, while the backward pass goes on. With several, gradients are summed in CPU
+memory, clipped by their total, and all weights are stepped after the last. Where blocks are streamed, working copies of
+their linear layers lie in CPU memory too and come to the device with their block (see `trained_linear`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..memory import exchange
+from ..memory.trained_linear import TrainedLinear
+from ..training_config import TrainingConfig
+from .in_backward import EarlyWeights
+
+CPU = torch.device("cpu")
+
+
+class OffloadedWeights(EarlyWeights):
+    """float32 weights, moments and averages in CPU memory, and working copies in the model.
+
+    Between `losses` and `clip` norms, sums and masters belong to the exchange, which may use them in its thread.
+
+    Args:
+        parameters: those of the model that train, by name, in float32 on any device; they become the working copies.
+        config: of the training.
+        device: to compute on.
+        streamed: by the names of their weights, layers whose working copies are streamed.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        config: TrainingConfig,
+        device: torch.device,
+        streamed: Mapping[str, TrainedLinear],
+    ):
+        self.steps_early = config.accumulate == 1
+        self._device = device
+        self._streamed = streamed
+        self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        sizes = [parameter.numel() for parameter in parameters.values()]
+        vectors = sum(parameter.numel() for parameter in parameters.values() if parameter.ndim == 1)
+        self._exchange = exchange.make(device, max(*sizes, vectors), self._dtype)
+        super().__init__(parameters, config)
+        self._sums: dict[str, Tensor] = {}
+
+    def _own(self) -> dict[str, Tensor]:
+        return {name: self._master(name, parameter) for name, parameter in self.parameters.items()}
+
+    def _master(self, name: str, parameter: Tensor) -> Tensor:
+        """A weight in CPU memory, with its working copy where that belongs, and nothing of it anywhere else: a device
+        never holds all of them in float32."""
+        if name in self._streamed:
+            parameter.data = parameter.detach().to(CPU, torch.float32)
+            self._streamed[name].working.fill(parameter.detach())
+            return parameter.detach()
+        master = parameter.detach().to(CPU, torch.float32, copy=True)
+        parameter.data = master.to(self._device, self._dtype, copy=True)
+        return master
+
+    def _listen(self, name: str, parameter: Tensor) -> None:
+        if name in self._streamed:
+            self._streamed[name].take = partial(self._take, name)
+        else:
+            super()._listen(name, parameter)
+
+    def resumed(self, step: int) -> None:
+        super().resumed(step)
+        self._renew(self.masters)
+
+    def losses(self, errors: Tensor) -> None:
+        if self.steps_early:
+            # A copy, for the backward pass uses the errors themselves at the same time.
+            self._exchange.bring([errors.detach().clone()], self._losses)
+
+    def clip(self) -> Tensor:
+        waiting = {name: p.grad for name, p in self._waiting.items() if p.grad is not None}
+        if waiting:
+            self._exchange.bring(list(waiting.values()), partial(self._keep, list(waiting)))
+        for name in waiting:
+            self.parameters[name].grad = None
+        self._exchange.finish()
+        if not self.steps_early:
+            for name in self._arrived:
+                self.masters[name].grad = self._sums[name]
+        return self._clip(list(waiting))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        if not self.steps_early:
+            for optimiser in self.optimisers:
+                optimiser.step()
+            self._renew({name: self.masters[name] for name in self._arrived})
+            self._average(self._arrived)
+            self.drop_gradients()
+        super().step()
+        self._renew({name: self.masters[name] for name in self._arrived & self._waiting.keys()})
+
+    @contextmanager
+    def averages_in_place(self) -> Iterator[None]:
+        self._renew(self.averages)
+        try:
+            yield
+        finally:
+            if self.averages:
+                self._renew(self.masters)
+
+    @torch.no_grad()
+    def _renew(self, weights: Mapping[str, Tensor]) -> None:
+        """Let working copies be these weights."""
+        self._exchange.send(self._renewed(weights))
+        self._exchange.finish()
+
+    def _renewed(self, weights: Mapping[str, Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+        """Renew the working copies that lie in CPU memory; the weights of the others, with these."""
+        for name, weight in weights.items():
+            if name in self._streamed:
+                self._streamed[name].working.fill(weight)
+            else:
+                yield weight, self.parameters[name].data
+
+    def _take(self, name: str, gradient: Tensor) -> None:
+        first = name not in self._arrived
+        self._arrived.add(name)
+        use = partial(self._stepped, name) if self.steps_early else partial(self._summed, name, first)
+        self._exchange.bring([gradient], use)
+
+    # What follows is called by the exchange, with gradients in CPU memory.
+
+    def _losses(self, errors: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+        self._note(errors[0])
+        return ()
+
+    def _stepped(self, name: str, gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+        self._step_one(name, gradients[0].float())
+        return self._renewed({name: self.masters[name]})
+
+    @torch.no_grad()
+    def _summed(self, name: str, first: bool, gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+        if name not in self._sums:
+            self._sums[name] = torch.empty_like(self.masters[name])
+        if first:
+            self._sums[name].copy_(gradients[0])
+        else:
+            self._sums[name] += gradients[0]
+        return ()
+
+    def _keep(self, names: Sequence[str], gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+        for name, gradient in zip(names, gradients, strict=True):
+            self.masters[name].grad = gradient.to(torch.float32, copy=True)
+        return ()

@@ -1,0 +1,140 @@
+"""Micro-batches made ready for the device ahead of use: noise drawn, captions dropped, all of it in pinned memory.
+
+On a GPU this happens in a thread, while the micro-batch before is computed: what the loop then does for a batch is to
+queue copies, which the GPU makes while Python goes on. The pinned memory of a batch is torch's to reuse, and torch does
+so only when the copies from it are done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..device import accelerator
+from ..ops.sample_randomness import Draw, draw
+from ..training_config import TrainingConfig
+from .batch import Batch, BatchSource
+
+_AHEAD = 1
+"""Micro-batches that are made ready beside the one that is next."""
+_PINNED_AT_MOST = 1 << 28
+"""Bytes of a tensor that is pinned. Larger ones, of images above 4096 pixels, would take gigabytes of RAM that cannot
+be swapped, and their copy is no noticeable part of a step."""
+
+
+class Prepared(NamedTuple):
+    """A micro-batch: pixels (B, 3, H, W) float32 in [-1, 1], their noise, sigma (B,), B captions (L_i, caption_dim)."""
+
+    pixels: Tensor
+    noise: Tensor
+    sigma: Tensor
+    captions: list[Tensor]
+
+    def to(self, device: torch.device) -> Prepared:
+        """It on the device. Copies from pinned memory are queued, not waited for."""
+
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Prepared(there(self.pixels), there(self.noise), there(self.sigma), [there(c) for c in self.captions])
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Makes micro-batches of a source ready; what chance decides depends on the samples' numbers alone.
+
+    Attributes:
+        batches: the source.
+        config: of the training.
+        sigmas: (levels,) that noise levels are drawn from.
+        empty_caption: (L, caption_dim) in the place of captions that are dropped.
+        device: that the batches are for.
+    """
+
+    batches: BatchSource
+    config: TrainingConfig
+    sigmas: Tensor
+    empty_caption: Tensor | None
+    device: torch.device
+
+    def __call__(self, number: int) -> Prepared:
+        """The micro-batch `number`, counted from 0 over the whole run."""
+        batch = self.batches.batch(number)
+        noise = self._empty(batch.pixels.shape)
+        draws = [self._draw(batch, sample, noise[sample]) for sample in range(len(batch.numbers))]
+        captions = [
+            self.empty_caption if drawn.drop_caption and self.empty_caption is not None else caption
+            for drawn, caption in zip(draws, batch.captions, strict=True)
+        ]
+        sigma = self.sigmas[[drawn.sigma_index for drawn in draws]]
+        return Prepared(
+            self._pinned(batch.pixels.float()), noise, self._pinned(sigma), [self._pinned(c) for c in captions]
+        )
+
+    def _draw(self, batch: Batch, sample: int, noise: Tensor) -> Draw:
+        config = self.config
+        return draw(
+            config.seed,
+            batch.numbers[sample],
+            noise.shape,
+            out=noise,
+            levels=len(self.sigmas),
+            dropout=config.caption_dropout,
+            own_seed=batch.seeds[sample] if config.noise == "seeded" else None,
+        )
+
+    def _empty(self, shape: Sequence[int]) -> Tensor:
+        own = accelerator.has_own_memory(self.device.type)
+        if own and torch.Size(shape).numel() * torch.float32.itemsize <= _PINNED_AT_MOST:
+            return accelerator.pinned(shape, torch.float32)
+        return torch.empty(tuple(shape))
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        own = accelerator.has_own_memory(self.device.type)
+        if own and tensor.nbytes <= _PINNED_AT_MOST:
+            return accelerator.pinned(tensor.shape, tensor.dtype).copy_(tensor)
+        return tensor
+
+
+@contextmanager
+def ahead(
+    prepare: Callable[[int], Prepared], numbers: Iterable[int], device: torch.device
+) -> Iterator[Iterator[Prepared]]:
+    """Micro-batches of these numbers in their order, for a GPU made ready in a thread that ends with the block.
+
+    On a CPU, which computes the model with all its cores, they are made when they are asked for.
+    """
+    if not accelerator.has_own_memory(device.type):
+        yield map(prepare, numbers)
+        return
+    with ThreadPoolExecutor(1, "l2p-batches", partial(_use, device)) as pool:
+        try:
+            yield _taken_ahead(pool, prepare, numbers)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _taken_ahead(
+    pool: ThreadPoolExecutor, prepare: Callable[[int], Prepared], numbers: Iterable[int]
+) -> Iterator[Prepared]:
+    waiting: deque[Future[Prepared]] = deque()
+    for number in numbers:
+        waiting.append(pool.submit(prepare, number))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _use(device: torch.device) -> None:
+    """Have a thread pin memory for the process's own GPU rather than make a context on the first one."""
+    if device.index is not None:
+        accelerator.module(device).set_device(device)

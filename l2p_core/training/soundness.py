@@ -1,0 +1,55 @@
+"""Whether weights are worth saving: a save takes the place of a good one, and a delta is what people get.
+
+Finite weights alone say little: one step with a learning rate of 1 leaves finite ones from which every further step
+overflows. So the model is asked as well, for the loss of the images that it has seen last.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from ..distributed.sharding import local
+from .trainer import Trainer
+
+NOTHING = 2.0
+"""The most that predicting no velocity at all can cost a pixel: noise has the variance 1, pixels are within [-1, 1]."""
+RUINED = 10.0
+"""How many times worse than that, and than it began, a model must be for its weights to be worthless."""
+
+
+def all_finite(trainer: Trainer) -> bool:
+    """Whether weights, averages and moments are finite numbers, in every process; all of them call this."""
+    tensors = (local(tensor) for tensor in trainer.state().values())
+    floats = (tensor for tensor in tensors if tensor.is_floating_point())
+    return not trainer.ranks.any(not all(_is_finite(tensor) for tensor in floats))
+
+
+class Flaw(NamedTuple):
+    """What is wrong with weights, as a clause, and whether no further step can put it right."""
+
+    words: str
+    for_good: bool
+
+
+def flaw(trainer: Trainer, first_loss: float) -> Flaw | None:
+    """What is wrong with a trainer's weights; None if they can be trained on from. All processes call this.
+
+    Args:
+        trainer: that has made a step.
+        first_loss: of the run's first step.
+    """
+    if not all_finite(trainer):
+        return Flaw("some weights are no longer finite numbers", True)
+    loss = trainer.loss_now()
+    if not math.isfinite(loss):
+        return Flaw("the loss of the same images is no longer a finite number", True)
+    if loss > RUINED * max(NOTHING, first_loss):
+        return Flaw(f"the loss of the same images is {loss:.4g}, above that of a model that predicts nothing", False)
+    return None
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return bool(tensor.isfinite().all())

@@ -1,0 +1,93 @@
+"""A training run on disk: every number that the next step depends on, and the choices it was made with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..distributed.sharding import fill
+from ..files.safetensors_header import CheckpointError, Header, read_header, shown
+from ..files.tensor_file import save as save_tensors
+from ..files.tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
+from ..training_config import TrainingConfig
+
+KIND_KEY = "l2p.kind"
+KIND = "training-state"
+MAY_CHANGE = (
+    "steps",
+    "parallel",
+    "lr",
+    "stream",
+    "step_early",
+    "offload",
+    "gradient_checkpointing",
+    "keep_activations",
+    "compile",
+    "deterministic",
+)
+"""Training longer than first planned, on other machines, or on from before a divergence is no other run; nor is keeping
+the same numbers elsewhere, or computing them once or twice."""
+
+
+def save(path: str | Path, state: Mapping[str, Tensor], *, step: int, config: TrainingConfig) -> None:
+    """Write a run's state beside `path` and rename it over, so that the last save survives whatever happens."""
+    metadata = {KIND_KEY: KIND, "l2p.step": str(step), "l2p.training": json.dumps(asdict(config))}
+    save_tensors(state, path, metadata, overwrite=True)
+
+
+def saved_step(path: str | Path) -> int:
+    """The step that a run was saved at; 0 where there is no file.
+
+    Raises:
+        CheckpointError: if the file is no saved run.
+    """
+    return _step(read_header(Path(path))) if Path(path).exists() else 0
+
+
+def _step(header: Header) -> int:
+    if header.metadata.get(KIND_KEY) != KIND:
+        raise CheckpointError(f"{header.path} is not a saved training run.")
+    return int(header.metadata["l2p.step"])
+
+
+@torch.no_grad()
+def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfig) -> int:
+    """Fill the tensors of `state` from a file, one by one, and return the step it was saved at.
+
+    Raises:
+        CheckpointError: if the file is no saved run, or belongs to another model or to other settings. Nothing of
+            `state` has changed then.
+    """
+    header = read_header(Path(path))
+    step = _step(header)
+    _check_settings(path, json.loads(header.metadata["l2p.training"]), config)
+    for name in sorted(set(state) ^ set(header.tensors)):
+        raise CheckpointError(f"{path} belongs to another model or policy: {shown(name)} is only in one of the two.")
+    for name, entry in header.tensors.items():
+        if entry.shape != tuple(state[name].shape):
+            raise CheckpointError(
+                f"{path} belongs to another model: {shown(name)} has the shape {entry.shape}, "
+                f"not {tuple(state[name].shape)}."
+            )
+    with ChunkReader() as reader:
+        for name, entry in header.tensors.items():
+            assert TORCH_DTYPES[entry.dtype] == state[name].dtype
+            piece = Piece(header.path, entry.start, entry.stop, entry.dtype)
+            fill(state[name], reader.read(Stored(name, entry.dtype, entry.shape, (piece,))))
+    return step
+
+
+def _check_settings(path: str | Path, saved: Mapping[str, object], config: TrainingConfig) -> None:
+    for choice in fields(TrainingConfig):
+        # A run saved before there was this choice was made as its default does.
+        ours, theirs = getattr(config, choice.name), saved.get(choice.name, choice.default)
+        if choice.name not in MAY_CHANGE and ours != theirs:
+            raise CheckpointError(
+                f"{path} was trained with {choice.name} = {theirs!r}, but {ours!r} is asked for now: set it back to go "
+                "on, or start a new run."
+            )

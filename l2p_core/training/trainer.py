@@ -1,0 +1,292 @@
+"""The training loop: takes batches, yields metrics (arXiv 2605.12013 sections 3.2 and 4.1).
+
+It knows no files but its own saves, and no display. Randomness depends on the step alone (`sample_randomness`), so the
+step counter is the whole random state and the whole position in the data, and a run that was killed resumes from its
+last save as if nothing had happened: bit for bit on a CPU, and on a GPU where `determinism` makes it so.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import flow
+from ..deltas import low_rank as lora
+from ..distributed import sharding
+from ..distributed.ranks import Ranks
+from ..distributed.together import check_together
+from ..freeze import freeze_all_but, trainable_names
+from ..memory import block_store, compiled
+from ..memory.checkpointing import kept_blocks
+from ..model import L2PModel
+from ..training_config import TrainingConfig
+from . import adamw, prepared
+from . import state as training_state
+from .batch import Batch as Batch
+from .batch import BatchSource as BatchSource
+from .in_backward import EarlyWeights
+from .offload import OffloadedWeights
+from .prepared import Preparation, Prepared
+from .step_metrics import SIGMA_EDGES as SIGMA_EDGES
+from .step_metrics import StepMetrics as StepMetrics
+from .step_metrics import step_metrics
+from .weights import TrainedWeights
+
+COSINE_FLOOR = 0.1
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss, a gradient or a weight is no longer a finite number.
+
+    The weights are those before that step, unless they are stepped during the backward pass (see `early`) and it is
+    in the middle of it that a gradient stops being finite.
+    """
+
+
+def check_possible(config: TrainingConfig, ranks: Ranks) -> None:
+    """Refuse what does not go together, before anything is loaded.
+
+    Raises:
+        ValueError: as `check_together`, and if a library or a compiler is missing.
+    """
+    adamw.check_installed(config)
+    if config.compile:
+        compiled.check_compiler(ranks.device)
+    check_together(config, ranks.count, ranks.device)
+
+
+class Trainer:
+    """Shallow-layer training of one L2PModel, in place.
+
+    Args:
+        model: on the device to train on, or as `training_model.load` loads it. Weights that train become float32; the
+            others bfloat16 under "bf16", or what `frozen` says.
+        config: how to train.
+        empty_caption: (L, caption_dim) features of the empty text, needed for caption dropout.
+        ranks: the processes that train together; every one makes all calls of this class at the same points. Of more
+            than one, each has the model on its device, or on the device "meta" with its `read_part`.
+
+    Raises:
+        ValueError: if captions are to be dropped and there is no empty one, or as `check_possible`.
+    """
+
+    def __init__(
+        self,
+        model: L2PModel,
+        config: TrainingConfig,
+        empty_caption: Tensor | None = None,
+        ranks: Ranks | None = None,
+    ):
+        if config.caption_dropout and empty_caption is None:
+            raise ValueError("Caption dropout needs the features of the empty caption.")
+        check_possible(config, ranks or Ranks())
+        self.model = model
+        self.config = config
+        self.step = 0
+        self.ranks = ranks or Ranks(device=model.x_pad_token.device)
+        self.device = self.ranks.device
+        self._empty_caption = empty_caption
+        self._last: Prepared | None = None
+        self._sigmas = flow.training_sigmas(config.shift)
+        self.parameters = self._prepare_parameters()
+        self._network: nn.Module = model
+        if self.ranks.count > 1:
+            self._network = sharding.distributed(model, self.parameters, self.ranks, config)
+            self.parameters = {name: p for name, p in model.named_parameters() if name in self.parameters}
+        if config.offload:
+            streamed = block_store.trained_linears(model)
+            self._weights: TrainedWeights = OffloadedWeights(self.parameters, config, self.device, streamed)
+        elif config.step_early:
+            self._weights = EarlyWeights(self.parameters, config)
+        else:
+            self._weights = TrainedWeights(self.parameters, config, shared=self.ranks.count > 1)
+        if config.compile:
+            compiled.compile_blocks(model)
+
+    def run(self, batches: BatchSource) -> Iterator[StepMetrics]:
+        """Train from the current step to the last, yielding after each.
+
+        Stop by leaving the loop; `save` then keeps everything needed to go on.
+
+        Raises:
+            TrainingDiverged: when the loss or the gradient stops being finite.
+        """
+        self.model.train()
+        self.model.gradient_checkpointing = self.config.gradient_checkpointing
+        self.model.kept = kept_blocks(self.model.config, self.config)
+        prepare = Preparation(batches, self.config, self._sigmas, self._empty_caption, self.device)
+        with prepared.ahead(prepare, self._numbers(), self.device) as ready:
+            while self.step < self.config.steps:
+                yield self._train_step(ready)
+
+    def save(self, path: Path | str) -> None:
+        """Write weights, averages, optimiser state and step to a safetensors file, whole or not at all."""
+
+        def write(state: Mapping[str, Tensor]) -> None:
+            training_state.save(path, state, step=self.step, config=self.config)
+
+        sharding.write_from_first(self.ranks, self._weights.state(), write)
+
+    def resume(self, path: Path | str) -> None:
+        """Resume from a file that `save` wrote, which has every bit of the state.
+
+        Raises:
+            ValueError: if the file is no saved run, or one of another model or with other settings than these.
+        """
+        self.step = training_state.load(path, self._weights.state(), config=self.config)
+        self._weights.resumed(self.step)
+
+    def trained(self, averaged: bool = True) -> dict[str, Tensor]:
+        """The trained weights by name, averaged ones where there are any and they are wanted.
+
+        For `delta.save`; under FSDP2 cut among the processes, see `sharding.write_from_first`.
+        """
+        weights = self._weights.averages if averaged else {}
+        weights = weights or {name: master.detach() for name, master in self._weights.masters.items()}
+        return lora.with_alphas(weights, self.config.lora_alpha)
+
+    @property
+    def bytes_in_computer(self) -> int:
+        """What offloading and streaming keep in RAM."""
+        states = self._weights.state().values() if self.config.offload else ()
+        return sum(tensor.nbytes for tensor in states) + block_store.bytes_in_computer(self.model)
+
+    @contextmanager
+    def averaged(self) -> Iterator[L2PModel]:
+        """The model with the averaged weights in place, in evaluation mode and the run's precision; training weights
+        return afterwards."""
+        self.model.eval()
+        sharding.let_go_of_gathered(self.model)
+        try:
+            # Under "bf16" frozen and trained weights differ in dtype, which only autocast brings together.
+            with self._weights.averages_in_place(), self._autocast():
+                yield self.model
+        finally:
+            sharding.let_go_of_gathered(self.model)
+            self.model.train()
+
+    def _prepare_parameters(self) -> dict[str, Tensor]:
+        """Freeze what does not train, add what the policy adds; master weights in float32."""
+        config = self.config
+        names = trainable_names(self.model.config, config.blocks, config.policy)
+        if block_store.wanted(config):
+            block_store.store_loaded(self.model, names, config, self.device)
+        if config.policy == "lora":
+            layers = lora.adapted_layers(self.model.config, names)
+            names |= lora.attach(
+                self.model,
+                layers,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                seed=config.seed,
+                device=self.device if self.model.read_part else self.model.x_pad_token.device,
+            )
+        freeze_all_but(self.model, names)
+        frozen_dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        for name, parameter in self.model.named_parameters():
+            parameter.data = parameter.data.to(torch.float32 if name in names else frozen_dtype)
+        return {name: parameter for name, parameter in self.model.named_parameters() if name in names}
+
+    def _numbers(self) -> Iterator[int]:
+        """This process's micro-batches from the current step to the last, by their numbers in the run."""
+        accumulate = self.config.accumulate
+        for step in range(self.step, self.config.steps):
+            yield from (step * accumulate + micro for micro in self.ranks.micro_batches(accumulate))
+
+    def _train_step(self, ready: Iterator[Prepared]) -> StepMetrics:
+        started = time.perf_counter()
+        errors: list[Tensor] = []
+        levels: list[float] = []
+        own = self.ranks.micro_batches(self.config.accumulate)
+        lr = self._learning_rate()
+        self._weights.begin(self.step, lr)
+        for micro in own:
+            batch = next(ready)
+            with sharding.averaging(self._network, last=micro == own[-1]):
+                errors.append(self._backward(batch, len(own)))
+            levels += batch.sigma.tolist()
+        clipped, needed = self._weights.clip(), self._weights.needed()
+        # The step's one wait for the device.
+        *own_errors, (norm,), tokens = _read([*errors, clipped, _stacked(needed)])
+        error, sigma = self._of_all([value for values in own_errors for value in values]), self._of_all(levels)
+        if not math.isfinite(norm) or not bool(error.isfinite().all()):
+            self._weights.drop_gradients()
+            raise self._diverged()
+        self._weights.forget(name for name, used in zip(needed, tokens, strict=True) if not used)
+        self._weights.step()
+        self.step += 1
+        return step_metrics(self.step, error, sigma, lr, norm, time.perf_counter() - started)
+
+    def _backward(self, batch: Prepared, micro_batches: int) -> Tensor:
+        """Add the gradients of one of a step's micro-batches; its samples' errors (B,), on the device."""
+        self._last = batch
+        errors = self._errors(batch, self._network)
+        self._weights.losses(errors)
+        (errors.mean() / micro_batches).backward()
+        return errors.detach()
+
+    def loss_now(self) -> float:
+        """The mean loss, over all processes, of the micro-batch that was trained on last, with the noise it had then
+        and the weights as they are now; all processes call this after a step."""
+        assert self._last is not None, "there has been no step"
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                errors = self._errors(self._last, self.model)
+        finally:
+            self.model.train()
+        return float(self._of_all(errors.tolist()).mean())
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of a save, by name: weights, averages and moments; under FSDP2 cut among the processes."""
+        return self._weights.state()
+
+    def _errors(self, batch: Prepared, network: nn.Module) -> Tensor:
+        """Each sample's error, (B,) on the device."""
+        pixels, noise, sigma, captions = batch.to(self.device)
+        with self._autocast():
+            return flow.velocity_errors(network, pixels, noise, sigma, captions)
+
+    def _diverged(self) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"Training diverged at step {self.step + 1}: the loss or its gradient is no longer a finite number."
+        )
+
+    def _of_all(self, values: list[float]) -> Tensor:
+        """A value of each sample of this process's, joined with those of the others; (N,) float32."""
+        return torch.tensor([value for theirs in self.ranks.gather(values) for value in theirs])
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        # Each weight is used once in a pass: to keep its bfloat16 copy would only take memory.
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then constant or cosine down to a tenth, for the step about to be made."""
+        config = self.config
+        factor = min(1.0, (self.step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        if config.decay == "cosine" and self.step >= config.warmup_steps:
+            done = (self.step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+            factor = COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * done)) / 2
+        return config.lr * factor
+
+
+def _stacked(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(tensors.values())) if tensors else torch.empty(0)
+
+
+def _read(tensors: Sequence[Tensor]) -> list[list[float]]:
+    """The elements of small tensors, waiting once for each device that these are on."""
+    flat = [tensor.detach().flatten().float() for tensor in tensors]
+    devices = {tensor.device for tensor in flat}
+    joined = {device: torch.cat([tensor for tensor in flat if tensor.device == device]) for device in devices}
+    elements = {device: iter(tensor.tolist()) for device, tensor in joined.items()}
+    return [list(islice(elements[tensor.device], len(tensor))) for tensor in flat]
