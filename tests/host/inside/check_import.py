@@ -41,11 +41,13 @@ print("OTHER", *sorted({name.partition(".")[0] for name in new} - {"pack"} - set
 
 WITH_THE_HOST = {
     "l2p_core",
+    "l2p_core.files",
     "l2p_core.files.paths",
-    "l2p_core.run",
-    "l2p_core.run.find",
     "l2p_core.files.safetensors_header",
     "l2p_core.files.shards",
+    "l2p_core.run",
+    "l2p_core.run.find",
+    "l2p_core.version",
 }
 """What the nodes' schemas need of the core: names of files and recipes. No model, no training, no images."""
 
