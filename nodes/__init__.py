@@ -1,4 +1,4 @@
-"""The ComfyUI nodes: each a schema and a call. `host.py` and the files beside it are all that touches ComfyUI.
+"""The ComfyUI nodes: each a schema and a call. `model/` is L2P as the host's own MODEL.
 
 The files with nodes import no more than schemas take; a node imports what does its work when it first runs. So the
 host starts as fast as without the pack, and a test names what may not be imported before.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import routes as routes  # which must be there when the server starts
-from . import stock
 from .convert_nodes import ConvertToL2P, MergeDelta, SaveDelta
 from .load_nodes import Demo, DemoSource, Loader
+from .messages import routes as routes  # which must be there when the server starts
+from .model import stock
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
 from .sampler_node import PixelSampler
 from .synthesize_node import SynthesizeDataset

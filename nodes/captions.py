@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..l2p_core.dataset.captions import MAX_TOKENS, CaptionCache
 from ..l2p_core.run.captions import Captions
-from .content import content_digest
+from .model.content import content_digest
 
 PROBE = "A fox (asleep:1.2), seen from above."
 """A caption whose tokens show the tokenizer, its template, and whether it reads weights out of a text."""

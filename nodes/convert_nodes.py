@@ -7,10 +7,10 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from . import files, results
-from .errors import plain_errors
-from .kinds import DELTA, INITIAL, LATENT, PIXEL, first
+from .folders import files, results
+from .folders.kinds import DELTA, INITIAL, LATENT, PIXEL, first
 from .limited import within_limits
+from .messages.errors import plain_errors
 from .options import VARIANTS
 
 CATEGORY = "L2P/files"
@@ -113,7 +113,7 @@ class ConvertToL2P(io.ComfyNode):
     @plain_errors()
     @within_limits
     def execute(cls, source: str, variant: str, seed: int, filename: str, overwrite: bool) -> io.NodeOutput:
-        from .jobs import convert_file
+        from .messages.jobs import convert_file
 
         target = files.new_file(filename, overwrite)
         return _done(cls, filename, target, convert_file(files.existing(source), target, variant, seed, overwrite))
@@ -155,7 +155,7 @@ class SaveDelta(io.ComfyNode):
     @classmethod
     @plain_errors()
     def execute(cls, trained: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
-        from .jobs import extract_delta
+        from .messages.jobs import extract_delta
 
         target = files.new_file(filename, overwrite)
         return _done(
@@ -204,7 +204,7 @@ class MergeDelta(io.ComfyNode):
     @classmethod
     @plain_errors()
     def execute(cls, delta: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
-        from .jobs import merge_delta
+        from .messages.jobs import merge_delta
 
         target = files.new_file(filename, overwrite)
         return _done(cls, filename, target, merge_delta(files.existing(delta), files.existing(base), target, overwrite))

@@ -6,11 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import files
-from .errors import plain_errors
-from .kinds import INITIAL, LATENT, PIXEL, first
+from .folders import files
+from .folders.kinds import INITIAL, LATENT, PIXEL, first
+from .messages.errors import plain_errors
+from .messages.progress import tell_at
 from .options import WEIGHT_DTYPES
-from .progress import tell_at
 
 
 class Loader(io.ComfyNode):
@@ -74,7 +74,7 @@ class Loader(io.ComfyNode):
     @classmethod
     @plain_errors()
     def execute(cls, file: str, delta: str, weight_dtype: str, head_tile: str) -> io.NodeOutput:
-        from .loading import load_model
+        from .model.loading import load_model
 
         delta_path = None if delta == files.NO_FILE else files.existing(delta)
         model = load_model(files.existing(file, *files.WHOLE_MODELS), delta_path, weight_dtype, head_tile)
@@ -111,7 +111,7 @@ class Demo(io.ComfyNode):
     @classmethod
     @plain_errors()
     def execute(cls) -> io.NodeOutput:
-        from .demo import load_demo
+        from .model.demo import load_demo
 
         model, clip = load_demo()
         _say_what_was_loaded(cls, model)
@@ -140,6 +140,6 @@ class DemoSource(io.ComfyNode):
     @classmethod
     @plain_errors()
     def execute(cls) -> io.NodeOutput:
-        from .demo_source import load_demo_source
+        from .model.demo_source import load_demo_source
 
         return io.NodeOutput(*load_demo_source())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .errors import plain_errors
 from .limited import within_limits
+from .messages.errors import plain_errors
 from .options import AS_TYPED, ASPECTS, MAX_SIDE, OF_MODEL
 
 CATEGORY = "L2P/pixels"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..l2p_core.ops.finite import check_finite
-from .limits import check_canvas
+from .model.limits import check_canvas
 
 
 def empty_pixels(width: int, height: int, batch: int) -> dict[str, Any]:

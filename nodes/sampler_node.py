@@ -5,11 +5,11 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 
-from .errors import plain_errors
 from .limited import within_limits
+from .messages.errors import plain_errors
+from .messages.progress import tell_at
 from .options import AS_TYPED, FROM_MODEL, PUBLISHED, steps_problem
 from .pixel_nodes import aspect_input, width_and_height
-from .progress import tell_at
 
 
 class PixelSampler(io.ComfyNode):

@@ -21,8 +21,8 @@ from ..l2p_core.dataset.images import from_uint8, load
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder
 from ..l2p_core.run.metrics import duration
-from .content import content_digest
-from .host import PixelFormat
+from .model.content import content_digest
+from .model.host import PixelFormat
 from .pixels import pixels_to_image
 
 ENCODED = 256

@@ -8,12 +8,12 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io, ui
 
-from . import datasets, results
-from .errors import plain_errors
-from .files import NO_FILE
+from .folders import datasets, results
+from .folders.files import NO_FILE
 from .limited import within_limits
+from .messages.errors import plain_errors
+from .messages.progress import say_at
 from .options import MAX_SIDE, PROMPT_SUFFIXES
-from .progress import say_at
 
 
 class SynthesizeDataset(io.ComfyNode):

@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..l2p_core.run.find import bundled
-from . import datasets, files, results
-from .errors import plain_errors
+from .folders import datasets, files, results
 from .limited import within_limits
+from .messages.errors import plain_errors
 from .options import POLICIES
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 

@@ -32,10 +32,10 @@ from ..l2p_core.run.metrics import RunMetrics, read_metrics
 from ..l2p_core.run.recipe import Recipe
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
-from . import datasets, files, run_files
 from .captions import host_captions
-from .live import Live, shown_montage
-from .sentences import by_folders
+from .folders import datasets, files, run_files
+from .messages.live import Live, shown_montage
+from .messages.sentences import by_folders
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
 FIXED = {"model": ("base",), "data": ("kind", "path"), "captions": ("encoder", "tokenizer", "cache")}

@@ -25,27 +25,43 @@ MODULES = [ROOT / "__init__.py", *sorted(path for part in PARTS for path in (ROO
 ALLOWED = {"l2p_core": {"l2p_core"}, "nodes": {"nodes", "l2p_core"}, "train": {"train", "l2p_core"}}
 """Which top-level parts each part may import from."""
 
-CORE = (
-    ("version", "ranges"),
-    ("config", "patch"),
-    ("device",),
-    ("ops",),
-    ("backbone", "detailer"),
-    ("model", "layouts", "initialise", "flow"),
-    ("files",),
-    ("checkpoint", "freeze"),
-    ("convert",),
-    ("deltas",),
-    ("delta", "training_config"),
-    ("distributed",),
-    ("memory",),
-    ("training",),
-    ("dataset",),
-    ("tiny",),
-    ("run",),
-)
-"""The rooms and flat files of `l2p_core`, the lowest first: each imports from those before it and from its own line."""
-FLOOR = {name: floor for floor, names in enumerate(CORE) for name in names}
+ORDER = {
+    "l2p_core": (
+        ("version", "ranges"),
+        ("config", "patch"),
+        ("device",),
+        ("ops",),
+        ("backbone", "detailer"),
+        ("model", "layouts", "initialise", "flow"),
+        ("files",),
+        ("checkpoint", "freeze"),
+        ("convert",),
+        ("deltas",),
+        ("delta", "training_config"),
+        ("distributed",),
+        ("memory",),
+        ("training",),
+        ("dataset",),
+        ("tiny",),
+        ("run",),
+    ),
+    "nodes": (
+        ("options", "training_choices", "limited"),
+        ("folders",),
+        ("messages",),
+        ("model",),
+        ("pixels", "sizes", "captions"),
+        ("sampling", "synthesis", "training"),
+        ("convert_nodes", "load_nodes", "pixel_nodes", "sampler_node", "synthesize_node", "train_node"),
+    ),
+}
+"""The rooms and flat files of a part, the lowest first: each imports from those before it and from its own line."""
+FLOOR = {(part, name): floor for part, floors in ORDER.items() for floor, names in enumerate(floors) for name in names}
+ORDERED = [
+    path
+    for path in MODULES
+    if path.relative_to(ROOT).parts[0] in ORDER and path.parent.parent / path.name != ROOT / "__init__.py"
+]
 
 
 def imports(path: Path) -> set[tuple[str, ...]]:
@@ -79,27 +95,24 @@ def test_parts_import_only_what_they_may(path: Path) -> None:
             assert found[0] not in HOST, f"{name(path)} must not import the host's {found[0]}"
 
 
-def in_core(path: Path) -> bool:
-    return path.relative_to(ROOT).parts[0] == "l2p_core" and path != ROOT / "l2p_core" / "__init__.py"
-
-
-@pytest.mark.parametrize("path", list(filter(in_core, MODULES)), ids=name)
-def test_no_import_of_the_core_runs_upwards(path: Path) -> None:
-    here = path.relative_to(ROOT / "l2p_core").with_suffix("").parts[0]
-    assert here in FLOOR, f"{here} is missing from CORE, the order of rooms"
+@pytest.mark.parametrize("path", ORDERED, ids=name)
+def test_no_import_runs_upwards(path: Path) -> None:
+    part, room = path.relative_to(ROOT).with_suffix("").parts[:2]
+    assert (part, room) in FLOOR, f"{room} is missing from ORDER"
     for found in imports(path):
-        if found[:2] == ("", "l2p_core"):
-            assert FLOOR[found[2]] <= FLOOR[here], f"{name(path)} must not import {'.'.join(found[1:])}"
+        if found[:2] == ("", part):
+            assert FLOOR[part, found[2]] <= FLOOR[part, room], f"{name(path)} must not import {'.'.join(found[1:])}"
 
 
-def test_every_room_is_there() -> None:
-    for room in FLOOR:
-        assert (ROOT / "l2p_core" / room).is_dir() or (ROOT / "l2p_core" / f"{room}.py").is_file(), room
+@pytest.mark.parametrize(("part", "room"), FLOOR)
+def test_every_room_is_there(part: str, room: str) -> None:
+    assert (ROOT / part / room).is_dir() or (ROOT / part / f"{room}.py").is_file()
 
 
-def test_the_core_has_no_circles_of_files() -> None:
-    """Files of one room may import one another, but not in a circle."""
-    files = {path.relative_to(ROOT).with_suffix("").parts: path for path in filter(in_core, MODULES)}
+def test_no_files_of_the_core_import_each_other_in_a_circle() -> None:
+    files = {
+        path.relative_to(ROOT).with_suffix("").parts: path for path in ORDERED if path.is_relative_to(ROOT / "l2p_core")
+    }
     below = {
         module: {found[1 : 1 + size] for found in imports(path) for size in (2, 3) if found[1 : 1 + size] in files}
         for module, path in files.items()

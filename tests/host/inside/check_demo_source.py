@@ -14,7 +14,7 @@ from comfyui_l2p.l2p_core import tiny
 from comfyui_l2p.l2p_core.tiny import judge
 from comfyui_l2p.l2p_core.tiny.image_set import rendered
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
-from comfyui_l2p.nodes.demo_source import load_demo_source
+from comfyui_l2p.nodes.model.demo_source import load_demo_source
 from comfyui_l2p.nodes.synthesis import Source, model_name
 
 SEEDS = [3, 4, 5, 6]

@@ -12,7 +12,8 @@ import pytest
 from comfyui_l2p.l2p_core import config, freeze
 from comfyui_l2p.l2p_core.dataset import prompts
 from comfyui_l2p.l2p_core.files import metadata
-from comfyui_l2p.nodes import kinds, options
+from comfyui_l2p.nodes import options
+from comfyui_l2p.nodes.folders import kinds
 
 SCRIPT = """
 import asyncio, importlib.util, sys
@@ -54,9 +55,10 @@ WITH_THE_HOST = {
 WHEN_A_NODE_RUNS = {
     f"nodes.{name}"
     for name in (
-        *("captions", "content", "demo", "demo_source", "doctor", "host", "jobs", "limits", "live", "loading", "lora"),
-        *("lora_names", "network", "patcher", "pixels", "quantised", "run_files", "sampling", "synthesis", "training"),
-        "weights",
+        *("captions", "pixels", "sampling", "synthesis", "training"),
+        *("folders.run_files", "messages.doctor", "messages.jobs", "messages.live"),
+        *("model.content", "model.demo", "model.demo_source", "model.host", "model.limits", "model.loading"),
+        *("model.lora", "model.lora_names", "model.network", "model.patcher", "model.quantised", "model.weights"),
     )
 }
 

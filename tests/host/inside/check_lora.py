@@ -23,7 +23,7 @@ from comfyui_l2p.l2p_core.deltas import low_rank as lora
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.training.trainer import Batch, Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
-from comfyui_l2p.nodes.lora_names import L2PNames
+from comfyui_l2p.nodes.model.lora_names import L2PNames
 
 X = golden.array("x", (1, 3, 48, 64), 0)
 

@@ -15,8 +15,8 @@ from peak import Peak
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.memory import sampling_memory as memory
 from comfyui_l2p.l2p_core.model import key_shapes
-from comfyui_l2p.nodes import host
-from comfyui_l2p.nodes.host import build_model
+from comfyui_l2p.nodes.model import host
+from comfyui_l2p.nodes.model.host import build_model
 
 WIDE = ModelConfig(dim=768, head_dim=64, n_layers=1, n_refiner_layers=1, caption_dim=64, ffn_dim=2048, t_dim=256)
 CAPTION = 32

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from comfyui_l2p.nodes import datasets, files, names, run_files
+from comfyui_l2p.nodes.folders import datasets, files, names, run_files
 
 PLACES = [files.target, datasets.folder, run_files.run_folder]
 

@@ -14,9 +14,9 @@ import kit
 import pytest
 import torch
 
-from comfyui_l2p.nodes import limits
-from comfyui_l2p.nodes.lora import FittingPatches
-from comfyui_l2p.nodes.weights import disk_speed
+from comfyui_l2p.nodes.model import limits
+from comfyui_l2p.nodes.model.lora import FittingPatches
+from comfyui_l2p.nodes.model.weights import disk_speed
 
 LAYER = "diffusion_model.layers.0.attention.qkv"
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import nodes
-from comfyui_l2p.nodes.demo import load_demo
-from comfyui_l2p.nodes.demo_source import load_demo_source
+from comfyui_l2p.nodes.model.demo import load_demo
+from comfyui_l2p.nodes.model.demo_source import load_demo_source
 
 SIDE = 80
 """Pixels; not 64, the width of a caption's features: the host's context windows would cut those too."""

@@ -14,8 +14,8 @@ from tiny_checkpoints import pixel_config, weights, write_shards
 
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.files import paths
-from comfyui_l2p.nodes import datasets, files, results, run_files
-from comfyui_l2p.nodes.loading import read_state
+from comfyui_l2p.nodes.folders import datasets, files, results, run_files
+from comfyui_l2p.nodes.model.loading import read_state
 
 LINKS = pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from comfyui_l2p.l2p_core.files.quantised import is_quantisation_key
 from comfyui_l2p.l2p_core.layouts import to_comfy
-from comfyui_l2p.nodes import fp8, stock
+from comfyui_l2p.nodes.model import fp8, stock
 
 X = golden.array("x", (1, 3, 48, 64), 0)
 State = dict[str, Tensor]

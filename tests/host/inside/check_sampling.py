@@ -20,8 +20,8 @@ from comfyui_l2p.l2p_core.checkpoint import load_model
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.tiny import SOURCE_PATH
-from comfyui_l2p.nodes.demo import load_demo
-from comfyui_l2p.nodes.loading import load_model as load_for_the_host
+from comfyui_l2p.nodes.model.demo import load_demo
+from comfyui_l2p.nodes.model.loading import load_model as load_for_the_host
 from comfyui_l2p.nodes.options import PUBLISHED
 from comfyui_l2p.nodes.pixels import empty_pixels, image_to_pixels, pixels_to_image
 from comfyui_l2p.nodes.sampling import Settings, sample_image

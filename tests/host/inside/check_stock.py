@@ -24,9 +24,9 @@ import nodes
 from comfyui_l2p.l2p_core.config import COMFY_PREFIX, ModelConfig
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.model import key_shapes
-from comfyui_l2p.nodes import stock
-from comfyui_l2p.nodes.host import L2PBaseModel
-from comfyui_l2p.nodes.lora import FittingPatches
+from comfyui_l2p.nodes.model import stock
+from comfyui_l2p.nodes.model.host import L2PBaseModel
+from comfyui_l2p.nodes.model.lora import FittingPatches
 from comfyui_l2p.nodes.pixels import pixels_to_image
 
 X = golden.array("x", (1, 3, 48, 64), 0)
@@ -345,7 +345,7 @@ def check_registering_once() -> None:
 
 def check_the_lora_format_answers_to_l2p_models_alone() -> None:
     """A LoRA for the latent model, in names that our format knows, is read on it as without the pack."""
-    from comfyui_l2p.nodes.lora_names import L2PNames, make_known
+    from comfyui_l2p.nodes.model.lora_names import L2PNames, make_known
 
     make_known()
     file = {

@@ -20,9 +20,11 @@ from comfyui_l2p.l2p_core.model import L2PModel
 from comfyui_l2p.l2p_core.run import disk
 from comfyui_l2p.l2p_core.run.planning import MemoryRanOut
 from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
-from comfyui_l2p.nodes import datasets, files, run_files, sentences, training
-from comfyui_l2p.nodes.demo import load_demo
-from comfyui_l2p.nodes.live import Live
+from comfyui_l2p.nodes import training
+from comfyui_l2p.nodes.folders import datasets, files, run_files
+from comfyui_l2p.nodes.messages import sentences
+from comfyui_l2p.nodes.messages.live import Live
+from comfyui_l2p.nodes.model.demo import load_demo
 from comfyui_l2p.nodes.training_choices import AS_RECIPE, Choices
 
 Usage = namedtuple("Usage", "total used free")

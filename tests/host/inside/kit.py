@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from comfyui_l2p.l2p_core.layouts import to_comfy
-from comfyui_l2p.nodes.loading import load_model
+from comfyui_l2p.nodes.model.loading import load_model
 
 __all__ = ["load_model", "save_file"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..l2p_core.files.atomic import atomic_file
+from ...l2p_core.files.atomic import atomic_file
 from . import files
 from .names import below
 

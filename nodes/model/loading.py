@@ -11,24 +11,24 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..l2p_core.checkpoint import check_exact, open_checkpoint
-from ..l2p_core.config import COMFY_PREFIX
-from ..l2p_core.deltas.checked_bases import Verified
-from ..l2p_core.deltas.delta_on_base import Merged, open_merged, verify
-from ..l2p_core.deltas.low_rank import is_adapter
-from ..l2p_core.files.metadata import KIND, PIXEL_INIT
-from ..l2p_core.files.safetensors_header import CheckpointError
-from ..l2p_core.files.shards import files_of
-from ..l2p_core.files.tensor_io import TORCH_DTYPES
-from ..l2p_core.layouts import comfy_sources
-from ..l2p_core.model import key_shapes
-from ..l2p_core.tiny import SOURCE_PATH
-from . import files
+from ...l2p_core.checkpoint import check_exact, open_checkpoint
+from ...l2p_core.config import COMFY_PREFIX
+from ...l2p_core.deltas.checked_bases import Verified
+from ...l2p_core.deltas.delta_on_base import Merged, open_merged, verify
+from ...l2p_core.deltas.low_rank import is_adapter
+from ...l2p_core.files.metadata import KIND, PIXEL_INIT
+from ...l2p_core.files.safetensors_header import CheckpointError
+from ...l2p_core.files.shards import files_of
+from ...l2p_core.files.tensor_io import TORCH_DTYPES
+from ...l2p_core.layouts import comfy_sources
+from ...l2p_core.model import key_shapes
+from ...l2p_core.tiny import SOURCE_PATH
+from ..folders import files
+from ..messages.jobs import progress_bar
+from ..messages.sentences import by_listed_names
+from ..options import WEIGHT_DTYPES
 from .host import build_model
-from .jobs import progress_bar
-from .options import WEIGHT_DTYPES
 from .quantised import is_for_the_host, mark_layers
-from .sentences import by_listed_names
 
 HEAD_TILES = {"auto": None, "whole": 0}
 """Words for the head's tile; a number of pixels is the third choice."""

@@ -9,7 +9,7 @@ import comfy.quant_ops
 import torch
 from torch import Tensor
 
-from ..l2p_core.files.quantised import (
+from ...l2p_core.files.quantised import (
     MARKER,
     OLD_MARKER,
     OLD_NAMES,
@@ -21,8 +21,8 @@ from ..l2p_core.files.quantised import (
     read_marker,
     unmarked_settings,
 )
-from ..l2p_core.files.recognise import ATTENTION_SETTING, UNUSED_KEYS
-from ..l2p_core.files.tensor_io import DTYPE_NAMES, Stored
+from ...l2p_core.files.recognise import ATTENTION_SETTING, UNUSED_KEYS
+from ...l2p_core.files.tensor_io import DTYPE_NAMES, Stored
 
 _DTYPE_NAMES = DTYPE_NAMES | {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
 

@@ -11,7 +11,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ..l2p_core.ops.finite import check_finite
+from ...l2p_core.ops.finite import check_finite
 from .limits import check_memory, check_pixels
 from .lora import FittingPatches
 

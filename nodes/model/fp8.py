@@ -8,8 +8,8 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..l2p_core.device.accelerator import is_out_of_memory
-from .jobs import progress_bar
+from ...l2p_core.device.accelerator import is_out_of_memory
+from ..messages.jobs import progress_bar
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max

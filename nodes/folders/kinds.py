@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from ..l2p_core.files.safetensors_header import read_header
-from ..l2p_core.files.shards import files_of
+from ...l2p_core.files.safetensors_header import read_header
+from ...l2p_core.files.shards import files_of
 from . import files
 
 DELTA, INITIAL, PIXEL, LATENT, OTHER = "delta", "pixel-init", "pixel", "latent", "other"

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from ..l2p_core.files.paths import inside
+from ...l2p_core.files.paths import inside
 
 WINDOWS = os.name == "nt"
 _CHARACTERS = re.compile(r'[<>:"|?*\x00-\x1f]')

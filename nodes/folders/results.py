@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..l2p_core.files import paths
+from ...l2p_core.files import paths
 
 
 class _Left(NamedTuple):

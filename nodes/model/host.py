@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..l2p_core.config import VARIANTS, ModelConfig
-from ..l2p_core.device.accelerator import has_own_memory
-from ..l2p_core.memory.sampling_memory import choose_tile, step_bytes
+from ...l2p_core.config import VARIANTS, ModelConfig
+from ...l2p_core.device.accelerator import has_own_memory
+from ...l2p_core.memory.sampling_memory import choose_tile, step_bytes
+from ..messages.errors import plain_errors
+from ..options import WEIGHT_DTYPES
 from . import lora_names
-from .errors import plain_errors
 from .fp8 import quantise_backbone
 from .limits import check_caption, check_pixels, free_memory
 from .network import TILE_OPTION, L2PNextDiT
-from .options import WEIGHT_DTYPES
 from .patcher import adopt, patchers_of
 from .quantised import mark_unmarked
 from .stock import L2PRow

@@ -17,10 +17,10 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ..l2p_core import tiny
-from ..l2p_core.checkpoint import load_latent, open_checkpoint
-from ..l2p_core.config import ModelConfig
-from ..l2p_core.tiny.autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder
+from ...l2p_core import tiny
+from ...l2p_core.checkpoint import load_latent, open_checkpoint
+from ...l2p_core.config import ModelConfig
+from ...l2p_core.tiny.autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder
 from .demo import load_words
 from .limits import check_caption
 from .network import SizedNextDiT

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..l2p_core.checkpoint import check_tensors
-from ..l2p_core.config import ModelConfig
-from ..l2p_core.files.quantised import unpacked
-from ..l2p_core.layouts import comfy_sources
-from ..l2p_core.model import key_shapes
+from ...l2p_core.checkpoint import check_tensors
+from ...l2p_core.config import ModelConfig
+from ...l2p_core.files.quantised import unpacked
+from ...l2p_core.layouts import comfy_sources
+from ...l2p_core.model import key_shapes
 from .quantised import check_known, described, is_for_the_host, settings_of
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import comfy.model_management
 import comfy.utils
 
-from ..l2p_core import convert, delta
-from ..l2p_core.files.tensor_io import ProgressCallback
+from ...l2p_core import convert, delta
+from ...l2p_core.files.tensor_io import ProgressCallback
 from .sentences import by_listed_names
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import comfy.weight_adapter
 from torch import Tensor
 
-from ..l2p_core.config import LATENT_PATCH, VARIANTS
+from ...l2p_core.config import LATENT_PATCH, VARIANTS
 
 PREFIX = "diffusion_model."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from .routes import running_server
+from .server import running_server
 
 EVENT = "l2p.said"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.cli_args
 import comfyui_version
 
-from ..l2p_core.device.doctor import as_text, examine
+from ...l2p_core.device.doctor import as_text, examine
 
 
 def report() -> str:

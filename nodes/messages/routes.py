@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from typing import Any
 
 from aiohttp import web
+
+from .server import running_server
 
 _PAGE = {
     "Content-Type": "text/html; charset=utf-8",
@@ -14,11 +14,6 @@ _PAGE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     "Cache-Control": "no-store",
 }
-
-
-def running_server() -> Any:
-    """The running server; None where the host's modules are used without one, which may not even import it."""
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 async def _training(request: web.Request) -> web.Response:

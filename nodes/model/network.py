@@ -16,9 +16,9 @@ from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 from einops import rearrange
 from torch import Tensor
 
-from ..l2p_core.config import NORM_EPS, ROPE_THETA, TOKEN_MULTIPLE, ModelConfig
-from ..l2p_core.detailer import DetailerHead, velocity_of
-from ..l2p_core.patch import pad_to_multiple
+from ...l2p_core.config import NORM_EPS, ROPE_THETA, TOKEN_MULTIPLE, ModelConfig
+from ...l2p_core.detailer import DetailerHead, velocity_of
+from ...l2p_core.patch import pad_to_multiple
 
 LATENT_CHANNELS = 16
 """Channels of the latent that patches made for Z-Image expect to see."""

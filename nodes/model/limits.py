@@ -9,8 +9,8 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..l2p_core.config import PIXEL_CHANNELS, ModelConfig
-from ..l2p_core.tiny.bundled import is_tiny
+from ...l2p_core.config import PIXEL_CHANNELS, ModelConfig
+from ...l2p_core.tiny.bundled import is_tiny
 
 SAMPLER_COPIES = 5
 """Float32 copies of the images that a sampler holds: noise, start, state, prediction, direction."""

@@ -7,9 +7,9 @@ from pathlib import Path, PurePath
 
 import folder_paths
 
-from ..l2p_core.files import paths
-from ..l2p_core.files.safetensors_header import CheckpointError
-from ..l2p_core.files.shards import files_of, index_of
+from ...l2p_core.files import paths
+from ...l2p_core.files.safetensors_header import CheckpointError
+from ...l2p_core.files.shards import files_of, index_of
 from .names import below
 
 FOLDER = "diffusion_models"
@@ -120,7 +120,7 @@ def _folders(indexes: Iterable[str]) -> list[str]:
 
 def _path(name: str, *folders: str) -> Path | None:
     if name == TINY:
-        from ..l2p_core.tiny import SOURCE_PATH
+        from ...l2p_core.tiny import SOURCE_PATH
 
         return SOURCE_PATH
     name = index_of(name) or name

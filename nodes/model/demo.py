@@ -9,7 +9,7 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
-from ..l2p_core import tiny
+from ...l2p_core import tiny
 from .loading import load_model
 
 DELTA_PATH = tiny.SOURCE_PATH.with_name("delta.safetensors")

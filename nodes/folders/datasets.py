@@ -8,7 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..l2p_core.files import paths
+from ...l2p_core.files import paths
 from .names import below
 
 FOLDER = "datasets"

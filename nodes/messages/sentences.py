@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..l2p_core.files.safetensors_header import CheckpointError
-from . import datasets, files, run_files
+from ...l2p_core.files.safetensors_header import CheckpointError
+from ..folders import datasets, files, run_files
 
 
 @contextmanager

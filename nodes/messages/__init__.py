@@ -1,0 +1,1 @@
+"""What users see beside images: progress, a run's live view, errors in their words."""
