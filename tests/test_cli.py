@@ -144,8 +144,8 @@ def test_an_image_to_start_from_keeps_its_orientation_and_aspect(tmp_path: Path)
     command += ["--init", str(tmp_path / "init.jpg"), "--denoise", "0.01", "--cfg", "1", "--output", str(target)]
     assert main(command) == 0
     with Image.open(target) as image:
-        assert image.size == (48, 80)  # 2 to 3 as far as multiples of 16 allow, of about 64 x 64 pixels
-        red, blue = image.convert("RGB").getpixel((24, 10)), image.convert("RGB").getpixel((24, 70))
+        assert image.size == (52, 78)  # 2 to 3, of about 64 x 64 pixels
+        red, blue = image.convert("RGB").getpixel((26, 10)), image.convert("RGB").getpixel((26, 70))
     assert isinstance(red, tuple) and isinstance(blue, tuple)
     assert red[0] > 180 > 80 > red[2] and blue[2] > 180 > 80 > blue[0]
     assert main([*command, "--overwrite", "--height", "30"]) == 0
@@ -159,12 +159,45 @@ def test_an_image_to_start_from_keeps_its_orientation_and_aspect(tmp_path: Path)
     ((3000, 4000), (600, None), (600, 800)),
     ((3000, 4000), (None, 600), (450, 600)),
     ((3000, 4000), (500, 500), (500, 500)),
-    ((20_000, 1), (None, None), (144_816, 16)),
+    ((16_000, 100), (None, None), (12_960, 80)),
+    ((100, 16_000), (None, None), (80, 12_960)),
+    ((16_000, 50), (None, None), (18_318, 57)),  # multiples of 16 would cut a tenth off
+    ((16_000, 10), (None, None), (40_960, 26)),
+    ((60_000, 15), (None, None), (64_768, 16)),
 ], ids=str)  # fmt: skip
 def test_sides_follow_the_image_that_is_started_from(
     shape: tuple[int, int], given: tuple[int | None, int | None], expected: tuple[int, int]
 ) -> None:
     assert size_like(shape, 1024, *given) == expected
+
+
+def test_a_strip_keeps_its_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of about 64 x 64 pixels too, where the shorter side would round to nothing."""
+    for shape in ((1600, 80), (80, 1600), (900, 20), (400, 31)):
+        width, height = size_like(shape, 64, None, None)
+        assert abs(width / height / (shape[0] / shape[1]) - 1) < 0.05 and min(width, height) >= 16
+    for shape, given in (((20_000, 1), (None, None)), ((900, 3), (50, None)), ((900, 1), (None, 1024))):
+        with pytest.raises(ValueError, match=r"--width and --height"):
+            size_like(shape, 1024, *given)
+    Image.new("RGB", (2000, 2)).save(tmp_path / "strip.png")
+    command = ["sample", "tiny", "--prompt", "a red circle", "--init", tmp_path / "strip.png", "--height", 100]
+    assert "The image to start from is 2000 x 2, which would make 100000 x 100 here" in mistake(capsys, *command)
+
+
+def test_options_that_are_not_followed_to_the_letter_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--prompt", "a red circle in the centre on a white background", "--steps", "1", "--cfg", "1"]
+    files = [tmp_path / f"{number}.png" for number in range(2)]
+    assert main(["sample", "tiny", *words, "--output", str(files[0])]) == 0
+    assert "--negative" not in capsys.readouterr().err
+    odd = ["--negative", "a blue square in the centre on a white background", "--tile", "3"]
+    assert main(["sample", "tiny", *words, *odd, "--output", str(files[1])]) == 0
+    said = capsys.readouterr().err
+    assert "--negative has no effect with --cfg 1" in said and "Tiles of 3 pixels are raised to 64" in said
+    assert files[0].read_bytes() != b"" and Image.open(files[0]).tobytes() == Image.open(files[1]).tobytes()
+    assert main(["sample", "tiny", *words, *odd[:2], "--cfg", "2", "--output", str(tmp_path / "guided.png")]) == 0
+    assert "--negative" not in capsys.readouterr().err
 
 
 def test_sample_explains_what_does_not_fit_before_it_reads_weights(
@@ -192,6 +225,17 @@ def test_sample_explains_what_does_not_fit_before_it_reads_weights(
         capsys, "sample", "tiny", "--prompt", "a red circle", "--init", features, *output
     )
     assert "convert it to L2P first" in mistake(capsys, "sample", source, "--prompt", "a cat", *output)
+
+
+@pytest.mark.parametrize("command", ["convert", "merge", "delta"])
+@pytest.mark.parametrize("name", ["model.ckpt", "model", "model.safetensors.bak", "v1.5"])
+def test_a_model_is_not_written_under_another_kind_of_name(
+    tmp_path: Path, command: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before the other files are opened: they are not there."""
+    sources = [tmp_path / f"{number}.safetensors" for number in range(1 if command == "convert" else 2)]
+    said = mistake(capsys, command, *sources, tmp_path / name)
+    assert said.count(name) == 1 and "end it in .safetensors" in said and not list(tmp_path.iterdir())
 
 
 def test_mistakes_are_one_line(tmp_path: Path, source: Path, pixel: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +291,8 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(source: Path) -> None:
     assert process.returncode == 0 and not errors
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "cuda:-1", "foo", "", "mps:3", "meta", "xpu:7", "hip", "cuda:x"])
+@pytest.mark.filterwarnings("error:.*device type")  # torch's of mkldnn, which would stand beside the sentence
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:-1", "foo", "", "mps:3", "meta", "xpu:7", "hip", "cuda:x", "mkldnn"])
 @pytest.mark.parametrize("command", [
     ["train", "tiny"], ["cache", "tiny"], ["sample", "tiny", "--prompt", "a red circle"], ["benchmark", "train"],
     ["benchmark", "gpu"],

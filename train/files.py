@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..l2p_core import convert, delta
+from ..l2p_core.files.model_file import check_name
 from ..l2p_core.files.units import bytes_text
 from ..l2p_core.tiny.bundled import resolve
 from .console import byte_progress
@@ -17,6 +18,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def convert_command(args: argparse.Namespace) -> None:
     """`l2p convert`: write the pixel initialisation and say what became of every key."""
+    check_name(args.target)
     with byte_progress("converting") as progress:
         report = convert.convert(
             resolve(args.source),
@@ -38,6 +40,7 @@ def convert_command(args: argparse.Namespace) -> None:
 
 def delta_command(args: argparse.Namespace) -> None:
     """`l2p delta`: write what training changed."""
+    check_name(args.target)
     with byte_progress("comparing") as progress:
         delta.extract(args.trained, resolve(args.base), args.target, overwrite=args.overwrite, progress=progress)
     _written(args.target)
@@ -45,6 +48,7 @@ def delta_command(args: argparse.Namespace) -> None:
 
 def merge_command(args: argparse.Namespace) -> None:
     """`l2p merge`: write the trained model from its delta and base."""
+    check_name(args.target)
     with byte_progress("merging") as progress:
         delta.merge(args.delta, resolve(args.base), args.target, overwrite=args.overwrite, progress=progress)
     _written(args.target)

@@ -92,7 +92,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=Number(ranges.IMAGE_SEED), nargs="+", default=[0], help="one image for each")
     group.add_argument(
         "--init", type=typed, default=None,
-        help="image to start from; cut to the shape of --width and --height if both are given",
+        help="image to start from; it is cut to the shape of --width and --height if both are given",
     )  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace images that exist")
 
@@ -110,7 +110,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--tile", type=Number(ranges.TILE), default=None,
-        help="side of the Detailer Head's tiles in pixels (default: as free memory allows)",
+        help="side of the Detailer Head's tiles in pixels, from 64 (default: as free memory allows)",
     )  # fmt: skip
     group.add_argument(
         "--weights", choices=("auto", "bf16", "fp8", "streamed"), default="auto",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from ..l2p_core.files.tensor_io import TORCH_DTYPES
 from ..l2p_core.memory import sampling_model
 from ..l2p_core.memory.compiled import check_compiler, compile_blocks
 from ..l2p_core.model import L2PModel
+from ..l2p_core.ops.head_tiles import LEAST_TILE
+from ..l2p_core.ranges import SIDE
 from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
@@ -27,7 +30,9 @@ from .sample_captions import caption_reader
 from .sample_memory import Choice, Need, free_bytes, place
 
 _MULTIPLE = 16
-"""Pixels that sides are rounded to where they follow from the shape of another image."""
+"""Pixels that sides are rounded to where they follow from the shape of another image, and the shorter one's least."""
+_CUT = 0.05
+"""Share of another image that may be cut off for the sake of such multiples; of strips it would be half."""
 
 
 class Settings(NamedTuple):
@@ -56,6 +61,8 @@ def sample_command(args: argparse.Namespace) -> None:
     config = checkpoint.pixel_config()
     settings = _settings(args, config)
     read_captions = caption_reader(args, base, config, settings.cfg)
+    for note in _notes(args, settings.cfg):
+        print(note, file=sys.stderr)
     width, height = _size(args, config)
     need = Need(config, height, width, _dtype(base, checkpoint))
     choice = place(args.device, need, args.weights)
@@ -66,7 +73,7 @@ def sample_command(args: argparse.Namespace) -> None:
     positive, negative = read_captions(device)
     model = _load(opened, choice)
     caption = max(len(positive), 0 if negative is None else len(negative))
-    model.tile = args.tile or need.tile(choice.form, caption, free_bytes(device))
+    model.tile = max(args.tile, LEAST_TILE) if args.tile else need.tile(choice.form, caption, free_bytes(device))
     if args.compile:
         compile_blocks(model)
     for seed, target in targets.items():
@@ -102,6 +109,16 @@ def _settings(args: argparse.Namespace, config: ModelConfig) -> Settings:
     )
 
 
+def _notes(args: argparse.Namespace, cfg: float) -> list[str]:
+    """Sentences on options that are not followed to the letter."""
+    notes = []
+    if args.negative is not None and cfg == 1:
+        notes.append("--negative has no effect with --cfg 1, which is no guidance: raise --cfg above 1.")
+    if args.tile and args.tile < LEAST_TILE:
+        notes.append(f"Tiles of {args.tile} pixels are raised to {LEAST_TILE}: smaller ones are much slower.")
+    return notes
+
+
 def _size(args: argparse.Namespace, config: ModelConfig) -> tuple[int, int]:
     """(width, height) of the images."""
     side = IMAGE_SIZE if is_tiny(config) else variant_row(str(config.variant)).pixels
@@ -111,19 +128,35 @@ def _size(args: argparse.Namespace, config: ModelConfig) -> tuple[int, int]:
 
 
 def size_like(shape: tuple[int, int], side: int, width: int | None, height: int | None) -> tuple[int, int]:
-    """(width, height) in the shape of another image, of a square's area; a side that is given decides the other."""
-    aspect = shape[0] / shape[1]
+    """(width, height) in the shape of another image, of a square's area; a side that is given decides the other.
+
+    Raises:
+        ValueError: if no size of whole pixels has that shape, as a strip's.
+    """
     if width and height:
         return width, height
+    aspect = shape[0] / shape[1]
     if width:
-        return width, max(1, round(width / aspect))
-    if height:
-        return max(1, round(height * aspect)), height
-    return _rounded(side * aspect**0.5), _rounded(side / aspect**0.5)
+        size = width, round(width / aspect)
+    elif height:
+        size = round(height * aspect), height
+    else:
+        # A strip is longer than its area would have it, rather than cut.
+        scale = max(1.0, _MULTIPLE / (side * min(aspect, 1 / aspect) ** 0.5))
+        size = _rounded(scale * side * aspect**0.5, scale * side / aspect**0.5)
+    if min(size) < SIDE.least or max(size) > SIDE.most:
+        raise ValueError(
+            f"The image to start from is {shape[0]} x {shape[1]}, which would make {size[0]} x {size[1]} here: give "
+            "both --width and --height, to whose shape it is cut."
+        )
+    return size
 
 
-def _rounded(length: float) -> int:
-    return max(1, round(length / _MULTIPLE)) * _MULTIPLE
+def _rounded(width: float, height: float) -> tuple[int, int]:
+    """To multiples where they keep the shape, else to pixels."""
+    size = round(width / _MULTIPLE) * _MULTIPLE, round(height / _MULTIPLE) * _MULTIPLE
+    change = size[0] / size[1] * height / width
+    return size if 1 - _CUT <= change <= 1 / (1 - _CUT) else (round(width), round(height))
 
 
 def _dtype(base: Path, checkpoint: Checkpoint) -> torch.dtype:

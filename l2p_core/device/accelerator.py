@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from threading import Event
 from typing import Any
@@ -32,7 +33,9 @@ def named(text: str) -> torch.device:
         ValueError: if it has not, with the devices that it has.
     """
     try:
-        device = torch.device(text)
+        with warnings.catch_warnings():  # of names that torch is about to forget; what is not there is said here
+            warnings.simplefilter("ignore")
+            device = torch.device(text.strip().lower())
     except RuntimeError:
         device = None
     if device is not None and device.type == "cpu":

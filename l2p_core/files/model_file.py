@@ -14,6 +14,9 @@ from .atomic import atomic_file
 from .safetensors_header import CheckpointError, header_room, nbytes
 from .tensor_io import TensorWriter, itemsize
 
+SUFFIXES = (".safetensors", ".sft")
+"""How the names of safetensors files end."""
+
 
 class Slot(NamedTuple):
     """A tensor to write, by its ComfyUI key."""
@@ -51,6 +54,18 @@ def model_file(
 def aligned(slots: Iterable[Slot]) -> list[Slot]:
     """Wider numbers first, as the format's own writer does, so that every tensor is aligned for any reader."""
     return sorted(slots, key=lambda slot: -itemsize(slot.dtype))
+
+
+def check_name(target: Path) -> None:
+    """Refuse a name that other programs would not take for that of a safetensors file; ComfyUI would not list it.
+
+    Raises:
+        CheckpointError: unless the name ends as safetensors files do. What is wrong with a folder's is said later.
+    """
+    if target.suffix.lower() not in SUFFIXES and not target.is_dir():
+        raise CheckpointError(
+            f"{target.name} is not the name of a safetensors file, which is what is written: end it in {SUFFIXES[0]}."
+        )
 
 
 def refuse_own_source(target: Path, sources: Sequence[Path]) -> None:

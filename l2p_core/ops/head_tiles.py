@@ -9,6 +9,9 @@ from .region import Region, stage_regions
 TILES = (4096, 2048, 1024, 512, 256)
 """Sides that an automatic tile can have."""
 
+LEAST_TILE = 64
+"""The smallest side that people can ask for: of smaller tiles nearly all that is computed is what they overlap in."""
+
 MOST_ELEMENTS = 2**31 - 1
 """Of one tensor: convolutions of GPUs count in 32 bits, and refuse more or become slow."""
 

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 import folder_paths
 
 from ...l2p_core.files import paths
+from ...l2p_core.files.model_file import SUFFIXES
 from ...l2p_core.files.safetensors_header import CheckpointError
 from ...l2p_core.files.shards import files_of, index_of
 from .names import below
@@ -24,7 +25,7 @@ def choices(*folders: str) -> list[str]:
     """The models in the host's folders of some kinds (diffusion_models), as the user sees them, each name once:
     safetensors files; of shards, once, the folder that they lie in, or their index where it cannot be the folder."""
     names = [name for folder in folders or (FOLDER,) for name in folder_paths.get_filename_list(folder)]
-    names = [name for name in dict.fromkeys(names) if name.lower().endswith((".safetensors", ".sft"))]
+    names = [name for name in dict.fromkeys(names) if name.lower().endswith(SUFFIXES)]
     indexes = {index for name in names if (index := index_of(name))}
     return [*(name for name in names if not index_of(name)), *sorted(_folders(indexes))]
 
@@ -65,10 +66,10 @@ def target(name: str) -> Path:
     path = below(root, name)
     if path is None:
         raise ValueError(f"The file name {name!r} leads out of models/{FOLDER}: give a name inside it.")
-    if path == root or path.name in (".safetensors", ".sft"):
+    if path == root or path.name in SUFFIXES:
         raise ValueError("The file name is empty: give the new file a name.")
-    if path.suffix.lower() not in (".safetensors", ".sft"):
-        path = path.with_name(path.name + ".safetensors")
+    if path.suffix.lower() not in SUFFIXES:
+        path = path.with_name(path.name + SUFFIXES[0])
     return path
 
 

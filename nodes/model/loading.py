@@ -22,6 +22,7 @@ from ...l2p_core.files.shards import files_of
 from ...l2p_core.files.tensor_io import TORCH_DTYPES
 from ...l2p_core.layouts import comfy_sources
 from ...l2p_core.model import key_shapes
+from ...l2p_core.ops.head_tiles import LEAST_TILE
 from ...l2p_core.tiny import SOURCE_PATH
 from ..folders import files
 from ..messages.jobs import progress_bar
@@ -32,8 +33,6 @@ from .quantised import is_for_the_host, mark_layers
 
 HEAD_TILES = {"auto": None, "whole": 0}
 """Words for the head's tile; a number of pixels is the third choice."""
-
-MIN_TILE = 64
 
 
 @by_listed_names()
@@ -134,8 +133,8 @@ def parse_head_tile(text: str) -> int | None:
     """
     if text in HEAD_TILES:
         return HEAD_TILES[text]
-    if not text.isdecimal() or int(text) < MIN_TILE:
-        raise ValueError(f"The head tile is {text!r}: choose auto, whole, or a number of pixels from {MIN_TILE}.")
+    if not text.isdecimal() or int(text) < LEAST_TILE:
+        raise ValueError(f"The head tile is {text!r}: choose auto, whole, or a number of pixels from {LEAST_TILE}.")
     return int(text)
 
 
