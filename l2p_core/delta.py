@@ -1,10 +1,10 @@
-"""Deltas: only what training changed, to share in place of a whole model and to put back onto its base.
+"""Deltas: the weights that training changed, for sharing and for merging into their base.
 
-Shallow training leaves over half of the weights as they were (arXiv 2605.12013 section 3.2). A delta holds the
-others, and for each one that it leaves out its dtype, shape and hash. So it merges onto whatever holds the same
-numbers, the pixel initialisation or the latent source, in any layout and however sharded; anything else is refused.
-The merged model equals the trained one bit for bit. Low-rank adapters of the policy "lora" lie beside the full tensors
-and are added to the base's weights (see `lora`): these equal the trained ones to the rounding of their dtype.
+Shallow training leaves over half of the weights unchanged (arXiv 2605.12013 section 3.2). A delta holds the changed
+weights, and the dtype, shape and hash of each unchanged one. It therefore merges into any file with the same unchanged
+weights, the pixel initialisation or the latent source, in any layout and sharding, and refuses all others. The merged
+model equals the trained one bit for bit. Low-rank adapters of the policy "lora" are stored beside the full tensors and
+added to the base's weights (see `deltas.low_rank`); the results equal the trained weights up to rounding.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _INHERITED = (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)
 
 @dataclass(frozen=True)
 class DeltaReport:
-    """Which tensors (ComfyUI keys) came out of training and which are the base's."""
+    """Which tensors (ComfyUI keys) were trained and which are the base's."""
 
     target: Path
     trained: tuple[str, ...]
     kept: tuple[str, ...]
 
     def summary(self) -> str:
-        """A line of text for each."""
-        parts = {"trained": self.trained, "left as in the base": self.kept}
+        """One line of text for each."""
+        parts = {"trained": self.trained, "unchanged from the base": self.kept}
         lines = [
             f"{len(names)} {how}: " + ", ".join(f"{count} of {part}" for part, count in metadata.grouped(names).items())
             for how, names in parts.items()
@@ -64,13 +64,13 @@ def extract(
 
     Args:
         trained: the trained model, complete.
-        base: what it was trained from: its pixel initialisation, or the latent source of that.
+        base: the model it was trained from: its pixel initialisation, or the initialisation's latent source.
         target: the file to write.
         overwrite: whether an existing target may be replaced.
-        progress: called with (bytes done, bytes in all) of the trained model; what it raises stops the work.
+        progress: called with (bytes done, total bytes) of the trained model; an exception from it stops the work.
 
     Raises:
-        CheckpointError: if a file is unsuitable, the two have nothing in common, or nothing was trained.
+        CheckpointError: if a file is unsuitable, the two have no tensor in common, or nothing was trained.
     """
     target, new, old = Path(target), open_checkpoint(trained), open_checkpoint(base)
     config = new.pixel_config()
@@ -83,11 +83,11 @@ def extract(
     about = _inherited(old.metadata) | _inherited(new.metadata)
     counter = Progress(new.nbytes, progress)
     with ChunkReader() as reader:
-        # Told apart first, so that the disk is asked for the room of what is written and no more.
+        # Compared first, so that disk space is checked for exactly what will be written.
         kept = _kept(reader, new, old, key_shapes(config), counter)
         order = [stored for stored in _in_file_order(new, key_shapes(config)) if stored.name not in kept]
         if not order:
-            raise CheckpointError(f"{trained} is no different from {base}: there is nothing to keep in a delta.")
+            raise CheckpointError(f"{trained} is identical to {base}: there is nothing to store in a delta.")
         slots = aligned(Slot(stored.name, stored.dtype, stored.shape) for stored in order)
         text = _describe(config, about, kept)
         room = header_room(slots, text)
@@ -104,7 +104,7 @@ def extract(
 def _kept(
     reader: ChunkReader, new: Checkpoint, old: Checkpoint, names: Iterable[str], counter: Progress
 ) -> dict[str, Kept]:
-    """The tensors of a trained model that its base has too, and that a delta therefore leaves to it."""
+    """The tensors of a trained model that are unchanged from its base, which a delta therefore does not store."""
     kept: dict[str, Kept] = {}
     for stored in _in_file_order(new, names):
         digest = digest_if_equal(reader, stored, old.tensors.get(stored.name))
@@ -122,10 +122,10 @@ def save(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write trained weights, by their ComfyUI keys, as a delta on `base`; all other weights are the base's.
+    """Write trained weights, given by ComfyUI keys, as a delta on `base`; all other weights are the base's.
 
-    Parts of adapters, as `Trainer.trained` names them, are written under the names that ComfyUI's LoRA loader knows.
-    `about` is further metadata. The base is hashed the first time, and again only when its files change.
+    Adapter matrices, named as in `Trainer.trained`, are written under the names that ComfyUI's LoRA loader expects.
+    `about` is further metadata. The base is hashed the first time and again only when its files change.
 
     Raises:
         CheckpointError: if the tensors and the base do not make one L2P model, or the file cannot be written.
@@ -133,7 +133,7 @@ def save(
     old = open_checkpoint(base)
     check_exact(old, key_shapes(old.plain_config()))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not lora.is_adapter(name)}
-    # Where the numbers are does not matter here, only that they make a model.
+    # Where the data lies does not matter here, only that the shapes make a complete model.
     whole = replace(old, tensors=old.tensors | {name: Stored(name, "F32", shape, ()) for name, shape in shapes.items()})
     config = whole.pixel_config()
     expected = key_shapes(config)
@@ -160,15 +160,15 @@ def merge(
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
 ) -> DeltaReport:
-    """Write the trained model: the delta's tensors, and from the base those that it leaves out, adapters added.
+    """Write the trained model: the delta's tensors and the base's remaining ones, with adapters added.
 
     Args:
-        delta: a file that `extract` or `save` wrote.
+        delta: a file written by `extract` or `save`.
         base: the pixel initialisation or the latent source that it was made for.
         target: the file to write.
         layout: of the keys written, "comfy" or "diffusers".
         overwrite: whether an existing target may be replaced.
-        progress: called with (bytes done, bytes in all); what it raises stops the work.
+        progress: called with (bytes done, total bytes); an exception from it stops the work.
 
     Raises:
         CheckpointError: if the delta was made for another base, or a file is unsuitable or cannot be written.
@@ -197,7 +197,7 @@ def merge(
             else:
                 _copy(reader, stored, writer, places[stored.name], digest)
             if digest and short_digest(digest) != kept[stored.name].digest:
-                raise other_base(delta, base, f"its '{stored.name}' has other numbers")
+                raise other_base(delta, base, f"its '{stored.name}' has other values")
             counter.advance(stored.nbytes)
         writer.finish(checkpoint.metadata)
     return DeltaReport(target, merged.trained, merged.untouched)
@@ -211,10 +211,10 @@ def load_model(
     progress: ProgressCallback | None = None,
     checking: ProgressCallback | None = None,
 ) -> L2PModel:
-    """The trained model in memory, without a merged file; other arguments as `checkpoint.load_model`.
+    """Load the trained model without writing a merged file; other arguments as `checkpoint.load_model`.
 
     Args:
-        checking: called with (bytes read, bytes in all) while it is seen, first, that the base is the right one.
+        checking: called with (bytes read, total bytes) during the initial check that the base is the right one.
 
     Raises:
         CheckpointError: as `merge`.
@@ -230,7 +230,7 @@ def load_model(
 
 
 def _in_file_order(checkpoint: Checkpoint, names: Iterable[str]) -> list[Stored]:
-    """Tensors in the order of their bytes, so that disks read ahead."""
+    """Tensors in file order, for sequential reads."""
     held = [checkpoint.tensors[name] for name in names]
     return sorted(held, key=lambda stored: (stored.pieces[0].path, stored.pieces[0].start))
 
@@ -249,7 +249,7 @@ def _paths(*opened: Checkpoint) -> list[Path]:
 
 
 def _inherited(known: Mapping[str, str]) -> dict[str, str]:
-    """What a file takes over from the one it is made of: which source, seed and initialisation that had."""
+    """Metadata inherited from the file that another is made from: source, seed and initialisation."""
     return {name: known[name] for name in _INHERITED if name in known}
 
 

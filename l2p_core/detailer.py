@@ -1,8 +1,8 @@
 """The Detailer Head: a small U-Net from noisy pixels and backbone features to pixels (arXiv 2605.12013 section 3.2).
 
-Evaluated whole, or tile by tile with the same result. A tile's halo is not a fixed margin: `region.stage_regions`
-walks the network backwards from the wanted output, so that deep stages compute a few cells more than their share
-and the costly full-resolution ones a single pixel.
+The head is evaluated whole, or tile by tile with the same result. A tile has no fixed margin: `region.stage_regions`
+walks the network backwards from the wanted output, so that deep stages compute a few extra cells and the costly
+full-resolution stages only a single extra pixel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DetailerHead(nn.Module):
     Args:
         variant: a row of `config.VARIANTS` by name, or a HeadConfig read off a checkpoint.
         dim: the backbone's width.
-        operations: the namespace to take Conv2d from; a host gives its own, which casts and offloads.
+        operations: the namespace of Conv2d; a host passes its own, whose layers cast and offload.
         factory: keyword arguments of those layers, such as dtype and device.
     """
 
@@ -38,7 +38,7 @@ class DetailerHead(nn.Module):
         self.stages, self._config, self._dim = config.stages, config, dim
         self.gradient_checkpointing = False
         self.compiled: Callable[[Tensor, Tensor], Tensor] | None = None  # `whole`, by `compile_blocks`
-        self.fused: bool | None = None  # decoder stages; None is where it was measured to pay
+        self.fused: bool | None = None  # decoder stages; None fuses where measurements show a gain
 
         def conv(inside: int, outside: int, kernel: int = 3) -> nn.Module:
             return operations.Conv2d(inside, outside, kernel, padding=kernel // 2, **factory)
@@ -62,22 +62,22 @@ class DetailerHead(nn.Module):
         Args:
             pixels: (B, 3, H, W), the noisy image; H and W multiples of 2^stages.
             features: (B, dim, rows, columns), the backbone's map of any grid (nearest-resized to the bottleneck).
-            tile: side in pixels of the squares to evaluate one by one, None for the whole image at once. Memory
-                beyond input and output follows the tile; the result does not depend on it. It is smaller where maps
-                would have more elements than a GPU counts.
+            tile: side in pixels of the squares that are evaluated one by one, None for the whole image at once. It
+                determines the memory beyond input and output, not the result. A smaller tile is used if a feature map
+                would otherwise exceed the number of elements that GPU kernels can index.
 
         Returns:
             x0 - noise, (B, 3, H, W).
 
         Raises:
-            ValueError: if a side is no multiple of 2^stages, or `tile` is below 1.
+            ValueError: if a side is not a multiple of 2^stages, or `tile` is below 1.
         """
         height, width = pixels.shape[-2:]
         stride = 2 ** len(self.stages)
         if height % stride or width % stride:
-            raise ValueError(f"The Detailer Head takes sides that are multiples of {stride}, not {width}x{height}.")
+            raise ValueError(f"The Detailer Head needs sides that are multiples of {stride}, not {width}x{height}.")
         if tile is not None and tile < 1:
-            raise ValueError(f"A tile of {tile} pixels is not possible: give 1 or more, or none for the whole image.")
+            raise ValueError(f"A tile of {tile} pixels is not valid: give 1 or more, or none for the whole image.")
         image = Region(0, height, 0, width)
         tile = countable(self._config, self._dim, image, len(pixels), tile)
         if tile is None or tile >= max(height, width):
@@ -98,7 +98,7 @@ class DetailerHead(nn.Module):
         return Fusion(pays_on(pixels.device, at_once) if self.fused is None else self.fused)
 
     def _region(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, fusion: Fusion) -> Tensor:
-        """The output over `wanted`, computing of every stage only what that depends on."""
+        """The output over `wanted`; each stage computes only the region that this output depends on."""
         regions, bottleneck = stage_regions(wanted, image, len(self.stages))
         x = pixels[regions[0].encoder_reads.index]
         # Convolutions run fastest in channels-last order; `l2p benchmark head` measures it.
@@ -127,7 +127,7 @@ class DetailerHead(nn.Module):
         return _silu(self._merged(stage, at, x, skip))
 
     def _merged(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
-        """The stage as written, before its SiLU; `x` covers what `at.upsampled` touches."""
+        """The stage as published, before its SiLU; `x` covers what `at.upsampled` touches."""
         with unwidened(x):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         x = _cropped(x, at.upsampled.halved().doubled(), at.upsampled)
@@ -136,7 +136,7 @@ class DetailerHead(nn.Module):
         return _cropped(self._conv("dec", stage, 0)(x), at.merged, at.decoded)
 
     def _fused(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
-        """The same with both convolutions in one, and the image's outermost pixels as written."""
+        """The same with both convolutions fused, except the image's outermost pixels."""
         coarse = at.upsampled.halved()
         through, output = fused_stage(
             x, _cropped(skip, at.encoded, at.merged), self._conv("up", stage, 1), self._conv("dec", stage, 0), fusion
@@ -161,14 +161,14 @@ class DetailerHead(nn.Module):
 
 
 def velocity_of(output: Tensor) -> Tensor:
-    """The velocity noise - x0 from the head's x0 - noise; in place where nothing trains: at 10K a copy is 0.6 GB."""
+    """The velocity noise - x0 from the head's x0 - noise; in place without gradients, as a copy at 10K takes 0.6 GB."""
     return -output if torch.is_grad_enabled() else output.neg_()
 
 
 def nearest(features: Tensor, grid: tuple[int, int], wanted: Region) -> Tensor:
-    """The part `wanted` of `features` nearest-resized to `grid`, without building the rest.
+    """The part `wanted` of `features` nearest-resized to `grid`, without computing the rest.
 
-    Integer arithmetic, so a tile reads the same cells as the whole image at any size.
+    Integer arithmetic makes a tile read the same cells as the whole image at any size.
     """
     rows, columns = features.shape[-2:]
     if (rows, columns) == grid:
@@ -181,8 +181,8 @@ def nearest(features: Tensor, grid: tuple[int, int], wanted: Region) -> Tensor:
 def _cropped(x: Tensor, covered: Region, wanted: Region) -> Tensor:
     """The part `wanted` of a tensor that covers `covered`.
 
-    Every convolution pads with zeros. Where its input ends at the image's border that is right; elsewhere the input
-    is one cell larger than the output that is wanted, and this crop takes the wrong frame off.
+    Every convolution pads with zeros. That is correct at the image's border; elsewhere the input is one cell larger
+    than the wanted output, and this crop removes the incorrect margin.
     """
     return x if covered == wanted else x[wanted.within(covered).index]
 

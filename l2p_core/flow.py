@@ -15,10 +15,10 @@ from torch import Tensor
 from .ops.finite import check_finite
 
 FlowModel = Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]
-"""(noisy, sigma (B,), captions) -> velocity; L2PModel and LatentModel are such."""
+"""(noisy, sigma (B,), captions) -> velocity, such as L2PModel and LatentModel."""
 
 Progress = Callable[[int, int, Tensor], None]
-"""Called after every step with (steps done, steps in all, the predicted x0); may raise to interrupt."""
+"""Called after every step with (steps done, total steps, predicted x0); may raise to interrupt."""
 
 TRAINING_GRID_STEPS = 500
 
@@ -32,13 +32,13 @@ def sigmas(steps: int, shift: float = 3.0, denoise: float = 1.0) -> Tensor:
         denoise: where u starts, in (0, 1]; 1 starts from pure noise.
 
     Returns:
-        (steps + 1,) float32, falling and ending in 0.
+        (steps + 1,) float32, decreasing to 0.
 
     Raises:
         ValueError: for values outside these ranges.
     """
     if steps < 1:
-        raise ValueError(f"Sampling takes at least 1 step, not {steps}.")
+        raise ValueError(f"Sampling needs at least 1 step, not {steps}.")
     if not 0 < shift < math.inf:
         raise ValueError(f"The shift must be above 0, not {shift}; 3 is the published value.")
     if not 0 < denoise <= 1:
@@ -48,7 +48,7 @@ def sigmas(steps: int, shift: float = 3.0, denoise: float = 1.0) -> Tensor:
 
 
 def training_sigmas(shift: float = 3.0) -> Tensor:
-    """The grid (500,) that training draws noise levels from, uniformly; without the final 0."""
+    """The grid (500,) of noise levels that training samples uniformly, without the final 0."""
     return sigmas(TRAINING_GRID_STEPS, shift)[:-1]
 
 
@@ -104,7 +104,7 @@ def euler(
         level = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         velocity = model(x, level, captions).float()
         if negative is not None:
-            # Two passes rather than one of twice the batch: half the memory, and no masked attention.
+            # Two passes rather than one doubled batch: half the memory, and no masked attention.
             unguided = model(x, level, negative).float()
             velocity = unguided + cfg * (velocity - unguided)
         if progress:
@@ -114,7 +114,7 @@ def euler(
 
 
 def _refined(model: FlowModel, captions: Any) -> Any:
-    """Captions as the model reads them in every step, where it can work that out beforehand."""
+    """Captions in the form that the model reads in every step, if it can compute that in advance."""
     refined = getattr(model, "refined", None)
     return captions if refined is None else refined(captions)
 
@@ -136,9 +136,9 @@ def sample(
         model: an L2PModel.
         noise: (B, 3, H, W) standard normal.
         captions: B tensors (L_i, caption_dim).
-        sigmas: (steps + 1,) falling noise levels, see `sigmas`.
-        cfg: guidance, v = v_negative + cfg (v - v_negative); 1 is none and skips the second pass.
-        negative: B tensors as `captions`, needed unless cfg is 1.
+        sigmas: (steps + 1,) decreasing noise levels, see `sigmas`.
+        cfg: guidance, v = v_negative + cfg (v - v_negative); 1 disables guidance and skips the second pass.
+        negative: B tensors as `captions`, required unless cfg is 1.
         init: (B, 3, H, W) images in [-1, 1] to start from (image-to-image), noised to sigmas[0].
         progress: called after every step.
 
@@ -146,7 +146,7 @@ def sample(
         Pixels (B, 3, H, W) in [-1, 1], float32.
 
     Raises:
-        ValueError: if guidance is asked for without negative captions, or an image is not finite.
+        ValueError: if guidance is requested without negative captions, or an image is not finite.
     """
     end = euler(model, noise, captions, sigmas=sigmas, cfg=cfg, negative=negative, init=init, progress=progress)
     check_finite(end)

@@ -1,4 +1,4 @@
-"""Patch geometry: pixels to tokens, and padding to what a variant needs (arXiv 2605.12013 section 3.1)."""
+"""Patch geometry: pixels to tokens, and padding to a variant's multiples (arXiv 2605.12013 section 3.1)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def padded_size(size: int, multiple: int) -> int:
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Extend (B, C, H, W) at the bottom and right by mirroring until both sides are multiples of `multiple`.
+    """Extend (B, C, H, W) at the bottom and right by mirroring, until both sides are multiples of `multiple`.
 
-    Mirroring keeps the statistics of a noisy image, which zeros or a repeated edge would not; unlike
-    `torch.nn.functional.pad` it also serves margins wider than the image (a 50-pixel image padded to 320).
+    Mirroring preserves the statistics of a noisy image, unlike zeros or a repeated edge. Unlike
+    `torch.nn.functional.pad`, it also works for margins wider than the image (a 50-pixel image padded to 320).
     """
     height, width = x.shape[-2:]
     if height % multiple:

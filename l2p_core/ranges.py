@@ -1,6 +1,6 @@
-"""What every number that a user gives may be: the ranges of recipes, of the command line and of the core's functions.
+"""Valid ranges of all numbers that users enter: in recipes, on the command line and in the core's functions.
 
-Upper ends that nothing in the method demands are where a value can only be a slip of the keyboard.
+Where the method sets no upper limit, the limit marks values that can only be typing errors.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers from `least` to `most`; without an end itself where it is open.
+    """The finite numbers from `least` to `most`, excluding an open end.
 
     Attributes:
-        whole: whether only whole numbers belong to it.
+        whole: whether the range contains whole numbers only.
+        above: whether `least` itself is excluded.
+        below: whether `most` itself is excluded.
     """
 
     least: float
@@ -26,7 +28,7 @@ class Range:
     below: bool = False
 
     def problem(self, value: float) -> str | None:
-        """What a value that is not in the range must be, as the end of a sentence; None for one that is."""
+        """What the value would have to be, as the end of a sentence; None if it is in the range."""
         if isinstance(value, float) and not math.isfinite(value):
             return "a finite number"
         if value < self.least or (self.above and value == self.least):
@@ -36,10 +38,10 @@ class Range:
         return None
 
     def check(self, name: str, value: float) -> None:
-        """Hold a value to the range.
+        """Check that a value is in the range.
 
         Raises:
-            ValueError: with the value's name and what it must be.
+            ValueError: naming the value and what it must be.
         """
         problem = self.problem(value)
         if problem:
@@ -47,10 +49,10 @@ class Range:
 
 
 def check(values: Any, ranges: Mapping[str, Range]) -> None:
-    """Hold the fields of a dataclass to their ranges; None, which stands for a default, is in all of them.
+    """Check the fields of a dataclass against their ranges; None, which stands for a default, is always valid.
 
     Raises:
-        ValueError: naming the first field that is not in its range, and what it must be.
+        ValueError: naming the first field outside its range, and what it must be.
     """
     for name, allowed in ranges.items():
         value = getattr(values, name)
@@ -67,39 +69,39 @@ def _above(least: float, most: float) -> Range:
 
 
 SEED = _whole(-(1 << 63), (1 << 63) - 1)
-"""Of a recipe or a conversion: TOML's integers have 64 bits."""
+"""Seed of a recipe or a conversion: TOML's integers have 64 bits."""
 IMAGE_SEED = _whole(-(1 << 63), (1 << 64) - 1)
-"""Of one image's noise: what torch's generators take, and ComfyUI gives."""
+"""Seed of one image's noise: what torch's generators accept and ComfyUI supplies."""
 SAMPLING_STEPS = _whole(1, 10_000)
 CFG = Range(0, 1000)
 SHIFT = _above(0, 1000)
 DENOISE = _above(0, 1)
 SIDE = _whole(1, 65_536)
-"""Pixels of an image's side."""
+"""Side of an image in pixels."""
 TILE = _whole(1, 65_536)
-"""Pixels of the side of the head's tiles."""
+"""Side of the head's tiles in pixels."""
 HEAD_WIDTH = Range(1 / 64, 16)
-"""Factor on the Detailer Head's widths: of the 1k variant, whose narrowest stage has 64 channels, one is left at 1/64.
-Every stage keeps one channel at least."""
+"""Factor on the Detailer Head's widths. Every stage keeps at least one channel: at 1/64, the narrowest stage of the 1k
+variant goes from 64 channels to one."""
 SHARE = Range(0, 1)
 PART = Range(0, 1, below=True)
-"""A share of less than all."""
+"""A share below 1."""
 STEPS = _whole(1, 1_000_000_000)
-"""Of training."""
+"""Training steps."""
 COUNT = _whole(1, 1_000_000_000)
 COUNT_OR_NONE = _whole(0, 1_000_000_000)
 FIRST = _whole(0, 1 << 32)
-"""Number of a prompt's first image; images are seeded by it."""
+"""Index of a prompt's first image; images are seeded by it."""
 BATCH = _whole(1, 1_000_000)
 BLOCKS = _whole(0, 1000)
 ACTIVATIONS = _whole(-1, 1000)
-"""Of how many blocks activations are kept; -1 is as many as there is room for."""
+"""Number of blocks that keep their activations; -1 means as many as fit into memory."""
 WORKERS = _whole(1, 256)
 RANK = _whole(1, 65_536)
 LEARNING_RATE = _above(0, 10)
 FACTOR = _above(0, 1e6)
 DECAY = Range(0, 100)
-"""Of weights, at a learning rate of 1."""
+"""Weight decay, at a learning rate of 1."""
 NORM = _above(0, 1e12)
 DIVERGENCE = _above(1, 1e9)
 GIGABYTES = _above(0, 1e6)

@@ -1,4 +1,4 @@
-"""The choices of a training run; the defaults are the published 1k recipe (arXiv 2605.12013 section 4.1)."""
+"""The settings of a training run; the defaults are the published 1k recipe (arXiv 2605.12013 section 4.1)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RANGES = {
     "keep_activations": ranges.ACTIVATIONS,
     "seed": ranges.SEED,
 }
-"""Of every number that is not one of a few `_CHOICES`."""
+"""Of every number that is not one of the few in `_CHOICES`."""
 
 
 @dataclass(frozen=True)
@@ -42,38 +42,42 @@ class TrainingConfig:
     """How to train.
 
     Attributes:
-        steps: optimiser steps of the whole run; the learning-rate schedule is laid out over them.
+        steps: optimiser steps of the whole run, over which the learning-rate schedule extends.
         lr: peak learning rate.
-        backbone_lr_scale: factor on it for what the source already knew (all but patch embedder and head).
+        backbone_lr_scale: factor on `lr` for the layers that the source already trained (all but patch embedder and
+            head).
         weight_decay: of AdamW.
-        warmup_steps: linear warm-up.
+        warmup_steps: steps of linear warm-up.
         decay: "constant" or "cosine" (down to a tenth) after the warm-up.
         clip_norm: gradients are scaled down to this total norm.
-        accumulate: micro-batches a step.
-        ema_decay: of the averaged weights, approached over the first steps; 0 keeps none.
+        accumulate: micro-batches per step.
+        ema_decay: decay of the averaged weights, ramped up over the first steps; 0 disables averaging.
         caption_dropout: share of samples trained with the empty caption, for guidance.
         shift: of the 500-step grid that noise levels are drawn from.
-        policy: "shallow", "lora" (the shallow layers in full, and low-rank adapters on all other blocks) or "all".
-        blocks: backbone blocks trained in full at each end under "shallow" and "lora".
-        lora_rank: of the adapters under "lora".
+        policy: "shallow", "lora" (shallow layers in full, low-rank adapters on all other blocks) or "all".
+        blocks: backbone blocks trained in full at each end with "shallow" and "lora".
+        lora_rank: rank of the adapters with "lora".
         lora_alpha: adapters are scaled by lora_alpha / lora_rank.
         precision: "bf16" computes in bfloat16 with float32 trained weights and bfloat16 frozen ones; or "fp32".
-        frozen: what weights of linear layers in blocks that do not train are kept in: "full", what `precision` computes
-            in; or "fp8", float8 with a factor for each row, which takes half of bfloat16's memory.
-        stream: keep these weights in CPU memory and bring them to the device block by block; under `offload` those of
-            blocks that train too.
-        optimiser_bits: of AdamW's two moments of every trained number: 32, or 8, which needs the library bitsandbytes.
-        step_early: step each weight as soon as its gradient is complete, so that gradients never pile up; see `early`.
-        offload: keep trained weights (float32), moments and averages in CPU memory and step them there; see `offload`.
-        gradient_checkpointing: recompute blocks and head stages in the backward pass, for less memory.
-        keep_activations: of how many joint blocks these are kept nevertheless, see `recompute`; -1, of as many as
-            memory has room for, without any checkpointing if that is all.
-        compile: compile the blocks with torch.compile, see `compiled`: the first steps take minutes, later ones less.
-        deterministic: compute the same bits each time on a GPU too, see `determinism`; slower.
-        parallel: how several processes (torchrun) train together: "ddp", each with the whole model; "fsdp", the model
-            cut among them; or "auto", as memory allows.
-        noise: "seeded" draws an image's noise from its own seed where it has one; "fresh" never does.
-        seed: of everything random about the samples.
+        frozen: storage of the linear weights of frozen blocks: "full", in the dtype that `precision` computes in; or
+            "fp8", float8 with one factor per row, which takes half of bfloat16's memory.
+        stream: keep these weights in RAM and copy them to the device block by block; with `offload` also those of
+            trained blocks.
+        optimiser_bits: of AdamW's two moments of every trained element: 32, or 8, which needs the library bitsandbytes.
+        step_early: step each weight as soon as its gradient is complete, so that gradients never accumulate; see
+            `training.in_backward`.
+        offload: keep trained weights (float32), moments and averages in RAM and step them there; see
+            `training.offload`.
+        gradient_checkpointing: recompute blocks and head stages in the backward pass to save memory.
+        keep_activations: number of joint blocks that are not checkpointed, see `memory.checkpointing`; -1 means as many
+            as fit into memory, and no checkpointing at all if everything fits.
+        compile: compile the blocks with torch.compile, see `memory.compiled`: the first steps take minutes, later ones
+            less.
+        deterministic: compute the same bits each time on a GPU too, see `device.determinism`; slower.
+        parallel: how several processes (torchrun) train together: "ddp", each with the whole model; "fsdp", with the
+            model sharded among them; or "auto", which chooses by memory.
+        noise: "seeded" draws an image's noise from its own seed if it has one; "fresh" never does.
+        seed: seed of all random choices about the samples.
 
     Raises:
         ValueError: for values outside their range.
@@ -114,11 +118,11 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)!r}.")
         ranges.check(self, RANGES)
         if self.policy == "all" and self.frozen != "full":
-            raise ValueError('frozen is about what does not train, but policy "all" trains everything: remove it.')
+            raise ValueError('frozen concerns blocks that do not train, but policy "all" trains everything: remove it.')
         if self.policy == "all" and self.stream and not self.offload:
-            raise ValueError('Under policy "all" everything trains, and stream = true needs offload = true as well.')
+            raise ValueError('With policy "all" everything trains, so stream = true needs offload = true as well.')
         if self.step_early and self.accumulate > 1:
             raise ValueError(
-                f"step_early = true steps after every micro-batch, which accumulate = {self.accumulate} is not for: "
-                "remove one of them."
+                f"step_early = true steps after every micro-batch, so it does not work with accumulate = "
+                f"{self.accumulate}: remove one of them."
             )

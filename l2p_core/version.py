@@ -1,3 +1,3 @@
-"""The version of the package, which files that it writes carry."""
+"""The package's version, which is also written into files."""
 
 __version__ = "0.1.0"

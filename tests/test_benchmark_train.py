@@ -26,7 +26,7 @@ SCALE = train.Scale(
 def test_our_way_takes_the_same_steps_as_the_plain_one(tmp_path: Path) -> None:
     train.prepare(tmp_path, SCALE)
     plain = [loss for loss, _ in train._steps(train.PLAIN, tmp_path, "fp32", CPU, SCALE)]
-    for way in ("ours", "ours, fp8, early steps", "ours, the same, nothing computed twice"):
+    for way in ("ours", "ours, fp8, early steps", "ours, the same, no checkpointing"):
         ours, left = zip(*train._steps(way, tmp_path, "fp32", CPU, SCALE), strict=True)
         # Frozen weights in float8 are a little off.
         assert list(ours) == pytest.approx(plain, rel=0.02 if "fp8" in way else 1e-5)

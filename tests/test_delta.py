@@ -182,8 +182,8 @@ def test_another_base_is_refused_with_the_reason(files: Files) -> None:
     wider = dataclasses.replace(SOURCE, caption_dim=32)
     shallower = dataclasses.replace(SOURCE, n_layers=1)
     bases = [
-        (weights(seed=1), r"its '[\w.]+' has other numbers"),
-        (last, r"its 'layers.1.ffn_norm2.weight' has other numbers"),
+        (weights(seed=1), r"its '[\w.]+' has other values"),
+        (last, r"its 'layers.1.ffn_norm2.weight' has other values"),
         (weights(wider), r"its 'cap_embedder.0.weight' has the shape \(32,\), not \(24,\)"),
         (weights(shallower), r"it has no 'layers.1.[\w.]+'"),
     ]
@@ -199,7 +199,7 @@ def test_wrong_files_have_their_sentence(files: Files) -> None:
     target = files.folder / "target.safetensors"
     wide = write(weights(pixel_config("4k")), files.folder / "wide.safetensors")
     for arguments, sentence in (
-        ((files.init, files.init, target), "there is nothing to keep"),
+        ((files.init, files.init, target), "there is nothing to store"),
         ((files.source, files.init, target), "is a latent model, not an L2P pixel model: give one"),
         ((files.delta, files.init, target), "is an L2P delta"),
         ((files.trained, files.delta, target), "is an L2P delta"),

@@ -174,7 +174,7 @@ def test_damaged_adapters_and_other_bases_are_refused(tmp_path: Path) -> None:
         lambda: delta.merge(file, base, tmp_path / "merged.safetensors"),
         lambda: delta.load_model(file, base),
     ):
-        with pytest.raises(CheckpointError, match="'layers.1.attention.qkv.weight' has other numbers"):
+        with pytest.raises(CheckpointError, match="'layers.1.attention.qkv.weight' has other values"):
             merge()
 
 

@@ -264,7 +264,7 @@ def test_what_does_not_go_together_is_explained(monkeypatch: pytest.MonkeyPatch)
         Trainer(pixel_model(), CONFIG, EMPTY, two)
     with pytest.raises(ValueError, match="step_early = true steps a weight before"):
         Trainer(pixel_model(), config(offload=False, step_early=True), EMPTY, two)
-    with pytest.raises(ValueError, match="accumulate = 2 is not for"):
+    with pytest.raises(ValueError, match="does not work with accumulate = 2"):
         config(step_early=True, accumulate=2)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="bitsandbytes, which is not installed"):

@@ -249,7 +249,7 @@ def test_frozen_blocks_keep_theirs_first_and_of_these_the_last() -> None:
         [], [], [2], [1, 2], [1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]
     ]  # fmt: skip
     some = TrainingConfig(blocks=1, keep_activations=3)
-    assert kept_sentence(SMALL, some) == " 3 of 4 blocks keep their activations and are not computed twice."
+    assert kept_sentence(SMALL, some) == " 3 of 4 blocks keep their activations and are not recomputed."
     assert kept(1, policy="all") == [3] and kept(1, policy="lora", lora_rank=2) == [2]
 
 

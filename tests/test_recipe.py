@@ -84,7 +84,7 @@ def test_the_recipes_for_z_image_are_the_published_one() -> None:
         assert (training.lr, training.weight_decay, training.blocks) == (5e-5, 0.01, 5)
         assert recipe.data.batch_size * training.accumulate == 8
         assert training.gradient_checkpointing and training.policy == "shallow"
-    # What is computed twice changes no number.
+    # Checkpointing does not change results.
     published = dataclasses.replace(TrainingConfig(), accumulate=8, keep_activations=-1)
     assert recipes.load(find("z-image-1k")).training == published
 

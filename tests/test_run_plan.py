@@ -55,7 +55,7 @@ def test_the_plan_says_what_is_not_computed_twice(
         notes: list[str] = []
         with pytest.raises(Loaded):
             loop.train(dataclasses.replace(recipe, training=training), folder / "run", hooks=Hooks(note=notes.append))
-        assert ("Nothing is computed twice." in notes[0]) == nothing and "blocks keep" not in notes[0]
+        assert ("Nothing is checkpointed." in notes[0]) == nothing and "blocks keep" not in notes[0]
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(

@@ -90,7 +90,7 @@ def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
     counter = Progress(sum(stored.nbytes for stored in held.values()), progress)
     for name, stored in held.items():
         if digest_of(stored) != merged.kept[name].digest:
-            raise other_base(merged.checkpoint.path, stored.pieces[0].path, f"its '{name}' has other numbers")
+            raise other_base(merged.checkpoint.path, stored.pieces[0].path, f"its '{name}' has other values")
         counter.advance(stored.nbytes)
 
 

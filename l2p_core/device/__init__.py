@@ -1,1 +1,1 @@
-"""The machine: its accelerators and memory, and what a bug report says about it."""
+"""The machine: its accelerators and memory, and the facts about it for a bug report."""

@@ -1,4 +1,4 @@
-"""GPUs, whoever made them: torch has a module for each kind (torch.cuda, torch.xpu and others), and they are alike."""
+"""GPUs of every vendor: torch has a similar module for each kind (torch.cuda, torch.xpu and others)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _warned = Event()
 
 
 def default_device() -> torch.device:
-    """A GPU if there is one that training is for, else the CPU."""
+    """A GPU if there is one that can train, otherwise the CPU."""
     accelerator = getattr(torch, "accelerator", None)  # since torch 2.6
     if accelerator is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,10 +27,10 @@ def default_device() -> torch.device:
 
 
 def named(text: str) -> torch.device:
-    """The device that a user names, "cpu", "cuda", "cuda:1" and others, if this machine has it.
+    """The device that a user names, such as "cpu", "cuda" or "cuda:1".
 
     Raises:
-        ValueError: if it has not, with the devices that it has.
+        ValueError: if this machine does not have it; the message lists the available devices.
     """
     try:
         with warnings.catch_warnings():  # of names that torch is about to forget; what is not there is said here
@@ -47,7 +47,7 @@ def named(text: str) -> torch.device:
 
 
 def available() -> dict[str, int]:
-    """Kinds of devices beside the CPU that torch can use here, and how many there are of each."""
+    """Number of usable devices of each kind besides the CPU."""
     kinds = ["cuda", "xpu", "mps"]
     current = getattr(torch, "accelerator", None) and torch.accelerator.current_accelerator()
     if current and current.type not in kinds:
@@ -65,7 +65,7 @@ def available() -> dict[str, int]:
 
 
 def _names(kinds: dict[str, int]) -> list[str]:
-    """What a user may call the devices."""
+    """The valid names of the devices."""
     numbered = [f"{kind}:{i}" if count > 1 else kind for kind, count in kinds.items() for i in range(count)]
     return [CPU.type, *numbered]
 
@@ -73,53 +73,53 @@ def _names(kinds: dict[str, int]) -> list[str]:
 def _advice(text: str) -> str:
     kind = text.partition(":")[0]
     if kind in ("hip", "rocm"):
-        return " The GPUs of AMD are called cuda."
+        return " Torch calls AMD's GPUs cuda."
     if kind == "cuda" and not torch.version.cuda and not torch.version.hip:
-        return " This torch is built without CUDA and ROCm: for a GPU of NVIDIA or AMD install a build that has it."
+        return " This torch is built without CUDA and ROCm: for an NVIDIA or AMD GPU, install a build that has it."
     return ""
 
 
 def name_of(device: torch.device) -> str:
-    """What a device is called; of a CPU, with how many threads torch computes on it."""
+    """A device's name; for a CPU, with the number of threads that torch uses."""
     if not has_own_memory(device.type):
         return f"{device.type.upper()} with {torch.get_num_threads()} threads"
     return str(module(device).get_device_name(device))
 
 
 def has_own_memory(device_type: str) -> bool:
-    """Whether a kind of device ("cuda", "cpu", ...) has memory beside the computer's; a CPU and Apple's GPUs do not."""
+    """Whether a kind of device ("cuda", "cpu", ...) has its own memory; a CPU and Apple's GPUs use system memory."""
     return device_type not in ("cpu", "mps")
 
 
 def module(device: torch.device) -> Any:
-    """torch.cuda, or what is like it for a device that has memory of its own."""
+    """torch.cuda, or its counterpart for another device with its own memory."""
     return getattr(torch, device.type)
 
 
 def choose(device: torch.device) -> None:
-    """Let it be the one of its kind that is used where none is named."""
+    """Make it the default device of its kind."""
     if has_own_memory(device.type) and device.index is not None:
         module(device).set_device(device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that nobody has taken of the memory of a device that has its own."""
+    """Free bytes of a device that has its own memory."""
     of_device = module(device)
     if hasattr(of_device, "mem_get_info"):
         return of_device.mem_get_info(device)[0]
-    # torch.xpu learned to tell in later versions; what other programs hold is not known before.
+    # Older versions of torch.xpu cannot report this; memory held by other programs is then unknown.
     return of_device.get_device_properties(device).total_memory - of_device.memory_reserved(device)
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give memory that torch holds for a device without using it back to the system."""
+    """Return memory that torch holds for a device without using it to the system."""
     if has_own_memory(device.type):
         module(device).empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, a device's or the system's, ran out: torch raises a class of its own for its
-    allocators, the communication libraries (NCCL, gloo) one of theirs with CUDA's words in it."""
+    """Whether an error means that memory, a device's or the system's, ran out: torch raises its own class for its
+    allocators; the communication libraries (NCCL, gloo) raise theirs with CUDA's message in it."""
     words = str(error).lower()
     own = isinstance(error, torch.cuda.OutOfMemoryError)
     return own or (isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words))
@@ -128,8 +128,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An empty tensor in pinned RAM, from which a GPU copies while it computes.
 
-    Systems limit how much may be pinned. Beyond that it is ordinary RAM, which is copied more slowly; the first time,
-    a warning says so.
+    Systems limit pinned memory. Beyond the limit this returns ordinary RAM, which is copied more slowly; the first
+    time, a warning says so.
     """
     try:
         return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
@@ -139,7 +139,7 @@ def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _warn_unpinned(reason: str) -> None:
-    """Say once a process why memory is not pinned."""
+    """Warn once per process that memory is not pinned, and why."""
     if _warned.is_set():
         return
     _warned.set()

@@ -1,7 +1,7 @@
-"""Training that computes the same bits each time on a GPU, for the length of a run.
+"""Training that computes the same bits each time on a GPU.
 
-A CPU does so by itself. On a GPU several algorithms add up in whatever order their threads finish, and libraries choose
-among algorithms by timing them; `deterministic = true` forbids both, which takes time.
+A CPU does so anyway. On a GPU several algorithms sum in whatever order their threads finish, and libraries choose among
+algorithms by timing them; `deterministic = true` disables both, which costs time.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from contextlib import contextmanager
 import torch
 
 CUBLAS, CUBLAS_SETTING = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-"""cuBLAS needs workspaces of a fixed size to add up in a fixed order (NVIDIA's cuBLAS documentation)."""
+"""cuBLAS needs workspaces of a fixed size to sum in a fixed order (NVIDIA's cuBLAS documentation)."""
 
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Within it torch uses deterministic algorithms, if that is wanted; what was set before returns afterwards.
+    """Make torch use deterministic algorithms within the block, if `wanted`; restore its settings afterwards.
 
     Raises:
-        ValueError: out of the block, if a part of the training has no such algorithm on this device.
+        ValueError: out of the block, if an operation of the training has no such algorithm on this device.
     """
     if not wanted:
         yield
@@ -39,7 +39,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
             raise
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(
-            f"deterministic = true is not possible here, for this version of torch has no deterministic way: {reason}. "
+            f"deterministic = true is not possible here: this version of torch has no deterministic way: {reason}. "
             "Set it to false, or install another version of torch."
         ) from error
     finally:

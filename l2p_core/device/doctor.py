@@ -1,7 +1,7 @@
-"""What a bug report needs to say about a machine: versions, devices, memory, and what is missing for what.
+"""The facts about a machine for a bug report: versions, devices, memory, and missing libraries and their use.
 
-It knows no more of the user than that: no paths, no names. It never fails, and needs nothing but Python: what cannot be
-found out is said so.
+It reports nothing else about the user: no paths, no names. It never fails and needs nothing but Python: facts that
+cannot be determined are reported as unknown.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from ..version import __version__
 
 Facts = dict[str, Any]
-"""{section: {what: said}}, and under "missing" a list of sentences."""
+"""{section: {fact: value}}, and under "missing" a list of sentences."""
 
 
 class _Library(NamedTuple):
-    """A library by the name it is installed under, and what it is for."""
+    """A library's package name, what needs it, and the lowest supported version."""
 
     name: str
     use: str
@@ -50,15 +50,15 @@ _VARIABLES = (
     "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK",
     "TORCH_DEVICE_BACKEND_AUTOLOAD", "OMP_NUM_THREADS", "WORLD_SIZE",
 )  # fmt: skip
-"""Of the environment: those that decide which devices torch has and how it keeps their memory."""
-_LONGEST = 200  # characters of what an error or a variable says
+"""Environment variables that decide which devices torch has and how it allocates their memory."""
+_LONGEST = 200  # characters shown of an error or a variable
 
 
 def examine(host: Mapping[str, str] | None = None) -> Facts:
-    """The facts.
+    """Collect the facts.
 
     Args:
-        host: what the program that this runs in says about itself, such as its version and options.
+        host: facts that the surrounding program reports about itself, such as its version and options.
     """
     sections: dict[str, Callable[[], Any]] = {
         "versions": _versions,
@@ -84,7 +84,7 @@ def as_text(facts: Facts) -> str:
 
 
 def _found(find: Callable[[], Any]) -> Any:
-    """What there is to say, or why it is not known: a damaged installation is what this is for."""
+    """The fact, or why it is unknown: this module has to work in damaged installations."""
     try:
         return find()
     except Exception as error:
@@ -121,7 +121,7 @@ def _torch_build() -> str:
 
 
 def _host_around() -> Facts:
-    """ComfyUI, if this package lies in its folder of custom nodes."""
+    """ComfyUI's version, if this package lies in its folder of custom nodes."""
     file = Path(__file__).parents[4] / "comfyui_version.py"
     if not file.is_file():
         return {}
@@ -181,7 +181,7 @@ def _memory() -> Facts:
 
 
 def _missing() -> list[str]:
-    """What is not there, or too old, and what for."""
+    """Sentences about libraries that are missing or too old, and what needs them."""
     sentences = []
     for library in _LIBRARIES:
         version = _version(library.name)
@@ -197,7 +197,7 @@ def _missing() -> list[str]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers at the beginning of a version: of "2.13.0+cpu", (2, 13, 0)."""
+    """The numbers at the start of a version: (2, 13, 0) for "2.13.0+cpu"."""
     numbers = []
     for part in version.split("+")[0].split("."):
         if not part.isdecimal():
@@ -211,6 +211,6 @@ def _gigabytes(size: int) -> str:
 
 
 def _short(text: str) -> str:
-    """A text in one line, without the user's name in the path of the home folder."""
+    """A text on one line, with the home folder's path, which contains the user's name, replaced."""
     line = " ".join(text.split()).replace(str(Path.home()), "~")
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."

@@ -1,4 +1,4 @@
-"""RAM that is free now: what other programs hold is used, models that a host keeps included."""
+"""Free RAM: memory of other programs counts as used, including models that a host keeps."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _GROUPS = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
-"""Where Linux keeps what a container may hold, what it holds, and what that is: version 2 and version 1."""
+"""Files in which Linux reports a container's limit, its usage and its statistics: version 2 and version 1."""
 
 
 def computer_memory() -> int:
-    """Bytes of RAM that this computer has, swap included."""
+    """Bytes of RAM of this computer, swap included."""
     return psutil.virtual_memory().total + _swap()[0]
 
 
 def available_memory() -> int:
-    """Bytes of RAM that this process may still take without any being moved to the disk; a container's limit counts."""
+    """Bytes of RAM that this process can still use without swapping, within a container's limit."""
     return min([psutil.virtual_memory().available, *_left_of_container()])
 
 
 def free_memory_and_swap() -> int:
-    """Bytes that this process may still take at all: free RAM, and swap that nobody uses."""
+    """Bytes that this process can still use in total: free RAM and free swap."""
     return available_memory() + _swap()[1]
 
 
 def _swap() -> tuple[int, int]:
-    """Bytes of swap, in all and free."""
+    """Bytes of swap: total and free."""
     try:
         swap = psutil.swap_memory()
     except RuntimeError:  # Windows whose performance counters are disabled or damaged
@@ -42,7 +42,7 @@ def _swap() -> tuple[int, int]:
 
 
 def _left_of_container(groups: tuple[tuple[str, str, str], ...] = _GROUPS) -> list[int]:
-    """What a container's limit leaves; nothing where there is none. Files that are only cached make way."""
+    """The remainder of a container's limit; empty without one. Cached files count as free."""
     for limit, used, stat in groups:
         try:
             texts = [Path(path).read_text(encoding="ascii") for path in (limit, used, stat)]

@@ -1,1 +1,1 @@
-"""Where weights are stored, in which type, and what a run or a sampling step needs of memory."""
+"""Where weights are stored and in which dtype, and how much memory a run or a sampling step needs."""

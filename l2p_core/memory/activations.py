@@ -1,8 +1,8 @@
-"""What training holds of activations and gradients, moment by moment, computed from shapes alone.
+"""The memory of activations and gradients throughout a training step, computed from shapes alone.
 
-A step is a row of parts: embedders, blocks, head stages, loss. Each part is traced once (see `live_memory`), equal
-blocks share one trace, and the backward pass is walked through: before a part lie the outputs (with checkpointing) or
-all that is kept (without) of the parts before it, and the gradients of the weights after it.
+A step is a sequence of parts: embedders, blocks, head stages, loss. Each part is traced once (see `live_memory`), and
+equal blocks share one trace. The backward pass is then simulated: at each part, memory holds the outputs of the parts
+before it (with checkpointing) or everything that they keep (without), and the gradients of the weights after it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .live_memory import Traced, computing_in, trace
 
 _META = torch.device("meta")
 _CAPTIONS = 16
-"""Of so many captions the embedding is traced; of more it is reckoned."""
+"""The embedding is traced for this many captions and extrapolated for more."""
 
 
 class Workload(NamedTuple):
@@ -43,15 +43,15 @@ class Workload(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a step.
+    """A part of a training step.
 
     Attributes:
         names: prefixes of its parameters.
         traced: its memory.
-        checkpointed: whether its inside can be computed again.
-        reaches_back: bytes of gradients that it makes for a part further before it, which `takes` as many.
-        takes: see there.
-        frozen: whether its linear layers are stored otherwise where that is asked for.
+        checkpointed: whether its activations can be recomputed.
+        reaches_back: bytes of gradients that it computes for an earlier part other than the one before it.
+        takes: bytes of such gradients that it receives.
+        frozen: whether its linear layers can be stored in another form.
     """
 
     names: tuple[str, ...]
@@ -63,7 +63,7 @@ class Part:
 
 
 class Peak(NamedTuple):
-    """Bytes at the worst moment of a step."""
+    """Bytes at the moment of a step that needs most."""
 
     activations: int
     gradients: int
@@ -77,14 +77,15 @@ def peak(
     all_along: bool,
     in_flight: int | None = None,
 ) -> Peak:
-    """The worst moment.
+    """The moment of a step that needs most memory.
 
     Args:
         parts: of the step, in the order of the forward pass.
-        checkpointing: whether parts are computed again in the backward pass.
-        gradients: bytes that a part leaves of gradients of its weights.
-        all_along: whether all of these are there from the start, as while micro-batches add up.
-        in_flight: bytes of gradients that are there at most, as they are taken away; None keeps them to the end.
+        checkpointing: whether parts are recomputed in the backward pass.
+        gradients: bytes of weight gradients that a part leaves.
+        all_along: whether all of these exist from the start, as they do while micro-batches accumulate.
+        in_flight: the most bytes of gradients that exist at once if they are consumed during the backward pass; None
+            keeps them to its end.
     """
     held = [part.traced.output if checkpointing and part.checkpointed else part.traced.retained for part in parts]
     total = sum(gradients(part) for part in parts)
@@ -127,7 +128,7 @@ class _Parts:
             self.model = L2PModel(config)
         self.names = trainable_names(config, blocks, policy)
         adapted = lora.adapted_layers(config, self.names) if policy == "lora" else []
-        # One adapted block stands for all.
+        # One adapted block represents all of them.
         first = [layer for layer in adapted if layer.split(".")[:2] == adapted[0].split(".")[:2]]
         added = lora.attach(self.model, first, rank=rank, alpha=1.0, seed=0, device=_META)
         freeze_all_but(self.model, self.names | added)
@@ -155,7 +156,7 @@ class _Parts:
         if work.batch <= _CAPTIONS:
             yield Part(names, self._captions(work.batch), False)
         else:
-            # Captions are embedded one by one, so that each one more takes the same, and the trace as much longer.
+            # Captions are embedded one by one, so memory and tracing time grow linearly with their number.
             some, more = self._captions(_CAPTIONS // 2), self._captions(_CAPTIONS)
             steps = (work.batch - _CAPTIONS) / (_CAPTIONS - _CAPTIONS // 2)
             yield Part(names, Traced(*(round(b + steps * (b - a)) for a, b in zip(some, more, strict=True))), False)
@@ -183,7 +184,7 @@ class _Parts:
     def _layers(self) -> Iterable[Part]:
         tokens = self.image_tokens + self.caption_tokens
         joined = self._tokens(tokens)
-        # The two kinds of tokens as one sequence, beside the refiners' outputs.
+        # Both kinds of tokens as one sequence, beside the refiners' outputs.
         size = joined.untyped_storage().nbytes()
         yield Part((), Traced(size, size, 2 * size), False)
         rope = joint_rope(self.config.rope_dims, self.grid, (self.caption_tokens,), _META)
@@ -262,7 +263,7 @@ class _Parts:
 
 
 class _Bound:
-    """A function some of whose arguments come before or after the tensors that are traced."""
+    """A function that takes further arguments before or after the traced tensors."""
 
     def __init__(self, function: Callable[..., Any], *first: Any, **named: Any):
         self._function, self._first, self._named = function, first, named

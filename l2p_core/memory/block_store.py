@@ -1,8 +1,7 @@
-"""Puts the linear layers of a model's blocks into the form that a training keeps them in.
+"""Stores the linear layers of a model's blocks in the form that a training configuration asks for.
 
-Frozen ones become `FrozenLinear`, in few bits or streamed; trained ones `TrainedLinear` where RAM keeps them
-anyway, because they are offloaded, and blocks are streamed. All share one stream, in the order in which they
-are computed.
+Frozen layers become `FrozenLinear`, in fewer bits or streamed. Trained layers become `TrainedLinear` if they are
+offloaded to RAM anyway and blocks are streamed. All share one stream, in the order in which blocks are computed.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from .frozen_store import FLOAT8, FrozenLinear, Resident, Streamed
 from .trained_linear import TrainedLinear
 
 NEVER_FLOAT8 = "adaLN_modulation"
-"""A layer that stays bfloat16: a fiftieth of a block's numbers, and its errors would scale whole tokens."""
+"""A layer that stays bfloat16: it has a fiftieth of a block's parameters, and its errors would scale whole tokens."""
 
 Put = Callable[[Tensor], None]
-"""Takes the numbers of a weight or bias, of any float dtype, from any device."""
+"""Sets a weight or bias from a tensor of any float dtype, on any device."""
 
 
 def wanted(config: TrainingConfig) -> bool:
-    """Whether a run keeps its blocks in another way than as a model's own layers."""
+    """Whether a run stores its blocks other than as the model's own layers."""
     return config.frozen == "fp8" or config.stream
 
 
 def streams(config: TrainingConfig, trained: bool) -> bool:
-    """Whether blocks that train, or those that do not, come to the device one by one."""
+    """Whether blocks that train, or frozen ones, are copied to the device one by one."""
     return config.stream and (config.offload or not trained)
 
 
 class Layer(NamedTuple):
-    """A linear layer that will be kept otherwise: the block it is in, its name there, and the dtype to keep it in."""
+    """A linear layer to be replaced: its block, its name there, and the dtype to store it in."""
 
     block: str
     name: str
@@ -51,17 +50,17 @@ class Layer(NamedTuple):
 
 
 def store(model: Backbone, trained: Collection[str], config: TrainingConfig, device: torch.device) -> dict[str, Put]:
-    """Put another layer into the place of every linear one that the training keeps otherwise.
+    """Replace every linear layer that the training stores in another form.
 
     Args:
         model: on any device, even "meta".
         trained: names of the parameters that train. A block with none of them is frozen.
-        config: `frozen` and `precision` say what weights are kept in; `stream`, whether in CPU memory, pinned where
-            the device is a GPU.
+        config: `frozen` and `precision` choose the dtype of weights; `stream` puts them into RAM, pinned if the device
+            is a GPU.
         device: to compute on.
 
     Returns:
-        By the keys that the model's state dict has lost, those of frozen layers, what takes the numbers of each.
+        For each key of a frozen layer, which the model's state dict no longer has, the function that sets its weight.
     """
     blocks = layers_of(model, trained, config)
     streamed = _streamed(blocks, config, device)
@@ -83,32 +82,32 @@ def store(model: Backbone, trained: Collection[str], config: TrainingConfig, dev
 
 
 def layers_of(model: Backbone, trained: Collection[str], config: TrainingConfig) -> list[list[Layer]]:
-    """The linear layers that `store` replaces, by their blocks in the order in which they are computed."""
-    # Of a model whose layers are stored already, see `training_model`, none is left.
+    """The linear layers that `store` replaces, by block in the order in which blocks are computed."""
+    # Empty for a model whose layers are already stored, see `training.loading`.
     return [layers for layers in _blocks(model, trained, config) if layers]
 
 
 def store_loaded(model: Backbone, trained: Collection[str], config: TrainingConfig, device: torch.device) -> None:
-    """`store` of a model that has its weights, each of which is let go of as soon as it is stored."""
+    """`store` for a model that has its weights; each is released as soon as it is stored."""
     weights = model.state_dict()
     for key, put in store(model, trained, config, device).items():
         put(weights.pop(key))
 
 
 def trained_linears(model: nn.Module) -> dict[str, TrainedLinear]:
-    """By the names of their weights."""
+    """The `TrainedLinear` layers by the names of their weights."""
     modules = model.named_modules()
     return {f"{name}.weight": module for name, module in modules if isinstance(module, TrainedLinear)}
 
 
 def bytes_in_computer(model: nn.Module) -> int:
-    """What a model's streamed weights take of RAM rather than of the device's memory."""
+    """Bytes of RAM that a model's streamed weights take instead of the device's memory."""
     frozen = sum(module.bytes_in_computer for module in model.modules() if isinstance(module, FrozenLinear))
     return frozen + sum(layer.working.nbytes for layer in trained_linears(model).values())
 
 
 def _blocks(model: Backbone, trained: Collection[str], config: TrainingConfig) -> Iterator[list[Layer]]:
-    """The layers of each block that are kept otherwise, in the order in which they are computed."""
+    """The layers of each block that are stored in another form, in the order in which blocks are computed."""
     for block, module in list(model.named_modules()):
         if not isinstance(module, Block):
             continue
@@ -129,7 +128,7 @@ def _dtype(name: str, trains: bool, config: TrainingConfig) -> torch.dtype:
 
 
 def _streamed(blocks: list[list[Layer]], config: TrainingConfig, device: torch.device) -> dict[str, StreamedTensor]:
-    """The places of streamed weights, by their layers' names."""
+    """The positions of streamed weights, by their layers' names."""
     if not config.stream or not blocks:
         return {}
     stream = BlockStream([[(layer.dtype, layer.linear.weight.shape) for layer in layers] for layers in blocks], device)

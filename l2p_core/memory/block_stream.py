@@ -1,9 +1,9 @@
-"""Blocks of weights in CPU memory, of which two at a time are on the device: the current one and the next.
+"""Blocks of weights in RAM, of which the device holds two at a time: the current one and the next.
 
-A block is asked for by number, in the forward pass upwards and in the backward pass downwards. Whichever way it goes,
-the neighbour in that direction is copied while the block is computed, on a stream of its own. Weights that train are
-streamed like those that do not: what is filled in while a block is on the device is copied there when it is next read,
-if it is before the block has made room for another. A step's new weights are hardly ever.
+Blocks are read by number, ascending in the forward pass and descending in the backward pass. The next block in the
+current direction is copied on its own stream while the current one is computed. Weights that train are streamed in the
+same way: a new value written while its block is on the device is copied there when the block is next read, unless the
+block has been replaced by then, which is the usual case.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ..device import accelerator
 
-_ALIGNMENT = 256  # bytes, of each tensor in its block
+_ALIGNMENT = 256  # bytes, of each tensor within its block
 _SLOTS = 2
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Where a tensor lies in its block's bytes."""
+    """The position of a tensor in its block's bytes."""
 
     start: int
     stop: int
@@ -39,11 +39,11 @@ class _Piece:
 
 
 class BlockStream:
-    """The memory of the blocks.
+    """The memory of the blocks, in RAM and on the device.
 
     Args:
-        blocks: of each block the dtypes and shapes of its tensors.
-        device: where they are computed with; copies are made even if it is the CPU.
+        blocks: for each block the dtypes and shapes of its tensors.
+        device: where they are computed with; they are copied even if it is the CPU.
     """
 
     def __init__(self, blocks: Sequence[Sequence[tuple[torch.dtype, torch.Size]]], device: torch.device):
@@ -62,11 +62,11 @@ class BlockStream:
         self._arrived: list[Any] = [None] * _SLOTS
 
     def tensor(self, block: int, position: int) -> StreamedTensor:
-        """One of a block's tensors, to be filled before it is read."""
+        """One of a block's tensors; fill it before reading it."""
         return StreamedTensor(self, block, self._pieces[block][position])
 
     def write(self, block: int, piece: _Piece, tensor: Tensor) -> None:
-        """Set the elements of a piece, from any thread; it must not be read before this returns."""
+        """Set a tensor's elements, from any thread; do not read it before this returns."""
         slot = block % _SLOTS
         with self._lock:
             held = self._held[slot] == block
@@ -74,11 +74,11 @@ class BlockStream:
             if held:
                 self._stale[slot].add(piece)
         if held and arrived:
-            arrived.synchronize()  # the copy reads what is about to change
+            arrived.synchronize()  # the copy still reads the bytes that change below
         piece.of(self._homes[block]).copy_(tensor)
 
     def read(self, block: int, piece: _Piece) -> Tensor:
-        """A piece on the device, good until one of another block is read; the next block sets out."""
+        """A tensor on the device, valid until one of another block is read; starts copying the next block."""
         with self._lock:
             return self._read(block, piece)
 
@@ -102,13 +102,13 @@ class BlockStream:
         return here
 
     def _bring(self, block: int) -> int:
-        """Start copying a block unless it is there; the slot that it is in."""
+        """Start copying a block unless it is on the device; returns its slot."""
         slot = block % _SLOTS
         if self._held[slot] == block:
             return slot
         home = self._homes[block]
         if self._copying:
-            # What was computed with the block that is overwritten has been queued before this.
+            # Computations with the block that is being replaced were queued before this.
             self._copying.wait_stream(self._gpu.current_stream(self._slots[slot].device))
         with self._gpu.stream(self._copying) if self._gpu else nullcontext():
             self._slots[slot][: len(home)].copy_(home, non_blocking=True)
@@ -130,19 +130,19 @@ class StreamedTensor:
         return self._piece.stop - self._piece.start
 
     def fill(self, tensor: Tensor) -> None:
-        """Set its numbers."""
+        """Set its elements."""
         self._stream.write(self._block, self._piece, tensor)
 
     def read(self) -> Tensor:
-        """It on the device, to be used before a tensor of another block is read."""
+        """The tensor on the device; use it before a tensor of another block is read."""
         return self._stream.read(self._block, self._piece)
 
 
 def allocations(sizes: Sequence[int]) -> list[list[int]]:
-    """Blocks of these bytes, in order, as they share allocations.
+    """Group blocks of these sizes, in order, into allocations.
 
-    torch rounds each allocation of pinned memory up to a power of two, so that one for all may waste nearly half of
-    itself: each takes as many blocks as the largest power of two in what is left holds.
+    torch rounds each pinned allocation up to a power of two, so a single one could waste nearly half. Each allocation
+    therefore takes as many blocks as fit into the largest power of two within what is left.
     """
     groups: list[list[int]] = []
     left = list(sizes)
@@ -156,12 +156,12 @@ def allocations(sizes: Sequence[int]) -> list[list[int]]:
 
 
 def pinned_bytes(sizes: Sequence[int]) -> int:
-    """What blocks of these bytes take of pinned memory."""
+    """Bytes of pinned memory that blocks of these sizes take."""
     return sum(1 << (sum(group) - 1).bit_length() for group in allocations(sizes))
 
 
 def block_bytes(tensors: Sequence[tuple[torch.dtype, torch.Size]]) -> int:
-    """What a block of tensors takes, in RAM and of each of the two places on the device."""
+    """Bytes of a block of tensors, in RAM and in each of the two slots on the device."""
     return _aligned(_laid_out(tensors)[-1].stop)
 
 
@@ -179,7 +179,7 @@ def _aligned(count: int) -> int:
 
 
 def _cpu_memory(count: int, device: torch.device) -> Tensor:
-    """Bytes in RAM; pinned for a GPU, as far as the system allows."""
+    """Bytes in RAM, pinned for a GPU as far as the system allows."""
     if accelerator.has_own_memory(device.type):
         return accelerator.pinned((count,), torch.uint8)
     return torch.empty(count, dtype=torch.uint8)

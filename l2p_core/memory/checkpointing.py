@@ -1,7 +1,7 @@
-"""Which blocks are computed again in the backward pass: memory that is left over buys back time.
+"""Which blocks are recomputed in the backward pass: spare memory saves time.
 
-With gradient checkpointing a block leaves its output behind, and is computed a second time for its gradients, a third
-of all its computing. A block that keeps its activations instead takes some fifteen times as much memory until then.
+With gradient checkpointing a block keeps only its output and is recomputed for its gradients, a third of all its
+computing. A block that keeps its activations instead takes some fifteen times as much memory until then.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from ..training_config import TrainingConfig
 
 
 def kept_blocks(config: ModelConfig, training: TrainingConfig) -> frozenset[int]:
-    """The joint blocks that keep their activations, as many as `keep_activations` says, none if that is negative.
+    """The joint blocks that keep their activations, as many as `keep_activations` says; none if it is negative.
 
-    Frozen ones first, which keep less, as their linear layers' inputs are not needed; and of these the last ones, which
-    are done with first in the backward pass.
+    Frozen blocks come first because they keep less: the inputs of their linear layers are not needed. Among these the
+    last come first, because the backward pass finishes them first.
     """
     names = trainable_names(config, training.blocks, training.policy)
     trained = {int(name.split(".")[1]) for name in names if name.startswith("layers.")}
@@ -24,8 +24,8 @@ def kept_blocks(config: ModelConfig, training: TrainingConfig) -> frozenset[int]
 
 
 def kept_sentence(config: ModelConfig, training: TrainingConfig) -> str:
-    """What a plan's sentence goes on with, nothing where every block is computed twice."""
+    """The end of a plan's sentence; empty if every block is checkpointed."""
     if not training.gradient_checkpointing:
-        return " Nothing is computed twice."
+        return " Nothing is checkpointed."
     kept = len(kept_blocks(config, training))
-    return f" {kept} of {config.n_layers} blocks keep their activations and are not computed twice." if kept else ""
+    return f" {kept} of {config.n_layers} blocks keep their activations and are not recomputed." if kept else ""

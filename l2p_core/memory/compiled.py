@@ -1,9 +1,9 @@
-"""torch.compile for a model of ours: block by block, so that one compiled block serves all that are like it.
+"""torch.compile for our models: block by block, so that one compiled block serves all similar ones.
 
-Norms, modulation, rotary positions and gates then run as a few fused kernels between the matrix products. A whole
-model as one graph would take minutes to compile and gain nothing more. What can not be compiled stays as it is: layers
-that are stored in few bits or streamed (`block_store`) run between the fused pieces, the head in tiles and the head in
-training run without.
+Norms, modulation, rotary positions and gates then run as a few fused kernels between the matrix products. Compiling the
+whole model as one graph would take minutes and gain nothing more. Parts that cannot be compiled stay eager: layers in
+few bits or streamed (`block_store`) run between the fused kernels; the tiled head and the head in training are not
+compiled.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from .trained_linear import TrainedLinear
 
 _OLDEST = (2, 5)
 _VERSIONS_OF_A_BLOCK = 64
-"""Blocks differ in modulation, in what trains, with and without gradients, with and without dynamic sizes; torch stops
-compiling after 8."""
+"""Blocks differ in modulation, trained parameters, gradients and dynamic sizes; by default torch stops compiling
+after 8 variants."""
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse to compile where that cannot work, before anything is loaded.
+    """Refuse to compile where it cannot work, before anything is loaded.
 
     Raises:
-        ValueError: if torch is too old, or there is no compiler behind it.
+        ValueError: if torch is too old or has no compiler.
     """
     if _too_old():
         raise ValueError(
-            f"Compiling needs torch 2.5 or newer, this is {torch.__version__}: update torch, or do not compile."
+            f"Compiling needs torch 2.5 or newer, but this is {torch.__version__}: update torch, or do not compile."
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise ValueError(
@@ -47,15 +47,15 @@ def check_compiler(device: torch.device) -> None:
             cpp_builder.get_cpp_compiler()
         except exc.InvalidCxxCompiler:
             raise ValueError(
-                "Compiling for a CPU needs a C++ compiler, and there is none: install one, or do not compile."
+                "Compiling for a CPU needs a C++ compiler, and none is installed: install one, or do not compile."
             ) from None
 
 
 def compile_blocks(model: nn.Module, **settings: Any) -> None:
-    """Compile the blocks of a model in place, and its head where it is evaluated whole and without gradients.
+    """Compile the blocks of a model in place, and its head when it is evaluated whole and without gradients.
 
-    Names of parameters stay, and with them checkpoints. Compilation happens in the first call of each kind, and again
-    when sizes change. Call it last, when layers are stored as they will be; see `check_compiler`.
+    Parameter names, and therefore checkpoints, stay the same. Compilation happens at the first call of each kind and
+    again when sizes change. Call this last, after layers have been stored in their final form; see `check_compiler`.
 
     Args:
         model: a Backbone.
@@ -67,7 +67,7 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
     setattr(torch._dynamo.config, limit, max(_VERSIONS_OF_A_BLOCK, getattr(torch._dynamo.config, limit)))
     for module in model.modules():
         if isinstance(module, (FrozenLinear, TrainedLinear)):
-            # Where its weight is, and when it comes, is no matter of tensors.
+            # The location and arrival of its weight are invisible to a compiler of tensor operations.
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
     for module in model.modules():
         if isinstance(module, Block):

@@ -1,9 +1,9 @@
-"""Gradients on their way to CPU memory, and weights on their way back, beside the backward pass.
+"""Copies gradients to RAM and weights back to the device, in parallel with the backward pass.
 
-Two pinned buffers, a copy stream and a thread: while the GPU computes the gradient of one weight, the gradient before
-it is copied, and the thread uses the one before that, mostly to step AdamW. With both buffers taken the backward pass
-waits, so that neither gradients nor pinned memory pile up. The stream makes one copy after another in the order in
-which they were queued, and the memory of a gradient is freed only when its copy is done.
+It uses two pinned buffers, a copy stream and a thread. While the GPU computes the gradient of one weight, the previous
+gradient is copied, and the thread uses the one before, mostly to step AdamW. When both buffers are in use the backward
+pass waits, so neither gradients nor pinned memory accumulate. The stream runs copies in the order in which they were
+queued, and a gradient's memory is freed only when its copy is complete.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ..device import accelerator
 BUFFERS = 2
 
 Renewed = Iterable[tuple[Tensor, Tensor]]
-"""Weights (float32, on the CPU), and what on the device is to be filled with each."""
+"""Weights (float32, on the CPU), and the device tensors to fill with them."""
 Use = Callable[[list[Tensor]], Renewed]
-"""Takes gradients in CPU memory, which it may change and must not keep."""
+"""Receives gradients in RAM, which it may change but must not keep."""
 
 
 class Exchange(Protocol):
     """What `OffloadedWeights` needs of a device."""
 
     def bring(self, gradients: Sequence[Tensor], use: Use) -> None:
-        """Have gradients used in CPU memory, in the order of these calls, and weights renewed on the device."""
+        """Use gradients in RAM, in the order of these calls, and renew weights on the device."""
         ...
 
     def send(self, renewed: Renewed) -> None:
@@ -40,12 +40,12 @@ class Exchange(Protocol):
         ...
 
     def finish(self) -> None:
-        """Let everything be used, and nothing that is computed from now on run before what it needs has arrived."""
+        """Wait until everything has been used; later computations run only after the weights they need have arrived."""
         ...
 
 
 class AtOnce:
-    """The exchange with a device that shares the CPU's memory: there is nothing to overlap."""
+    """The exchange for a device that shares the CPU's memory: nothing can overlap."""
 
     def bring(self, gradients: Sequence[Tensor], use: Use) -> None:
         self.send(use([gradient.cpu() for gradient in gradients]))
@@ -63,10 +63,10 @@ class AtOnce:
 class _Buffer:
     memory: Tensor
     sent: Any = None
-    """The event after which the last copy from it to the device is done."""
+    """The event that marks the end of the last copy from it to the device."""
 
     def views(self, like: Sequence[Tensor]) -> list[Tensor]:
-        """Pieces of it in the shapes of these tensors."""
+        """Views of it in the shapes of these tensors."""
         ends = accumulate((tensor.numel() for tensor in like), initial=0)
         pieces = zip(pairwise(ends), like, strict=True)
         return [self.memory[start:stop].view(tensor.shape) for (start, stop), tensor in pieces]
@@ -77,8 +77,8 @@ class Overlapping:
 
     Args:
         device: the GPU.
-        elements: the most that gradients brought together, or one of the weights sent, have.
-        dtype: of gradients and of what is renewed.
+        elements: the most elements of gradients that are brought together, or of one weight that is sent.
+        dtype: of gradients and of renewed weights.
     """
 
     def __init__(self, device: torch.device, elements: int, dtype: torch.dtype):
@@ -96,7 +96,7 @@ class Overlapping:
         gradients = [gradient.contiguous() for gradient in gradients]
         buffer = self._free.get()
         views = buffer.views(gradients)
-        # A copy to the device that still reads the buffer was queued on this stream before.
+        # A copy to the device that still reads the buffer was queued on this stream earlier.
         self._stream.wait_stream(self._gpu.current_stream(self._device))
         with self._gpu.stream(self._stream):
             for view, gradient in zip(views, gradients, strict=True):
@@ -122,7 +122,7 @@ class Overlapping:
 
     @torch.no_grad()
     def _used(self, buffer: _Buffer, views: list[Tensor], gradients: list[Tensor], arrived: Any, use: Use) -> None:
-        """In the thread."""
+        """Runs in the thread."""
         try:
             arrived.synchronize()
             gradients.clear()
@@ -150,7 +150,7 @@ def make(device: torch.device, elements: int, dtype: torch.dtype) -> Exchange:
 
 
 def _portions(renewed: Renewed, elements: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Weights in the groups that a buffer holds."""
+    """Weights in groups that fit into a buffer."""
     portion: list[tuple[Tensor, Tensor]] = []
     held = 0
     for weight, target in renewed:

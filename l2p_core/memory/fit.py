@@ -19,13 +19,13 @@ from .plan import DEVICE_OVERHEAD, Plan, gigabytes, plan
 
 @dataclass(frozen=True)
 class Room:
-    """What a process of a run may use.
+    """The memory that a process of a run may use.
 
     Attributes:
-        device: bytes of the device's memory; of a CPU, of the computer's.
-        computer: bytes of RAM beside a GPU that are free, free swap included; None is as many as it takes.
-        device_type: the kind of device, "cuda" or "cpu" for example.
-        processes: that train together.
+        device: bytes of the device's memory; for a CPU, of system memory.
+        computer: free bytes of RAM beside a GPU, free swap included; None means unlimited.
+        device_type: kind of device, such as "cuda" or "cpu".
+        processes: number of processes that train together.
     """
 
     device: int
@@ -34,11 +34,11 @@ class Room:
     processes: int = 1
 
     def plan(self, config: ModelConfig, training: TrainingConfig, work: Workload) -> Plan:
-        """What a run needs here; arguments as for `plan.plan`."""
+        """How much memory a run needs here; arguments as for `plan.plan`."""
         return plan(config, training, work, device_type=self.device_type, processes=self.processes)
 
     def holds(self, plan: Plan) -> bool:
-        """Whether the plan's run fits."""
+        """Whether the planned run fits."""
         return plan.device_bytes <= self.device and (self.computer is None or plan.computer_bytes <= self.computer)
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Change:
-    """What may be changed for a run to need less memory: in words of the recipe, and what becomes of the run."""
+    """A change that reduces a run's memory: in words of the recipe, and the resulting settings."""
 
     words: str
     training: TrainingConfig
@@ -64,17 +64,17 @@ _SAVINGS: tuple[tuple[str, object, int], ...] = (
     ("offload", True, 4),
     ("stream", True, 4),
 )
-"""Settings that need less of a device's memory, and what each costs of time or exactness beside the others."""
+"""Settings that reduce device memory, and their relative cost in time or exactness."""
 
 _USED = 0.85
-"""Share of the room that activations are kept up to."""
+"""The share of the memory that activations may fill."""
 
 _BACK: tuple[tuple[str, object, int], ...] = (("stream", False, 1), ("offload", False, 2))
-"""The same of what needs less RAM, where that is the one that is short."""
+"""The same for RAM, if RAM is what is short."""
 
 
 def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
-    """Nothing, then ever more: settings alone, then smaller micro-batches, then smaller images with all settings."""
+    """No change, then ever larger ones: settings, then smaller micro-batches, then smaller images with all settings."""
     if training.keep_activations < 0:
         training = dataclasses.replace(training, keep_activations=0)
     possible = [
@@ -87,14 +87,14 @@ def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
         for chosen in sets:
             if _go_together(chosen, training, training.accumulate * work.batch // batch):
                 yield _change(training, work, work._replace(batch=batch), chosen)
-    possible = [setting for setting in possible if setting[0] != "step_early"]  # offloading does as much
+    possible = [setting for setting in possible if setting[0] != "step_early"]  # offloading saves as much
     for share in (3 / 4, 1 / 2, 1 / 4):
         smaller = work._replace(batch=1, height=_scaled(work.height, share), width=_scaled(work.width, share))
         yield _change(training, work, smaller, tuple(possible))
 
 
 def _combinations(settings: Sequence[tuple[str, object, int]]) -> list[tuple[tuple[str, object, int], ...]]:
-    """None, some and all of them, by what they cost."""
+    """No, some and all settings, ordered by cost."""
     sets = [chosen for count in range(len(settings) + 1) for chosen in combinations(settings, count)]
     return sorted(sets, key=lambda chosen: sum(cost for *_, cost in chosen))
 
@@ -132,7 +132,7 @@ def fitting(
     work: Workload,
     room: Room,
 ) -> tuple[Change, Plan] | None:
-    """The least change, at best none, with which a run has room; None if there is none."""
+    """The smallest change, ideally none, with which a run fits; None if there is none."""
     for change in changes(training, work):
         if not go_together(change.training, room.processes, torch.device(room.device_type)):
             continue
@@ -148,10 +148,10 @@ def refuse_if_too_much(
     work: Workload,
     room: Room,
 ) -> Plan:
-    """The plan of a run that has room.
+    """The plan of a run that fits.
 
     Raises:
-        ValueError: if it has not, with the least change that would make it fit.
+        ValueError: if it does not fit, with the smallest change that would make it fit.
     """
     wanted = room.plan(config, training, work)
     if room.holds(wanted):
@@ -160,7 +160,7 @@ def refuse_if_too_much(
     found = fitting(config, training, work, room)
     if found is None:
         raise ValueError(
-            f"{sentence} No setting makes it fit: train fewer blocks, on a device or computer with more memory, or on "
+            f"{sentence} No setting makes it fit: train fewer blocks, use a device or computer with more memory, or "
             'several devices with parallel = "fsdp".'
         )
     change, smaller = found
@@ -176,11 +176,11 @@ def keeping_what_fits(
     work: Workload,
     room: Room,
 ) -> TrainingConfig:
-    """The configuration of a run that fits, its `keep_activations` decided where it is -1: if there is room for those
-    of all blocks, of the refiners and of the head, nothing is checkpointed."""
+    """The configuration of a run that fits, with `keep_activations` decided if it is -1: nothing is checkpointed if the
+    activations of all blocks, of the refiners and of the head fit."""
     if training.keep_activations >= 0:
         return training
-    # A plan may be wrong by a seventh, and nothing but time is lost by keeping less.
+    # A plan may be off by a seventh, and keeping fewer activations only costs time.
     used = dataclasses.replace(room, device=round(room.device * _USED))
     keeping = [
         dataclasses.replace(training, keep_activations=count) for count in reversed(range(1, config.n_layers + 1))
@@ -192,12 +192,12 @@ def keeping_what_fits(
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU that this process may use, what it holds already included; None for a CPU."""
+    """Bytes of a GPU that this process may use, including what it already holds; None for a CPU."""
     if not accelerator.has_own_memory(device.type):
         return None
     gpu = accelerator.module(device)
     free = accelerator.free_bytes(device)
-    # What torch's allocator holds without using it is free to it, what the context takes is taken.
+    # Memory that torch's allocator holds unused is free for it; memory of the context is not.
     return free + gpu.memory_reserved(device) - gpu.memory_allocated(device) + DEVICE_OVERHEAD
 
 

@@ -1,10 +1,9 @@
-"""Frozen blocks in few bits, or in CPU memory: how the weights that do not train are kept while others do.
+"""Storage of frozen weights in few bits or in RAM.
 
-A frozen linear layer needs its weight twice a step, for its output and for the gradient of its input, and never a
-gradient of its own. So the weight may be stored as float8 with a factor for each output row, or in bfloat16, and is
-turned into the numbers of the computation where it is used: only the stored form outlives that. Streamed, even this
-lies in CPU memory; the device has room for two blocks, the one that is computed and the one that comes next, which is
-copied meanwhile.
+A frozen linear layer needs its weight twice per step, for its output and for the gradient of its input, and never has a
+weight gradient. The weight may therefore be stored as float8 with one factor per output row, or in bfloat16, and is
+converted to the compute dtype where it is used; only the stored form persists. With streaming, even the stored form
+lies in RAM; the device holds two blocks, the current one and the next, which is copied meanwhile.
 """
 
 from __future__ import annotations
@@ -21,38 +20,38 @@ from .block_stream import StreamedTensor
 
 FLOAT8 = torch.float8_e4m3fn
 _LARGEST_EXPONENT = 8  # of float8 e4m3fn, which reaches 448 = 1.75 * 2^8
-_MOST_SHIFTED = 100  # binary places; rows of numbers yet smaller are as good as zero
-_AT_ONCE = 1 << 20  # numbers that a CPU converts at a time, for their indices take four bytes each
+_MOST_SHIFTED = 100  # binary places; rows with smaller values are practically zero
+_AT_ONCE = 1 << 20  # elements that a CPU converts at a time; their indices take four bytes each
 
 
 class Stored(NamedTuple):
-    """A weight as it is kept: numbers (rows, columns) and, of float8, the factor (rows, 1) float32 of each row."""
+    """A stored weight: elements (rows, columns) and, for float8, the factor (rows, 1) float32 of each row."""
 
     numbers: Tensor
     scale: Tensor | None
 
     def as_dtype(self, dtype: torch.dtype) -> Tensor:
-        """The weight in `dtype`, exactly what the stored numbers mean, in float32 and bfloat16."""
+        """The weight in `dtype`; float32 and bfloat16 represent the stored values exactly."""
         if self.scale is None:
             return self.numbers.to(dtype)
         return _from_float8(self.numbers, dtype).mul_(self.scale.to(dtype))
 
 
 def stored(weight: Tensor, dtype: torch.dtype) -> Stored:
-    """A weight (rows, columns) as it is kept in `dtype`."""
+    """A weight (rows, columns) stored in `dtype`."""
     return quantised(weight) if dtype == FLOAT8 else Stored(weight.to(dtype), None)
 
 
 def quantised(weight: Tensor) -> Stored:
-    """A weight (rows, columns) in float8 (e4m3fn), each row scaled to its range.
+    """A weight (rows, columns) in float8 (e4m3fn), with each row scaled to its range.
 
-    Factors are powers of two, so that multiplying by them is exact in every dtype: all error is that of rounding to
-    three bits, at most 1/16 of a number, or 2^-17 of the largest in its row where that is more, as long as that
-    largest is above 1e-27.
+    Factors are powers of two, so multiplying by them is exact in every dtype. The only error is rounding to three bits:
+    at most 1/16 of a value, or 2^-17 of the largest value in its row if that is more, as long as that largest value is
+    above 1e-27.
     """
     weight = weight.float()
     largest = weight.abs().amax(dim=1, keepdim=True)
-    # largest = m 2^exponent with m in [0.5, 1), so that it is scaled to [128, 256).
+    # largest = m 2^exponent with m in [0.5, 1), so it is scaled to [128, 256).
     exponent = torch.frexp(largest).exponent
     shift = torch.where(largest > 0, _LARGEST_EXPONENT - exponent, 0).clamp(max=_MOST_SHIFTED).float()
     return Stored((weight * shift.exp2()).to(FLOAT8), (-shift).exp2())
@@ -61,7 +60,7 @@ def quantised(weight: Tensor) -> Stored:
 def _from_float8(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     if numbers.device.type != "cpu":
         return numbers.to(dtype)
-    # On CPUs torch converts number by number; to look the 256 values up takes a fifth of the time.
+    # On CPUs torch converts element by element; looking up the 256 values takes a fifth of the time.
     values = torch.arange(256).to(torch.uint8).view(FLOAT8).to(dtype)
     converted = torch.empty(numbers.shape, dtype=dtype)
     codes = numbers.view(torch.uint8).flatten()
@@ -74,7 +73,7 @@ class Resident:
     """A weight that stays on the device.
 
     Args:
-        dtype: to keep it in.
+        dtype: to store it in.
         device: to compute on.
     """
 
@@ -87,7 +86,7 @@ class Resident:
         return 0
 
     def put(self, weight: Tensor) -> None:
-        """Set the numbers."""
+        """Set the weight."""
         self._stored = stored(weight.detach().to(self._device), self._dtype)
 
     def read(self) -> Stored:
@@ -97,12 +96,12 @@ class Resident:
 
 
 class Streamed:
-    """A weight that comes with its block.
+    """A weight that is streamed with its block.
 
     Args:
-        dtype: to keep it in.
+        dtype: to store it in.
         device: to compute on.
-        numbers: its place in the block.
+        numbers: its position in the block.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device, numbers: StreamedTensor):
@@ -114,19 +113,19 @@ class Streamed:
         return self._numbers.nbytes
 
     def put(self, weight: Tensor) -> None:
-        """Set the numbers."""
+        """Set the weight."""
         numbers, self._scale = stored(weight.detach().to(self._device), self._dtype)
         self._numbers.fill(numbers)
 
     def read(self) -> Stored:
-        """The weight on the device, to be used before another block is asked for."""
+        """The weight on the device; use it before another block is read."""
         return Stored(self._numbers.read(), self._scale)
 
 
 class FrozenLinear(nn.Module):
-    """A linear layer that takes gradients of its input only.
+    """A linear layer that computes gradients of its input only.
 
-    Its weight and bias are neither parameters nor buffers: nothing shall train, synchronise or convert them.
+    Its weight and bias are neither parameters nor buffers, so that nothing trains, synchronises or converts them.
     """
 
     def __init__(self, layer: nn.Linear, weight: Resident | Streamed, device: torch.device):
@@ -137,7 +136,7 @@ class FrozenLinear(nn.Module):
 
     @property
     def bytes_in_computer(self) -> int:
-        """What its weight takes of the computer's memory rather than of the device's."""
+        """Bytes of RAM that its weight takes instead of the device's memory."""
         return self._weight.bytes_in_computer
 
     def put_bias(self, bias: Tensor) -> None:
@@ -152,7 +151,7 @@ class FrozenLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """x weight^T + bias, remembering for its backward pass where the weight is, not the weight."""
+    """x weight^T + bias. Saves the location of the weight for the backward pass, not the weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Resident | Streamed, bias: Tensor | None) -> Tensor:

@@ -1,10 +1,10 @@
-"""How much memory a computation holds, found by running it on tensors that have shapes but no numbers (device "meta").
+"""The memory of a computation, found by running it on tensors that have shapes but no data (device "meta").
 
-Every tensor that comes out of an operation is watched until torch lets go of it, in the forward and in the backward
-pass, so that what is counted is what the very code of the model keeps, not a formula beside it. Attention is taken to
-keep no table of tokens by tokens, as torch's fused kernels do not. Other operations count as torch takes them apart
-without a device; where a GPU has a fused kernel for one (newer versions for RMS norm), it keeps less. The copies that a
-GPU's half-precision convolutions make of maps whose channels are not a multiple of 8 count while they compute.
+Every tensor that an operation returns is watched until torch releases it, in the forward and the backward pass, so the
+count comes from the model's own code, not from a separate formula. Attention is assumed to keep no table of tokens by
+tokens, like torch's fused kernels. Other operations are counted as torch decomposes them without a device; a GPU with a
+fused kernel for one of them (newer versions for RMS norm) keeps less. The copies that a GPU's half-precision
+convolutions make of maps whose channels are not a multiple of 8 are counted during the convolution.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ..patch import padded_size
 
 
 class Traced(NamedTuple):
-    """Bytes beyond a computation's inputs and weights: of its outputs; of what it keeps between forward and backward
-    pass, outputs included; and the most there are at any moment, with the gradients of outputs and inputs."""
+    """Bytes beyond a computation's inputs and weights: of its outputs; of what it keeps from the forward to the
+    backward pass, outputs included; and at the peak, with the gradients of outputs and inputs."""
 
     output: int
     retained: int
@@ -35,12 +35,12 @@ class Traced(NamedTuple):
 
 
 def trace(function: Callable[..., Any], inputs: Sequence[Tensor], weights: Iterable[Tensor]) -> Traced:
-    """Run a function forward and backward.
+    """Run a function forward and backward and measure it.
 
     Args:
-        function: of the inputs; gives a tensor or several.
+        function: takes the inputs and returns one or several tensors.
         inputs: on the device "meta".
-        weights: all that it uses. Their gradients count while they are made, and are gone once they are complete.
+        weights: all that it uses. Their gradients count while they are computed and are released when complete.
     """
     weights = list(weights)
     live = _Live([*inputs, *weights])
@@ -59,7 +59,7 @@ def trace(function: Callable[..., Any], inputs: Sequence[Tensor], weights: Itera
 
 
 def computing_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let a model's layers cast inputs and weights as autocast does, which there is not for the device "meta"."""
+    """Make a model's layers cast inputs and weights like autocast, which does not exist for the device "meta"."""
     mode = _Cast(dtype)
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
@@ -79,7 +79,7 @@ def _forget(weight: Tensor) -> None:
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of tensors from when an operation makes them until they are let go."""
+    """Counts the bytes of tensors from the operation that returns them until they are released."""
 
     def __init__(self, known: Iterable[Tensor]):
         super().__init__()
@@ -90,7 +90,7 @@ class _Live(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Whether torch shall load its compiler, only to be told that nothing here is compiled; it takes seconds."""
+        """Keep torch from loading its compiler, which takes seconds, to learn that nothing here is compiled."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -118,9 +118,9 @@ class _Live(TorchDispatchMode):
 
 
 def _workspace(func: Any, args: Any) -> int:
-    """Bytes of the copies that a convolution of a GPU makes of maps it has to widen to a multiple of channels.
+    """Bytes of the copies that a GPU convolution makes of maps whose channels it pads to a multiple.
 
-    Of the input, as measured on an H100; the backward pass is taken to do it with each of the maps that it reads.
+    The copy of the input was measured on an H100; the backward pass is assumed to copy each map that it reads.
     """
     aten = torch.ops.aten
     read = {aten.convolution.default: args[:1], aten.convolution_backward.default: args[:2]}.get(func, ())
@@ -145,7 +145,7 @@ class _Cast(TorchFunctionMode):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What fused attention allocates and keeps: its output, and a number for each query."""
+    """What fused attention allocates and keeps: its output, and one value per query."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How much memory a training run needs, computed from shapes before anything is loaded.
 
-Sizes are in bytes; in sentences 1 GB is 10^9. What a GPU's own software takes, and what its allocator loses
-between tensors, is counted as `DEVICE_OVERHEAD`.
+Sizes are in bytes; in sentences 1 GB is 10^9. `DEVICE_OVERHEAD` covers the GPU's own software and the fragmentation of
+its allocator.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .exchange import BUFFERS
 
 GB = 10**9
 DEVICE_OVERHEAD = 6 * GB // 10
-_HEADER_BYTES = 256  # what a file says about a tensor at most
-_EIGHT_BIT_FROM, _EIGHT_BIT_BLOCK = 4096, 256  # numbers of a tensor; see `adamw`
+_HEADER_BYTES = 256  # upper limit of a tensor's entry in a file's header
+_EIGHT_BIT_FROM, _EIGHT_BIT_BLOCK = 4096, 256  # elements of a tensor; see `adamw`
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes that a process of a run needs at its worst moment.
+    """Bytes that a process of a run needs at its peak.
 
     Attributes:
-        device: by what they are for, of the device's memory.
-        computer: the same of RAM, beside the program itself.
+        device: bytes of the device's memory by purpose.
+        computer: bytes of RAM by purpose, beside the program itself.
     """
 
     device: dict[str, int]
@@ -49,7 +49,7 @@ class Plan:
         return sum(self.computer.values())
 
     def sentence(self, device_type: str = "cuda") -> str:
-        """What is needed, in words."""
+        """The needs as a sentence."""
         of = "GPU memory" if has_own_memory(device_type) else "memory"
         sentence = f"Needs about {gigabytes(self.device_bytes)} GB of {of}: {listed(self.device)}"
         if self.computer_bytes:
@@ -64,16 +64,16 @@ def plan(
 
     Args:
         config: of the L2P model.
-        training: how it is trained; of `parallel`, "auto" counts as "ddp", and of `keep_activations`, -1 as 0.
+        training: its settings; `parallel` "auto" counts as "ddp", and `keep_activations` -1 as 0.
         work: a process's micro-batch.
-        device_type: the kind of device, "cuda" or "cpu" for example.
-        processes: that train together.
+        device_type: kind of device, such as "cuda" or "cpu".
+        processes: number of processes that train together.
     """
     return _Planner(config, training, work, device_type, processes).plan()
 
 
 def saved_sizes(config: ModelConfig, training: TrainingConfig) -> tuple[int, int]:
-    """Bytes of a run's state and of its delta on the disk; arguments as for `plan`."""
+    """Bytes of a run's state and of its delta on disk; arguments as for `plan`."""
     planner = _Planner(config, training, Workload(1, 0, 0, 0), "cpu", 1)
     of_each = len(planner.trained) * _HEADER_BYTES
     kept = len(planner.shapes) * _HEADER_BYTES
@@ -109,7 +109,7 @@ class _Planner:
             checkpointing=training.gradient_checkpointing,
             gradients=self._gradients,
             all_along=training.accumulate > self.processes or self.processes > 1,
-            # On their way, see `exchange`.
+            # Being copied, see `exchange`.
             in_flight=BUFFERS * self.compute * largest if taken else None,
         )
         if training.offload:
@@ -128,13 +128,13 @@ class _Planner:
             device |= {"optimiser": moments // share, "averages": averages // share}
             device["gradients"] = peak.gradients // share
             if share > 1:
-                # The block that is computed and the one that comes next, whole.
+                # The current block and the next one, whole.
                 device["gathered blocks"] = 2 * self.compute * self._largest_block()
         device["activations"] = peak.activations
         if has_own_memory(self.device_type):
             device["the GPU's driver"] = DEVICE_OVERHEAD
             return Plan(device, computer)
-        # There is one memory.
+        # A CPU has one memory.
         names = dict.fromkeys([*device, *computer])
         return Plan({name: device.get(name, 0) + computer.get(name, 0) for name in names}, {})
 
@@ -150,7 +150,7 @@ class _Planner:
         return sum(size(self._numbers(name)) for name in self.trained)
 
     def _weights(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Bytes of what is computed with, on the device and in RAM."""
+        """Bytes of the weights in use, on the device and in RAM."""
         device = {"frozen weights": 0, "trained weights": 0}
         computer = {"trained weights": 4 * self.numbers} if self.training.offload else {}
         blocks: dict[str, int] = {}
@@ -162,7 +162,7 @@ class _Planner:
             else:
                 device[kind] += size
             if self._is_float8(name):
-                device[kind] += 4 * shape[0]  # a factor for each row, which is never streamed
+                device[kind] += 4 * shape[0]  # one factor per row, which is never streamed
         if blocks:
             homes = list(blocks.values())
             device["streamed weights"] = 2 * max(homes)
@@ -170,7 +170,7 @@ class _Planner:
         return device, computer
 
     def _width(self, name: str) -> int:
-        """Bytes of a weight's number in the form that is computed with."""
+        """Bytes of one element of a weight, as stored for computing."""
         if name in self.trained:
             return self.compute if self.training.offload else 4
         if self._is_float8(name):
@@ -190,7 +190,7 @@ class _Planner:
 
     @staticmethod
     def _block(name: str) -> str:
-        """The block that a weight is in, or nothing."""
+        """The block of a weight, or an empty text."""
         part, _, rest = name.partition(".")
         in_block = part in ("layers", "noise_refiner", "context_refiner")
         return f"{part}.{rest.partition('.')[0]}." if in_block else ""
@@ -210,7 +210,7 @@ class _Planner:
         )
         if not self.stored:
             return parts
-        # A stored weight is turned into the numbers of the computation, one at a time.
+        # Stored weights are converted to the compute dtype one at a time.
         frozen = [shape for name, shape in self.shapes.items() if name not in self.trained and len(shape) == 2]
         largest = max(map(_product, frozen), default=0)
         temporary = 0 if self.training.frozen == "full" else self.compute * largest
@@ -237,11 +237,11 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def listed(sizes: dict[str, int]) -> str:
-    """What takes a hundredth of it all or more, in GB, in words."""
+    """The items that make up a hundredth of the total or more, in GB, as a phrase."""
     least = sum(sizes.values()) / 100
     return ", ".join(f"{what} {gigabytes(size)}" for what, size in sizes.items() if size and size >= least)
 
 
 def gigabytes(size: int) -> str:
-    """Bytes in GB, in words."""
+    """Bytes in GB, as text."""
     return f"{size / GB:.1f}" if size >= GB / 10 else f"{size / GB:.2g}"

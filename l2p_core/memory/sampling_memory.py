@@ -1,4 +1,4 @@
-"""What a forward pass needs beside the weights, from shapes alone: the host plans its memory by this.
+"""The memory of a forward pass beside the weights, from shapes alone; the host plans its memory by this.
 
 Follows the tensors that the host's NextDiT and our Detailer Head hold at once; a test measures both.
 """
@@ -19,13 +19,13 @@ FEED_FORWARD_WIDTHS = 3.0
 """(tokens, dim) tensors alive in a block's feed-forward, beside three of (tokens, ffn_dim)."""
 
 SCORED_QUERIES = 512
-"""Queries at a time in the host's sub-quadratic attention, which it uses where torch's fused one is off."""
+"""Queries at a time in the host's sub-quadratic attention, which it uses if torch's fused attention is off."""
 
 MIN_HEAD_BUDGET = 5 * 1024**3 // 4
-"""The head may always use this many bytes, or as many as the backbone if that is more: the host is asked for them."""
+"""The head may always use this many bytes, or as many as the backbone if that is more: the host reserves them."""
 
 USED_OF_FREE = 0.8
-"""The share of free memory that an automatic tile fills; the rest is for workspaces and what lies between tensors."""
+"""The share of free memory that an automatic tile fills; the rest is for workspaces and fragmentation."""
 
 
 def step_bytes(
@@ -38,20 +38,20 @@ def step_bytes(
     tile: int | None = None,
     fused_attention: bool = True,
 ) -> int:
-    """Peak activations of one forward pass of `batch` images: the backbone's, then the head's.
+    """Peak activations of one forward pass of `batch` images, over the backbone and the head.
 
     Args:
         caption: tokens of the longest caption.
-        itemsize: bytes of a number in the dtype computed in.
+        itemsize: bytes of an element in the compute dtype.
         tile: side of the head's tiles, None for whole.
-        fused_attention: whether attention scores are never held (torch's, flash, xformers).
+        fused_attention: whether attention scores are never materialised (torch's fused kernels, flash, xformers).
     """
     backbone = backbone_bytes(config, height, width, caption, itemsize, fused_attention)
     features = 2 * tokens_of(config, height, width, caption) * config.dim * itemsize
     head = features + head_bytes(config, height, width, tile, itemsize)
     if itemsize == 4:
         return batch * max(backbone, head)
-    # The sampler's images are float32: what the network reads is a copy, and what it returns becomes one.
+    # The sampler's images are float32: the network reads a converted copy, and its output is converted back.
     image = PIXEL_CHANNELS * height * width
     return batch * (image * itemsize + max(backbone, head, image * (itemsize + 4)))
 
@@ -71,7 +71,7 @@ def backbone_bytes(
     stream = tokens * config.dim * itemsize
     attention = ATTENTION_WIDTHS * stream
     if not fused_attention:
-        # Scores, their exponentials and what the maximum is taken off, in float32.
+        # Scores, their exponentials and the tensor that the maximum is subtracted from, in float32.
         attention += 3 * config.n_heads * min(tokens, SCORED_QUERIES) * tokens * 4
     feed_forward = FEED_FORWARD_WIDTHS * stream + 3 * tokens * config.ffn_dim * itemsize
     patches = PIXEL_CHANNELS * padded_size(height, config.size_multiple) * padded_size(width, config.size_multiple)
@@ -106,12 +106,12 @@ def choose_tile(
     free: float | None = None,
     spare: float | None = None,
 ) -> int | None:
-    """The side of the head's tiles: None (whole) if it fits the head's budget, else the largest that does.
+    """The side of the head's tiles: None (whole) if that fits the head's budget, else the largest that does.
 
     Args:
-        free: bytes of the device that the step can have at all; None if that is not known.
-        spare: those that nothing else is waiting for, of which weights that come and go are; the head is then no
-            larger than the backbone for what it would drive out. All by default.
+        free: bytes of the device that the step can use in total; None if unknown.
+        spare: bytes of them that nothing else needs, such as offloadable weights; all by default. If the head has to
+            displace weights, its budget is no more than the backbone's memory.
     """
     budget = float(max(MIN_HEAD_BUDGET, batch * backbone_bytes(config, height, width, caption, itemsize)))
     if free is not None:
@@ -132,10 +132,10 @@ def _area(region: Region) -> int:
 
 
 def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region, itemsize: int) -> int:
-    """The largest number of values alive at once while `wanted` is computed."""
+    """The largest number of elements alive at once while `wanted` is computed."""
 
     def workspace(channels: int, area: int) -> int:
-        """Values of the copy that a convolution of a GPU makes of an input it has to widen (measured on an H100)."""
+        """Elements of the copy that a GPU convolution makes of an input it has to pad (measured on an H100)."""
         return area * padded_size(channels, CHANNEL_MULTIPLE) if itemsize == 2 and channels % CHANNEL_MULTIPLE else 0
 
     regions, bottleneck = stage_regions(wanted, image, len(head.stages))

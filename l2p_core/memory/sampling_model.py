@@ -1,9 +1,9 @@
-"""Loading a model to sample with, in the form that memory has room for.
+"""Loads a model for sampling in a form that fits into memory.
 
-Whole, the 6B model takes 12.5 GB in bfloat16, more than most GPUs have. Its blocks may be kept as training keeps frozen
-ones (`block_store`): in float8, which takes half of it, or in RAM, from where each comes to the device when it is
-computed. Weights go one by one from the file into their form and place; neither RAM nor the device ever holds more of
-the model than what stays there and the weight that is on its way.
+The whole 6B model takes 12.5 GB in bfloat16, more than most GPUs have. Its blocks may be stored like frozen blocks in
+training (`block_store`): in float8, which takes half of it, or in RAM, from which each block is copied to the device
+when it is computed. Weights are read from the file one by one into their form and place; neither RAM nor the device
+ever holds more than the weights that stay there and the one being read.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from . import block_store
 from .block_stream import block_bytes, pinned_bytes
 from .frozen_store import FLOAT8
 
-_FACTOR_BYTES = 4  # of each row of a float8 weight
-_ROUNDING_BYTES = 4 + 4 + 1  # of an element while it is rounded to float8: in float32, scaled, rounded
+_FACTOR_BYTES = 4  # per row of a float8 weight
+_ROUNDING_BYTES = 4 + 4 + 1  # per element during rounding to float8: in float32, scaled, rounded
 
 
 @dataclass(frozen=True)
 class Form:
-    """How weights are kept.
+    """How weights are stored.
 
     Attributes:
-        dtype: of all weights but those in float8, and of the computation.
-        float8: whether the blocks' linear layers are in float8, with a factor for each row.
-        streamed: whether they are in RAM, and come to the device block by block.
+        dtype: of all weights except those in float8, and of the computation.
+        float8: whether the blocks' linear layers are stored in float8, with one factor per row.
+        streamed: whether they are stored in RAM and copied to the device block by block.
     """
 
     dtype: torch.dtype
@@ -44,7 +44,7 @@ class Form:
 
     @property
     def storage(self) -> TrainingConfig:
-        """The training that keeps its frozen weights in this form."""
+        """The training configuration that stores frozen weights in this form."""
         precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
         return TrainingConfig(precision=precision, frozen="fp8" if self.float8 else "full", stream=self.streamed)
 
@@ -55,13 +55,13 @@ class Form:
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes that weights take.
+    """Memory of the weights, in bytes.
 
     Attributes:
-        device: of the device's memory, as long as the model is there.
-        ram: of RAM, pinned, beside them.
-        loading: of the device's memory, beyond `device`, while a weight gets its form.
-        computing: the same while a layer is computed.
+        device: device memory while the model is loaded.
+        ram: pinned RAM beside it.
+        loading: device memory beyond `device` while a weight is converted to its form.
+        computing: device memory beyond `device` while a layer is computed.
     """
 
     device: int
@@ -71,7 +71,7 @@ class Held:
 
 
 def held(config: ModelConfig, form: Form) -> Held:
-    """What a model's weights take in a form, from shapes alone."""
+    """The memory of a model's weights in a form, from shapes alone."""
     sizes = {key: math.prod(shape) for key, shape in key_shapes(config).items()}
     largest = max(sizes.values())
     blocks = _stored(config, form)
@@ -96,14 +96,14 @@ def load(
     progress: ProgressCallback | None = None,
     adapters: Mapping[str, LowRank] | None = None,
 ) -> L2PModel:
-    """An L2P model, ready to sample.
+    """Load an L2P model for sampling.
 
     Args:
-        checkpoint: to load, such as a delta on its base (`merged`).
-        form: how its weights are kept.
+        checkpoint: to load, such as a delta on its base (`deltas.delta_on_base`).
+        form: how its weights are stored.
         device: to compute on.
-        progress: called with (bytes read, bytes in all).
-        adapters: to be added to the weights of the layers that they are named by.
+        progress: called with (bytes read, total bytes).
+        adapters: added to the weights of the layers that are their keys.
 
     Raises:
         CheckpointError: if it is not a complete L2P model, or is quantised.
@@ -113,7 +113,7 @@ def load(
     assert isinstance(model, L2PModel)
     names = dict.fromkeys(model.state_dict(), DTYPE_NAMES[form.dtype])
     puts = block_store.store(model, (), form.storage, device) if form.float8 or form.streamed else {}
-    # Rounded once, from what the file has.
+    # The file's own dtype, so that weights are rounded only once.
     names |= {key: checkpoint.tensors[key].dtype for key in puts}
     state = {}
     for key, weight in read_weights(checkpoint, names, progress):
@@ -128,7 +128,7 @@ def load(
 
 
 def _stored(config: ModelConfig, form: Form) -> list[list[block_store.Layer]]:
-    """The layers that a form keeps otherwise than the model does, by blocks."""
+    """The layers that a form stores other than the model does, by block."""
     if not form.float8 and not form.streamed:
         return []
     with torch.device("meta"):

@@ -1,7 +1,7 @@
-"""Linear layers whose weights train in the computer's memory, so that the device holds those of two blocks at a time.
+"""Linear layers whose weights are trained in RAM, so that the device holds those of two blocks at a time.
 
-The weight itself, float32, never leaves the CPU. Its working copy comes to the device with its block (`block_stream`),
-and the gradient is handed over in the middle of the backward pass, when nothing of that pass needs the weight any more.
+The float32 weight itself never leaves the CPU. Its working copy comes to the device with its block (`block_stream`),
+and the gradient is handed over during the backward pass, when that pass no longer needs the weight.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .block_stream import StreamedTensor
 
 
 class TrainedLinear(nn.Module):
-    """A linear layer in the place of one whose weight trains.
+    """Replaces a linear layer whose weight is trained in RAM.
 
     Attributes:
-        weight: (out_features, in_features) float32 on the CPU; nothing computes with it, and it never has a `grad`.
-        bias: on the device, trained as any parameter, or None.
-        working: what is computed with, to be filled with the weight.
-        take: is given the gradient (out_features, in_features) of each backward pass, on the device.
+        weight: (out_features, in_features) float32 on the CPU; not used in computation, and its `grad` is always None.
+        bias: on the device, trained like any parameter, or None.
+        working: the copy to compute with; fill it with the weight.
+        take: receives the gradient (out_features, in_features) of each backward pass, on the device.
     """
 
     def __init__(self, layer: nn.Linear, working: StreamedTensor):
@@ -42,7 +42,7 @@ class TrainedLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """x working^T + bias. The weight is an argument only for autograd to see that there is something to train."""
+    """x working^T + bias. The weight is an argument only so that autograd sees something to train."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: TrainedLinear) -> Tensor:
@@ -57,6 +57,6 @@ class _Product(torch.autograd.Function):
         rows = gradient.flatten(0, -2)
         of_x = gradient @ layer.working.read().to(gradient.dtype) if ctx.needs_input_grad[0] else None
         of_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        # The last use of the working copy was above: taking the gradient may change it.
+        # The working copy was last used above: taking the gradient may change it.
         layer.take(rows.mT @ x.flatten(0, -2))
         return of_x, None, of_bias, None

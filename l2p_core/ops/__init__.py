@@ -1,1 +1,1 @@
-"""How layers are computed: rotary positions, tiles of the head, and forms that save memory or keep a dtype."""
+"""Layer operations: rotary positions, tiles of the head, and variants that save memory or preserve the dtype."""

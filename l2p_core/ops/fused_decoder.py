@@ -1,10 +1,10 @@
-"""A decoder stage of the Detailer Head with its two convolutions as one.
+"""A decoder stage of the Detailer Head with its two convolutions fused into one.
 
-No activation stands between a stage's `up` (nearest x2, Conv 3x3) and its `dec` (concat skip, Conv 3x3), so `dec` after
-`up` is one linear map. On the coarse grid it is a 3x3 convolution with four outputs a cell, one for each of the four
-fine pixels there: the `up` convolution, more than a third of the head's multiplications, and the concatenation are not
-made at all. Only the image's outermost pixels differ, for `dec` pads with zeros what the fused map would continue; the
-caller computes those as written.
+No activation lies between a stage's `up` (nearest x2, Conv 3x3) and its `dec` (concat skip, Conv 3x3), so `dec` after
+`up` is one linear map. On the coarse grid it is a 3x3 convolution with four outputs per cell, one for each of the four
+fine pixels there. This skips the `up` convolution, more than a third of the head's multiplications, and the
+concatenation. Only the image's outermost pixels differ, because `dec` pads with zeros where the fused map continues;
+the caller computes those with the separate convolutions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 MIN_PIXELS = 512 * 512
 
 GPU_PIXELS = 4096 * 4096
-"""Of a piece evaluated at once, from which fusing pays on an H100 (docs/benchmarks.md): 17 to 37% less time."""
+"""Pixels of a piece evaluated at once, from which fusing is faster on an H100 (docs/benchmarks.md): by 17 to 37%."""
 
 # A fine pixel p = 2i + a reads, by tap t of the 5x5 composition, fine pixel p + t - 2, which lies in the coarse cell
 # i + (a + t - 2) // 2. For each a: the coarse tap (0, 1, 2 for cells i-1, i, i+1) of the fine taps 0 to 4.
@@ -28,11 +28,12 @@ _COARSE_TAPS = tuple(tuple((a + t - 2) // 2 + 1 for t in range(5)) for a in (0, 
 
 @dataclass
 class Fusion:
-    """What the tiles of one pass share.
+    """State shared by the tiles of one pass.
 
     Attributes:
-        wanted: whether to fuse; None is on a CPU, where enough pixels pay.
-        weights: by a stage's `up`, what `compose` made of it: made for each tile, it would cost more than it saves.
+        wanted: whether to fuse; None fuses on a CPU from `MIN_PIXELS` on.
+        weights: the result of `compose` for each stage's `up`; composing again for each tile would cost more than
+            fusing saves.
     """
 
     wanted: bool | None = None
@@ -40,29 +41,29 @@ class Fusion:
 
 
 def pays_on(device: torch.device, pixels: int) -> bool | None:
-    """Whether a pass over pieces of so many pixels shall fuse; None is for each stage to say."""
+    """Whether a pass over pieces of `pixels` pixels fuses; None leaves the decision to each stage."""
     if device.type == "cuda" and torch.version.hip is None:
         return pixels >= GPU_PIXELS
     return None
 
 
 def can_fuse(up: nn.Module, dec: nn.Module, x: Tensor, pixels: int, wanted: bool | None = None) -> bool:
-    """Whether to fuse a stage of so many pixels: plain convolutions, no gradients, and `Fusion.wanted`."""
-    # Exactly this class: a host's own layers cast, offload or patch their weights when they are called.
+    """Whether to fuse a stage of `pixels` pixels: plain convolutions, no gradients, and `Fusion.wanted`."""
+    # Exactly this class: a host's layers cast, offload or patch their weights when called.
     plain = type(up) is nn.Conv2d and type(dec) is nn.Conv2d
     pays = x.device.type == "cpu" and pixels >= MIN_PIXELS
     return plain and not torch.is_grad_enabled() and (pays if wanted is None else wanted)
 
 
 def compose(up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """The coarse convolution that equals nearest x2, `up` and the part of `dec` that reads its output.
+    """The coarse convolution that equals nearest x2, `up` and the input channels of `dec` that read its output.
 
     Returns:
         Weight (4 * out, in, 3, 3), outputs ordered by fine row, fine column and channel, and bias (out,).
     """
     up_weight, dec_weight = up.weight.float(), dec.weight[:, : up.out_channels].float()
-    # fine[o, i, s + t] = sum over s, t, c of dec[o, c, s] up[c, i, t]: a correlation with the flipped kernel, padded in
-    # full, over `up`'s inputs as a batch.
+    # fine[o, i, s + t] = sum over s, t, c of dec[o, c, s] up[c, i, t]: a full-padded correlation with the flipped
+    # kernel, with `up`'s inputs as the batch.
     fine = F.conv2d(up_weight.transpose(0, 1), dec_weight.flip(2, 3), padding=2).transpose(0, 1)
     rows = fine.new_zeros(2, *fine.shape[:2], 3, 5)
     for a, taps in enumerate(_COARSE_TAPS):
@@ -83,11 +84,11 @@ def fused_stage(x: Tensor, skip: Tensor, up: nn.Conv2d, dec: nn.Conv2d, fusion: 
     Args:
         x: (B, in, h, w), the coarse input.
         skip: (B, skip channels, ...), of any region.
-        fusion: of the pass; keeps the weights that are composed.
+        fusion: of the pass; caches the composed weights.
 
     Returns:
-        (B, out, 2h, 2w), what comes through `up`, right where all of its neighbours were in `x` or outside the image
-        by 2 or more pixels, and (B, out, ...) of the skip, with all of the bias.
+        (B, out, 2h, 2w), the part that comes through `up`, valid where all neighbours were in `x` or lie outside the
+            image by 2 or more pixels; and (B, out, ...) of the skip, with the whole bias.
     """
     if up not in fusion.weights:
         fusion.weights[up] = compose(up, dec)

@@ -1,4 +1,4 @@
-"""Sides of the squares in which the Detailer Head is evaluated, and the size that no map may pass."""
+"""Sides of the tiles in which the Detailer Head is evaluated, and the largest allowed feature map."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ TILES = (4096, 2048, 1024, 512, 256)
 """Sides that an automatic tile can have."""
 
 LEAST_TILE = 64
-"""The smallest side that people can ask for: of smaller tiles nearly all that is computed is what they overlap in."""
+"""The smallest side that users can request: smaller tiles would compute almost nothing but their overlap."""
 
 MOST_ELEMENTS = 2**31 - 1
-"""Of one tensor: convolutions of GPUs count in 32 bits, and refuse more or become slow."""
+"""Of one tensor: GPU convolutions index with 32 bits, and refuse larger tensors or become slow."""
 
 CHANNEL_MULTIPLE = 8
-"""Channels are filled up to a multiple of this, in a copy of the tensor, for the tensor cores of GPUs."""
+"""GPUs copy a tensor to pad its channels to a multiple of this, for their tensor cores."""
 
 
 def largest_map(head: HeadConfig, dim: int, wanted: Region, image: Region) -> int:
@@ -37,7 +37,7 @@ def largest_map(head: HeadConfig, dim: int, wanted: Region, image: Region) -> in
 
 
 def countable(head: HeadConfig, dim: int, image: Region, batch: int, tile: int | None) -> int | None:
-    """`tile`, or the largest automatic one below it with which no tensor has more than `MOST_ELEMENTS`."""
+    """`tile`, or the largest smaller automatic tile with which no tensor exceeds `MOST_ELEMENTS`."""
     side = max(image.bottom, image.right)
     for choice in (tile, *(t for t in TILES if t < min(side, tile or side))):
         pieces = [image] if choice is None or choice >= side else image.tiles(choice)

@@ -1,9 +1,8 @@
-"""Steps of a block that keep only their inputs for the backward pass, with gradients worked out by hand.
+"""Operations that keep only their inputs for the backward pass, with gradients derived by hand.
 
-What autograd keeps of norms and of SwiGLU by itself is a third of all that a block holds until its gradients are
-computed, more where a norm widens bfloat16 to float32; and it goes through memory more often. Results have
-the dtype of the inputs. A compiler works out by itself what to keep and what to fuse, so it is given the plain
-formulas.
+What autograd keeps for norms and SwiGLU is a third of everything that a block holds until its backward pass, and more
+where a norm widens bfloat16 to float32; it also takes more passes over memory. Results have the dtype of the inputs.
+A compiler decides by itself what to keep and what to fuse, so it gets the plain formulas.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def gated_silu(gate: Tensor, x: Tensor) -> Tensor:
 
 
 class ScaledNorm(torch.autograd.Function):
-    """`scaled_norm` without a compiler. Keeps x."""
+    """`scaled_norm` without a compiler. Saves x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, factor: Tensor | None, eps: float) -> Tensor:
@@ -45,7 +44,7 @@ class ScaledNorm(torch.autograd.Function):
         if factor is not None and len(factor) == 1:
             # One pass over x: a single sample's factor goes into the weight.
             weight, factor = (weight * factor).flatten(), None
-        # Newer versions of torch would widen a norm to float32 under autocast, and the stream with it.
+        # Newer versions of torch would widen the norm, and with it the residual stream, to float32 under autocast.
         with unwidened(x):
             if x.device.type == "cpu":
                 return _on_cpu(x, weight, factor, eps)
@@ -79,13 +78,13 @@ class ScaledNorm(torch.autograd.Function):
 
 
 def _inverse(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean of squares + eps) over the last dimension, kept, in float32."""
+    """1 / sqrt(mean of squares + eps) over the last dimension, with that dimension kept, in float32."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def _on_cpu(x: Tensor, weight: Tensor, factor: Tensor | None, eps: float) -> Tensor:
-    """The norm in half the time of torch's, which goes through memory five times; this one does three times."""
+    """The norm in half the time of torch's: three passes over memory instead of five."""
     wide = x.float()
     inverse = _inverse(wide, eps)
     normed = (wide * inverse if wide is x else wide.mul_(inverse)).mul_(weight.float())
@@ -93,7 +92,7 @@ def _on_cpu(x: Tensor, weight: Tensor, factor: Tensor | None, eps: float) -> Ten
 
 
 class GatedSilu(torch.autograd.Function):
-    """`gated_silu` without a compiler. Keeps both."""
+    """`gated_silu` without a compiler. Saves both inputs."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, x: Tensor) -> Tensor:

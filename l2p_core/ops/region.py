@@ -1,4 +1,4 @@
-"""Which part of each stage of a U-Net a piece of its output depends on: the geometry behind exact tiles."""
+"""The part of each U-Net stage that a piece of the output depends on: the geometry behind exact tiles."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Region:
 
     @property
     def pixels(self) -> int:
-        """Cells of the region."""
+        """Number of cells."""
         return (self.bottom - self.top) * (self.right - self.left)
 
     def tiles(self, side: int) -> Iterator[Region]:
-        """Cut into squares of `side`, row by row; the last ones may be smaller."""
+        """Split into squares of `side`, row by row; the last ones may be smaller."""
         for top in range(self.top, self.bottom, side):
             for left in range(self.left, self.right, side):
                 yield Region(top, min(top + side, self.bottom), left, min(left + side, self.right))
 
     def grown(self, margin: int, frame: Region) -> Region:
-        """With `margin` more on every side, as far as `frame` reaches."""
+        """The region with `margin` more cells on every side, clipped to `frame`."""
         return Region(
             max(self.top - margin, frame.top),
             min(self.bottom + margin, frame.bottom),
@@ -59,10 +59,10 @@ class Region:
 
 @dataclass(frozen=True)
 class StageRegions:
-    """What one stage must compute: its encoder's output (the skip) and its decoder's, with what each reads.
+    """The regions that one stage must compute, of its encoder (the skip) and its decoder, and what each reads.
 
-    A 3x3 convolution reads one cell more on every side than it writes, within the stage's `frame`, the image on its
-    grid; outside the frame is zero padding, which is why reads are clipped to it and nothing else.
+    A 3x3 convolution reads one more cell on every side than it writes, within the stage's `frame`, the image on its
+    grid. Outside the frame is zero padding, so reads are clipped to the frame and only there.
     """
 
     frame: Region
@@ -85,7 +85,7 @@ class StageRegions:
             yield dataclasses.replace(inside, left=inside.right - 1)
 
     def narrowed(self, decoded: Region) -> StageRegions:
-        """What the decoder must compute for a part of its output; the skip stays as it is."""
+        """The decoder's regions for a part of its output; the skip's stay unchanged."""
         merged = decoded.grown(1, self.frame)
         return dataclasses.replace(self, upsampled=merged.grown(1, self.frame), merged=merged, decoded=decoded)
 

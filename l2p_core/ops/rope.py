@@ -1,7 +1,7 @@
 """Rotary positions on three axes (caption order, image row, image column), as Z-Image places its tokens.
 
-Caption token i sits at (1 + i, 0, 0); image token (row, column) at (caption length + 1, row, column), the caption's
-length taken with its padding; image pads sit at the origin.
+Caption token i sits at (1 + i, 0, 0); image token (row, column) at (caption length + 1, row, column), where the caption
+length includes padding; image pad tokens sit at the origin.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ Rope = Tensor
 """Cosines and sines, (B or 1, 1, tokens, head_dim / 2, 2), float32."""
 
 Axes = tuple[int, int, int]
-"""Channels of a head that each axis turns."""
+"""Channels of an attention head that each axis rotates."""
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Rotate interleaved channel pairs of (B, heads, N, head_dim) by each token's angles, in float32."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():
-        # Compilers fuse real arithmetic into its neighbours, and leave complex arithmetic alone.
+        # Compilers fuse real arithmetic into its neighbours, but not complex arithmetic.
         (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
         rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
     else:
-        # One pass over memory, the fewest that there are without a compiler.
+        # A single pass over memory, the minimum without a compiler.
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
     return rotated.flatten(-2).to(x.dtype)
 
 
 @lru_cache(maxsize=64)
 def caption_rope(axes: Axes, length: int, device: torch.device) -> Rope:
-    """Of the tokens of a caption of a padded length."""
+    """The table of a caption's tokens, for a padded length."""
     with torch.inference_mode(False), torch.no_grad():
         table = _unturned(length, axes, device)
         table[:, : axes[0] // 2] = _axis(axes[0], length + 1, device)[1:]
@@ -45,14 +45,14 @@ def caption_rope(axes: Axes, length: int, device: torch.device) -> Rope:
 
 @lru_cache(maxsize=64)
 def image_rope(axes: Axes, grid: tuple[int, int], caption: int, device: torch.device) -> Rope:
-    """Of the tokens of an image, padding included, that stands beside a caption of a padded length.
+    """The table of an image's tokens, padding included, beside a caption of the given padded length.
 
     Args:
         grid: the image's tokens as (rows, columns).
     """
     first, second = axes[0] // 2, (axes[0] + axes[1]) // 2
     image = grid[0] * grid[1]
-    # Tables made under a host's inference mode could not be used in training later.
+    # Tables created in a host's inference mode could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
         table = _unturned(padded_size(image, TOKEN_MULTIPLE), axes, device)
         cells = table[:image].unflatten(0, grid)
@@ -64,9 +64,9 @@ def image_rope(axes: Axes, grid: tuple[int, int], caption: int, device: torch.de
 
 @lru_cache(maxsize=64)
 def joint_rope(axes: Axes, grid: tuple[int, int], captions: tuple[int, ...], device: torch.device) -> Rope:
-    """Of sequences [image, caption], with captions of these padded lengths; one row if they are equal.
+    """The table of sequences [image, caption] with captions of these padded lengths; one row if they are equal.
 
-    Beyond a sample's own caption it is the table of a longer one, for tokens that nothing reads.
+    Beyond a sample's own caption the table is that of a longer one; nothing reads those tokens.
     """
     longest = max(captions)
     beside = caption_rope(axes, longest, device)
@@ -86,8 +86,8 @@ def _unturned(tokens: int, axes: Axes, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _axis(dim: int, count: int, device: torch.device) -> Tensor:
-    """Tables (count, dim / 2, 2) of the positions 0 to count - 1; angles are computed in float64, on the CPU, for not
-    every device has it."""
+    """Tables (count, dim / 2, 2) of the positions 0 to count - 1, computed in float64 on the CPU because not every
+    device has float64."""
     frequencies = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angles = torch.arange(count, dtype=torch.float64)[:, None] * frequencies
     return torch.stack([angles.cos(), angles.sin()], dim=-1).float().to(device)

@@ -1,7 +1,7 @@
-"""What chance decides about one training sample, as a pure function of the run's seed and the sample's number.
+"""All random choices about one training sample, as a pure function of the run's seed and the sample's number.
 
-Because nothing depends on what was drawn before, a resumed run, and a run whose samples are spread over several
-processes, draw exactly what an undisturbed single process would.
+Nothing depends on earlier draws, so a resumed run, or a run whose samples are spread over several processes, draws
+exactly what an uninterrupted single process draws.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def draw(
         run_seed: the run's seed.
         number: the sample's number, counted over all epochs.
         shape: (C, H, W) of its noise.
-        levels: how many noise levels to choose from, uniformly.
+        levels: number of noise levels to choose from, uniformly.
         dropout: probability of dropping the caption.
-        own_seed: the seed that the source drew this image's noise from; None draws it from the run's.
-        out: (C, H, W) float32 to put the noise into, where it is to lie in a memory of the caller's.
+        own_seed: the seed that the source drew this image's noise from; None uses the run's.
+        out: (C, H, W) float32 tensor of the caller to write the noise into.
     """
     generator = torch.Generator().manual_seed(mixed(run_seed, number))
     sigma_index = int(torch.randint(levels, (), generator=generator))
@@ -53,7 +53,7 @@ def draw(
 
 
 def mixed(seed: int, number: int) -> int:
-    """Two numbers stirred into one of 64 bits, so that neighbours share nothing (the finaliser of SplitMix64)."""
+    """Mix two numbers into one of 64 bits, so that neighbouring numbers are unrelated (the finaliser of SplitMix64)."""
     z = (seed * 0x9E3779B97F4A7C15 + number * 0xD1342543DE82EF95 + 0x632BE59BD9B4E019) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK

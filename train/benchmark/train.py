@@ -48,11 +48,11 @@ _SMALL: dict[str, Any] = {"frozen": "fp8", "step_early": True}
 _LEFT: dict[str, Any] = {"stream": True, "offload": True}
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
-    "ours, nothing computed twice": {"gradient_checkpointing": False},
+    "ours, no checkpointing": {"gradient_checkpointing": False},
     "ours, fp8, early steps": _SMALL,
     "ours, the same, 8-bit moments": {**_SMALL, "optimiser_bits": 8},
     "ours, offloaded, streamed": _LEFT,
-    "ours, the same, nothing computed twice": {**_LEFT, "gradient_checkpointing": False},
+    "ours, the same, no checkpointing": {**_LEFT, "gradient_checkpointing": False},
 }
 """Choices of the training beside those that all ways share."""
 
