@@ -75,7 +75,14 @@ class ConvertToL2P(io.ComfyNode):
             category=CATEGORY,
             description="Turns a latent Z-Image model (or a smaller L2P variant) into an L2P file with a new patch "
             "embedder and Detailer Head. The result is where training starts from: until then it makes noise.",
-            search_aliases=["convert checkpoint", "pixel initialisation", "pixel initialization", "z-image to l2p"],
+            search_aliases=[
+                "convert checkpoint",
+                "pixel initialisation",
+                "pixel initialization",
+                "z-image to l2p",
+                "转换模型",
+                "像素初始化",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -130,7 +137,7 @@ class SaveDelta(io.ComfyNode):
             category=CATEGORY,
             description="Keeps of a trained L2P file only what training changed, to share and to load onto the base "
             "with L2P Loader: less than half the size, and no second copy of the base.",
-            search_aliases=["extract delta", "difference", "l2p delta"],
+            search_aliases=["extract delta", "difference", "l2p delta", "提取增量", "差分"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -174,7 +181,7 @@ class MergeDelta(io.ComfyNode):
             category=CATEGORY,
             description="Puts a delta onto the base it was made for, the latent source or the pixel initialisation, "
             "and saves a whole L2P model. L2P Loader does the same while loading, without a new file.",
-            search_aliases=["merge checkpoint", "apply delta", "l2p delta"],
+            search_aliases=["merge checkpoint", "apply delta", "l2p delta", "合并模型", "应用增量"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[

@@ -25,7 +25,15 @@ class Loader(io.ComfyNode):
             description="Loads an L2P pixel-space model of any variant (1k, 4k, 8k, 10k; told from the file) as a "
             "MODEL for Pixel Sampler, KSampler and everything else that takes one. Load Diffusion Model and Load "
             "Checkpoint load a whole model too; deltas and a size for the head's tiles are to be had here.",
-            search_aliases=["load diffusion model", "unet loader", "l2p", "z-image pixel", "pixel space model"],
+            search_aliases=[
+                "load diffusion model",
+                "unet loader",
+                "l2p",
+                "z-image pixel",
+                "pixel space model",
+                "加载模型",
+                "像素空间模型",
+            ],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -100,7 +108,7 @@ class Demo(io.ComfyNode):
             category="L2P",
             description="A tiny L2P model that comes with this pack: coloured shapes of 64 pixels, in seconds on "
             "any machine, with nothing to download. For trying out workflows.",
-            search_aliases=["l2p example", "tiny model", "test model", "l2p"],
+            search_aliases=["l2p example", "tiny model", "test model", "l2p", "示例", "微型模型"],
             hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(tooltip="For KSampler: 30 steps, cfg 2, euler, simple. A cfg of 8 tears the shapes."),
@@ -129,7 +137,7 @@ class DemoSource(io.ComfyNode):
             category="L2P/train",
             description="The tiny latent model that L2P Demo's model was made of, with its VAE: makes training images "
             "of coloured shapes, 64 pixels wide, with nothing to download. For trying out training.",
-            search_aliases=["l2p example", "tiny model", "latent source", "test model"],
+            search_aliases=["l2p example", "tiny model", "latent source", "test model", "示例", "潜空间来源"],
             outputs=[
                 io.Model.Output(),
                 io.Clip.Output(tooltip="Knows the words of its own captions only."),

@@ -47,7 +47,7 @@ class EmptyPixels(io.ComfyNode):
             category=CATEGORY,
             description="A blank canvas of pixels for KSampler and other samplers with an L2P model: "
             "the counterpart of Empty Latent Image, without a VAE.",
-            search_aliases=["empty latent", "blank pixels", "pixel latent", "l2p latent"],
+            search_aliases=["empty latent", "blank pixels", "pixel latent", "l2p latent", "空 latent", "空白画布"],
             inputs=[
                 *width_and_height("0 is the size of the connected model, without one 1024."),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to make at once."),
@@ -88,7 +88,15 @@ class ImageToPixels(io.ComfyNode):
             category=CATEGORY,
             description="An image as the LATENT of an L2P model: the counterpart of VAE Encode, exact and instant. "
             "With a mask, samplers paint only where it is white.",
-            search_aliases=["vae encode", "image to latent", "encode pixels", "inpaint", "noise mask"],
+            search_aliases=[
+                "vae encode",
+                "image to latent",
+                "encode pixels",
+                "inpaint",
+                "noise mask",
+                "vae 编码",
+                "局部重绘",
+            ],
             inputs=[
                 io.Image.Input("image", tooltip="The image to start from; its alpha channel is dropped."),
                 io.Mask.Input(
@@ -119,7 +127,7 @@ class PixelsToImage(io.ComfyNode):
             category=CATEGORY,
             description="What a sampler made with an L2P model, as an image: the counterpart of VAE Decode, "
             "exact and instant, with no tiles at any size.",
-            search_aliases=["vae decode", "latent to image", "decode pixels"],
+            search_aliases=["vae decode", "latent to image", "decode pixels", "vae 解码"],
             inputs=[io.Latent.Input("pixels", tooltip="The LATENT that a sampler made with an L2P model.")],
             outputs=[io.Image.Output(display_name="image")],
         )

@@ -23,7 +23,18 @@ class PixelSampler(io.ComfyNode):
             category="L2P",
             description="Makes images with an L2P model, straight in pixels: no VAE. Connect an image to start from "
             "it, and a mask to repaint only a part of it; the rest comes out exactly as it went in.",
-            search_aliases=["ksampler", "sampler", "l2p", "text to image", "image to image", "inpaint", "pixel space"],
+            search_aliases=[
+                "ksampler",
+                "sampler",
+                "l2p",
+                "text to image",
+                "image to image",
+                "inpaint",
+                "pixel space",
+                "文生图",
+                "图生图",
+                "局部重绘",
+            ],
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="An L2P model, from L2P Loader or L2P Demo."),

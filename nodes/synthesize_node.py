@@ -28,7 +28,15 @@ class SynthesizeDataset(io.ComfyNode):
             description="Makes the images that an L2P model is trained on: the latent model's own, of your prompts. "
             "They go to a folder under datasets, as PNG files with a metadata.csv. Stopped at any time, it goes on "
             "with what is missing.",
-            search_aliases=["make dataset", "generate training images", "batch prompts", "training data", "synth"],
+            search_aliases=[
+                "make dataset",
+                "generate training images",
+                "batch prompts",
+                "training data",
+                "synth",
+                "生成数据集",
+                "训练数据",
+            ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[

@@ -34,7 +34,15 @@ class TrainL2P(io.ComfyNode):
             description="Trains an L2P model on a folder of captioned images and leaves a delta for L2P Loader. "
             "Interrupt saves; queued again, the run goes on where it stopped. Its folder in output/l2p_runs holds "
             "report.html, montages and the state.",
-            search_aliases=["train", "finetune", "fine-tune", "l2p training", "pixel training", "lora training"],
+            search_aliases=[
+                "train",
+                "finetune",
+                "fine-tune",
+                "l2p training",
+                "pixel training",
+                "lora training",
+                "训练",
+            ],
             is_output_node=True,
             inputs=[
                 io.Combo.Input(

@@ -1,4 +1,4 @@
-"""Where the shared workflows' nodes stand: nothing is hidden behind anything else, in either of the host's frontends."""
+"""Where nodes of the shared workflows stand: nothing is hidden behind anything else, in either frontend."""
 
 from __future__ import annotations
 

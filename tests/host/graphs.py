@@ -161,3 +161,24 @@ def from_workflow(workflow: Json, object_info: Json) -> Json:
         wired = {entry["name"]: links[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs | wired}
     return prompt
+
+
+def from_blueprint(subgraph: Json, object_info: Json, given: dict[str, list[Any]]) -> tuple[Json, list[Any]]:
+    """A blueprint's inside in API form, and its output: `given` is what comes in, by type; the rest are its widgets."""
+    inside = [link for link in subgraph["links"] if link["origin_id"] > 0 and link["target_id"] > 0]
+    kept = {link["id"] for link in inside}
+    links = [[link["id"], link["origin_id"], link["origin_slot"], None, None, None] for link in inside]
+    nodes = [
+        node | {"inputs": [slot | {"link": slot["link"] if slot["link"] in kept else None} for slot in node["inputs"]]}
+        for node in subgraph["nodes"]
+    ]
+    prompt = from_workflow({"nodes": nodes, "links": links}, object_info)
+    by_id = {node["id"]: node for node in subgraph["nodes"]}
+    output: list[Any] = []
+    for link in subgraph["links"]:
+        if link["origin_id"] < 0 and link["type"] in given:
+            name = by_id[link["target_id"]]["inputs"][link["target_slot"]]["name"]
+            prompt[str(link["target_id"])]["inputs"][name] = given[link["type"]]
+        if link["target_id"] < 0:
+            output = [str(link["origin_id"]), link["origin_slot"]]
+    return prompt, output

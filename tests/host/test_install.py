@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -45,7 +46,7 @@ def installed(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_only_what_users_need_is_published() -> None:
     names = published()
     folders = {name.partition("/")[0] for name in names if "/" in name}
-    assert folders == {"example_workflows", "l2p_core", "locales", "nodes", "train", "web"}
+    assert folders == {"example_workflows", "l2p_core", "locales", "nodes", "subgraphs", "train", "web"}
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE", "py.typed"} <= names
 
 
@@ -70,7 +71,8 @@ def test_the_published_files_run(installed: Server) -> None:
 
 def test_the_published_files_bring_pages_workflows_and_languages(installed: Server) -> None:
     for node in NODES:
-        assert installed.get(f"/extensions/{NAME}/docs/{node}.md").startswith(b"# ")
+        for page in (f"{node}.md", f"{node}/zh.md"):
+            assert installed.get(f"/extensions/{NAME}/docs/{page}").startswith(b"# ")
     assert f"/extensions/{NAME}/report.js" in installed.get("/extensions")
     workflows = {Path(name).stem for name in published() if name.startswith("example_workflows/")}
     assert set(installed.get("/workflow_templates")[NAME]) == workflows
@@ -80,3 +82,12 @@ def test_the_published_files_bring_pages_workflows_and_languages(installed: Serv
         assert installed.get(f"{name}.jpg").startswith(b"\xff\xd8")
     for language in ("en", "zh"):
         assert set(installed.get("/i18n")[language]["nodeDefs"]) >= NODES
+
+
+def test_the_published_blueprints_are_offered(installed: Server) -> None:
+    """The host finds them in the pack's folder, whatever the folder is called."""
+    listed = installed.get("/global_subgraphs")
+    ours = {entry["name"]: key for key, entry in listed.items() if entry["info"]["node_pack"].endswith(f".{NAME}")}
+    assert ours.keys() == {Path(name).stem for name in published() if name.startswith("subgraphs/")} != set()
+    for key in ours.values():
+        assert json.loads(installed.get(f"/global_subgraphs/{key}")["data"])["definitions"]["subgraphs"]

@@ -14,6 +14,7 @@ from PIL import Image
 from test_server import picture
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "example_workflows").glob("*.json"))
+BLUEPRINTS = sorted((Path(__file__).resolve().parents[2] / "subgraphs").glob("*.json"))
 EARLIER = sorted((Path(__file__).resolve().parents[1] / "fixtures").glob("*/workflows/*.json"))
 """As users of earlier versions have saved them."""
 REFERENCE = Path(__file__).parent / "reference"
@@ -90,3 +91,25 @@ def test_the_demo_workflow_matches_its_reference(server: Server) -> None:
     reference = np.asarray(Image.open(REFERENCE / "l2p_demo.png").convert("RGB")).astype(int)
     assert result.shape == reference.shape
     assert np.abs(result - reference).mean() < 1.0 and np.abs(result - reference).max() < 16
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_runs_with_the_bundled_model(server: Server, path: Path) -> None:
+    """Its loaders aside, which want large models."""
+    (subgraph,) = read(path)["definitions"]["subgraphs"]
+    given = {"MODEL": ["demo", 0], "CLIP": ["demo", 1], "IMAGE": ["canvas", 0]}
+    prompt, output = graphs.from_blueprint(subgraph, server.get("/object_info"), given)
+    loaders = {key: node["class_type"] for key, node in prompt.items() if node["class_type"].endswith("Loader")}
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] in loaders:
+                node["inputs"][name] = given[{"L2PLoader": "MODEL", "CLIPLoader": "CLIP"}[loaders[value[0]]]]
+        if node["class_type"] == "CLIPTextEncode":
+            node["inputs"]["text"] = graphs.CAPTION
+        node["inputs"] |= SMALL.get(node["class_type"], {})
+    prompt = {key: node for key, node in prompt.items() if key not in loaders}
+    canvas = {"width": 64, "height": 64, "batch_size": 1, "color": 255}
+    prompt["demo"] = {"class_type": "L2PDemo", "inputs": {}}
+    prompt["canvas"] = {"class_type": "EmptyImage", "inputs": canvas}
+    prompt["save"] = {"class_type": "SaveImage", "inputs": {"images": output, "filename_prefix": "blueprint"}}
+    assert picture(server, server.run(prompt), "save").shape == (64, 64, 3)
