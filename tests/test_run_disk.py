@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import data_folders
 import pytest
 import test_run
 from test_run import folder  # noqa: F401 (a fixture)
@@ -15,10 +16,12 @@ from test_run import folder  # noqa: F401 (a fixture)
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.memory.plan import GB, saved_sizes
-from comfyui_l2p.l2p_core.run import disk
+from comfyui_l2p.l2p_core.run import disk, loop, preparation
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.base import pixel_config
+from comfyui_l2p.l2p_core.run.captions import of_words
 from comfyui_l2p.l2p_core.run.folder import RunFolder
+from comfyui_l2p.l2p_core.run.hooks import Hooks
 from comfyui_l2p.l2p_core.tiny import image_set
 from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
@@ -80,8 +83,71 @@ def test_what_is_planned_is_what_is_written(folder: Path) -> None:  # noqa: F811
     assert plan.bytes > 2 * sizes["state"] + sizes["delta"] + 0.9 * sizes["init"]
     # A run that is resumed writes one more state beside the one that is there.
     again = needed(folder, folder / "run")
-    assert again.present == sum(sizes.values()) and again.resumed
+    extras = sum(path.stat().st_size for path in beside(made))
+    assert again.present == sum(sizes.values()) + extras and again.resumed
     assert 0.8 * sizes["state"] < again.missing < 2.5 * sizes["state"]
+
+
+def beside(made: RunFolder) -> list[Path]:
+    """Files of a run that are no weights and are counted."""
+    return [*made.montages(), made.metrics, made.report, *made.events.glob("*"), *made.images.iterdir()]
+
+
+def test_montages_records_and_images_are_counted(folder: Path) -> None:  # noqa: F811
+    text = test_run.RECIPE.format(steps=30, lr=1e-3).replace("montage_every = 4", "montage_every = 7\nsize = 40")
+    command = arguments(folder, folder / "run", text.replace("images = 4", "images = 17"))
+    plan = needed(folder, folder / "run")
+    assert main(command) == 0
+    made = RunFolder(folder / "run")
+    pictures, images = made.montages(), list(made.images.iterdir())
+    records = [made.metrics, made.report, *made.events.glob("*")]
+    assert len(pictures) == 5 and len(images) == 5
+    for what, files, least in (
+        ("montages", pictures, 0.1),  # a PNG file may be as large as its pixels, and these compress well
+        ("metrics and report", records, 0.02),
+        ("images to train on", images, 0.9),
+    ):
+        size = sum(path.stat().st_size for path in files)
+        assert least * plan.parts[what] < size <= plan.parts[what], (what, size, plan.parts[what])
+    assert all(word in plan.sentence() for word in ("metrics and report", "images to train on"))
+
+
+def test_montages_decide_where_they_are_what_has_no_room(small: Path, folder: Path) -> None:  # noqa: F811
+    text = test_run.RECIPE.format(steps=400, lr=1e-3).replace("montage_every = 4", "montage_every = 1\nsize = 200")
+    arguments(folder, small / "run", text)
+    plan = needed(folder, small / "run")
+    assert plan.parts["montages"] >= 400 * 3 * 200**2 and "montages 0.0" in plan.sentence()
+    assert "fewer or smaller montages ([watch] montage_every, size)" in plan.complaint()
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own disk", "another disk"])
+def test_captions_that_a_disk_has_no_room_for_are_not_encoded(own: bool, small: Path, folder: Path) -> None:  # noqa: F811
+    captions = [image_set.caption_of(number) for number in range(40)]
+    for number in range(len(captions)):
+        data_folders.grey(folder / "data" / f"{number}.png", number, 32, 32)
+    data_folders.write_csv(folder / "data" / "metadata.csv", [(f"{n}.png", text, n) for n, text in enumerate(captions)])
+    text = test_run.RECIPE.format(steps=2, lr=1e-3).replace('kind = "renderings"', 'kind = "folder"\nsize = 32')
+    arguments(folder, folder / "run", text.replace("images = 4", f"path = '{folder / 'data'}'"))
+    recipe = recipes.with_paths(recipes.load(folder / "recipe.toml"), folder)
+    made, cache = RunFolder((small if own else folder) / "run"), small / "captions"
+    plan = disk.planned(recipe, pixel_config(recipe.model, made.init), recipe.training, made)
+    filler = fill(small, (plan.bytes if own else 0) + len(captions) * 4096)
+    notes: list[str] = []
+    sentence = f"The disk of {made.path} has only" if own else "name a folder on another disk under .captions. cache"
+    with pytest.raises(ValueError, match=sentence):
+        loop.train(recipe, made.path, captions=of_words(cache), hooks=Hooks(note=notes.append))
+    with pytest.raises(ValueError, match="caption features still to be encoded need"):
+        # As `l2p cache` does, whatever the run needs; the disk is all but full.
+        filler.unlink()
+        fill(small, 4096)
+        preparation.prepare_data(recipe, made, plan.config, of_words(cache), Hooks())
+    assert not cache.exists() and not made.state.exists()
+    filler.unlink()
+    loop.train(recipe, made.path, captions=of_words(cache), hooks=Hooks(note=notes.append))
+    written = sum(-(-path.stat().st_size // 4096) * 4096 for path in cache.rglob("*.safetensors"))
+    planned = of_words(folder / "none").bytes_to_encode(captions, plan.config.caption_dim)
+    assert written <= planned < 5 * written
+    assert any("Caption features still to be encoded need about" in note for note in notes)
 
 
 def test_the_published_run_needs_what_the_issue_of_disks_is_about() -> None:

@@ -28,6 +28,8 @@ from ..l2p_core.files.tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 """Qwen3's chat template for one user turn with the generation prompt, thinking allowed."""
 SKIPPED_LAYERS = 1
+DTYPE = torch.bfloat16
+"""Of weights and features, as published."""
 PAD_TOKEN = 151643  # the features of padding are dropped, so that any token serves where a vocabulary is smaller
 # What Qwen3 checkpoints do not show by their shapes; https://huggingface.co/Qwen/Qwen3-4B/blob/main/config.json
 ROPE_THETA = 1_000_000.0
@@ -88,7 +90,7 @@ def weight_bytes(files: QwenFiles) -> int:
     return 2 * sum(math.prod(shape) for shape in _stored_shapes(_stored(files)).values())
 
 
-def identity(files: QwenFiles, dtype: torch.dtype = torch.bfloat16) -> str:
+def identity(files: QwenFiles, dtype: torch.dtype = DTYPE) -> str:
     """What a cache of captions is named by: the encoder's files and how they are used.
 
     Of the weights, the headers and 64 evenly spaced pieces of 64 KiB are read, not all 8 GB.
@@ -111,13 +113,13 @@ class QwenEncoder:
     Args:
         files: see `find`.
         device: where it runs; None is the GPU if there is one. The 4B model takes 8 GB.
-        dtype: of its weights and features; bfloat16 as published.
+        dtype: of its weights and features.
 
     Raises:
         ValueError: if transformers is missing or too old, or the files are not those of a Qwen3 model.
     """
 
-    def __init__(self, files: QwenFiles, device: torch.device | str | None = None, dtype: torch.dtype = torch.bfloat16):
+    def __init__(self, files: QwenFiles, device: torch.device | str | None = None, dtype: torch.dtype = DTYPE):
         transformers = _transformers()
         self.identity = identity(files, dtype)
         self.device = torch.device(device) if device else default_device()

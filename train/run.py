@@ -122,7 +122,7 @@ def captions_of(recipe: Recipe, folder: Path, device: torch.device | None = None
     if not recipe.captions.encoder:
         return None
     files = qwen.find(recipe.captions.encoder, recipe.captions.tokenizer or None)
-    return Captions(folder, qwen.identity(files), lambda: qwen.QwenEncoder(files, device))
+    return Captions(folder, qwen.identity(files), lambda: qwen.QwenEncoder(files, device), itemsize=qwen.DTYPE.itemsize)
 
 
 @contextmanager

@@ -31,6 +31,25 @@ EMPTY = ""
 """The caption that guidance and caption dropout need; every cache holds it."""
 
 
+_TEXT_BYTES = 3
+"""UTF-8 bytes of text to a token, about: English has four or five, digits and rare scripts one."""
+_TEMPLATE_TOKENS = 32
+_FILE_BYTES = 4096
+"""Of a caption's file, beside its features: the header, and what is left of the disk's last block."""
+
+
+def bytes_of_features(captions: Iterable[str], width: int, itemsize: int) -> int:
+    """About how many bytes of a disk the features of captions will take.
+
+    Args:
+        captions: not encoded yet.
+        width: of the features.
+        itemsize: bytes of a number.
+    """
+    tokens = (min(MAX_TOKENS, len(caption.encode()) // _TEXT_BYTES + _TEMPLATE_TOKENS) for caption in captions)
+    return sum(count * width * itemsize + _FILE_BYTES for count in tokens)
+
+
 class TextEncoder(Protocol):
     """What turns captions into the features that the model was made for."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from .. import tiny
-from ..dataset.captions import CaptionCache, TextEncoder
+from ..dataset.captions import CaptionCache, TextEncoder, bytes_of_features
 from ..tiny.word_encoder import WordEncoder
 
 
@@ -19,11 +21,18 @@ class Captions:
         folder: of the cache, shared by encoders, data sets and runs.
         identity: the encoder's, see `dataset.captions.TextEncoder`.
         make_encoder: loads it; called only where something is missing, and let go of before training.
+        itemsize: bytes of a number of its features.
     """
 
     folder: Path
     identity: str
     make_encoder: Callable[[], TextEncoder]
+    itemsize: int = field(default=torch.float32.itemsize, kw_only=True)
+
+    def bytes_to_encode(self, captions: Iterable[str], width: int) -> int:
+        """About how many bytes of the disk `fill` will take for these captions."""
+        missing = CaptionCache(self.folder, self.identity).missing(captions)
+        return bytes_of_features(missing, width, self.itemsize)
 
     def fill(self, captions: Iterable[str], progress: Callable[[int, int], None] | None = None) -> CaptionCache:
         """The cache with these captions and the empty one in it; errors as for `CaptionCache.fill`."""

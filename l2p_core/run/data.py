@@ -30,6 +30,9 @@ Features = Callable[[str], Tensor]
 Working = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
+Room = Callable[[Path, int], None]
+"""Called with a folder and how many bytes will be written there, to refuse them."""
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -84,7 +87,13 @@ class Stream:
 
 
 def prepare(
-    recipe: Recipe, config: ModelConfig, images: Path, index: Path, captions: Captions | None, working: Working
+    recipe: Recipe,
+    config: ModelConfig,
+    images: Path,
+    index: Path,
+    captions: Captions | None,
+    working: Working,
+    room: Room,
 ) -> RunData:
     """Open or make the images, and encode the captions that have no features yet.
 
@@ -95,12 +104,13 @@ def prepare(
         index: file that remembers the sizes of a data folder's images.
         captions: of the kind "folder"; None are the tiny model's words.
         working: shows how far it is.
+        room: asked before captions are encoded.
 
     Raises:
         ValueError: if the data cannot be read, or the captions are not what the model takes.
     """
     if recipe.data.kind == "folder":
-        return _prepare_folder(recipe, config, index, captions, working)
+        return _prepare_folder(recipe, config, index, captions, working, room)
     found = RunData(tiny_images(recipe.data, images, working))
     _check_width(found.features, config, f"Data of kind {recipe.data.kind!r} has the tiny model's captions")
     for prompt in recipe.watch.prompts:
@@ -127,7 +137,7 @@ def image_side(recipe: Recipe, config: ModelConfig) -> int:
 
 
 def _prepare_folder(
-    recipe: Recipe, config: ModelConfig, index: Path, captions: Captions | None, working: Working
+    recipe: Recipe, config: ModelConfig, index: Path, captions: Captions | None, working: Working, room: Room
 ) -> RunData:
     if captions is None:
         raise ValueError(
@@ -143,6 +153,7 @@ def _prepare_folder(
         progress=partial(working, "looking at images"),
     )
     texts = [*folder.captions, *recipe.watch.prompts]
+    room(captions.folder, captions.bytes_to_encode(texts, config.caption_dim))
     cache = captions.fill(texts, partial(working, "encoding captions"))
     _check_width(cache.read, config, f"The text encoder makes captions ({captions.identity})")
     return RunData(folder, cache.read, _of_cut(cache.cut(texts), len(set(texts))))

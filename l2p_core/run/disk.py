@@ -1,8 +1,8 @@
 """What a run needs of its disk, known before anything is loaded, and what to change where it is not there.
 
 A save is written beside the one before, which is removed when the new one is whole: so there is room for two states,
-the larger of what is saved. Sizes are in bytes; in sentences 1 GB is 10^9. Caption features, montages and the report
-are not counted.
+the larger of what is saved. Caption features are added when the data has been looked at. Sizes are in bytes; in
+sentences 1 GB is 10^9.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from pathlib import Path
 from ..config import ModelConfig
 from ..memory.plan import gigabytes, listed, saved_sizes
 from ..training_config import TrainingConfig
-from . import base
+from . import base, extras
 from .folder import RunFolder
 from .recipe import Recipe
+
+CAPTIONS = "caption features to encode"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class DiskPlan:
         config: of the L2P model.
         training: how it is trained; of a run that is resumed it is settled.
         resumed: whether it is.
+        captions: the folder of caption features and bytes of those still to be encoded; None before they are counted.
     """
 
     folder: Path
@@ -43,6 +46,7 @@ class DiskPlan:
     config: ModelConfig
     training: TrainingConfig
     resumed: bool
+    captions: tuple[Path, int] | None = None
 
     @property
     def bytes(self) -> int:
@@ -57,6 +61,12 @@ class DiskPlan:
         """What is needed, in words."""
         there = f", of which {gigabytes(self.present)} are there already" if self.present else ""
         return f"Needs about {gigabytes(self.bytes)} GB of the disk: {listed(self.parts)}{there}."
+
+    def with_captions(self, folder: Path, size: int) -> DiskPlan:
+        """The plan with caption features that are still to be encoded into a folder, which may be on another disk."""
+        same = _disk(folder) == _disk(self.folder)
+        parts = {**self.parts, CAPTIONS: size} if same else self.parts
+        return dataclasses.replace(self, parts=parts, captions=(folder, size))
 
     def refuse_if_too_much(self, processes: int = 1) -> None:
         """Hold the plan to what is free.
@@ -79,11 +89,20 @@ class DiskPlan:
                     f"The disk of {copy}, where the delta goes when training is done, has only {gigabytes(there)} GB "
                     f"free, and needs {gigabytes(size)} GB: make room there."
                 )
+        if self.captions and CAPTIONS not in self.parts:
+            complaint = captions_complaint(*self.captions)
+            if complaint:
+                return complaint
         if self.missing <= free:
             return ""
         fitting = ((words, size) for words, size in self._smaller(processes) if size - self.present <= free)
         words, size = next(fitting, ("", 0))
-        advice = f"It would fit with {words}: then about {gigabytes(size)} GB. Or make" if words else "Make"
+        if words:
+            advice = f"It would fit with {words}: then about {gigabytes(size)} GB. Or make"
+        elif self.missing - self.parts[extras.MONTAGES] <= free:
+            advice = "It would fit with fewer or smaller montages ([watch] montage_every, size). Or make"
+        else:
+            advice = "Make"
         return (
             f"The disk of {self.folder} has only {gigabytes(free)} GB free. {advice} room, or choose a folder on "
             "another disk."
@@ -92,7 +111,10 @@ class DiskPlan:
     def parts_of(self, training: TrainingConfig) -> dict[str, int]:
         """`parts` with the saves of another training."""
         state, delta = saved_sizes(self.config, training)
-        parts = {**self.parts, "state": state, "the state before it, until a save succeeds": state, "delta": delta}
+        saves = {"state": state, "the state before it, until a save succeeds": state, "delta": delta}
+        # What weighs most comes first.
+        parts = {"initialisation": self.parts["initialisation"]} | saves
+        parts |= {what: size for what, size in self.parts.items() if what not in parts}
         return parts | ({"its published copy": delta} if "its published copy" in self.parts else {})
 
     def _copy_elsewhere(self) -> Path | None:
@@ -138,16 +160,28 @@ def planned(
         published: the file that the delta is copied to when it is finished; None for none.
         initialisation: bytes of that, where its source is not there to ask; None asks it.
     """
+    extra, extra_there = extras.sizes(recipe, config, folder, fresh)
     there = [] if fresh else [path for path in (folder.state, folder.delta, folder.init) if path.exists()]
     if folder.init in there:
         init = folder.init.stat().st_size
     else:
         init = base.bytes_to_convert(recipe.model) if initialisation is None else initialisation
     copied = published is not None and _disk(published) == _disk(folder.path)
-    parts = {"initialisation": init, "its published copy": 0} if copied else {"initialisation": init}
-    present = sum(path.stat().st_size for path in there)
+    parts = {"initialisation": init} | ({"its published copy": 0} if copied else {}) | extra
+    present = sum(path.stat().st_size for path in there) + extra_there
     plan = DiskPlan(folder.path, parts, present, published, config, training, resumed=folder.state in there)
     return dataclasses.replace(plan, parts=plan.parts_of(training))
+
+
+def captions_complaint(folder: Path, size: int) -> str:
+    """What is wrong with the disk that caption features go to and what to do, in words; empty if it has room."""
+    free = _free(folder)
+    if size <= free:
+        return ""
+    return (
+        f"The caption features still to be encoded need about {gigabytes(size)} GB, but the disk of {folder} has only "
+        f"{gigabytes(free)} GB free: make room there, or name a folder on another disk under [captions] cache."
+    )
 
 
 def _existing(path: Path) -> Path:

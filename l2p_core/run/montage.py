@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import flow
 from ..config import variant_row
-from ..dataset.pictures import enlarged, montage, picture, png
+from ..dataset.pictures import GAP, enlarged, montage, picture, png
 from ..distributed.ranks import Ranks
 from ..files.tensor_io import ProgressCallback
 from ..model import L2PModel
@@ -109,5 +109,15 @@ def _raise_together(wrong: ValueError | None, ranks: Ranks) -> None:
 
 def file_content(pixels: Tensor, columns: int = COLUMNS) -> bytes:
     """A montage as a PNG file; tiny images are enlarged by repeating pixels."""
-    scale = max(1, _LEAST_SIDE // pixels.shape[-1])
-    return png(enlarged(picture(montage(pixels, columns)), scale))
+    return png(enlarged(picture(montage(pixels, columns)), _scale(pixels.shape[-1])))
+
+
+def shape(count: int, side: int) -> tuple[int, int]:
+    """(width, height) of a file with so many images, 1 or more, of `side` pixels each."""
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    return _scale(side) * (columns * (side + GAP) - GAP), _scale(side) * (rows * (side + GAP) - GAP)
+
+
+def _scale(side: int) -> int:
+    return max(1, _LEAST_SIDE // side)

@@ -15,11 +15,12 @@ from ..distributed.ranks import Ranks
 from ..distributed.sharding import check_shards
 from ..files.atomic import remove, write_bytes
 from ..memory.checkpointing import kept_sentence
+from ..memory.plan import gigabytes
 from ..tiny.bundled import is_tiny
 from ..training.trainer import check_possible
 from . import base, data, disk, pace
 from .captions import Captions, of_words
-from .data import RunData
+from .data import Room, RunData
 from .folder import RunFolder
 from .hooks import Hooks
 from .planning import planned
@@ -60,6 +61,7 @@ def prepare(
         hooks = Hooks(should_stop=hooks.should_stop, working=hooks.working)
 
     def work() -> Prepared:
+        enough: Room = _enough
         folder.path.mkdir(parents=True, exist_ok=True)
         ranks.part(recipe.training.accumulate, recipe.data.batch_size)
         check_possible(recipe.training, ranks)
@@ -73,7 +75,8 @@ def prepare(
             room.refuse_if_too_much(ranks.count)
             sentence += f" {room.sentence()} {pace.expected(recipe, folder, key, fresh)}".rstrip()
             hooks.note(sentence)
-        found = prepare_data(recipe, folder, config, captions, hooks)
+            enough = partial(_enough_beside, room, ranks.count, hooks)
+        found = prepare_data(recipe, folder, config, captions, hooks, enough)
         if ranks.first:
             if not fresh:
                 folder.check_data(found.fingerprint)
@@ -126,13 +129,37 @@ def _initialisation(recipe: Recipe, folder: RunFolder, found: RunData, hooks: Ho
     return start
 
 
+def _enough(folder: Path, size: int) -> None:
+    """See to it that a disk has room for caption features.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    complaint = disk.captions_complaint(folder, size)
+    if complaint:
+        raise ValueError(complaint)
+
+
+def _enough_beside(plan: disk.DiskPlan, processes: int, hooks: Hooks, folder: Path, size: int) -> None:
+    """As `_enough`, beside all that the run writes; stated where it is a part that counts."""
+    whole = plan.with_captions(folder, size)
+    whole.refuse_if_too_much(processes)
+    if size * 100 >= whole.bytes:
+        hooks.note(f"Caption features still to be encoded need about {gigabytes(size)} GB of the disk beside that.")
+
+
 def prepare_data(
-    recipe: Recipe, folder: RunFolder, config: ModelConfig, captions: Captions | None, hooks: Hooks
+    recipe: Recipe,
+    folder: RunFolder,
+    config: ModelConfig,
+    captions: Captions | None,
+    hooks: Hooks,
+    enough: Room = _enough,
 ) -> RunData:
     """A run's data with all caption features in their cache; arguments and errors as for `loop.train`."""
     if captions is None and is_tiny(config):
         captions = of_words(caption_folder(recipe, folder.path))
-    found = data.prepare(recipe, config, folder.images, folder.index, captions, hooks.working)
+    found = data.prepare(recipe, config, folder.images, folder.index, captions, hooks.working, enough)
     for note in found.notes:
         hooks.note(note)
     return found

@@ -23,6 +23,7 @@ _SAMPLES = 40
 """In a window at least, where the run is long enough: a sample's loss varies tenfold with its noise level."""
 MONTAGES = 8
 """Shown at most: the first, the last and some between."""
+_MOST_TEXT = 1 << 18  # bytes of the tables and curves
 _WIDEST = 1536  # pixels that a montage is shrunk to
 
 _STYLE = """
@@ -61,6 +62,13 @@ def write(folder: RunFolder, status: str, prompts: Sequence[str]) -> None:
     head = f'<meta charset="utf-8">{viewport}<title>{_text(folder.path.resolve().name)}</title><style>{_STYLE}</style>'
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(parts) + "</body></html>\n"
     write_bytes(folder.report, page.encode())
+
+
+def most_bytes(width: int, height: int) -> int:
+    """Bytes that a report has at most, its montages of so many pixels."""
+    shrunk = min(1.0, _WIDEST / width)
+    picture = 4 * round(shrunk * width) * round(shrunk * height)  # three bytes a pixel, which the page spells in four
+    return MONTAGES * picture + _MOST_TEXT
 
 
 def _facts(steps: Sequence[Mapping[str, Any]]) -> str:
