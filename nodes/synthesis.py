@@ -20,6 +20,7 @@ from torch import Tensor
 from ..l2p_core.dataset.images import from_uint8, load
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder
+from ..l2p_core.ops.finite import check_finite
 from ..l2p_core.run.metrics import duration
 from .model.content import content_digest
 from .model.host import PixelFormat
@@ -109,6 +110,7 @@ class Source:
             disable_pbar=True,
             seed=seeds[0],
         )
+        check_finite(samples)
         return self._decoded(samples)
 
     def _empty(self, count: int) -> Tensor:
@@ -130,8 +132,8 @@ class Source:
             )
         if not bool(images.isfinite().all()):
             raise ValueError(
-                "An image came out with numbers that are not finite: the model or its VAE overflows in its number "
-                "type, so load it in bf16 or fp32."
+                "An image came out of the VAE with values that are not finite numbers and would be black: the VAE is "
+                "broken or overflows in its number type, so load it in bf16 or fp32."
             )
         return images
 

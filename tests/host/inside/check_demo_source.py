@@ -84,6 +84,15 @@ def check_an_image_of_no_numbers_is_refused(parts: tuple[Any, Any, Any], monkeyp
         here.images([1], here.conditioning(""), here.conditioning(""), lambda step, x0: None)
 
 
+def check_a_broken_lora_on_the_source_is_named(parts: tuple[Any, Any, Any]) -> None:
+    patched = parts[0].clone()
+    weight = parts[0].model.diffusion_model.x_embedder.weight
+    patched.add_patches({"diffusion_model.x_embedder.weight": ("diff", (torch.full_like(weight, float("nan")),))})
+    here = source((patched, *parts[1:]), steps=1)
+    with torch.inference_mode(), pytest.raises(ValueError, match="the weights of the model or of a LoRA are broken"):
+        here.images([1], here.conditioning(""), here.conditioning(""), lambda step, x0: None)
+
+
 def check_vae_goes_there_and_back(parts: tuple[Any, Any, Any]) -> None:
     _, _, vae = parts
     pixels = (rendered(evaluation_captions(2), [1, 2]).movedim(1, -1) + 1) / 2
