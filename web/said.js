@@ -75,7 +75,7 @@ function show({ detail }) {
   app.extensionManager?.toast?.add({
     severity: "error",
     summary: node?.title ?? detail.node_type,
-    detail: sentence,
+    detail: say(sentence),
     life: 30000,
   });
   if (!node || !OURS.test(kindOf(node))) return;
