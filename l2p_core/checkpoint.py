@@ -24,6 +24,8 @@ from .files.tensor_file import load_tensors, save
 from .files.tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, Piece, Progress, ProgressCallback, Stored
 from .layouts import comfy_sources
 from .model import L2PModel, LatentModel, build, key_shapes
+from .sources import source_of
+from .sources.recognition import known_models, nearest
 
 __all__ = ["Checkpoint", "CheckpointError", "load_any", "load_latent", "load_model", "load_tensors", "save"]
 
@@ -90,15 +92,18 @@ class Checkpoint:
 
     def _agrees(self, stated: ModelConfig, found: ModelConfig) -> bool:
         """Whether the tensors are those of a stated configuration, which may differ where weights are filled up."""
-        counted = (stated.n_layers, stated.n_refiner_layers, stated.variant) == (
-            *(found.n_layers, found.n_refiner_layers, found.variant),
-        )
+        known = [(config.source, config.variant, source_of(config).blocks(config)) for config in (stated, found)]
+        counted = known[0] == known[1]
         try:
             if counted and stated != found:
                 check_exact(self, key_shapes(stated))
         except CheckpointError:
             return False
         return counted
+
+    @property
+    def input_dtype(self) -> str:  # of the patch embedder
+        return self.tensors[nearest(self.tensors).embedder_weight].dtype
 
     def plain_config(self) -> ModelConfig:
         """The model's sizes, if its weights are plain floating-point numbers.
@@ -134,12 +139,12 @@ class Checkpoint:
             )
         kind = other_kind(self.tensors, self.outside, self.metadata.get("model_class", ""))
         if kind:
-            raise CheckpointError(f"{self.path} is {kind}, but a Z-Image or L2P model was expected.")
+            raise CheckpointError(f"{self.path} is {kind}, but a {known_models()} model was expected.")
         prefix = unknown_prefix(self.tensors)
         if prefix:
             raise CheckpointError(
-                f"{self.path} has keys that begin with {shown(prefix)}, which is not known: a Z-Image or L2P model has "
-                f"none or '{COMFY_PREFIX}' there, so save it again under such names."
+                f"{self.path} has keys that begin with {shown(prefix)}, which is not known: a {known_models()} model "
+                f"has none or '{COMFY_PREFIX}' there, so save it again under such names."
             )
 
 
@@ -214,7 +219,7 @@ def load_any(
     """Load a pixel or latent model, whichever it is; arguments and errors as for `load_model`."""
     checkpoint = _opened(path)
     model = empty_model(checkpoint)
-    name = checkpoint.tensors["x_embedder.weight"].dtype if dtype is None else DTYPE_NAMES[dtype]
+    name = checkpoint.input_dtype if dtype is None else DTYPE_NAMES[dtype]
     weights = read_weights(checkpoint, dict.fromkeys(model.state_dict(), name), progress)
     model.load_state_dict({key: weight.to(device) for key, weight in weights}, assign=True)
     return model

@@ -1,8 +1,7 @@
-"""Sizes of a model, read off the shapes in its checkpoint, and the table of L2P variants.
+"""Sizes of a model, and the table of L2P variants.
 
-Checkpoints of Z-Image and L2P carry no configuration, so every size (width, depth, patch, caption width, head
-channels) comes from tensor shapes. Sources: arXiv 2605.12013 section 3; the ultra-high-resolution variants are
-those of the published L2P-ZImage-HR extension.
+Sources: arXiv 2605.12013 section 3; the ultra-high-resolution variants are those of the published L2P-ZImage-HR
+extension. What is true of one architecture alone is in its file in `sources`.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ from dataclasses import dataclass
 from .ranges import HEAD_WIDTH
 
 PIXEL_CHANNELS = 3
-LATENT_PATCH = 2
-ROPE_THETA = 256.0
 NORM_EPS = 1e-5
-TOKEN_MULTIPLE = 32
-"""Captions and image tokens are each padded to a multiple of this many tokens."""
+HEAD = "local_decoder"
+"""What the keys of the Detailer Head begin with."""
 COMFY_PREFIX = "model.diffusion_model."
 
 Shapes = Mapping[str, Sequence[int]]
@@ -97,10 +94,11 @@ VARIANTS: dict[str, Variant] = {
 class ModelConfig:
     """Every size of an L2P model, or of a latent source where `head` is None.
 
-    The defaults are those of the 6B Z-Image (arXiv 2605.12013 section 4.1) as its latent source.
+    The defaults are those of the 6B Z-Image (arXiv 2605.12013 section 4.1) as its latent source. Another architecture
+    has a subclass, with its own defaults and what sizes it has beside these.
     """
 
-    patch_size: int = LATENT_PATCH
+    patch_size: int = 2
     in_channels: int = 16
     dim: int = 3840
     head_dim: int = 128
@@ -113,11 +111,18 @@ class ModelConfig:
     t_dim: int = 256
     variant: str | None = None
     head: HeadConfig | None = None
+    source: str = "z-image"
+    """The architecture, a name of `sources.SOURCES`."""
 
     @property
     def n_heads(self) -> int:
         """Attention heads."""
         return self.dim // self.head_dim
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Heads of keys and values, each read by as many heads of queries; here by one."""
+        return self.n_heads
 
     @property
     def rope_dims(self) -> tuple[int, int, int]:
@@ -154,44 +159,12 @@ class ModelConfig:
         """Read the configuration off a checkpoint's shapes, in ComfyUI or diffusers layout, prefix or none.
 
         Raises:
-            ValueError: if the keys are not those of a Z-Image or L2P model, or its shapes contradict each other.
+            ValueError: if the keys are not those of a known source or L2P model, or its shapes contradict each other.
         """
-        prefix = COMFY_PREFIX if any(key.startswith(COMFY_PREFIX) for key in shapes) else ""
-        read = _ShapeReader({key.removeprefix(prefix): tuple(shape) for key, shape in shapes.items()})
-        head = read.head()
-        dim, patch_numel = read.patch_embedder()
-        if head:
-            variant = _variant_of(head)
-            patch_size, in_channels = VARIANTS[variant].patch_size, PIXEL_CHANNELS
-        else:
-            variant = None
-            patch_size, in_channels = LATENT_PATCH, patch_numel // LATENT_PATCH**2
-        if patch_size**2 * in_channels != patch_numel:
-            raise ValueError(
-                f"The patch embedder takes {patch_numel} values a patch, but a "
-                f"{variant or 'latent'} model takes {patch_size**2 * in_channels}: this is not an L2P or Z-Image file."
-            )
-        config = cls(
-            patch_size=patch_size,
-            in_channels=in_channels,
-            dim=dim,
-            head_dim=read.either("layers.0.attention.q_norm.weight", "layers.0.attention.norm_q.weight")[0],
-            n_layers=read.count("layers"),
-            n_refiner_layers=read.count("noise_refiner"),
-            caption_dim=read["cap_embedder.0.weight"][0],
-            ffn_dim=read["layers.0.feed_forward.w1.weight"][0],
-            t_freq_dim=read.matrix("t_embedder.mlp.0.weight")[1],
-            t_hidden_dim=read.matrix("t_embedder.mlp.0.weight")[0],
-            t_dim=read["t_embedder.mlp.2.weight"][0],
-            variant=variant,
-            head=head,
-        )
-        if config.head_dim == 0 or config.dim % config.head_dim or config.head_dim % 16:
-            raise ValueError(
-                f"Width {config.dim} with attention heads of {config.head_dim} is not a Z-Image backbone: "
-                "heads must divide the width and be a multiple of 16."
-            )
-        return config
+        # Here, since the sources' own files build on this one.
+        from .sources.recognition import read_config
+
+        return read_config(shapes)
 
 
 def variant_row(variant: str) -> Variant:
@@ -199,72 +172,3 @@ def variant_row(variant: str) -> Variant:
     if variant not in VARIANTS:
         raise ValueError(f"There is no L2P variant {variant!r}; choose one of {', '.join(VARIANTS)}.")
     return VARIANTS[variant]
-
-
-def _variant_of(head: HeadConfig) -> str:
-    names = [stage.name for stage in head.stages]
-    for row in VARIANTS.values():
-        if names == [stage.name for stage in row.head.stages]:
-            return row.name
-    raise ValueError(
-        f"The Detailer Head has the stages {', '.join(names)}, which no known variant ({', '.join(VARIANTS)}) has."
-    )
-
-
-class _ShapeReader:
-    """Looks shapes up by key and turns a missing one into a sentence."""
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]]):
-        self.shapes = shapes
-
-    def __getitem__(self, key: str) -> tuple[int, ...]:
-        if not self.shapes.get(key):
-            raise ValueError(f"This is not a Z-Image or L2P model: it has no '{key}'.")
-        return self.shapes[key]
-
-    def either(self, comfy_key: str, diffusers_key: str) -> tuple[int, ...]:
-        return self[comfy_key if comfy_key in self.shapes else diffusers_key]
-
-    def matrix(self, key: str) -> tuple[int, int]:
-        shape = self[key]
-        if len(shape) != 2:
-            raise ValueError(f"'{key}' has the shape {shape}, but a matrix was expected.")
-        return shape[0], shape[1]
-
-    def patch_embedder(self) -> tuple[int, int]:
-        for key in self.shapes:
-            if key == "x_embedder.weight" or (key.startswith("all_x_embedder.") and key.endswith(".weight")):
-                return self.matrix(key)
-        raise ValueError("This is not a Z-Image or L2P model: it has no patch embedder ('x_embedder.weight').")
-
-    def count(self, stack: str) -> int:
-        """How many blocks `stack` has; block numbers must run from 0 without a gap."""
-        prefix = f"{stack}."
-        found = {key[len(prefix) :].partition(".")[0] for key in self.shapes if key.startswith(prefix)}
-        if found != {str(i) for i in range(len(found))}:
-            raise ValueError(f"The blocks of '{stack}' are not numbered 0 to {len(found) - 1}: the file is incomplete.")
-        return len(found)
-
-    def head(self) -> HeadConfig | None:
-        """The Detailer Head's widths, or None for a latent model."""
-        prefix, suffix = "local_decoder.enc", ".0.weight"
-        names = [
-            key[len(prefix) : -len(suffix)] for key in self.shapes if key.startswith(prefix) and key.endswith(suffix)
-        ]
-        if not names:
-            return None
-        order = [stage.name for row in VARIANTS.values() for stage in row.head.stages]
-        unknown = [name for name in names if name not in order]
-        if unknown:
-            raise ValueError(f"The Detailer Head has an unknown stage 'enc{unknown[0]}'; this build cannot read it.")
-        full_resolution_first = ["_8k", "_10k_a", "0", "0b", "1", "2", "3", "4"]
-        stages = tuple(
-            Stage(
-                name,
-                enc=self[f"local_decoder.enc{name}.0.weight"][0],
-                up=self[f"local_decoder.up{name}.1.weight"][0],
-                dec=self[f"local_decoder.dec{name}.0.weight"][0],
-            )
-            for name in sorted(names, key=full_resolution_first.index)
-        )
-        return HeadConfig(stages, bottleneck=self["local_decoder.bottleneck.0.weight"][0])

@@ -36,9 +36,9 @@ from .files.tensor_io import (
     itemsize,
 )
 from .initialise import INITS, random_values
-from .layouts import diffusers_targets
 from .model import key_shapes
 from .ranges import HEAD_WIDTH, SEED
+from .sources import source_of
 
 _NO_HASH = "0" * 64
 
@@ -97,7 +97,7 @@ def convert(
     """Write the pixel initialisation of `variant`.
 
     Args:
-        source: a Z-Image latent model, or an L2P model of another variant: a file, or a folder of shards.
+        source: a latent model of a known source, or an L2P model of another variant: a file, or a folder of shards.
         target: the file to write.
         variant: a name of `config.VARIANTS`.
         seed: of the initialised weights; the same source and seed give the same file.
@@ -158,13 +158,13 @@ def check_init(init: str) -> None:
 
 def _fates(checkpoint: Checkpoint, source: ModelConfig, target: ModelConfig, how: str) -> tuple[Fate, ...]:
     """Every key's fate: first those of the result in its order, then what is left of the source."""
-    held, wanted = checkpoint.shapes, key_shapes(target)
+    held, wanted, layout = checkpoint.shapes, key_shapes(target), source_of(source).layout
     copied = {
         key
         for key, shape in wanted.items()
         if held.get(key) == shape
         # The published names decide: a patch embedder of another patch size has another name there.
-        and diffusers_targets(key, source.patch_size) == diffusers_targets(key, target.patch_size)
+        and layout.to_diffusers(key, source.patch_size) == layout.to_diffusers(key, target.patch_size)
     }
     fates = []
     for key in wanted:
@@ -177,7 +177,11 @@ def _fates(checkpoint: Checkpoint, source: ModelConfig, target: ModelConfig, how
     for key in held:
         if key not in wanted:
             unused = is_unused(key)
-            reason = "no Z-Image model uses it" if unused else f"a {target.variant} model has no such tensor"
+            reason = (
+                f"no {source_of(source).title} model uses it"
+                if unused
+                else f"a {target.variant} model has no such tensor"
+            )
             fates.append(Fate(key, "dropped", reason))
     fates += [Fate(key, "dropped", "outside the diffusion model") for key in checkpoint.outside]
     return tuple(fates)
@@ -187,7 +191,7 @@ def _slots(
     checkpoint: Checkpoint, fates: Iterable[Fate], shapes: Mapping[str, tuple[int, ...]], dtype: str | None
 ) -> dict[str, Slot]:
     """The tensors to write: the copied ones in the order of the source's bytes, which keeps writing sequential."""
-    new_dtype = dtype or checkpoint.tensors["x_embedder.weight"].dtype
+    new_dtype = dtype or checkpoint.input_dtype
     copied = [checkpoint.tensors[entry.key] for entry in fates if entry.fate == "copied"]
     copied.sort(key=lambda stored: (stored.pieces[0].path, stored.pieces[0].start))
     slots = [Slot(stored.name, dtype or stored.dtype, stored.shape) for stored in copied]

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backbone import Caption
 from .ops.finite import check_finite
 
-FlowModel = Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]
+FlowModel = Callable[[Tensor, Tensor, Any], Tensor]
 """(noisy, sigma (B,), captions) -> velocity, such as L2PModel and LatentModel."""
 
 Progress = Callable[[int, int, Tensor], None]
@@ -58,13 +59,13 @@ def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return (1 - sigma) * x0.float() + sigma * noise.float()
 
 
-def velocity_errors(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, captions: Sequence[Tensor]) -> Tensor:
+def velocity_errors(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, captions: Sequence[Caption]) -> Tensor:
     """Each sample's mean squared velocity error, (B,) float32; arguments as for `velocity_loss`."""
     predicted = model(add_noise(x0, noise, sigma), sigma, captions)
     return (predicted.float() - (noise.float() - x0.float())).square().flatten(1).mean(1)
 
 
-def velocity_loss(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, captions: Sequence[Tensor]) -> Tensor:
+def velocity_loss(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, captions: Sequence[Caption]) -> Tensor:
     """The training objective: mean squared error of the predicted velocity, unweighted.
 
     Args:
@@ -84,11 +85,11 @@ def velocity_loss(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, ca
 def euler(
     model: FlowModel,
     noise: Tensor,
-    captions: Sequence[Tensor],
+    captions: Sequence[Caption],
     *,
     sigmas: Tensor,
     cfg: float = 1.0,
-    negative: Sequence[Tensor] | None = None,
+    negative: Sequence[Caption] | None = None,
     init: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -122,11 +123,11 @@ def _refined(model: FlowModel, captions: Any) -> Any:
 def sample(
     model: FlowModel,
     noise: Tensor,
-    captions: Sequence[Tensor],
+    captions: Sequence[Caption],
     *,
     sigmas: Tensor,
     cfg: float = 1.0,
-    negative: Sequence[Tensor] | None = None,
+    negative: Sequence[Caption] | None = None,
     init: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -135,10 +136,10 @@ def sample(
     Args:
         model: an L2PModel.
         noise: (B, 3, H, W) standard normal.
-        captions: B tensors (L_i, caption_dim).
+        captions: B captions, see `L2PModel.forward`.
         sigmas: (steps + 1,) decreasing noise levels, see `sigmas`.
         cfg: guidance, v = v_negative + cfg (v - v_negative); 1 disables guidance and skips the second pass.
-        negative: B tensors as `captions`, required unless cfg is 1.
+        negative: B captions, required unless cfg is 1.
         init: (B, 3, H, W) images in [-1, 1] to start from (image-to-image), noised to sigmas[0].
         progress: called after every step.
 

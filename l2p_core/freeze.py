@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
-from .config import ModelConfig
+from .config import HEAD, ModelConfig
 from .model import key_shapes
+from .sources import SOURCES, source_of
 
 POLICIES = ("shallow", "all", "lora")
-
-_SHALLOW_PARTS = (
-    "x_embedder",
-    "t_embedder",
-    "cap_embedder",
-    "x_pad_token",
-    "cap_pad_token",
-    "noise_refiner",
-    "context_refiner",
-    "local_decoder",
-)
-_NEW_PARTS = ("x_embedder", "local_decoder")
 
 
 def trainable_names(config: ModelConfig, blocks: int = 5, policy: str = "shallow") -> set[str]:
@@ -42,20 +33,24 @@ def trainable_names(config: ModelConfig, blocks: int = 5, policy: str = "shallow
     names = set(key_shapes(config))
     if policy == "all":
         return names
-    return {name for name in names if _is_shallow(name, blocks, config.n_layers)}
-
-
-def _is_shallow(name: str, blocks: int, n_layers: int) -> bool:
-    part, _, rest = name.partition(".")
-    if part != "layers":
-        return part in _SHALLOW_PARTS
-    block = int(rest.partition(".")[0])
-    return block < blocks or block >= n_layers - blocks
+    source = source_of(config)
+    trunk = list(source.blocks(config, trunk=True))
+    frozen = set(trunk[blocks : len(trunk) - blocks])
+    always = (HEAD, *source.trained)
+    return {
+        name
+        for name in names
+        if (source.block_of(name) and source.block_of(name) not in frozen) or _is_of(name, always)
+    }
 
 
 def is_new(name: str) -> bool:
     """Whether a parameter has no counterpart in the source: the patch embedder and the head."""
-    return name.partition(".")[0] in _NEW_PARTS
+    return _is_of(name, (HEAD, *(source.embedder for source in SOURCES.values())))
+
+
+def _is_of(name: str, parts: Iterable[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def freeze_all_but(model: nn.Module, names: set[str]) -> None:

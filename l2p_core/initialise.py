@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from .config import HEAD
+
 INITS = ("random", "scaled")
 """How new weights can begin.
 
@@ -45,7 +47,7 @@ def random_values(
 def _gain(name: str, init: str) -> float:
     """The bound of a tensor's uniform distribution, in units of 1 / sqrt(fan_in)."""
     part, _, layer = name.partition(".")
-    if init == "random" or part != "local_decoder" or layer.startswith("out_conv"):
+    if init == "random" or part != HEAD or layer.startswith("out_conv"):
         return 1.0
     if name.endswith(".bias"):
         return 0.0

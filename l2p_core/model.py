@@ -1,20 +1,52 @@
-"""The two models on one backbone: L2PModel works on pixels, LatentModel is the source it came from."""
+"""The two models on a source's backbone: L2PModel works on pixels, LatentModel is the source it came from."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from .backbone import Backbone, Captions
 from .config import ModelConfig
 from .detailer import DetailerHead, velocity_of
 from .patch import pad_to_multiple, patchify, unpatchify
+from .sources import source_of
 
 
-class L2PModel(Backbone):
+class _OnBackbone(Backbone):
+    """A model whose backbone is that of its configuration's source: making one makes it a subclass of both."""
+
+    if not TYPE_CHECKING:  # to type checkers a model is made as every object is
+
+        def __new__(cls, config: ModelConfig | None = None, *_: Any) -> _OnBackbone:
+            # A copy comes as what it was, without a configuration.
+            return super().__new__(cls if config is None else _combined(cls, source_of(config).backbone))
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.source = source_of(config)
+
+    @property
+    def embedder_weight(self) -> Tensor:
+        """The weight of the patch embedder, whose dtype and device are those of the model's inputs."""
+        return self.get_parameter(self.source.embedder_weight)
+
+    def _patches(self, image: Tensor, order: str) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """An image (B, C, H, W) padded, its patches, and their grid as (rows, columns)."""
+        patch_size = self.config.patch_size
+        x = pad_to_multiple(image, self.config.size_multiple).to(self.embedder_weight.dtype)
+        return x, patchify(x, patch_size, order), (x.shape[-2] // patch_size, x.shape[-1] // patch_size)
+
+
+@cache
+def _combined(model: type, backbone: type) -> type:
+    return model if issubclass(model, backbone) else type(model.__name__, (model, backbone), {})
+
+
+class L2PModel(_OnBackbone):
     """A pixel-space flow model: noisy pixels, noise level and captions to velocity (arXiv 2605.12013 section 3).
 
     Parameter names are the ComfyUI layout. `tile` is the side in pixels of the squares in which the Detailer Head
@@ -37,16 +69,16 @@ class L2PModel(Backbone):
         Args:
             pixels: (B, 3, H, W) noisy pixels, (1 - sigma) x0 + sigma noise with x0 in [-1, 1]; any H and W.
             sigma: (B,) noise levels in [0, 1].
-            captions: B tensors (L_i, caption_dim) of any lengths, or what `refined` made of them; each sample equals
-                running it alone.
+            captions: B tensors (L_i, caption_dim) of any lengths, or B `Conditioning` where the source reads a pooled
+                vector, or what `refined` made of them; each sample equals running it alone.
 
         Returns:
             (B, 3, H, W) in the dtype of `pixels`.
         """
         height, width = pixels.shape[-2:]
-        x = pad_to_multiple(pixels, self.config.size_multiple).to(self.x_embedder.weight.dtype)
-        grid = x.shape[-2] // self.config.patch_size, x.shape[-1] // self.config.patch_size
-        hidden, _ = self.hidden_states(patchify(x, self.config.patch_size), grid, sigma, captions)
+        x, patches, grid = self._patches(pixels, PIXEL_ORDER)
+        hidden, _ = self.hidden_states(patches, grid, sigma, captions)
+        del patches
         features = rearrange(hidden, "b (h w) d -> b d h w", h=grid[0])
         self.local_decoder.gradient_checkpointing = self.gradient_checkpointing
         velocity = velocity_of(self.local_decoder(x, features, self.tile))[..., :height, :width]
@@ -54,22 +86,11 @@ class L2PModel(Backbone):
         return velocity.to(pixels.dtype)
 
 
-class FinalLayer(nn.Module):
-    """The source's output projection: hidden states to latent patches."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.norm_final = nn.LayerNorm(config.dim, eps=1e-6, elementwise_affine=False)
-        self.linear = nn.Linear(config.dim, config.patch_size**2 * config.in_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.t_dim, config.dim))
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """(B, N, D) and (B, t_dim) -> (B, N, P*P*C)."""
-        scale = 1 + self.adaLN_modulation(t)[:, None]
-        return self.linear(self.norm_final(x) * scale)
+PIXEL_ORDER = "p q c"
+"""Of the elements of a patch of pixels, in every pixel model whatever its source's is, as published."""
 
 
-class LatentModel(Backbone):
+class LatentModel(_OnBackbone):
     """The source: the same backbone on latents, with a linear output projection.
 
     Raises:
@@ -80,16 +101,16 @@ class LatentModel(Backbone):
         if config.head is not None:
             raise ValueError("This is an L2P pixel model, not a latent source: load it as one.")
         super().__init__(config)
-        self.final_layer = FinalLayer(config)
+        self.add_module(self.source.output, self.source.projection(config))
 
     def forward(self, latents: Tensor, sigma: Tensor, captions: Captions) -> Tensor:
         """Predict the velocity noise - x0 of latents (B, C, H, W); arguments as for L2PModel."""
         height, width = latents.shape[-2:]
-        x = pad_to_multiple(latents, self.config.size_multiple).to(self.x_embedder.weight.dtype)
-        grid = x.shape[-2] // self.config.patch_size, x.shape[-1] // self.config.patch_size
-        hidden, t = self.hidden_states(patchify(x, self.config.patch_size), grid, sigma, captions)
-        # The published projection, like the head, returns x0 - noise.
-        velocity = -unpatchify(self.final_layer(hidden, t), self.config.patch_size, grid)
+        latent = self.source.latent
+        _, patches, grid = self._patches(latents, latent.order)
+        hidden, t = self.hidden_states(patches, grid, sigma, captions)
+        projected = self.get_submodule(self.source.output)(hidden, t)
+        velocity = latent.sign * unpatchify(projected, self.config.patch_size, grid, latent.order)
         return velocity[..., :height, :width].to(latents.dtype)
 
 

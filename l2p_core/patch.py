@@ -7,14 +7,20 @@ from einops import rearrange
 from torch import Tensor
 
 
-def patchify(x: Tensor, patch_size: int) -> Tensor:
-    """Cut (B, C, H, W) into tokens (B, H/P * W/P, P*P*C), channel fastest inside a patch."""
-    return rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
+def patchify(x: Tensor, patch_size: int, order: str = "p q c") -> Tensor:
+    """Cut (B, C, H, W) into tokens (B, H/P * W/P, P*P*C).
+
+    Args:
+        x: an image whose sides are multiples of the patch size.
+        patch_size: P.
+        order: of a patch's elements: rows p, columns q and channels c, the fastest last.
+    """
+    return rearrange(x, f"b c (h p) (w q) -> b (h w) ({order})", p=patch_size, q=patch_size)
 
 
-def unpatchify(tokens: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+def unpatchify(tokens: Tensor, patch_size: int, grid: tuple[int, int], order: str = "p q c") -> Tensor:
     """The inverse of `patchify` for a token grid of (rows, columns)."""
-    return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", p=patch_size, q=patch_size, h=grid[0], w=grid[1])
+    return rearrange(tokens, f"b (h w) ({order}) -> b c (h p) (w q)", p=patch_size, q=patch_size, h=grid[0], w=grid[1])
 
 
 def padded_size(size: int, multiple: int) -> int:

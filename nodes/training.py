@@ -30,6 +30,7 @@ from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.hooks import Hooks
 from ..l2p_core.run.metrics import RunMetrics, read_metrics
 from ..l2p_core.run.recipe import Recipe
+from ..l2p_core.sources import source_of
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from .captions import host_captions
@@ -171,7 +172,12 @@ def _fitting_recipe(base: str) -> str:
     config = open_checkpoint(base).config()
     if is_tiny(config):
         return "tiny"
-    return f"z-image-{config.variant if config.head is not None else '1k'}"
+    recipes = source_of(config).recipe
+    if recipes is None:
+        raise ValueError(
+            f"There is no bundled recipe for a {source_of(config).title} model: choose a recipe file of your own."
+        )
+    return f"{recipes}-{config.variant if config.head is not None else '1k'}"
 
 
 def _hooks(live: Live, folder: RunFolder) -> Hooks:

@@ -20,7 +20,6 @@ import torch
 from tiny_models import RandomBatches, captions, pixel_model
 
 from comfyui_l2p.l2p_core import delta
-from comfyui_l2p.l2p_core.backbone import Block
 from comfyui_l2p.l2p_core.distributed import ranks as parallel
 from comfyui_l2p.l2p_core.distributed import sharding
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
@@ -29,6 +28,7 @@ from comfyui_l2p.l2p_core.files.tensor_file import save
 from comfyui_l2p.l2p_core.files.tensor_io import ChunkReader
 from comfyui_l2p.l2p_core.run import montage
 from comfyui_l2p.l2p_core.run.recipe import WatchSection
+from comfyui_l2p.l2p_core.sources.next_dit import Block
 from comfyui_l2p.l2p_core.training import loading as training_model
 from comfyui_l2p.l2p_core.training.batch import Batch, BatchSource, Part
 from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged

@@ -13,11 +13,12 @@ import torch
 from golden_vectors import relative_error
 from torch import Tensor
 
-from comfyui_l2p.l2p_core.backbone import Block
 from comfyui_l2p.l2p_core.memory import compiled
 from comfyui_l2p.l2p_core.memory.compiled import check_compiler, compile_blocks
 from comfyui_l2p.l2p_core.model import L2PModel
 from comfyui_l2p.l2p_core.ops.rope import image_rope
+from comfyui_l2p.l2p_core.sources.next_dit import Block
+from comfyui_l2p.l2p_core.sources.z_image import TRAITS
 from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.train.cli import main
@@ -101,7 +102,7 @@ def test_training_compiled_comes_to_the_same_weights(changes: dict[str, Any], ba
 
 def test_a_block_keeps_no_more_for_its_gradients_when_compiled() -> None:
     config = dataclasses.replace(tiny_models.SOURCE, dim=64, head_dim=16, ffn_dim=160)
-    rope = image_rope(config.rope_dims, (4, 8), 32, torch.device("cpu"))
+    rope = image_rope(TRAITS.positions(config), (4, 8), 32, torch.device("cpu"))
     kept = []
     for backend in (None, "aot_eager_decomp_partition"):
         torch.manual_seed(0)

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comfyui_l2p.l2p_core.backbone import Block
 from comfyui_l2p.l2p_core.config import NORM_EPS
 from comfyui_l2p.l2p_core.memory.live_memory import trace
 from comfyui_l2p.l2p_core.ops.memory_saving import GatedSilu, ScaledNorm
 from comfyui_l2p.l2p_core.ops.rope import image_rope
+from comfyui_l2p.l2p_core.sources.next_dit import Block
+from comfyui_l2p.l2p_core.sources.z_image import TRAITS
 
 
 def plain_norm(x: Tensor, weight: Tensor, factor: Tensor | None) -> Tensor:
@@ -72,7 +73,7 @@ def test_a_frozen_block_keeps_what_its_gradients_need_and_no_more() -> None:
         block = Block(config).requires_grad_(False)
         x = torch.empty(1, 32, config.dim, requires_grad=True)
         t = torch.empty(1, config.t_dim, requires_grad=True)
-    rope = image_rope(config.rope_dims, (4, 8), 32, torch.device("meta"))
+    rope = image_rope(TRAITS.positions(config), (4, 8), 32, torch.device("meta"))
     kept = trace(lambda x, t: block(x, rope, t=t), [x, t], block.parameters()).retained
     width = 4 * 32 * config.dim
     # Two norms' inputs (the block's own is not counted), q, k and v as they come and q and k as they are rotated, what

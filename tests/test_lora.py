@@ -15,6 +15,7 @@ from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_model, load_te
 from comfyui_l2p.l2p_core.deltas import low_rank as lora
 from comfyui_l2p.l2p_core.freeze import trainable_names
 from comfyui_l2p.l2p_core.model import L2PModel
+from comfyui_l2p.l2p_core.sources.next_dit import LAYERS
 from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
@@ -55,7 +56,7 @@ def test_adapters_are_on_every_linear_of_the_frozen_blocks_and_nothing_else_is_n
     trained = trainer()
     full = trainable_names(trained.model.config, blocks=1)
     adapters = {name for name in trained.parameters if lora.is_adapter(name)}
-    layers = [f"layers.{block}.{linear}" for block in (1, 2) for linear in lora.LINEARS]
+    layers = [f"layers.{block}.{linear}" for block in (1, 2) for linear in LAYERS.linears]
     assert lora.adapted_layers(trained.model.config, full) == layers
     shapes = lora.adapter_shapes(trained.model.config, layers, rank=3)
     assert {name: tuple(trained.parameters[name].shape) for name in adapters} == shapes
@@ -64,7 +65,7 @@ def test_adapters_are_on_every_linear_of_the_frozen_blocks_and_nothing_else_is_n
         name for name, module in trained.model.layers[1].named_modules()
         if isinstance(module, torch.nn.Linear) and "lora_" not in name and "adaLN" not in name
     }  # fmt: skip
-    assert linears == set(lora.LINEARS)
+    assert linears == set(LAYERS.linears)
 
 
 def test_training_moves_shallow_layers_and_adapters_only() -> None:

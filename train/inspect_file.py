@@ -16,6 +16,8 @@ from ..l2p_core.deltas.low_rank import is_adapter
 from ..l2p_core.files.metadata import stored_config
 from ..l2p_core.files.units import bytes_text
 from ..l2p_core.model import key_shapes
+from ..l2p_core.sources import SOURCES
+from ..l2p_core.sources.recognition import nearest
 from ..l2p_core.tiny.bundled import resolve
 from .console import count_text
 
@@ -80,7 +82,9 @@ def _about_delta(checkpoint: Checkpoint) -> dict[str, Any]:
 def layout_of(checkpoint: Checkpoint) -> str:
     """Which naming the file uses: "diffusers", "comfy" or "comfy with prefix"."""
     names = [name for header in checkpoint.files for name in header.tensors]
-    if any(".attention.to_q." in name or name.startswith("all_x_embedder.") for name in names):
+    plain = [name.removeprefix(COMFY_PREFIX) for name in names]
+    layout = nearest(plain).layout
+    if any(layout.to_comfy(name) != (name, None) for name in plain):
         return "diffusers"
     return "comfy with prefix" if any(name.startswith(COMFY_PREFIX) for name in names) else "comfy"
 
@@ -133,9 +137,15 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _config_lines(config: dict[str, Any]) -> list[str]:
+    source = SOURCES[config["source"]]
+    trunk, refiners = (
+        " + ".join(str(config[stack.count]) for stack in source.stacks if stack.trunk == wanted)
+        for wanted in (True, False)
+    )
+    blocks = f"{trunk} blocks and {refiners} refiners" if refiners else f"{trunk} blocks"
     lines = [
-        f"backbone    width {config['dim']}, {config['n_layers']} blocks and {config['n_refiner_layers']} + "
-        f"{config['n_refiner_layers']} refiners, {config['dim'] // config['head_dim']} heads of {config['head_dim']}",
+        f"backbone    width {config['dim']}, {blocks}, "
+        f"{config['dim'] // config['head_dim']} heads of {config['head_dim']} ({source.title})",
         f"input       {config['in_channels']} channels in patches of {config['patch_size']}, "
         f"captions {config['caption_dim']} wide",
     ]

@@ -162,7 +162,7 @@ def _rounded(width: float, height: float) -> tuple[int, int]:
 def _dtype(base: Path, checkpoint: Checkpoint) -> torch.dtype:
     """What to compute in: what the patch embedder is stored in."""
     # The tiny model is stored in bfloat16, in which a CPU is slower and no more exact.
-    return torch.float32 if base == bundled.SOURCE else TORCH_DTYPES[checkpoint.tensors["x_embedder.weight"].dtype]
+    return torch.float32 if base == bundled.SOURCE else TORCH_DTYPES[checkpoint.input_dtype]
 
 
 def _load(opened: Merged, choice: Choice) -> L2PModel:

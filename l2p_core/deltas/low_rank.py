@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..model import key_shapes
 from ..ops.sample_randomness import mixed
-
-LINEARS = ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
-"""The layers of a block that are adapted."""
+from ..sources import source_of
 
 FILE_PREFIX = "diffusion_model."
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
@@ -43,8 +41,9 @@ class LowRank(NamedTuple):
 
 
 def adapted_layers(config: ModelConfig, trained: Collection[str]) -> list[str]:
-    """The linear layers of all backbone blocks whose weights are not among those that train in full."""
-    layers = [f"layers.{block}.{linear}" for block in range(config.n_layers) for linear in LINEARS]
+    """The linear layers of the trunk's blocks whose weights are not among those that train in full."""
+    blocks = source_of(config).blocks(config, trunk=True)
+    layers = [f"{block}.{linear}" for block, stack in blocks.items() for linear in stack.linears]
     return [layer for layer in layers if f"{layer}.weight" not in trained]
 
 

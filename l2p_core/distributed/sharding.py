@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone, Block
+from ..backbone import Backbone
 from ..device import accelerator
 from ..files.tensor_file import writing_order
 from ..training_config import TrainingConfig
@@ -121,7 +121,7 @@ def _sharded(model: Backbone, ranks: Ranks, precision: str) -> nn.Module:
         cast_forward_inputs=False,
     )
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
-    for name, block in [(name, module) for name, module in model.named_modules() if isinstance(module, Block)]:
+    for name, block in list(model.blocks()):
         _read(model, block, name)
         # Torch before 2.7 does not gather adapters (float32) and frozen weights (bfloat16) together.
         adapters = [module for layer, module in block.named_modules() if layer.endswith((".lora_up", ".lora_down"))]

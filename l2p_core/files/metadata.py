@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..config import VARIANTS, HeadConfig, ModelConfig, Stage
+from ..sources import SOURCES
 from ..version import __version__
 from .safetensors_header import parse_json
 
@@ -62,14 +63,15 @@ def stored_config(metadata: Mapping[str, str]) -> ModelConfig | None:
     try:
         stated = parse_json(metadata.get(CONFIG, ""))
         head = stated.pop("head")
-        config = ModelConfig(**{**stated, "head": head and _stored_head(head)})
+        source = SOURCES[stated.get("source", ModelConfig.source)]
+        config = source.config(**{**stated, "head": head and _stored_head(head)})
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    sizes = [getattr(config, field.name) for field in fields(config) if field.name not in ("variant", "head")]
+    sizes = [getattr(config, field.name) for field in fields(config) if field.name not in ("variant", "head", "source")]
     known = (config.variant is None) == (config.head is None) and (config.variant or "1k") in VARIANTS
     if not known or not all(map(_is_size, sizes)) or config.dim % config.head_dim:
         return None
-    return config if max(config.n_layers, config.n_refiner_layers) <= _MAX_BLOCKS else None
+    return config if max(getattr(config, stack.count) for stack in source.stacks) <= _MAX_BLOCKS else None
 
 
 def _stored_head(stated: dict[str, Any]) -> HeadConfig:

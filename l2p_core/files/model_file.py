@@ -41,7 +41,7 @@ def model_file(
     their stack. `metadata` is at least as long as what the writer will be finished with.
     """
     slots = aligned(slots)
-    shapes = {slot.name: target_shapes(slot.name, slot.shape, layout, config.patch_size) for slot in slots}
+    shapes = {slot.name: target_shapes(slot.name, slot.shape, layout, config) for slot in slots}
     room = header_room(
         ((key, slot.dtype, shape) for slot in slots for key, shape in shapes[slot.name].items()), metadata
     )

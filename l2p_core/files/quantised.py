@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from ..config import COMFY_PREFIX
-from ..layouts import renamed
+from ..sources.recognition import nearest
+from ..sources.source import Source
 from .safetensors_header import CheckpointError, parse_json, shown
 from .tensor_io import ChunkReader, Stored, as_bytes
 
@@ -108,7 +109,7 @@ def layer_settings(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[
             content = reader.read(tensors[key]) if _is_marker(tensors[key]) else None
             found[layer_of(key)] = read_marker(path, key, content)
     if METADATA in metadata:
-        found |= _from_metadata(path, metadata[METADATA])
+        found |= _from_metadata(path, metadata[METADATA], nearest(tensors))
     return found | unmarked_settings(tensors, found)
 
 
@@ -198,7 +199,7 @@ def _check_layer(
             f"{path}: {shown(layer)} is quantised as {shown(name)}, which is not known here (known: "
             f"{', '.join(FORMATS)}): update this pack, or use the bf16, fp16 or fp32 file."
         )
-    if layer.endswith((".attention.to_q", ".attention.to_k", ".attention.to_v")):
+    if nearest(tensors).layout.to_comfy(weight)[1] is not None:
         raise CheckpointError(
             f"{path} has its attention's q, k and v quantised apart ({shown(layer)}), which ComfyUI holds in one "
             "tensor: use a file that was quantised in the ComfyUI layout, or the bf16, fp16 or fp32 file."
@@ -247,10 +248,10 @@ def _is_marker(stored: Stored) -> bool:
     return stored.dtype == "U8" and stored.nbytes <= _MAX_MARKER_BYTES
 
 
-def _from_metadata(path: Path, text: str) -> LayerSettings:
+def _from_metadata(path: Path, text: str, source: Source) -> LayerSettings:
     try:
         layers = parse_json(text, fractions=True)["layers"]
-        named = {_comfy_layer(layer): _checked(path, layer, values) for layer, values in layers.items()}
+        named = {_comfy_layer(layer, source): _checked(path, layer, values) for layer, values in layers.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -275,8 +276,8 @@ def marker_bytes(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values).encode("utf-8")
 
 
-def _comfy_layer(layer: str) -> str:
-    return layer_of(renamed(f"{layer.removeprefix(COMFY_PREFIX)}.{MARKER}"))
+def _comfy_layer(layer: str, source: Source) -> str:
+    return layer_of(source.layout.renamed(f"{layer.removeprefix(COMFY_PREFIX)}.{MARKER}"))
 
 
 def layer_of(key: str) -> str:

@@ -1,16 +1,15 @@
-"""What a checkpoint is that is not Z-Image or L2P, by its keys: every other file is called by its name."""
+"""What a checkpoint is that is of no known source, by its keys: every other file is called by its name."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+
+from ..sources import SOURCES
+from ..sources.recognition import recognised
 
 _NUNCHAKU = "a nunchaku file (SVDQuant), which only nunchaku's own loader reads"
 
 RELATIVES = (
-    ("siglip_", "a Z-Image Omni or Edit model, which reads images beside the text"),
-    ("dec_net.", "another kind of pixel-space Z-Image (with a 'dec_net' in place of a Detailer Head)"),
-    ("control_layers.", "a ControlNet for Z-Image"),
-    ("control_noise_refiner.", "a ControlNet for Z-Image"),
     (".smooth_factor", _NUNCHAKU),
     (".wscales", _NUNCHAKU),
     (".proj_down", _NUNCHAKU),
@@ -22,7 +21,8 @@ RELATIVES = (
     (".lora_down.", "a LoRA"),
     ("lora_unet_", "a LoRA"),
 )
-"""Files with Z-Image's own key names, or most of them: (a piece of a key, what to call the file)."""
+"""Files with the key names of a source, or most of them: (a piece of a key, what to call the file). What only looks
+like one source is in its row."""
 
 STRANGERS = (
     ("conditioner.embedders.", "an SDXL checkpoint"),
@@ -36,7 +36,7 @@ STRANGERS = (
     ("lora_", "a LoRA"),
     ("model.embed_tokens.", "a text encoder"),
 )
-"""Files that have nothing of Z-Image."""
+"""Files that have nothing of any source."""
 
 ALL_IN_ONE = (
     "vae.",
@@ -49,18 +49,18 @@ ALL_IN_ONE = (
 )
 """What the keys begin with that an all-in-one file has beside its diffusion model (comfy/supported_models_base.py)."""
 
-UNUSED_KEYS = ("norm_final.weight",)
-"""Keys that Z-Image files may carry and that its network does not have."""
-
 ATTENTION_SETTING = ".comfy_attention.config"
 """Which attention kernel a layer prefers: read by newer hosts, and of no weight anywhere."""
-
-_LANDMARKS = ("x_embedder.weight", "cap_embedder.1.weight", "t_embedder.mlp.0.weight", "cap_pad_token")
 
 
 def is_unused(key: str) -> bool:
     """Whether a key of the diffusion model may be there and is not needed."""
-    return key in UNUSED_KEYS or key.endswith(ATTENTION_SETTING)
+    return key.endswith(ATTENTION_SETTING) or is_of_no_network(key)
+
+
+def is_of_no_network(key: str) -> bool:
+    """Whether a key is one that files of a source carry and that no network has."""
+    return any(key in source.unused for source in SOURCES.values())
 
 
 def is_beside(key: str) -> bool:
@@ -69,7 +69,7 @@ def is_beside(key: str) -> bool:
 
 
 def other_kind(inside: Collection[str], outside: Collection[str] = (), model_class: str = "") -> str | None:
-    """What to call a file of another kind; None for Z-Image, L2P, and what has no name here.
+    """What to call a file of another kind; None for known sources, L2P, and what has no name here.
 
     Args:
         inside: the keys of its diffusion model, or all keys.
@@ -78,18 +78,20 @@ def other_kind(inside: Collection[str], outside: Collection[str] = (), model_cla
     """
     if model_class.startswith("Nunchaku"):
         return _NUNCHAKU
-    found = _marked(RELATIVES, inside)
-    return found if found or "x_pad_token" in inside else _marked(STRANGERS, (*inside, *outside))
+    relatives = [marked for source in SOURCES.values() for marked in source.relatives]
+    found = _marked((*relatives, *RELATIVES), inside)
+    return found if found or recognised(inside) else _marked(STRANGERS, (*inside, *outside))
 
 
-def _marked(table: tuple[tuple[str, str], ...], keys: Collection[str]) -> str | None:
+def _marked(table: Iterable[tuple[str, str]], keys: Collection[str]) -> str | None:
     return next((kind for marker, kind in table if any(marker in key for key in keys)), None)
 
 
 def unknown_prefix(keys: Collection[str]) -> str | None:
-    """What stands before the names that Z-Image's keys have, where something does that is not known."""
+    """What stands before the names that a source's keys have, where something does that is not known."""
+    landmarks = {landmark for source in SOURCES.values() for landmark in source.landmarks}
     for key in keys:
-        for landmark in _LANDMARKS:
+        for landmark in landmarks:
             if key.endswith(f".{landmark}"):
                 return key.removesuffix(landmark)
     return None

@@ -7,7 +7,7 @@ before it (with checkpointing) or everything that they keep (without), and the g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,15 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backbone import Block, pad_tokens
-from ..config import PIXEL_CHANNELS, TOKEN_MULTIPLE, ModelConfig
+from ..backbone import Segment
+from ..config import HEAD, PIXEL_CHANNELS, ModelConfig
 from ..deltas import low_rank as lora
 from ..freeze import freeze_all_but, trainable_names
 from ..model import L2PModel
 from ..ops.fused_decoder import Fusion
 from ..ops.region import Region, stage_regions
-from ..ops.rope import caption_rope, image_rope, joint_rope
-from ..patch import padded_size, patchify
+from ..patch import patchify
 from ..training_config import TrainingConfig
 from .live_memory import Traced, computing_in, trace
 
@@ -126,76 +125,65 @@ class _Parts:
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         with _META:
             self.model = L2PModel(config)
+        self.source = self.model.source
         self.names = trainable_names(config, blocks, policy)
         adapted = lora.adapted_layers(config, self.names) if policy == "lora" else []
-        # One adapted block represents all of them.
-        first = [layer for layer in adapted if layer.split(".")[:2] == adapted[0].split(".")[:2]]
-        added = lora.attach(self.model, first, rank=rank, alpha=1.0, seed=0, device=_META)
+        # One adapted block of a stack represents all of them.
+        first = {self._stack(layer): self.source.block_of(layer) for layer in reversed(adapted)}
+        chosen = [layer for layer in adapted if self.source.block_of(layer) == first[self._stack(layer)]]
+        added = lora.attach(self.model, chosen, rank=rank, alpha=1.0, seed=0, device=_META)
         freeze_all_but(self.model, self.names | added)
         trained = self.dtype if offload else torch.float32
         for name, parameter in self.model.named_parameters():
             parameter.data = parameter.data.to(trained if name in self.names | added else self.dtype)
         computing_in(self.model, self.dtype)
         self.grid = work.height // config.patch_size, work.width // config.patch_size
-        self.image_tokens = padded_size(self.grid[0] * self.grid[1], TOKEN_MULTIPLE)
-        self.caption_tokens = padded_size(work.caption_tokens, TOKEN_MULTIPLE)
 
     def all(self) -> tuple[Part, ...]:
-        return (*self._embedders(), *self._refiners(), *self._layers(), *self._head())
+        return (*self._backbone(), *self._head())
 
-    def _embedders(self) -> Iterable[Part]:
-        model, config, work = self.model, self.config, self.work
-        pixels = self._empty(work.batch, PIXEL_CHANNELS, work.height, work.width, dtype=torch.float32)
+    def _backbone(self) -> Iterator[Part]:
+        segments = list(self.model.segments(self.work.batch, self.grid, self.work.caption_tokens, self._empty))
+        named = tuple(name for segment in segments for name in segment.names)
+        outside = [name for name in self.names if not name.startswith((f"{HEAD}.", *named))]
+        yield self._part(tuple(outside), self._embed, [self._pixels()], checkpointed=False)
+        last = [segment.names for segment in segments if segment.checkpointed][-1]
+        features = self._tokens(self.grid[0] * self.grid[1]).untyped_storage().nbytes()
+        traced: dict[Hashable, Traced] = {}
+        for segment in segments:
+            frozen = segment.checkpointed and not any(name.startswith(segment.names) for name in self.names)
+            alike = segment.like, frozen
+            if segment.like is None or alike not in traced:
+                traced[alike] = self._traced(segment)
+            takes = features if segment.names == last else 0
+            yield Part(segment.names, traced[alike], segment.checkpointed, takes=takes, frozen=frozen)
 
-        def embed(pixels: Tensor) -> Tensor:
-            patches = patchify(pixels.to(model.x_embedder.weight.dtype), config.patch_size)
-            return pad_tokens(model.x_embedder(patches), model.x_pad_token, self.image_tokens)
+    def _pixels(self) -> Tensor:
+        work = self.work
+        return self._empty(work.batch, PIXEL_CHANNELS, work.height, work.width, dtype=torch.float32)
 
-        yield self._part(("x_embedder", "x_pad_token", "t_embedder"), embed, [pixels], checkpointed=False)
-        names = ("cap_embedder", "cap_pad_token")
-        if work.batch <= _CAPTIONS:
-            yield Part(names, self._captions(work.batch), False)
-        else:
-            # Captions are embedded one by one, so memory and tracing time grow linearly with their number.
-            some, more = self._captions(_CAPTIONS // 2), self._captions(_CAPTIONS)
-            steps = (work.batch - _CAPTIONS) / (_CAPTIONS - _CAPTIONS // 2)
-            yield Part(names, Traced(*(round(b + steps * (b - a)) for a, b in zip(some, more, strict=True))), False)
+    def _embed(self, pixels: Tensor) -> Tensor:
+        patches = patchify(pixels.to(self.model.embedder_weight.dtype), self.config.patch_size)
+        return self.model.embedded(patches)
 
-    def _captions(self, count: int) -> Traced:
-        captions = [self._empty(self.work.caption_tokens, self.config.caption_dim) for _ in range(count)]
-        lengths = [self.caption_tokens] * count
+    def _traced(self, segment: Segment) -> Traced:
+        weights, images = list(self.model.parameters()), self.work.batch
+        inputs = list(segment.inputs)
+        if segment.run is None:
+            size = sum(tensor.untyped_storage().nbytes() for tensor in inputs)
+            return Traced(size, size, 2 * size)
+        if segment.per_image:
+            inputs = [torch.empty_like(inputs[0]) for _ in range(min(images, _CAPTIONS))]
+        if not segment.per_image or images <= _CAPTIONS:
+            return trace(segment.run, inputs, weights)
+        # Images are embedded one by one, so memory and tracing time grow linearly with their number.
+        some = trace(segment.run, inputs[: _CAPTIONS // 2], weights)
+        more = trace(segment.run, inputs, weights)
+        steps = (images - _CAPTIONS) / (_CAPTIONS - _CAPTIONS // 2)
+        return Traced(*(round(b + steps * (b - a)) for a, b in zip(some, more, strict=True)))
 
-        def embed(*captions: Tensor) -> Tensor:
-            return self.model._embed_captions(captions, lengths)
-
-        return trace(embed, captions, self.model.parameters())
-
-    def _refiners(self) -> Iterable[Part]:
-        axes = self.config.rope_dims
-        for name, count, rope in (
-            ("noise_refiner", self.image_tokens, image_rope(axes, self.grid, self.caption_tokens, _META)),
-            ("context_refiner", self.caption_tokens, caption_rope(axes, self.caption_tokens, _META)),
-        ):
-            block = self.model.get_submodule(name)[0]  # type: ignore[index]
-            part = self._block(block, count, rope, ())
-            for number in range(self.config.n_refiner_layers):
-                yield Part((f"{name}.{number}.",), part.traced, True)
-
-    def _layers(self) -> Iterable[Part]:
-        tokens = self.image_tokens + self.caption_tokens
-        joined = self._tokens(tokens)
-        # Both kinds of tokens as one sequence, beside the refiners' outputs.
-        size = joined.untyped_storage().nbytes()
-        yield Part((), Traced(size, size, 2 * size), False)
-        rope = joint_rope(self.config.rope_dims, self.grid, (self.caption_tokens,), _META)
-        traced: dict[bool, Traced] = {}
-        for number, block in enumerate(self.model.layers):
-            frozen = f"layers.{number}.attention.qkv.weight" not in self.names
-            if frozen not in traced:
-                traced[frozen] = self._block(block, tokens, rope, ()).traced
-            features = self._tokens(self.grid[0] * self.grid[1]).untyped_storage().nbytes()
-            last = number == self.config.n_layers - 1
-            yield Part((f"layers.{number}.",), traced[frozen], True, takes=features if last else 0, frozen=frozen)
+    def _stack(self, layer: str) -> str:
+        return self.source.block_of(layer).rpartition(".")[0]
 
     def _head(self) -> Iterable[Part]:
         head, work = self.model.local_decoder, self.work
@@ -205,7 +193,7 @@ class _Parts:
         image = (work.height, work.width)
         whole = Region(0, work.height, 0, work.width)
         regions, _ = stage_regions(whole, whole, len(head.stages))
-        dtype = self.model.x_embedder.weight.dtype
+        dtype = self.model.embedder_weight.dtype
         x = self._empty(work.batch, PIXEL_CHANNELS, *image, dtype=dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         for stage, at in zip(head.stages, regions, strict=True):
@@ -238,13 +226,6 @@ class _Parts:
             return (predicted.to(target.dtype) - (target - target)).square().flatten(1).mean(1)
 
         yield self._part(("local_decoder.out_conv.",), loss, [x], checkpointed=False)
-
-    def _block(self, block: Any, tokens: int, rope: Any, names: tuple[str, ...]) -> Part:
-        assert isinstance(block, Block)
-        t = self._empty(self.work.batch, self.config.t_dim).requires_grad_()
-        modulated = block.adaLN_modulation is not None
-        run = _Bound(block, rope=rope, runs=None, t=t if modulated else None)
-        return self._part(names, run, [self._tokens(tokens)])
 
     def _part(
         self, names: tuple[str, ...], function: Callable[..., Any], inputs: list[Tensor], checkpointed: bool = True

@@ -12,14 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone, Block
+from ..backbone import Backbone
+from ..sources import source_of
+from ..sources.source import Source
 from ..training_config import TrainingConfig
 from .block_stream import BlockStream, StreamedTensor
 from .frozen_store import FLOAT8, FrozenLinear, Resident, Streamed
 from .trained_linear import TrainedLinear
-
-NEVER_FLOAT8 = "adaLN_modulation"
-"""A layer that stays bfloat16: it has a fiftieth of a block's parameters, and its errors would scale whole tokens."""
 
 Put = Callable[[Tensor], None]
 """Sets a weight or bias from a tensor of any float dtype, on any device."""
@@ -108,22 +107,21 @@ def bytes_in_computer(model: nn.Module) -> int:
 
 def _blocks(model: Backbone, trained: Collection[str], config: TrainingConfig) -> Iterator[list[Layer]]:
     """The layers of each block that are stored in another form, in the order in which blocks are computed."""
-    for block, module in list(model.named_modules()):
-        if not isinstance(module, Block):
-            continue
+    source = source_of(model.config)
+    for block, module in list(model.blocks()):
         trains = any(own.startswith(f"{block}.") for own in trained)
         if trains and not streams(config, trained=True):
             continue
         yield [
-            Layer(block, name, linear, trains, _dtype(name, trains, config))
+            Layer(block, name, linear, trains, _dtype(name, trains, config, source))
             for name, linear in module.named_modules()
             if isinstance(linear, nn.Linear)
         ]
 
 
-def _dtype(name: str, trains: bool, config: TrainingConfig) -> torch.dtype:
+def _dtype(name: str, trains: bool, config: TrainingConfig, source: Source) -> torch.dtype:
     if config.frozen == "fp8" and not trains:
-        return torch.bfloat16 if NEVER_FLOAT8 in name else FLOAT8
+        return torch.bfloat16 if source.is_never_8_bit(name) else FLOAT8
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 

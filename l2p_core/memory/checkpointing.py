@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from ..config import ModelConfig
 from ..freeze import trainable_names
+from ..sources import source_of
 from ..training_config import TrainingConfig
 
 
 def kept_blocks(config: ModelConfig, training: TrainingConfig) -> frozenset[int]:
-    """The joint blocks that keep their activations, as many as `keep_activations` says; none if it is negative.
+    """The trunk's blocks that keep their activations, by their numbers in it: as many as `keep_activations` says.
+
 
     Frozen blocks come first because they keep less: the inputs of their linear layers are not needed. Among these the
     last come first, because the backward pass finishes them first.
     """
-    names = trainable_names(config, training.blocks, training.policy)
-    trained = {int(name.split(".")[1]) for name in names if name.startswith("layers.")}
-    order = sorted(range(config.n_layers), key=lambda number: (number in trained, -number))
+    source = source_of(config)
+    trained = {source.block_of(name) for name in trainable_names(config, training.blocks, training.policy)}
+    trunk = list(source.blocks(config, trunk=True))
+    order = sorted(range(len(trunk)), key=lambda number: (trunk[number] in trained, -number))
     return frozenset(order[: max(0, training.keep_activations)])
 
 
@@ -28,4 +31,5 @@ def kept_sentence(config: ModelConfig, training: TrainingConfig) -> str:
     if not training.gradient_checkpointing:
         return " Nothing is checkpointed."
     kept = len(kept_blocks(config, training))
-    return f" {kept} of {config.n_layers} blocks keep their activations and are not recomputed." if kept else ""
+    total = len(source_of(config).blocks(config, trunk=True))
+    return f" {kept} of {total} blocks keep their activations and are not recomputed." if kept else ""

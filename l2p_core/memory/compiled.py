@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbone import Block
+from ..backbone import Backbone
 from ..detailer import DetailerHead
 from .frozen_store import FrozenLinear
 from .trained_linear import TrainedLinear
@@ -58,7 +58,7 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
     again when sizes change. Call this last, after layers have been stored in their final form; see `check_compiler`.
 
     Args:
-        model: a Backbone.
+        model: a Backbone, or a part of one.
         settings: of `torch.compile`, such as `backend` and `mode`.
     """
     import torch._dynamo
@@ -69,10 +69,10 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
         if isinstance(module, (FrozenLinear, TrainedLinear)):
             # The location and arrival of its weight are invisible to a compiler of tensor operations.
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+    for _, block in model.blocks() if isinstance(model, Backbone) else ():
+        block.compile(**settings)
     for module in model.modules():
-        if isinstance(module, Block):
-            module.compile(**settings)
-        elif isinstance(module, DetailerHead):
+        if isinstance(module, DetailerHead):
             module.compiled = torch.compile(module.whole, **settings)
 
 

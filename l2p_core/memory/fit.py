@@ -12,6 +12,7 @@ import torch
 from ..config import ModelConfig
 from ..device import accelerator
 from ..distributed.together import go_together
+from ..sources import source_of
 from ..training_config import TrainingConfig
 from .activations import Workload
 from .plan import DEVICE_OVERHEAD, Plan, gigabytes, plan
@@ -182,9 +183,8 @@ def keeping_what_fits(
         return training
     # A plan may be off by a seventh, and keeping fewer activations only costs time.
     used = dataclasses.replace(room, device=round(room.device * _USED))
-    keeping = [
-        dataclasses.replace(training, keep_activations=count) for count in reversed(range(1, config.n_layers + 1))
-    ]
+    trunk = len(source_of(config).blocks(config, trunk=True))
+    keeping = [dataclasses.replace(training, keep_activations=count) for count in reversed(range(1, trunk + 1))]
     for chosen in [dataclasses.replace(keeping[0], gradient_checkpointing=False), *keeping]:
         if used.holds(used.plan(config, chosen, work)):
             return chosen

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..backbone import Attention
+from ..backbone import Backbone
 from ..ops.head_tiles import CHANNEL_MULTIPLE
 from ..patch import padded_size
 
@@ -58,18 +58,21 @@ def trace(function: Callable[..., Any], inputs: Sequence[Tensor], weights: Itera
     return Traced(min(size, retained), retained, peak)
 
 
-def computing_in(model: nn.Module, dtype: torch.dtype) -> None:
+def computing_in(model: Backbone, dtype: torch.dtype) -> None:
     """Make a model's layers cast inputs and weights like autocast, which does not exist for the device "meta"."""
     mode = _Cast(dtype)
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, Attention)):
-            module.forward = _within(mode, module.forward)  # type: ignore[method-assign]
+    # Attention is computed somewhere inside a block.
+    blocks = [block for _, block in model.blocks()]
+    inside = {module for block in blocks for module in block.modules()}
+    layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    for module in [*blocks, *(layer for layer in layers if layer not in inside)]:
+        module.forward = _within(mode, module.forward)
 
 
 def _within(mode: TorchFunctionMode, function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **named: Any) -> Any:
         with mode:
-            return function(*args)
+            return function(*args, **named)
 
     return run
 

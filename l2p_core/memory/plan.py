@@ -14,10 +14,11 @@ from ..deltas import low_rank as lora
 from ..device.accelerator import has_own_memory
 from ..freeze import trainable_names
 from ..model import key_shapes
+from ..sources import source_of
 from ..training_config import TrainingConfig
 from . import activations
 from .activations import Part, Workload
-from .block_store import NEVER_FLOAT8, streams, wanted
+from .block_store import streams, wanted
 from .block_stream import pinned_bytes
 from .checkpointing import kept_blocks
 from .exchange import BUFFERS
@@ -85,6 +86,7 @@ def saved_sizes(config: ModelConfig, training: TrainingConfig) -> tuple[int, int
 class _Planner:
     def __init__(self, config: ModelConfig, training: TrainingConfig, work: Workload, device_type: str, processes: int):
         self.config, self.training, self.work = config, training, work
+        self.source = source_of(config)
         self.device_type, self.processes = device_type, processes
         self.shapes: dict[str, tuple[int, ...]] = key_shapes(config)
         self.trained = trainable_names(config, training.blocks, training.policy)
@@ -179,7 +181,9 @@ class _Planner:
 
     def _is_float8(self, name: str) -> bool:
         frozen = self._block(name) not in self.trained_blocks
-        return frozen and self.training.frozen == "fp8" and self._is_stored(name) and NEVER_FLOAT8 not in name
+        return (
+            frozen and self.training.frozen == "fp8" and self._is_stored(name) and not self.source.is_never_8_bit(name)
+        )
 
     def _is_stored(self, name: str) -> bool:
         """Whether it is the weight of a layer that `block_store` replaces."""
@@ -188,22 +192,20 @@ class _Planner:
             return False
         return streams(self.training, trained=True) if block in self.trained_blocks else self.stored
 
-    @staticmethod
-    def _block(name: str) -> str:
+    def _block(self, name: str) -> str:
         """The block of a weight, or an empty text."""
-        part, _, rest = name.partition(".")
-        in_block = part in ("layers", "noise_refiner", "context_refiner")
-        return f"{part}.{rest.partition('.')[0]}." if in_block else ""
+        return self.source.block_of(name)
 
     def _largest_block(self) -> int:
         sizes: dict[str, int] = {}
         for name in self.shapes:
-            block = ".".join(name.split(".")[:2])
+            block = self._block(name) or ".".join(name.split(".")[:2])
             sizes[block] = sizes.get(block, 0) + self._numbers(name)
         return max(sizes.values())
 
     def _parts(self) -> tuple[Part, ...]:
-        kept = {f"layers.{number}." for number in kept_blocks(self.config, self.training)}
+        trunk = list(self.source.blocks(self.config, trunk=True))
+        kept = {f"{trunk[number]}." for number in kept_blocks(self.config, self.training)}
         parts = tuple(
             dataclasses.replace(part, checkpointed=False) if kept.intersection(part.names) else part
             for part in activations.parts_for(self.config, self.training, self.work)

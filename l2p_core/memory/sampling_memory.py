@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..config import PIXEL_CHANNELS, TOKEN_MULTIPLE, HeadConfig, ModelConfig
+from ..config import PIXEL_CHANNELS, HeadConfig, ModelConfig
 from ..ops.head_tiles import CHANNEL_MULTIPLE, TILES, countable
 from ..ops.region import Region, stage_regions
 from ..patch import padded_size
+from ..sources import source_of
 
 ATTENTION_WIDTHS = 13.0
 """(tokens, dim) tensors alive at the peak of a block's attention: the stream, its norm, q, k, v and their copies."""
@@ -60,7 +61,8 @@ def tokens_of(config: ModelConfig, height: int, width: int, caption: int) -> int
     """Tokens of an image and its caption, each padded."""
     multiple, patch = config.size_multiple, config.patch_size
     grid = padded_size(height, multiple) // patch * (padded_size(width, multiple) // patch)
-    return padded_size(grid, TOKEN_MULTIPLE) + padded_size(max(1, caption), TOKEN_MULTIPLE)
+    padded = source_of(config).token_multiple
+    return padded_size(grid, padded) + padded_size(max(1, caption), padded)
 
 
 def backbone_bytes(

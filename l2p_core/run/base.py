@@ -81,7 +81,7 @@ def bytes_to_convert(model: ModelSection) -> int:
     config = checkpoint.config()
     if not _is_converted(config, model):
         return 0
-    new = checkpoint.tensors["x_embedder.weight"].dtype
+    new = checkpoint.input_dtype
     shapes = key_shapes(config.with_head(model.variant, model.head_width))
     return sum(
         nbytes(checkpoint.tensors[name].dtype if checkpoint.shapes.get(name) == shape else new, shape)

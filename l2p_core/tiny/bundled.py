@@ -38,7 +38,7 @@ def is_tiny(config: ModelConfig) -> bool:
     it, with captions as wide. A larger model whose captions happen to be as wide has an encoder of its own."""
     source = _source_config()
     sizes = ("dim", "n_layers", "n_refiner_layers", "ffn_dim")
-    return config.caption_dim == source.caption_dim and all(
+    return (config.source, config.caption_dim) == (source.source, source.caption_dim) and all(
         getattr(config, size) <= getattr(source, size) for size in sizes
     )
 

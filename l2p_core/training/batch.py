@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,13 +15,13 @@ class Batch:
 
     Attributes:
         pixels: (B, 3, H, W) in [-1, 1].
-        captions: B tensors (L_i, caption_dim).
+        captions: B captions, see `backbone.Caption`.
         numbers: each sample's number in the run, counted over all epochs; its randomness depends on it.
         seeds: the seed that the source drew each image's noise from, None where it is not known.
     """
 
     pixels: Tensor
-    captions: list[Tensor]
+    captions: Sequence[Any]
     numbers: list[int]
     seeds: list[int | None]
 

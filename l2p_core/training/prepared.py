@@ -13,11 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..backbone import Caption, each_tensor
 from ..device import accelerator
 from ..ops.sample_randomness import Draw, draw
 from ..training_config import TrainingConfig
@@ -31,12 +32,12 @@ be swapped, and their copy is no noticeable part of a step."""
 
 
 class Prepared(NamedTuple):
-    """A micro-batch: pixels (B, 3, H, W) float32 in [-1, 1], their noise, sigma (B,), B captions (L_i, caption_dim)."""
+    """A micro-batch: pixels (B, 3, H, W) float32 in [-1, 1], their noise, sigma (B,), B captions (see `backbone`)."""
 
     pixels: Tensor
     noise: Tensor
     sigma: Tensor
-    captions: list[Tensor]
+    captions: list[Any]
 
     def to(self, device: torch.device) -> Prepared:
         """It on the device. Copies from pinned memory are queued, not waited for."""
@@ -44,7 +45,8 @@ class Prepared(NamedTuple):
         def there(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return Prepared(there(self.pixels), there(self.noise), there(self.sigma), [there(c) for c in self.captions])
+        captions = [each_tensor(caption, there) for caption in self.captions]
+        return Prepared(there(self.pixels), there(self.noise), there(self.sigma), captions)
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,14 @@ class Preparation:
         batches: the source.
         config: of the training.
         sigmas: (levels,) that noise levels are drawn from.
-        empty_caption: (L, caption_dim) in the place of captions that are dropped.
+        empty_caption: in the place of captions that are dropped.
         device: that the batches are for.
     """
 
     batches: BatchSource
     config: TrainingConfig
     sigmas: Tensor
-    empty_caption: Tensor | None
+    empty_caption: Caption | None
     device: torch.device
 
     def __call__(self, number: int) -> Prepared:
@@ -75,9 +77,8 @@ class Preparation:
             for drawn, caption in zip(draws, batch.captions, strict=True)
         ]
         sigma = self.sigmas[[drawn.sigma_index for drawn in draws]]
-        return Prepared(
-            self._pinned(batch.pixels.float()), noise, self._pinned(sigma), [self._pinned(c) for c in captions]
-        )
+        pinned = [each_tensor(caption, self._pinned) for caption in captions]
+        return Prepared(self._pinned(batch.pixels.float()), noise, self._pinned(sigma), pinned)
 
     def _draw(self, batch: Batch, sample: int, noise: Tensor) -> Draw:
         config = self.config

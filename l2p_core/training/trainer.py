@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import flow
+from ..backbone import Caption
 from ..deltas import low_rank as lora
 from ..distributed import sharding
 from ..distributed.ranks import Ranks
@@ -69,7 +70,7 @@ class Trainer:
         model: on the device to train on, or as `training_model.load` loads it. Weights that train become float32; the
             others bfloat16 under "bf16", or what `frozen` says.
         config: how to train.
-        empty_caption: (L, caption_dim) features of the empty text, needed for caption dropout.
+        empty_caption: features of the empty text, needed for caption dropout.
         ranks: the processes that train together; every one makes all calls of this class at the same points. Of more
             than one, each has the model on its device, or on the device "meta" with its `read_part`.
 
@@ -81,7 +82,7 @@ class Trainer:
         self,
         model: L2PModel,
         config: TrainingConfig,
-        empty_caption: Tensor | None = None,
+        empty_caption: Caption | None = None,
         ranks: Ranks | None = None,
     ):
         if config.caption_dropout and empty_caption is None:
@@ -90,7 +91,7 @@ class Trainer:
         self.model = model
         self.config = config
         self.step = 0
-        self.ranks = ranks or Ranks(device=model.x_pad_token.device)
+        self.ranks = ranks or Ranks(device=model.embedder_weight.device)
         self.device = self.ranks.device
         self._empty_caption = empty_caption
         self._last: Prepared | None = None
@@ -100,13 +101,14 @@ class Trainer:
         if self.ranks.count > 1:
             self._network = sharding.distributed(model, self.parameters, self.ranks, config)
             self.parameters = {name: p for name, p in model.named_parameters() if name in self.parameters}
+        shared_pads = model.source.pads if self.ranks.count > 1 else ()
         if config.offload:
             streamed = block_store.trained_linears(model)
             self._weights: TrainedWeights = OffloadedWeights(self.parameters, config, self.device, streamed)
         elif config.step_early:
             self._weights = EarlyWeights(self.parameters, config)
         else:
-            self._weights = TrainedWeights(self.parameters, config, shared=self.ranks.count > 1)
+            self._weights = TrainedWeights(self.parameters, config, shared_pads)
         if config.compile:
             compiled.compile_blocks(model)
 
@@ -186,7 +188,7 @@ class Trainer:
                 rank=config.lora_rank,
                 alpha=config.lora_alpha,
                 seed=config.seed,
-                device=self.device if self.model.read_part else self.model.x_pad_token.device,
+                device=self.device if self.model.read_part else self.model.embedder_weight.device,
             )
         freeze_all_but(self.model, names)
         frozen_dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32

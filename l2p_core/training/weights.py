@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,8 +13,6 @@ from ..distributed.sharding import local, whole
 from ..training_config import TrainingConfig
 from . import adamw
 
-_PADS = ("x_pad_token", "cap_pad_token")
-
 
 class TrainedWeights:
     """float32 weights, moments and averages where the model is computed.
@@ -22,12 +20,13 @@ class TrainedWeights:
     Args:
         parameters: those of the model that train, by name, in float32.
         config: of the training.
-        shared: whether several processes average their gradients, so that each has one of every weight always.
+        shared_pads: weights that not every batch uses and that have a gradient always, because several processes
+            average it.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig, shared: bool = False):
+    def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig, shared_pads: Sequence[str] = ()):
         self.parameters = dict(parameters)
-        self._shared = shared
+        self._shared_pads = shared_pads
         self.config = config
         self.masters = self._own()
         self.optimiser_of = self._optimisers()
@@ -78,7 +77,7 @@ class TrainedWeights:
 
     def needed(self) -> dict[str, Tensor]:
         """Of the pad tokens that have a gradient because processes share it, whether any sample needed them."""
-        tokens = {name: self.parameters[name] for name in _PADS if name in self.parameters and self._shared}
+        tokens = {name: self.parameters[name] for name in self._shared_pads if name in self.parameters}
         return {name: whole(token.grad).any() for name, token in tokens.items() if token.grad is not None}
 
     def forget(self, names: Iterable[str]) -> None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from ...l2p_core.config import COMFY_PREFIX
 from ...l2p_core.files.safetensors_header import read_header
 from ...l2p_core.files.shards import files_of
+from ...l2p_core.sources.recognition import recognised
 from . import files
 
 DELTA, INITIAL, PIXEL, LATENT, OTHER = "delta", "pixel-init", "pixel", "latent", "other"
 
 _KIND_KEY = "l2p.kind"
 _PIXEL_KEY = "local_decoder.out_conv.weight"
-_BACKBONE_KEYS = "noise_refiner.0.attention.q_norm.weight", "noise_refiner.0.attention.norm_q.weight"
 
 
 def first(*kinds: str, folders: tuple[str, ...] = ()) -> str | None:
@@ -42,4 +43,4 @@ def _kind(name: str, folders: tuple[str, ...], *_state: str) -> str:
     keys = [key for header in headers for key in header.tensors]
     if any(key.endswith(_PIXEL_KEY) for key in keys):
         return PIXEL
-    return LATENT if any(key.endswith(_BACKBONE_KEYS) for key in keys) else OTHER
+    return LATENT if recognised(key.removeprefix(COMFY_PREFIX) for key in keys) else OTHER

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...l2p_core.device.accelerator import is_out_of_memory
+from ...l2p_core.sources import SOURCES
 from ..messages.jobs import progress_bar
 
 FP8 = torch.float8_e4m3fn
@@ -80,5 +81,4 @@ def _is_plain(state: dict[str, Tensor], key: str) -> bool:
 
 def is_backbone_linear(key: str) -> bool:
     """Whether a key is the weight of a linear layer in a block's attention or feed-forward."""
-    block = key.startswith(("layers.", "noise_refiner.", "context_refiner."))
-    return block and key.endswith((".qkv.weight", ".out.weight", ".w1.weight", ".w2.weight", ".w3.weight"))
+    return any(source.is_block_linear(key) for source in SOURCES.values())

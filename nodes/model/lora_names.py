@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import comfy.weight_adapter
 from torch import Tensor
 
-from ...l2p_core.config import LATENT_PATCH, VARIANTS
+from ...l2p_core.config import HEAD, VARIANTS
+from ...l2p_core.sources import SOURCES
+from ...l2p_core.sources.source import Source
 
 PREFIX = "diffusion_model."
 
-_HEAD = f"{PREFIX}local_decoder."
-_EMBEDDER = f"{PREFIX}x_embedder"
+_HEAD = f"{PREFIX}{HEAD}."
 _ONCE_A_FILE = f"{_HEAD}out_conv.bias"
 """A name that the host asks for once a file, and of L2P models only."""
-
-_FINAL_LAYER = re.compile(r"(?:^|[._])(?:all_)?final_layer[._]")
-_WHOLE_TENSOR = re.compile(
-    r"(?:layers|noise_refiner|context_refiner|x_embedder|t_embedder|cap_embedder|local_decoder)\..*(?<=\.)(?:weight|bias)"
-    r"|x_pad_token|cap_pad_token"
-)
 
 
 class L2PParts:
@@ -74,22 +70,49 @@ def make_known() -> None:
 
 def _parts(lora: Mapping[str, Tensor]) -> L2PParts | None:
     """The patch embedder, the latent source's output projection, and in a delta the tensors beside its adapters."""
-    # The latent source's embedder is found too, so that it is skipped for its shape and not reported as unknown.
-    patches = [LATENT_PATCH, *(row.patch_size for row in VARIANTS.values())]
-    names = [form for patch in patches for form in _spellings(f"all_x_embedder.{patch}-1")]
-    # As x_embedder the host finds it under the first and third spelling itself.
-    names += [name for name in _spellings("x_embedder") if name not in (_EMBEDDER, "lora_unet_x_embedder")]
-    embedder = _adapter(names, lora)
-    projection = {key for key in lora if _FINAL_LAYER.search(key)}
-    whole = {key for key in lora if _WHOLE_TENSOR.fullmatch(key) and "lora" not in key}
-    if embedder is None and not projection and not whole:
+    patches, parts, projection, whole = {}, set(), set(), set()
+    for source in SOURCES.values():
+        embedder = _adapter(_unknown_to_the_host(source), lora)
+        if embedder is not None:
+            patches[f"{PREFIX}{source.embedder_weight}"] = embedder
+        of_output = {key for key in lora if _output_pattern(source).search(key)}
+        parts |= {source.output} if of_output else set()
+        projection |= of_output
+        whole |= {key for key in lora if _whole_tensor(source).fullmatch(key) and "lora" not in key}
+    if not patches and not projection and not whole:
         return None
-    return L2PParts(
-        {} if embedder is None else {f"{_EMBEDDER}.weight": embedder},
-        {"final_layer"} if projection else set(),
-        len(whole),
-        projection | whole | (set() if embedder is None else embedder.loaded_keys),
-    )
+    known = {key for adapter in patches.values() for key in adapter.loaded_keys}
+    return L2PParts(patches, parts, len(whole), projection | whole | known)
+
+
+def _unknown_to_the_host(source: Source) -> list[str]:
+    """The names that a source's patch embedder has in files and that the host does not look for."""
+    # The latent source's embedder is found too, so that it is skipped for its shape and not reported as unknown.
+    sizes = [source.latent.patch_size, *(row.patch_size for row in VARIANTS.values())]
+    published = {
+        source.layout.to_diffusers(source.embedder_weight, size)[0].removesuffix(".weight"): 0 for size in sizes
+    }
+    names = [form for name in published if name != source.embedder for form in _spellings(name)]
+    # By its own name the host finds it under the first and third spelling itself.
+    known = (f"{PREFIX}{source.embedder}", f"lora_unet_{source.embedder}")
+    return names + [name for name in _spellings(source.embedder) if name not in known]
+
+
+@cache
+def _output_pattern(source: Source) -> re.Pattern[str]:
+    """What is in the names of a source's output projection, in any layout and spelling."""
+    layer = next(iter(source.projection(source.config()).state_dict()))
+    published = source.layout.to_diffusers(f"{source.output}.{layer}", source.latent.patch_size)[0]
+    names = "|".join(re.escape(name) for name in dict.fromkeys((source.output, published.partition(".")[0])))
+    return re.compile(rf"(?:^|[._])(?:{names})[._]")
+
+
+@cache
+def _whole_tensor(source: Source) -> re.Pattern[str]:
+    """The keys that tensors of a delta have beside its adapters."""
+    modules = "|".join(re.escape(name) for name in (*(stack.name for stack in source.stacks), *source.trained, HEAD))
+    pads = "|".join(re.escape(name) for name in source.pads)
+    return re.compile(rf"(?:{modules})\..*(?<=\.)(?:weight|bias)" + (rf"|{pads}" if pads else ""))
 
 
 def _adapter(names: list[str], lora: Mapping[str, Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""L2P's network on the host's own Z-Image backbone.
+"""L2P's network on the host's own backbone of Z-Image and its family.
 
 Subclassing the host's NextDiT, rather than running `l2p_core`'s backbone inside it, is what makes LoRA, model
 patches, offloading, quantised linears, attention backends and torch.compile work as for every other model there.
@@ -16,9 +16,11 @@ from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 from einops import rearrange
 from torch import Tensor
 
-from ...l2p_core.config import NORM_EPS, ROPE_THETA, TOKEN_MULTIPLE, ModelConfig
+from ...l2p_core.config import NORM_EPS, ModelConfig
 from ...l2p_core.detailer import DetailerHead, velocity_of
 from ...l2p_core.patch import pad_to_multiple
+from ...l2p_core.sources import source_of
+from ...l2p_core.sources.next_dit import NextDiT as OwnNextDiT
 
 LATENT_CHANNELS = 16
 """Channels of the latent that patches made for Z-Image expect to see."""
@@ -30,9 +32,12 @@ Patch = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class SizedNextDiT(NextDiT):
-    """The host's Z-Image backbone in the sizes of a checkpoint."""
+    """The host's backbone in the sizes of a checkpoint, with the traits of its source."""
 
     def __init__(self, sizes: ModelConfig, device: Any = None, dtype: Any = None, operations: Any = None):
+        backbone = source_of(sizes).backbone
+        assert issubclass(backbone, OwnNextDiT), f"the host's NextDiT does not run {sizes.source}"
+        traits = backbone.traits
         super().__init__(
             patch_size=sizes.patch_size,
             in_channels=sizes.in_channels,
@@ -40,7 +45,7 @@ class SizedNextDiT(NextDiT):
             n_layers=sizes.n_layers,
             n_refiner_layers=sizes.n_refiner_layers,
             n_heads=sizes.n_heads,
-            n_kv_heads=sizes.n_heads,
+            n_kv_heads=sizes.n_kv_heads,
             # The host rounds int(multiplier * dim) up to multiple_of; the half keeps int() from landing one short.
             multiple_of=1,
             ffn_dim_multiplier=(sizes.ffn_dim + 0.5) / sizes.dim,
@@ -48,10 +53,10 @@ class SizedNextDiT(NextDiT):
             qk_norm=True,
             cap_feat_dim=sizes.caption_dim,
             axes_dims=list(sizes.rope_dims),
-            rope_theta=ROPE_THETA,
-            z_image_modulation=True,
-            time_scale=1000.0,
-            pad_tokens_multiple=TOKEN_MULTIPLE,
+            rope_theta=traits.theta,
+            z_image_modulation=not traits.silu,
+            time_scale=traits.time_scale,
+            pad_tokens_multiple=traits.token_multiple if traits.token_multiple > 1 else None,
             device=device,
             dtype=dtype,
             operations=operations,

@@ -21,7 +21,7 @@ from ...l2p_core.files.quantised import (
     read_marker,
     unmarked_settings,
 )
-from ...l2p_core.files.recognise import ATTENTION_SETTING, UNUSED_KEYS
+from ...l2p_core.files.recognise import ATTENTION_SETTING, is_of_no_network
 from ...l2p_core.files.tensor_io import DTYPE_NAMES, Stored
 
 _DTYPE_NAMES = DTYPE_NAMES | {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
@@ -82,4 +82,4 @@ def is_for_the_host(key: str) -> bool:
     """Whether the host has a use for a key: not for those that no network has, nor for settings newer than it."""
     if key.endswith(ATTENTION_SETTING):
         return hasattr(comfy.ldm.modules.attention, "ComfyAttention")
-    return key not in UNUSED_KEYS
+    return not is_of_no_network(key)

@@ -23,7 +23,7 @@ from waits import Waits  # noqa: E402
 
 installed()
 
-from comfyui_l2p.l2p_core.backbone import Block, RMSNorm  # noqa: E402
+from comfyui_l2p.l2p_core.backbone import RMSNorm  # noqa: E402
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint, save  # noqa: E402
 from comfyui_l2p.l2p_core.device import accelerator  # noqa: E402
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks  # noqa: E402
@@ -31,6 +31,7 @@ from comfyui_l2p.l2p_core.memory import sampling_model  # noqa: E402
 from comfyui_l2p.l2p_core.memory.block_stream import BlockStream  # noqa: E402
 from comfyui_l2p.l2p_core.memory.sampling_model import Form, held  # noqa: E402
 from comfyui_l2p.l2p_core.model import L2PModel  # noqa: E402
+from comfyui_l2p.l2p_core.sources.next_dit import Block  # noqa: E402
 from comfyui_l2p.l2p_core.training import loading as training_model  # noqa: E402
 from comfyui_l2p.l2p_core.training.trainer import Trainer  # noqa: E402
 from comfyui_l2p.l2p_core.training_config import TrainingConfig  # noqa: E402

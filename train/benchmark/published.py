@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ...l2p_core.backbone import Attention, Block
-from ...l2p_core.config import NORM_EPS, ROPE_THETA, TOKEN_MULTIPLE, ModelConfig
+from ...l2p_core.config import NORM_EPS, ModelConfig
 from ...l2p_core.model import L2PModel
 from ...l2p_core.patch import padded_size, patchify
+from ...l2p_core.sources.next_dit import Attention, Block
+from ...l2p_core.sources.z_image import TRAITS
 from .head import contiguous_forward
 
 
@@ -51,7 +52,7 @@ def published_velocity(model: L2PModel, pixels: Tensor, sigma: Tensor, caption: 
 
 
 def _padded(tokens: Tensor, pad: Tensor) -> Tensor:
-    missing = padded_size(tokens.shape[1], TOKEN_MULTIPLE) - tokens.shape[1]
+    missing = padded_size(tokens.shape[1], TRAITS.token_multiple) - tokens.shape[1]
     return torch.cat([tokens, repeat(pad, "one d -> b (one n) d", b=len(tokens), n=missing)], 1) if missing else tokens
 
 
@@ -66,7 +67,7 @@ def _rotations(
     at[image:, 0] = torch.arange(1, text + 1)
     angles = torch.cat(
         [
-            at[:, axis, None] * ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+            at[:, axis, None] * TRAITS.theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
             for axis, dim in enumerate(config.rope_dims)
         ],
         dim=1,

@@ -21,6 +21,7 @@ from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import load_model
 from comfyui_l2p.l2p_core.deltas import low_rank as lora
 from comfyui_l2p.l2p_core.layouts import to_comfy
+from comfyui_l2p.l2p_core.sources.next_dit import LAYERS
 from comfyui_l2p.l2p_core.training.trainer import Batch, Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.nodes.model.lora_names import L2PNames
@@ -196,7 +197,7 @@ def check_the_hosts_lora_loader_reads_the_adapters(tmp_path: Path, caplog: pytes
     full = {name: value for name, value in trainer.trained().items() if not lora.is_adapter(name)}
     partly = with_weights(tmp_path, load_file(base) | full)
     count = len(lora.adapted_layers(trainer.model.config, full))
-    assert count == len(lora.LINEARS) * trainer.model.config.n_layers
+    assert count == len(LAYERS.linears) * trainer.model.config.n_layers
     model, logged = patched(partly, load_file(file), caplog)
     assert logged == [
         f"L2P: {count} weights patched; skipped, {len(full)} whole tensors of a delta, which belongs into L2P "

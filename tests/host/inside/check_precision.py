@@ -6,7 +6,8 @@ import tiny_models
 import torch
 from torch import Tensor, nn
 
-from comfyui_l2p.l2p_core.backbone import Block, RMSNorm
+from comfyui_l2p.l2p_core.backbone import RMSNorm
+from comfyui_l2p.l2p_core.sources.next_dit import Block
 
 
 def check_the_stream_stays_bfloat16_under_autocast() -> None:

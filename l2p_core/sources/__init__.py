@@ -1,0 +1,18 @@
+"""The architectures that pixel models are made of: one file each, one row each in `SOURCES`.
+
+What is true of one architecture alone is in its row, or is code in its file; everything else asks the row.
+"""
+
+from __future__ import annotations
+
+from ..config import ModelConfig
+from .source import Source
+from .z_image import Z_IMAGE
+
+SOURCES: dict[str, Source] = {row.name: row for row in (Z_IMAGE,)}
+"""Every source by its name; the first answers for files that no other one claims."""
+
+
+def source_of(config: ModelConfig) -> Source:
+    """The row of a model's architecture."""
+    return SOURCES[config.source]

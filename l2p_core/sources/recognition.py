@@ -1,0 +1,75 @@
+"""Which source a file is of, by its keys, and its configuration, by its shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..config import COMFY_PREFIX, PIXEL_CHANNELS, VARIANTS, ModelConfig, Shapes
+from . import SOURCES
+from .shape_reader import ShapeReader, variant_of
+from .source import Source
+
+
+def known_models() -> str:
+    """What files may be, in words: "Z-Image or L2P"."""
+    return f"{', '.join(row.title for row in SOURCES.values())} or L2P"
+
+
+def recognised(keys: Iterable[str]) -> Source | None:
+    """The source that a whole file with these keys (either layout, no prefix) is of, pixel or latent."""
+    found = _most_marked(list(keys))
+    return found[0] if found[1] == len(found[0].marks) else None
+
+
+def nearest(keys: Iterable[str]) -> Source:
+    """The source that most of these keys (either layout, no prefix) speak for; the first if none does."""
+    return _most_marked(list(keys))[0]
+
+
+def _most_marked(keys: list[str]) -> tuple[Source, int]:
+    rows = list(SOURCES.values())
+    counts = [len({row.layout.to_comfy(key)[0] for key in keys}.intersection(row.marks)) for row in rows]
+    shares = [count / len(row.marks) for count, row in zip(counts, rows, strict=True)]
+    best = shares.index(max(shares))
+    return rows[best], counts[best]
+
+
+def read_config(shapes: Shapes) -> ModelConfig:
+    """See `ModelConfig.from_shapes`."""
+    prefix = COMFY_PREFIX if any(key.startswith(COMFY_PREFIX) for key in shapes) else ""
+    plain = {key.removeprefix(prefix): tuple(shape) for key, shape in shapes.items()}
+    row = nearest(plain)
+    read = ShapeReader(_joined(plain, row), known_models())
+    head = read.head()
+    dim, patch_numel = read.patch_embedder(row.embedder_weight)
+    if head:
+        variant = variant_of(head)
+        patch_size, in_channels = VARIANTS[variant].patch_size, PIXEL_CHANNELS
+    else:
+        variant = None
+        patch_size, in_channels = row.latent.patch_size, patch_numel // row.latent.patch_size**2
+    if patch_size**2 * in_channels != patch_numel:
+        raise ValueError(
+            f"The patch embedder takes {patch_numel} values a patch, but a "
+            f"{variant or 'latent'} model takes {patch_size**2 * in_channels}: this is not a {known_models()} file."
+        )
+    config = row.config(
+        patch_size=patch_size, in_channels=in_channels, dim=dim, variant=variant, head=head, **row.sizes(read)
+    )
+    if config.head_dim == 0 or config.dim % config.head_dim or config.head_dim % 16:
+        raise ValueError(
+            f"Width {config.dim} with attention heads of {config.head_dim} is not a {row.title} backbone: "
+            "heads must divide the width and be a multiple of 16."
+        )
+    return config
+
+
+def _joined(shapes: dict[str, tuple[int, ...]], row: Source) -> dict[str, tuple[int, ...]]:
+    """Shapes by their ComfyUI keys, those of parts stacked along the first dimension."""
+    result: dict[str, tuple[int, ...]] = {}
+    for key, shape in shapes.items():
+        name, part = row.layout.to_comfy(key)
+        before = result.get(name)
+        stacks = part is not None and before and shape
+        result[name] = (before[0] + shape[0], *shape[1:]) if stacks and before else shape
+    return result

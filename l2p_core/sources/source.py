@@ -1,0 +1,148 @@
+"""What a source's row says: the facts about one architecture that the rest of the package asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..backbone import Backbone
+from ..config import ModelConfig
+from .key_layout import KeyLayout
+from .shape_reader import ShapeReader
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Blocks of one kind, computed one after the other.
+
+    Attributes:
+        name: what their keys begin with: "name.<number>.".
+        count: the field of the configuration that says how many there are.
+        linears: the layers of a block that low-rank adapters go on, and that may be stored in 8 bits.
+        trunk: whether they are joint blocks, of which shallow training takes the first and the last (arXiv 2605.12013
+            section 3.2); others always train.
+    """
+
+    name: str
+    count: str
+    linears: tuple[str, ...]
+    trunk: bool = True
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The latent space that a source works in.
+
+    Attributes:
+        patch_size: side of a patch in latent cells.
+        order: of the elements of a patch, in einops' letters: rows p, columns q, channels c.
+        sign: of the network's output, +1 for noise - x0, -1 for x0 - noise.
+    """
+
+    patch_size: int = 2
+    order: str = "p q c"
+    sign: int = -1
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Where a source's captions come from.
+
+    Attributes:
+        name: of the text encoder.
+        limit: tokens of the longest caption.
+    """
+
+    name: str
+    limit: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """One architecture.
+
+    Attributes:
+        name: in configurations and files.
+        title: in sentences.
+        config: the type of its configuration.
+        sizes: the fields of the configuration that the shapes of a file tell, beside width, patch and head; shapes are
+            given by ComfyUI keys.
+        backbone: its network without input and output of the image.
+        projection: the layer of the latent source from hidden states and timestep embedding to patches.
+        marks: ComfyUI keys that a whole file of it has, pixel or latent, and no file of another source.
+        landmarks: ComfyUI keys that show where a file's own prefix ends.
+        layout: its keys in the ComfyUI and in the diffusers layout.
+        embedder: the layer that reads patches.
+        output: the name of `projection`.
+        stacks: its blocks, in the order in which they are computed.
+        trained: parts that always train, beside the blocks outside the trunk and the head.
+        pads: learned tokens that not every batch uses.
+        never_8_bit: layers of blocks that are never stored in 8 bits, by pieces of their names.
+        token_multiple: captions and images are each padded to a multiple of this many tokens.
+        latent: the space of the latent source.
+        captions: what it reads.
+        relatives: files that share its keys and are of another kind: (piece of a key, what to call the file).
+        unused: keys that its files may carry and no network has.
+        recipe: what the names of its bundled training recipes begin with; None if there are none.
+    """
+
+    name: str
+    title: str
+    config: type[ModelConfig]
+    sizes: Callable[[ShapeReader], dict[str, Any]]
+    backbone: type[Backbone]
+    projection: Callable[[ModelConfig], nn.Module]
+    marks: tuple[str, ...]
+    landmarks: tuple[str, ...]
+    layout: KeyLayout
+    embedder: str
+    output: str
+    stacks: tuple[Stack, ...]
+    trained: tuple[str, ...]
+    captions: TextEncoder
+    latent: Latent = Latent()
+    pads: tuple[str, ...] = ()
+    never_8_bit: tuple[str, ...] = ()
+    token_multiple: int = 1
+    relatives: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = ()
+    recipe: str | None = None
+
+    @property
+    def embedder_weight(self) -> str:
+        """The key of the patch embedder's weight."""
+        return f"{self.embedder}.weight"
+
+    def block_of(self, key: str) -> str:
+        """The block that a key is in, such as "layers.3"; "" outside the blocks."""
+        for stack in self.stacks:
+            if key.startswith(f"{stack.name}."):
+                number = key[len(stack.name) + 1 :].partition(".")[0]
+                return f"{stack.name}.{number}"
+        return ""
+
+    def blocks(self, config: ModelConfig, trunk: bool = False) -> dict[str, Stack]:
+        """Every block in computing order, or those of the trunk alone, with the stack that it is in."""
+        return {
+            f"{stack.name}.{number}": stack
+            for stack in self.stacks
+            if stack.trunk or not trunk
+            for number in range(getattr(config, stack.count))
+        }
+
+    def is_never_8_bit(self, name: str) -> bool:
+        """Whether a layer of a block is never stored in 8 bits."""
+        return any(piece in name for piece in self.never_8_bit)
+
+    def is_block_linear(self, key: str) -> bool:
+        """Whether a key is the weight of a layer among its stack's `linears`."""
+        block = self.block_of(key)
+        return any(
+            key == f"{block}.{linear}.weight"
+            for stack in self.stacks
+            if block.startswith(f"{stack.name}.")
+            for linear in stack.linears
+        )
