@@ -13,6 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "rooms.svg"
 TOP = ("nodes", "train")
+LATE = ("config", "sources")
+"""An import inside a function, which is not drawn: `ModelConfig.from_shapes` asks the sources, whose configurations are
+subclasses of it."""
 Graph = dict[str, set[str]]
 
 _WIDTH, _BOX, _GAP, _FLOOR = 560, 34, 14, 62
@@ -48,7 +51,7 @@ def imports() -> Graph:
                 if isinstance(node, ast.ImportFrom) and node.level:
                     base = (*module[: len(module) - node.level], *(node.module.split(".") if node.module else ()))
                     named = {place((*base, alias.name)) for alias in node.names}
-                    found[here] |= {name for name in named if name and name != here}
+                    found[here] |= {name for name in named if name and name != here and (here, name) != LATE}
     return found
 
 
