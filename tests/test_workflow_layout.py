@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[1] / "example_workflows").glob("*.json"))
 TITLE = 30
@@ -65,3 +66,12 @@ def test_no_node_covers_another(path: Path) -> None:
             its_left, its_top, its_right, its_bottom = box(other)
             apart = right <= its_left or its_right <= left or bottom <= its_top or its_bottom <= top
             assert apart, f"{node['type']} and {other['type']}"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_card_of_a_workflow_is_a_small_picture(path: Path) -> None:
+    """The gallery loads all of them at once."""
+    card = path.with_suffix(".jpg")
+    assert card.stat().st_size < 61_440
+    with Image.open(card) as picture:
+        assert picture.format == "JPEG" and min(picture.size) >= 200
