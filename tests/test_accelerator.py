@@ -187,7 +187,7 @@ def test_memory_that_runs_out_all_the_same_is_one_sentence_and_nothing_is_lost(r
     output = tmp_path / "run"
     done = run(["-c", TAKEN, "train", str(recipe), "--output", str(output)], PYTHONPATH=str(FOLDER))
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "memory ran out" in done.stderr and "What was saved last is kept" in done.stderr
+    assert "memory ran out" in done.stderr and "The last save is kept" in done.stderr
     assert RunFolder(output).delta.is_file()
     done = train(recipe, output)
     assert done.returncode == 0 and "Resuming after step 2 of 3" in done.stderr, done.stderr[-3000:]

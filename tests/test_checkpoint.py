@@ -141,7 +141,7 @@ WRONG_FILES: dict[str, tuple[bytes, str]] = {
     "boolean": (_header({"a": {**ENTRY, "shape": [True]}}, b"abcd"), "impossible shape"),
     "fraction": (_header({"a": {**ENTRY, "shape": [1.0]}}, b"abcd"), "not a whole number"),
     "dtype": (_header({"a": {**ENTRY, "dtype": "F33"}}, b"abcd"), "unknown type 'F33'"),
-    "metadata": (_header({"__metadata__": {"a": 1}}), "metadata are not texts"),
+    "metadata": (_header({"__metadata__": {"a": 1}}), "metadata is not text"),
     "list": (struct.pack("<Q", 2) + b"{]", "not valid JSON"),
     "twice": (struct.pack("<Q", 111) + b'{"a":' + json.dumps(ENTRY).encode() + b',"a":{}}'.ljust(53), "appears twice"),
 }

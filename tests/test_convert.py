@@ -180,7 +180,7 @@ def test_wrong_options_have_their_sentence(source: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(ValueError, match=sentence):
             run(source, target, **options)
-    with pytest.raises(CheckpointError, match="is what the new file is made of"):
+    with pytest.raises(CheckpointError, match="is a source of the new file"):
         run(source, source, overwrite=True)
     target.write_bytes(b"old")
     with pytest.raises(CheckpointError, match="exists already"):

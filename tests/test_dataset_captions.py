@@ -139,7 +139,7 @@ def test_features_that_are_none_are_not_kept(tmp_path: Path, wrong: Tensor) -> N
             return [wrong for _ in captions]
 
     cache = CaptionCache(tmp_path, "letters")
-    with pytest.raises(ValueError, match="caption 'fox' are no matrix of finite numbers"):
+    with pytest.raises(ValueError, match="caption 'fox' are not a matrix of finite numbers"):
         cache.fill(["fox"], Broken)
     assert not files(tmp_path)
 

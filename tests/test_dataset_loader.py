@@ -221,7 +221,7 @@ def test_a_disk_that_fails_is_asked_again(data: ImageFolder, monkeypatch: pytest
         assert torch.equal(batch.pixels, other.pixels)
     fail = 99
     tried.clear()
-    with pytest.raises(ValueError, match=r"cannot be read \(Input/output error\): put it back"):
+    with pytest.raises(ValueError, match=r"cannot be read \(Input/output error\): restore it"):
         batches(data, range(3))
 
 

@@ -203,7 +203,7 @@ def test_wrong_files_have_their_sentence(files: Files) -> None:
         ((files.source, files.init, target), "is a latent model, not an L2P pixel model: give one"),
         ((files.delta, files.init, target), "is an L2P delta"),
         ((files.trained, files.delta, target), "is an L2P delta"),
-        ((files.trained, files.init, files.trained), "is what the new file is made of"),
+        ((files.trained, files.init, files.trained), "is a source of the new file"),
         ((files.trained, files.init, files.delta), "exists already"),
     ):
         with pytest.raises(CheckpointError, match=sentence):

@@ -103,7 +103,7 @@ def test_a_run_stopped_while_its_loss_rises_keeps_the_last_good_save(
     monkeypatch.setattr(Trainer, "_train_step", step)
     with pytest.raises(KeyboardInterrupt):
         train(folder, "run", steps=20)
-    assert capsys.readouterr().err.count("the save of step 4 stays the last") == 1
+    assert capsys.readouterr().err.count("the save of step 4 remains the last") == 1
     assert load_tensors(folder / "run" / "state.safetensors")[1]["l2p.step"] == "4"
 
 
@@ -146,7 +146,9 @@ def test_weights_that_one_step_has_ruined_are_not_saved(
     made = RunFolder(folder / "run")
     for steps in (1, 6):
         said = last_line(folder, capsys, steps, save_every=1)
-        assert "diverged" in said and "Nothing was saved before that: begin anew with a lower learning rate." in said
+        assert (
+            "diverged" in said and "Nothing was saved before that: restart the run with a lower learning rate" in said
+        )
         assert not made.state.exists() and not made.delta.exists()
 
 
@@ -166,7 +168,7 @@ def test_numbers_that_are_none_replace_no_good_save(
         return metrics
 
     monkeypatch.setattr(Trainer, "_train_step", step)
-    with pytest.raises(TrainingDiverged, match="The last save, of step 2, is from before that, and its weights are"):
+    with pytest.raises(TrainingDiverged, match="The last save, of step 2, precedes that and its weights are"):
         train(folder, "run", steps=4)
     made = RunFolder(folder / "run")
     assert load_tensors(made.state)[1]["l2p.step"] == "2"
@@ -186,7 +188,7 @@ def test_a_save_that_every_further_step_diverges_from_is_called_that(
         return backward(self, batch, micro_batches)
 
     monkeypatch.setattr(Trainer, "_backward", broken)
-    with pytest.raises(TrainingDiverged, match="The last save, of step 2, is what this step started from"):
+    with pytest.raises(TrainingDiverged, match="The last save, of step 2, is where this step started"):
         train(folder, "run", steps=4)
 
 
@@ -201,7 +203,7 @@ def test_a_first_step_that_diverges_is_not_blamed_on_training(
         return backward(self, batch, micro_batches)
 
     monkeypatch.setattr(Trainer, "_backward", broken)
-    with pytest.raises(TrainingDiverged, match="It was the first step, so that training is not to blame"):
+    with pytest.raises(TrainingDiverged, match="It was the first step, so training is not to blame"):
         train(folder, "run", steps=4)
 
 

@@ -72,7 +72,7 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not valid TOML"):
         recipes.load(path)
     path.write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(ValueError, match="is not text in UTF-8"):
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
         recipes.load(path)
 
 

@@ -130,7 +130,7 @@ def test_another_base_or_data_under_the_same_path_is_refused(folder: Path) -> No
     made.init.unlink()
     torch.manual_seed(1)
     save(LatentModel(SOURCE).state_dict(), folder / "source.safetensors", {}, True)
-    with pytest.raises(ValueError, match="another content of \\[model\\] base"):
+    with pytest.raises(ValueError, match="other content of \\[model\\] base"):
         train(folder, "run", steps=2)
 
 
@@ -155,5 +155,5 @@ def test_losses_are_means_over_samples_of_a_range() -> None:
 
 def test_captions_of_another_width_are_refused(folder: Path) -> None:
     save(LatentModel(dataclasses.replace(SOURCE, caption_dim=24)).state_dict(), folder / "source.safetensors", {}, True)
-    with pytest.raises(ValueError, match="64 numbers a token"):
+    with pytest.raises(ValueError, match="64 values per token"):
         train(folder, "run")

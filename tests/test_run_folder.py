@@ -31,7 +31,7 @@ def test_a_run_that_has_saved_is_held_to(tmp_path: Path) -> None:
     run.state.write_bytes(b"saved")
     with pytest.raises(ValueError, match="holds a run with .training. blocks = 1, but the recipe says 2"):
         run.begin(OTHER)
-    with pytest.raises(ValueError, match="another content of .data. path"):
+    with pytest.raises(ValueError, match="other content of .data. path"):
         run.identify({"base": "1", "data": "2"})
     run.begin(FIRST)
     assert run.state.exists()

@@ -101,18 +101,18 @@ def test_time_is_stated_from_measured_steps_alone(
     assert loop.train(recipe, folder / "run").finished
     lines = read_metrics(RunFolder(folder / "run").metrics)
     seconds = statistics.median(line["seconds"] for line in lines[1:])
-    total = f"take about {duration(94 * seconds)}, saves and montages not counted"
+    total = f"take about {duration(94 * seconds)}, without saves and montages"
     measured = rf"a step took {seconds:.3g} seconds in {{}} \(median of 5, CPU with \d+ threads\)\."
     # Of the run itself, and of one beside it, whatever its learning rate.
-    assert re.search(f"The 94 steps to go {total}: {measured.format('this run')}", stated("run", steps=100))
-    assert re.search(f"The 94 steps to go .*{measured.format('the run run')}", stated("other", steps=94, lr=1e-5))
+    assert re.search(f"The remaining 94 steps {total}: {measured.format('this run')}", stated("run", steps=100))
+    assert re.search(f"The remaining 94 steps .*{measured.format('the run run')}", stated("other", steps=94, lr=1e-5))
     for changed in ({"blocks": 0}, {"precision": "bf16"}, {"device": "another GPU"}):
         assert unknown in stated("other", **changed)
     capsys.readouterr()
     recipes_file = folder / "run" / "recipe.toml"
     recipes_file.write_text(recipes_file.read_text("utf-8").replace("steps = 100", "steps = 1000"), encoding="utf-8")
     assert main(["plan", str(folder / "run")]) == 0
-    assert re.search(f"The 994 steps to go .*{measured.format('this run')}", capsys.readouterr().out)
+    assert re.search(f"The remaining 994 steps .*{measured.format('this run')}", capsys.readouterr().out)
 
 
 def test_a_run_with_all_that_saves_memory_goes_on_to_the_same_end(folder: Path) -> None:  # noqa: F811

@@ -180,7 +180,7 @@ def test_a_run_moved_with_its_data_goes_on_without_its_source(folder: Path, caps
     assert_same(RunFolder(folder / "straight"), RunFolder(elsewhere / "moved"))
     data_folders.grey(elsewhere / "images" / "0.png", 0, 128, 64)
     assert main(arguments(elsewhere, "moved")) == 2
-    assert "another content of [data] path" in capsys.readouterr().err
+    assert "other content of [data] path" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("unflushed")
@@ -188,7 +188,7 @@ def test_what_is_left_out_is_counted_and_listed(folder: Path, capsys: pytest.Cap
     (folder / "recipe.toml").write_text(RECIPE.replace("workers", "max_bad_share = 0.5\nworkers"), encoding="utf-8")
     data_folders.truncate(folder / "images" / "1.png")
     assert main(arguments(folder, "run")) == 0
-    assert "1 samples were left out" in capsys.readouterr().err
+    assert "1 samples were skipped" in capsys.readouterr().err
     assert RunFolder(folder / "run").problems.read_text(encoding="utf-8").startswith("1.png: ")
 
 

@@ -200,7 +200,7 @@ def test_where_locks_are_unknown_a_run_says_so(
 
     monkeypatch.setattr(lock, "_lock", unknown)
     train(folder, "run", steps=1)
-    assert "knows no locks" in capsys.readouterr().err
+    assert "does not support locks" in capsys.readouterr().err
 
 
 def test_fewer_steps_than_are_done_are_explained(

@@ -1,1 +1,1 @@
-"""Training data on disk: folders of captioned images as batches, and their captions' features."""
+"""Training data on disk: folders of captioned images as batches, and the features of their captions."""

@@ -1,7 +1,7 @@
-"""Aspect-ratio buckets: the few sizes that images are resized to, so that those of a batch share one.
+"""Aspect-ratio buckets: a few image sizes, so that the images of a batch share one.
 
 All buckets have about the same area, never more, so that one memory plan holds for every batch; their sides are
-multiples of what the model needs, so that nothing is padded.
+multiples that the model needs, so that nothing is padded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 MAX_ASPECT = 2.0
 _STEPS = 16
-"""A square's side in steps of the buckets' sides, about: 64 pixels at 1024, as in SDXL (arXiv 2307.01952)."""
+"""Approximate side of a square in steps of the buckets' sides: 64 pixels at 1024, as in SDXL (arXiv 2307.01952)."""
 
 
 class Size(NamedTuple):
@@ -33,9 +33,9 @@ def sizes(area: int, multiple: int, max_aspect: float = MAX_ASPECT) -> list[Size
     """The buckets for images of about `area` pixels, from the widest to the tallest.
 
     Args:
-        area: pixels of the largest bucket at most.
+        area: maximum pixels of a bucket.
         multiple: of both sides; `ModelConfig.size_multiple`, the least common multiple of patch size and 2^stages.
-        max_aspect: a bucket's longer side over its shorter one at most; 1 leaves the square alone.
+        max_aspect: maximum ratio of a bucket's longer side to its shorter one; 1 allows only the square.
 
     Raises:
         ValueError: if the area is smaller than one multiple squared, or the aspect below 1.
@@ -52,22 +52,22 @@ def sizes(area: int, multiple: int, max_aspect: float = MAX_ASPECT) -> list[Size
         if height < multiple or width > max_aspect * height:
             break
         if height < side:
-            wide[height] = width  # a later one is wider and uses more of the area
+            wide[height] = width  # a later width is larger and uses more of the area
     landscape = sorted((Size(width, height) for height, width in wide.items()), key=lambda size: size.height)
     portrait = [Size(size.height, size.width) for size in reversed(landscape) if size.width != size.height]
     return landscape + portrait
 
 
 def nearest(width: int, height: int, buckets: Sequence[Size]) -> Size:
-    """The bucket whose shape is nearest an image's, by the ratio of their aspects."""
+    """The bucket whose aspect ratio is nearest to an image's."""
     return min(buckets, key=lambda size: abs(math.log(width * size.height / (height * size.width))))
 
 
 def enlargement(width: int, height: int, bucket: Size) -> float:
-    """How much an image grows on its way into a bucket; below 1 it shrinks."""
+    """How much an image is enlarged for a bucket; below 1 it is reduced."""
     return max(bucket.width / width, bucket.height / height)
 
 
 def cropped_share(width: int, height: int, bucket: Size) -> float:
-    """The share of an image's area that its bucket cuts off, in [0, 1)."""
+    """The share of an image's area that the crop to its bucket removes, in [0, 1)."""
     return 1 - bucket.area / enlargement(width, height, bucket) ** 2 / (width * height)

@@ -1,8 +1,8 @@
-"""Caption features, computed once and kept on disk, so that training never holds the text encoder.
+"""A cache of caption features on disk, so that training never holds the text encoder.
 
-One file a caption, named by the caption's content in a folder named by the encoder, so that runs and data sets share
-them, several processes may fill a cache at once, and filling goes on where it stopped. Features of the 6B model take
-about 5 kB a token; they are read when their image is, not held.
+Each caption has one file, named by the caption's content, in a folder named by the encoder. Runs and data sets can
+therefore share them, several processes can fill a cache at once, and an interrupted fill resumes. Features of the 6B
+model take about 5 kB per token; they are read together with their image, not kept in memory.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ENCODER_KEY, CAPTION_KEY = "l2p.encoder", "l2p.caption"
 TOKENS_KEY = "l2p.tokens"
 FEATURES = "features"
 MAX_TOKENS = 512
-"""Tokens of a caption that count, the template's included: the published trainer and Z-Image cut there. A text encoder
-that looks back alone, as Qwen3 does, gives the first tokens the same features whatever is cut."""
+"""Maximum tokens of a caption, the template's included, as in the published trainer and Z-Image. In a causal text
+encoder such as Qwen3, the cut does not change the features of the first tokens."""
 EMPTY = ""
-"""The caption that guidance and caption dropout need; every cache holds it."""
+"""The caption for guidance and caption dropout; every cache holds it."""
 
 
 _TEXT_BYTES = 3
@@ -51,11 +51,11 @@ def bytes_of_features(captions: Iterable[str], width: int, itemsize: int) -> int
 
 
 class TextEncoder(Protocol):
-    """What turns captions into the features that the model was made for."""
+    """Turns captions into the features that the model was trained with."""
 
     @property
     def identity(self) -> str:
-        """Everything that the features depend on beside the caption: weights, template, layer, precision."""
+        """Everything that the features depend on besides the caption: weights, template, layer, precision."""
         ...
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
@@ -71,7 +71,7 @@ class CaptionCache:
     """Caption features on disk, of one encoder.
 
     Args:
-        folder: shared by encoders and data sets; made where it is missing.
+        folder: shared by encoders and data sets; created if missing.
         identity: the encoder's, see `TextEncoder`.
     """
 
@@ -86,11 +86,11 @@ class CaptionCache:
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
     def missing(self, captions: Iterable[str]) -> list[str]:
-        """Which captions, and the empty one, have no whole file yet; each once."""
+        """The captions, and the empty one, that have no complete file yet; each once."""
         return [caption for caption in dict.fromkeys([EMPTY, *captions]) if not self._is_there(caption)]
 
     def cut(self, captions: Iterable[str]) -> dict[str, int]:
-        """Which of the captions, once `fill` has seen them, are cut at MAX_TOKENS, and how many tokens they have."""
+        """The captions that are cut at MAX_TOKENS, with their numbers of tokens; known once `fill` has seen them."""
         lengths = {caption: self._lengths.get(caption, 0) for caption in captions}
         return {caption: length for caption, length in lengths.items() if length > MAX_TOKENS}
 
@@ -102,19 +102,19 @@ class CaptionCache:
         batch_size: int = 8,
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
-        """Encode what is missing of these captions and of the empty one, and return how many that were.
+        """Encode the missing captions and the empty one, and return how many were missing.
 
-        Each caption is written as soon as it is encoded: what stops the work loses a batch at most.
+        Each caption is written as soon as it is encoded, so an interruption loses at most one batch.
 
         Args:
-            captions: of the data; processes that share the work each give a part.
-            make_encoder: called only if something is missing. The encoder is let go of before this returns.
-            batch_size: captions given to the encoder at once, of about equal length.
-            progress: called with (captions encoded, captions to encode); what it raises stops the work.
+            captions: of the data; processes that share the work each pass a part.
+            make_encoder: called only if something is missing. The encoder is released before this returns.
+            batch_size: captions encoded at once, of about equal length.
+            progress: called with (captions encoded, captions to encode); an exception from it stops the work.
 
         Raises:
-            ValueError: if the encoder is another than the cache's, gives features that are no finite matrix, or a
-                file cannot be written.
+            ValueError: if the encoder is not the cache's, returns features that are not a finite matrix, or a file
+                cannot be written.
         """
         missing = sorted(self.missing(captions), key=lambda caption: (-len(caption), caption))
         if not missing:
@@ -123,7 +123,7 @@ class CaptionCache:
         try:
             if encoder.identity != self.identity:
                 raise ValueError(f"This cache is for captions of {self.identity}, not of {encoder.identity}.")
-            # The longest first: if they do not fit the memory, that shows at once.
+            # The longest first: if they do not fit into memory, this shows at once.
             for start in range(0, len(missing), batch_size):
                 batch = missing[start : start + batch_size]
                 with torch.no_grad():
@@ -152,12 +152,12 @@ class CaptionCache:
         said = metadata.get(KIND_KEY), metadata.get(ENCODER_KEY), metadata.get(CAPTION_KEY)
         if said != (KIND, self.identity, caption) or FEATURES not in tensors:
             raise ValueError(
-                f"{path} is not the file of the caption {_short(caption)}: delete it, it will be made anew."
+                f"{path} is not the file of the caption {_short(caption)}: delete it; it will be created again."
             )
-        return tensors[FEATURES][:MAX_TOKENS].float()  # version 0.1 kept more of what ComfyUI encodes
+        return tensors[FEATURES][:MAX_TOKENS].float()  # version 0.1 stored all tokens that ComfyUI encodes
 
     def _is_there(self, caption: str) -> bool:
-        """Whether the file is whole: copies of a cache may have been cut short."""
+        """Whether the file is complete: copies of a cache may be truncated."""
         try:
             header = read_header(self.path(caption))
         except CheckpointError:
@@ -165,7 +165,7 @@ class CaptionCache:
         if FEATURES not in header.tensors:
             return False
         rows = header.tensors[FEATURES].shape[0]
-        # Files of version 0.1 do not say how long the caption was: those that are full count as cut.
+        # Files of version 0.1 do not state the caption's length: those at the limit count as cut.
         said = header.metadata.get(TOKENS_KEY, "")
         self._lengths[caption] = int(said) if said.isdecimal() else rows + (rows == MAX_TOKENS)
         return True
@@ -173,7 +173,7 @@ class CaptionCache:
     def _write(self, caption: str, features: Tensor, length: int) -> None:
         if features.ndim != 2 or not features.is_floating_point() or not bool(features.isfinite().all()):
             raise ValueError(
-                f"The features of the caption {_short(caption)} are no matrix of finite numbers (shape "
+                f"The features of the caption {_short(caption)} are not a matrix of finite numbers (shape "
                 f"{tuple(features.shape)}, {features.dtype}): the text encoder's file may be damaged."
             )
         path = self.path(caption)
@@ -188,13 +188,13 @@ class CaptionCache:
         try:
             save({FEATURES: features[:MAX_TOKENS]}, path, metadata, overwrite=True)
         except CheckpointError:
-            # On Windows a file that another process has open cannot be replaced; then it is the same one.
+            # On Windows a file that another process has open cannot be replaced; it then has the same content.
             if not self._is_there(caption):
                 raise
 
 
 def _free_memory() -> None:
-    """Give an encoder's memory back now: it is as large as what training needs next."""
+    """Release an encoder's memory now: training needs as much next."""
     gc.collect()
     accelerator.empty_cache(accelerator.default_device())
 

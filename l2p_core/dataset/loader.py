@@ -1,8 +1,8 @@
-"""Batches streamed from disk: images decoded by a few threads ahead of use, captions read from their cache.
+"""Batches streamed from disk: threads decode images in advance, captions are read from their cache.
 
-A micro-batch is a pure function of its number (`trainer.BatchSource`), broken images included: one that cannot be
-decoded is replaced by the next good one in its bucket's order, which depends on the files alone, so that a resumed
-run, or one of other processes, replaces it by the same.
+A micro-batch is a pure function of its number (`batch.BatchSource`), broken images included: an image that cannot be
+decoded is replaced by the next good one in its bucket's order, which depends on the files alone, so that a resumed run
+or one with other processes uses the same replacement.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _SECONDS_BETWEEN_TRIES = 1.0
 
 
 class Loader:
-    """Shuffled micro-batches of a data folder, each from one bucket; a `trainer.BatchSource`, and a context manager.
+    """Shuffled micro-batches of a data folder, each from one bucket; a `batch.BatchSource`, and a context manager.
 
-    `world_size` processes with batches of b, together, see the samples that one process with batches of
-    world_size * b sees.
+    `world_size` processes with batches of b together see the samples that one process with batches of world_size * b
+    sees.
 
     Args:
         data: see `image_folder.open_folder`.
         features: a caption's features (L, caption_dim), such as `CaptionCache.read`; called in threads.
         batch_size: images of this process's micro-batch.
         seed: of the shuffling.
-        rank, world_size: which of how many processes this is.
-        workers: threads. Each holds at most one file's pixels at 4 bytes a pixel.
-        prefetch: micro-batches prepared ahead, held at 3 bytes a pixel.
-        max_bad_share: share of bad samples from which on the run stops.
+        rank, world_size: this process's rank and the number of processes.
+        workers: threads. Each holds at most one file's pixels at 4 bytes per pixel.
+        prefetch: micro-batches prepared in advance, at 3 bytes per pixel.
+        max_bad_share: share of bad samples above which the run stops.
 
     Raises:
         ValueError: for numbers out of range.
@@ -106,7 +106,7 @@ class Loader:
 
     @property
     def problems(self) -> list[Problem]:
-        """What was left out: what the data folder had named, and the images met since that cannot be decoded."""
+        """Skipped samples: the data folder's problems, and images that could not be decoded since."""
         with self._lock:
             broken = dict(self._broken)
         met = [
@@ -117,7 +117,7 @@ class Loader:
         return self.data.problems + met
 
     def close(self) -> None:
-        """Stop the threads; batches may no longer be asked for."""
+        """Stop the threads; no batches may be requested afterwards."""
         for number in list(self._ahead):
             self._cancel(number)
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -151,7 +151,7 @@ class Loader:
         raise ValueError(f"No image of {self.data.folder} can be decoded.")
 
     def _candidates(self, bucket: int, position: int) -> Iterator[Image]:
-        """The image that is meant, then those to take in its place: its bucket's in their order, then all others."""
+        """The intended image, then its replacements: its bucket's images in order, then all others."""
         order, place = self.schedule.order(bucket, position)
         for step in range(len(order)):
             yield self._groups[bucket][int(order[(place + step) % len(order)])]
@@ -172,10 +172,10 @@ class _Loaded(NamedTuple):
 
 
 def _decode(path: Path, size: Size) -> Tensor:
-    """Decode a file; a disk or network that fails is asked again, and is no verdict about the image.
+    """Decode a file; a failing disk or network is retried and does not count against the image.
 
     Raises:
-        BrokenImage: if the content is no whole image.
+        BrokenImage: if the content is not a complete image.
         ValueError: if the file cannot be read.
     """
     for left in reversed(range(_READ_TRIES)):
@@ -184,7 +184,7 @@ def _decode(path: Path, size: Size) -> Tensor:
         except OSError as error:
             if not left:
                 raise ValueError(
-                    f"{path} cannot be read ({error.strerror or error}): put it back or repair its disk, then go on "
+                    f"{path} cannot be read ({error.strerror or error}): restore it or repair its disk, then resume "
                     "from the last save."
                 ) from error
             time.sleep(_SECONDS_BETWEEN_TRIES)

@@ -1,4 +1,4 @@
-"""Pixels as pictures: single ones, montages, PNG."""
+"""Pixels as pictures: single images, montages, PNG files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def picture(pixels: Tensor) -> Image.Image:
 
 
 def montage(pixels: Tensor, columns: int) -> Tensor:
-    """Images (B, 3, H, W) in rows of `columns` on white, (3, rows * (H + gap), columns * (W + gap)) less a gap."""
+    """Images (B, 3, H, W) in rows of `columns` on white, (3, rows * (H + gap), columns * (W + gap)) minus one gap."""
     count, _, height, width = pixels.shape
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -36,7 +36,7 @@ def montage(pixels: Tensor, columns: int) -> Tensor:
 
 
 def enlarged(image: Image.Image, scale: int) -> Image.Image:
-    """The image with every pixel repeated `scale` times, to look at tiny ones."""
+    """The image with every pixel repeated `scale` times, for viewing tiny images."""
     if scale == 1:
         return image
     return image.resize((image.width * scale, image.height * scale), pillow().Resampling.NEAREST)

@@ -1,8 +1,8 @@
-"""Which images make up a micro-batch: a pure function of the batch's number, with all its images from one bucket.
+"""The images of each micro-batch: a pure function of the batch's number, with all images from one bucket.
 
-Every bucket has an endless stream of its images, epoch after epoch, each shuffled anew; its batches are consecutive
-pieces of it, and may cross from one epoch into the next. Over the epochs, a bucket gets batches in proportion to its
-images, so that every image is shown equally often however few its bucket has. Nothing depends on what was drawn before.
+Every bucket has an endless stream of its images, epoch after epoch, each shuffled again; its batches are consecutive
+slices of it, and may cross from one epoch into the next. Over the epochs, a bucket gets batches in proportion to its
+images, so that every image is shown equally often however few its bucket has. Nothing depends on earlier draws.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Schedule:
         self.counts = list(counts)
         self.batch_size = batch_size
         self.seed = seed
-        # Buckets of the same size would otherwise all come due in the same epochs.
+        # Buckets of the same size would otherwise all be due in the same epochs.
         self._lead = [batch_size * bucket // len(self.counts) for bucket in range(len(self.counts))]
         self._turns = functools.lru_cache(maxsize=2)(self._make_turns)
         # A batch touches two epochs of its bucket at most, more only for buckets smaller than a batch.
@@ -46,7 +46,7 @@ class Schedule:
         return bucket, list(range(first, first + self.batch_size))
 
     def order(self, bucket: int, position: int) -> tuple[Tensor, int]:
-        """The order of a bucket's images in the epoch that a position of its stream falls in, and the place there."""
+        """The order of a bucket's images in the epoch of a stream position, and the index within it."""
         epoch, place = divmod(position, self.counts[bucket])
         return self._orders(bucket, epoch), place
 

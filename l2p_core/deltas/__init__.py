@@ -1,1 +1,1 @@
-"""What a delta keeps, its low-rank parts, and laying it on a base whose content is checked."""
+"""The unchanged tensors that a delta refers to, its low-rank adapters, and its combination with a checked base."""

@@ -1,4 +1,4 @@
-"""A delta laid onto its base without writing anything: the trained model in two places."""
+"""A delta combined with its base without writing a file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .low_rank import LowRank
 
 @dataclass(frozen=True)
 class Merged:
-    """A delta on its base, nothing of it read yet but the adapters.
+    """A delta on its base; nothing has been read yet except the adapters.
 
     Attributes:
-        checkpoint: the trained model in two places, its adapted weights still without their adapters.
-        kept: what it takes from the base.
+        checkpoint: the trained model in two places, without the adapters in its adapted weights.
+        kept: the tensors of the base.
         adapters: to be added, by the layer whose weight they adapt.
     """
 
@@ -33,28 +33,28 @@ class Merged:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """What training changed."""
+        """The tensors that training changed."""
         return tuple(name for name in self.checkpoint.tensors if name not in self.kept or self.adapter(name))
 
     @property
     def untouched(self) -> tuple[str, ...]:
-        """What is the base's as it was."""
+        """The unchanged tensors of the base."""
         return tuple(name for name in self.kept if not self.adapter(name))
 
     def adapter(self, name: str) -> LowRank | None:
-        """What to add to a weight."""
+        """The adapter of a weight, if any."""
         return self.adapters.get(name.removesuffix(".weight"))
 
 
 def open_merged(delta: str | Path, base: str | Path) -> Merged:
-    """The delta and what it takes from the base, whose numbers are unchecked; see `verify`.
+    """Open a delta and its base, whose content is not yet checked; see `verify`.
 
     Raises:
-        CheckpointError: if the delta is none or damaged, or the base lacks what it needs.
+        CheckpointError: if the delta is not one or is damaged, or the base lacks a tensor.
     """
     new, old = open_checkpoint(delta), open_checkpoint(base)
     if not new.is_delta:
-        raise CheckpointError(f"{delta} is not an L2P delta: give a file of trained weights that was saved as one.")
+        raise CheckpointError(f"{delta} is not an L2P delta: give a file that was saved as a delta.")
     check_exact(old, key_shapes(old.plain_config()))
     kept = parse_kept(new)
     for name, entry in kept.items():
@@ -78,10 +78,10 @@ def open_merged(delta: str | Path, base: str | Path) -> Merged:
 
 
 def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
-    """Check that the base's numbers are those that the delta was made for.
+    """Check that the base's tensors are those that the delta was made for.
 
     Args:
-        progress: called with (bytes done, bytes in all); what it raises stops the work.
+        progress: called with (bytes done, total bytes); an exception from it stops the work.
 
     Raises:
         CheckpointError: if they are not.
@@ -95,7 +95,7 @@ def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
 
 
 def _read_adapters(delta: Checkpoint, kept: Mapping[str, Kept]) -> dict[str, LowRank]:
-    """The delta's adapters, in memory: they are small."""
+    """Load the delta's adapters; they are small."""
     parts = {name: stored for name, stored in delta.tensors.items() if lora.is_adapter(name)}
     if any(stored.dtype not in FLOAT_DTYPES for stored in parts.values()):
         raise CheckpointError(f"{delta.path} is damaged: its low-rank adapters are not floating-point numbers.")
@@ -113,5 +113,5 @@ def _read_adapters(delta: Checkpoint, kept: Mapping[str, Kept]) -> dict[str, Low
 
 
 def other_base(delta: str | Path, base: str | Path, reason: str) -> CheckpointError:
-    """The error about a base that a delta was not made for."""
+    """The error for a base that the delta was not made for."""
     return CheckpointError(f"{delta} was made for another base than {base}: {reason}.")

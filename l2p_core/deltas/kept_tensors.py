@@ -1,4 +1,4 @@
-"""What a delta takes from its base: for each tensor its dtype, shape and hash, however the base is stored."""
+"""The tensors that a delta takes from its base: dtype, shape and hash of each, however the base is stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIGEST_LENGTH = 32
 
 
 class Kept(NamedTuple):
-    """A tensor that a delta leaves to its base; the digest is half a SHA-256 of the bytes as `dtype`."""
+    """A tensor of the base; the digest is half a SHA-256 of its bytes as `dtype`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,20 +31,20 @@ def kept_text(kept: Mapping[str, Kept]) -> str:
 
 
 def parse_kept(delta: Checkpoint) -> dict[str, Kept]:
-    """What a delta says that it takes from its base.
+    """The tensors that a delta takes from its base.
 
     Raises:
-        CheckpointError: if it does not say so, or nonsense.
+        CheckpointError: if the delta does not list them, or the list is invalid.
     """
     try:
         parsed = parse_json(delta.metadata.get(metadata.KEPT, ""))
         kept = {name: Kept(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in parsed.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{delta.path} is damaged: it does not say what it was made for.") from error
+        raise CheckpointError(f"{delta.path} is damaged: it does not describe its base.") from error
     for name, entry in kept.items():
         sizes = all(type(size) is int for size in entry.shape)
         if entry.dtype not in FLOAT_DTYPES or not sizes or not isinstance(entry.digest, str) or name in delta.tensors:
-            raise CheckpointError(f"{delta.path} is damaged: what it was made for makes no sense.")
+            raise CheckpointError(f"{delta.path} is damaged: its description of its base is invalid.")
     return kept
 
 
@@ -54,7 +54,7 @@ def short_digest(digest: Any) -> str:
 
 
 def digest_if_equal(reader: ChunkReader, stored: Stored, other: Stored | None) -> str | None:
-    """The digest of a tensor if the other one, brought to its dtype, has the same bytes."""
+    """The digest of a tensor if the other one, converted to its dtype, has the same bytes."""
     if other is None or other.shape != stored.shape:
         return None
     digest = hashlib.sha256()
@@ -68,7 +68,7 @@ def digest_if_equal(reader: ChunkReader, stored: Stored, other: Stored | None) -
 
 
 def digest_of(stored: Stored) -> str:
-    """The digest of a tensor on disk; kept while its files stay, since training saves again and again."""
+    """The digest of a tensor on disk; cached while its files stay unchanged, because training saves repeatedly."""
     stats = [piece.path.stat() for piece in stored.pieces]
     return _digest_of(stored, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
 

@@ -1,10 +1,10 @@
 """Low-rank adapters on the linear layers of frozen blocks (LoRA, arXiv 2106.09685): W x + alpha / rank * up(down(x)).
 
-The policy "lora" trains them beside the full shallow layers, so that the middle blocks can follow at the cost of a few
-million weights. `up` begins at zero: before the first step the model is its base, bit for bit.
+The policy "lora" trains them beside the full shallow layers, so that the middle blocks can adapt at the cost of a few
+million parameters. `up` starts at zero: before the first step the model equals its base, bit for bit.
 
-In memory an adapter is two linear layers inside the one it adapts, whose weight's key it extends; in files its keys
-carry the prefix that ComfyUI's own LoRA loader knows (comfy/lora.py, model_lora_keys_unet).
+In memory an adapter is two linear layers inside the layer it adapts, and extends the key of that layer's weight; in
+files its keys carry the prefix that ComfyUI's own LoRA loader expects (comfy/lora.py, model_lora_keys_unet).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
 
 
 class LowRank(NamedTuple):
-    """An adapter's numbers: up (out, rank), down (rank, in), and alpha, whose quotient by the rank scales them."""
+    """An adapter: up (out, rank), down (rank, in), and alpha; the product is scaled by alpha / rank."""
 
     up: Tensor
     down: Tensor
     alpha: float
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """A weight (out, in) with the adapter in it, computed in float32, in the weight's dtype and on its device."""
+        """A weight (out, in) plus the adapter, computed in float32, in the weight's dtype and on its device."""
         up, down = (part.to(weight.device, torch.float32) for part in (self.up, self.down))
         return torch.addmm(weight.float(), up, down, alpha=self.alpha / len(down)).to(weight.dtype)
 
 
 def adapted_layers(config: ModelConfig, trained: Collection[str]) -> list[str]:
-    """The linear layers of the trunk's blocks whose weights are not among those that train in full."""
+    """The linear layers of the trunk's blocks whose weights are not trained in full."""
     blocks = source_of(config).blocks(config, trunk=True)
     layers = [f"{block}.{linear}" for block, stack in blocks.items() for linear in stack.linears]
     return [layer for layer in layers if f"{layer}.weight" not in trained]
@@ -60,13 +60,13 @@ def adapter_shapes(config: ModelConfig, layers: Iterable[str], rank: int) -> dic
 def attach(
     model: nn.Module, layers: Iterable[str], *, rank: int, alpha: float, seed: int, device: torch.device | None = None
 ) -> set[str]:
-    """Put an adapter into each of these layers, linear ones or `frozen_store.FrozenLinear`, in float32.
+    """Add a float32 adapter to each of these layers, linear ones or `frozen_store.FrozenLinear`.
 
-    `down` begins as a linear layer of its size does (uniform within 1 / sqrt(in)), drawn from the seed and the layer's
+    `down` is initialised like a linear layer of its size (uniform within 1 / sqrt(in)), from the seed and the layer's
     name alone.
 
     Returns:
-        The names of the parameters that this adds.
+        The names of the added parameters.
 
     Raises:
         ValueError: if the rank is not below the size of a layer.
@@ -87,7 +87,7 @@ def attach(
             bound = 1 / math.sqrt(linear.in_features)
             linear.lora_down.weight.copy_(start.uniform_(-bound, bound, generator=generator))
             linear.lora_up.weight.zero_()
-        # A hook, not another kind of layer: it goes with whatever way the frozen weight is stored in.
+        # A hook rather than another kind of layer: it works with any storage of the frozen weight.
         linear.register_forward_hook(partial(_add_adapter, alpha / rank))
         names |= {f"{layer}{DOWN}", f"{layer}{UP}"}
     return names
@@ -98,23 +98,23 @@ def _add_adapter(scale: float, linear: Any, inputs: tuple[Tensor, ...], output: 
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a name, of a parameter or in a file, is that of a part of an adapter."""
+    """Whether a name, of a parameter or in a file, belongs to an adapter."""
     return name.endswith((UP, DOWN, ALPHA))
 
 
 def layers_of(names: Iterable[str]) -> list[str]:
-    """The layers that parts of adapters belong to, each once."""
+    """The layers of these adapter parameters, each once."""
     return list(dict.fromkeys(_layer(name) for name in names))
 
 
 def with_alphas(parameters: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Parameters by name, adapters among them or not, and an alpha beside every adapter."""
+    """The given parameters, and an alpha for every adapter among them."""
     layers = layers_of(filter(is_adapter, parameters))
     return {**parameters, **{f"{layer}{ALPHA}": torch.tensor(alpha, dtype=torch.float32) for layer in layers}}
 
 
 def in_files(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by their keys in files: those of adapters take the prefix that ComfyUI knows."""
+    """Weights by their keys in files: those of adapters get the prefix that ComfyUI expects."""
     return {FILE_PREFIX + name if is_adapter(name) else name: tensor for name, tensor in tensors.items()}
 
 

@@ -1,1 +1,1 @@
-"""Several processes: ranks, sharding, and which settings work across processes."""
+"""Several processes: ranks, sharding, and the settings that work across processes."""

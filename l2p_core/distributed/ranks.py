@@ -1,8 +1,8 @@
-"""Several processes that train one run together, as torchrun starts them, on one machine or several.
+"""Several processes that train one run together, started by torchrun on one machine or several.
 
-A step's micro-batches are shared out among the processes, so that how many there are changes neither what a step is
-made of nor what is saved: a run may go on with another number of them. Gradients are averaged by torch's own wrappers
-(see `sharding`); what is here are the process group, and the few words that the processes have to exchange besides.
+The processes share a step's micro-batches, so their number changes neither the content of a step nor what is saved: a
+run may resume with another number of processes. Torch's own wrappers average the gradients (see `sharding`); this
+module holds the process group and the few messages that the processes exchange besides.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others within a step or a save before it gives them up."""
+"""How long a process waits for the others within a step or a save before it treats them as lost."""
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -40,13 +40,13 @@ class ProcessLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of the processes of a run this one is. By default the only one, with nobody to talk to.
+    """This process's rank among those of the run. By default it is the only one.
 
     Attributes:
         rank: this process's number over all machines, from 0.
-        count: how many there are.
-        device: what this process computes on.
-        on_machine: how many of them share this machine's memory.
+        count: number of processes.
+        device: that this process computes on.
+        on_machine: number of processes that share this machine's memory.
     """
 
     rank: int = 0
@@ -58,14 +58,14 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def micro_batches(self, accumulate: int) -> range:
         """This process's share of the micro-batches 0 to accumulate - 1 of every step.
 
-        Where there are more processes than micro-batches, or their number does not divide, several processes have the
-        same one and split its samples, see `part`.
+        If there are more processes than micro-batches, or the numbers do not divide, several processes have the same
+        micro-batch and split its samples, see `part`.
         """
         together = math.gcd(accumulate, self.count)
         return range(self.rank // (self.count // together), accumulate, together)
@@ -74,7 +74,7 @@ class Ranks:
         """(which, of how many) equal parts of its micro-batches this process trains on.
 
         Raises:
-            ValueError: if the samples of a step cannot be shared out evenly.
+            ValueError: if the samples of a step cannot be divided evenly.
         """
         parts = self.count // math.gcd(accumulate, self.count)
         if batch_size % parts:
@@ -86,7 +86,7 @@ class Ranks:
         return self.rank % parts, parts
 
     def gather(self, mine: T) -> list[T]:
-        """Everyone's value, in the order of the processes; they all call this at the same point."""
+        """The values of all processes, in their order; all call this at the same point."""
         if self.count == 1:
             return [mine]
         import torch.distributed as dist
@@ -96,7 +96,7 @@ class Ranks:
         return values
 
     def gather_on_first(self, mine: T) -> list[T]:
-        """Everyone's value in the first process, for what is large; nothing in the others."""
+        """The values of all processes, in the first one only, for large values; empty in the others."""
         if self.count == 1:
             return [mine]
         import torch.distributed as dist
@@ -106,15 +106,15 @@ class Ranks:
         return values or []
 
     def any(self, mine: bool) -> bool:
-        """Whether it is so for one of them at least."""
+        """Whether it holds for at least one of them."""
         return any(self.gather(mine))
 
     def first_only(self, work: Callable[[], object]) -> None:
-        """Let the first process do something that may fail, while the others wait.
+        """Let the first process do something that may fail while the others wait.
 
         Raises:
-            Exception: what the work raised, in the first process.
-            SystemExit: in the others, when it failed: the first has said why.
+            Exception: raised by the work, in the first process.
+            SystemExit: in the others if it failed: the first has printed the reason.
         """
         error: BaseException | None = None
         if self.first:
@@ -129,9 +129,9 @@ class Ranks:
             raise SystemExit(1)
 
     def first_then_others(self, work: Callable[[], T]) -> T:
-        """Let the first process do something that makes files, then the others the same, which find them made.
+        """Let the first process create files, then let the others run the same work, which finds them.
 
-        However long it takes; errors as for `first_only`.
+        Without a time limit; errors as for `first_only`.
         """
         if self.count == 1:
             return work()
@@ -153,26 +153,26 @@ class Ranks:
 
 
 def launched() -> bool:
-    """Whether torchrun, or something that sets the same variables, has started this as one of several processes."""
+    """Whether torchrun, or a program that sets the same variables, started this as one of several processes."""
     return all(name in os.environ for name in _LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
 
 
 def speaks() -> bool:
-    """Whether this process shows what goes on: the only one, or the first."""
+    """Whether this process shows output: the only one, or the first."""
     return not launched() or os.environ["RANK"] == "0"
 
 
 @contextmanager
 def process_group(timeout: timedelta = TIMEOUT, device: torch.device | None = None) -> Iterator[Ranks]:
-    """The processes of this run, connected for the length of the block; just this one if it was not `launched`.
+    """The processes of this run, connected within the block; only this one if it was not `launched`.
 
     Args:
         timeout: see `TIMEOUT`.
-        device: to compute on, without an index where there are several processes; None is a GPU if there is one.
+        device: to compute on, without an index if there are several processes; None selects a GPU if there is one.
 
     Raises:
-        ValueError: if there are more processes on this machine than it has GPUs, or torch cannot connect processes.
-        ProcessLost: out of the block, when another process ends or stops answering.
+        ValueError: if there are more processes on this machine than GPUs, or torch cannot connect processes.
+        ProcessLost: out of the block, if another process ends or stops answering.
     """
     if not launched():
         device = device or accelerator.default_device()
@@ -190,8 +190,8 @@ def process_group(timeout: timedelta = TIMEOUT, device: torch.device | None = No
     accelerator.choose(device)
     try:
         store, rank, count = next(rendezvous("env://", timeout=timeout))
-        # Words go through gloo on the CPU, whose waits end with an error when a process is gone: on Linux at once, on
-        # Windows and macOS, where it is built on libuv, when `timeout` is over.
+        # Messages go through gloo on the CPU, whose waits end with an error when a process is gone: on Linux at once,
+        # on Windows and macOS, where it is built on libuv, after `timeout`.
         own = dist.Backend.default_device_backend_map.get(device.type, "gloo")  # NCCL for CUDA
         backend = f"cpu:gloo,{device.type}:{own}" if own != "gloo" and dist.is_backend_available(own) else "gloo"
         dist.init_process_group(
@@ -204,40 +204,40 @@ def process_group(timeout: timedelta = TIMEOUT, device: torch.device | None = No
         if not is_connection_error(error):
             raise
         raise ProcessLost(
-            f"Process {os.environ['RANK']} of this run has lost another one, which has ended or did not answer for "
-            f"{timeout.total_seconds() / 60:g} minutes: see what that one says. What was saved last is kept; start "
-            "again to resume from it."
+            f"Process {os.environ['RANK']} of this run lost another one, which ended or did not answer for "
+            f"{timeout.total_seconds() / 60:g} minutes: see its output. The last save is kept; start again to resume "
+            "from it."
         ) from error
     finally:
         _leave_group()
 
 
 def _leave_group() -> None:
-    """Let go of the process group, if it is there still: something has ended this process's part before its time."""
+    """Leave the process group if it still exists: an error has ended this process's part early."""
     import torch.distributed as dist
     from torch.distributed import distributed_c10d as c10d
 
     if not dist.is_initialized():
         return
-    # The others may be in the middle of an exchange, which a usual end waits for; since torch 2.6 there is another.
+    # The others may be in the middle of an exchange, which a normal exit waits for; torch 2.6 and newer can abort.
     abort = getattr(c10d, "_abort_process_group", dist.destroy_process_group)
     for end in (abort, dist.destroy_process_group):
         try:
             end()
             return
         except RuntimeError as error:
-            # What has ended the block is on its way to the user, and is what there is to say.
+            # The exception that ended the block is on its way to the user and says what matters.
             logging.getLogger(__name__).debug("The process group ended with: %s", error)
 
 
 def is_connection_error(error: RuntimeError) -> bool:
-    """Whether torch raised this because processes could not talk to each other."""
+    """Whether torch raised this because processes could not communicate."""
     import torch.distributed as dist
 
     if accelerator.is_out_of_memory(error):
         return False  # NCCL and gloo report that too, as one of their own errors
     named = tuple(kind for kind in (getattr(dist, name, None) for name in ("DistError", "DistBackendError")) if kind)
-    # Gloo raises a plain RuntimeError whose text names its source file, and of older versions only that.
+    # Gloo raises a plain RuntimeError whose text names its source file; older versions raise nothing else.
     return isinstance(error, named) or any(word in str(error) for word in ("gloo", "NCCL", "Connection reset"))
 
 
@@ -246,7 +246,7 @@ def _device(local_rank: int, device: torch.device) -> torch.device:
         return device
     if device.index is not None:
         raise ValueError(
-            f"Several processes train on a GPU each: name their kind alone, {device.type!r} rather than {device}."
+            f"Several processes train on one GPU each: give only their kind, {device.type!r} rather than {device}."
         )
     count = accelerator.module(device).device_count()
     if local_rank >= count:

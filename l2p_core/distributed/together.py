@@ -1,4 +1,4 @@
-"""Which settings of a training go together with several processes."""
+"""The training settings that work with several processes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from .sharding import check_shards
 
 
 def check_together(config: TrainingConfig, processes: int, device: torch.device) -> None:
-    """Refuse what several processes cannot do.
+    """Refuse settings that do not work with several processes.
 
     Args:
         config: of the training.
-        processes: that train together.
+        processes: number of processes that train together.
         device: of a process.
 
     Raises:
-        ValueError: if offloading or early steps are asked of them, or as `sharding.check_shards`.
+        ValueError: if offloading or early steps are requested, or as for `sharding.check_shards`.
     """
     if processes == 1:
         return
     if config.offload:
         raise ValueError(
-            "offload = true keeps all trained weights in RAM, once for every process: with several processes leave it "
-            'out, and choose parallel = "fsdp" to share the weights among them.'
+            "offload = true keeps all trained weights in RAM, once for every process: with several processes remove it, "
+            'and choose parallel = "fsdp" to shard the weights among them.'
         )
     if config.step_early:
         raise ValueError(
-            "step_early = true steps a weight before several processes have averaged its gradient: leave it out, or "
+            "step_early = true steps a weight before several processes have averaged its gradient: remove it, or "
             "train with one process."
         )
     if config.parallel == "fsdp":
@@ -38,7 +38,7 @@ def check_together(config: TrainingConfig, processes: int, device: torch.device)
 
 
 def go_together(config: TrainingConfig, processes: int, device: torch.device) -> bool:
-    """Whether so many processes can do it; arguments as for `check_together`."""
+    """Whether this number of processes works; arguments as for `check_together`."""
     with suppress(ValueError):
         check_together(config, processes, device)
         return True

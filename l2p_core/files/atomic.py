@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing: files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _PART = re.compile(r"\.[0-9a-f]{8}\.part")
 def atomic_file(target: Path, size: int, overwrite: bool) -> Iterator[FileIO]:
     """An unbuffered file that becomes `target` when the block ends without an exception.
 
-    It is written beside the target and renamed over it, so that a kill, an interrupt or a full disk leaves the old
-    file or none. `size` is how many bytes it will have at most, to see beforehand whether they fit. Parts that killed
-    processes have left of the same target are removed first; one that a living process writes is not touched.
+    It is written beside the target and renamed over it, so a kill, an interrupt or a full disk leaves the old file or
+    none. `size` is the most bytes it will have, to check the free space first. Partial files that killed processes left
+    of the same target are removed first; one that a living process writes is not touched.
 
     Raises:
         CheckpointError: if the target exists and `overwrite` is false, its folder does not exist, the disk is full
@@ -46,10 +46,10 @@ def atomic_file(target: Path, size: int, overwrite: bool) -> Iterator[FileIO]:
             yield file
             os.fsync(file.fileno())
             if os.name == "posix":
-                # Before the lock ends: what nobody has locked is a leftover to others.
+                # Before the lock ends: other processes treat an unlocked part as a leftover.
                 os.replace(part, target)
         if os.name != "posix":
-            _replace(part, target)  # Windows renames no open file
+            _replace(part, target)  # Windows does not rename an open file
     except BaseException as error:
         if part:
             part.unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def atomic_file(target: Path, size: int, overwrite: bool) -> Iterator[FileIO]:
 
 
 def write_bytes(target: Path, data: bytes) -> None:
-    """Replace a small file's content, whole or not at all; errors as for `atomic_file`."""
+    """Replace a small file's content atomically; errors as for `atomic_file`."""
     with atomic_file(target, len(data), overwrite=True) as file:
         left = memoryview(data)
         while left:
@@ -68,16 +68,16 @@ def write_bytes(target: Path, data: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, if it is there. Windows refuses for as long as somebody reads it: that is waited for, a moment.
+    """Delete a file if it exists. Windows refuses while another program reads it; this waits a moment for it.
 
     Raises:
-        CheckpointError: if it stays open, or may not be deleted.
+        CheckpointError: if it stays open or must not be deleted.
     """
     _when_free(lambda: path.unlink(missing_ok=True), f"{path} could not be removed")
 
 
 def move(path: Path, target: Path) -> None:
-    """Give a file or folder another name on the same disk, where nothing has it yet; waits and errors as `remove`."""
+    """Rename a file or folder to an unused name on the same disk; waits and raises like `remove`."""
     _when_free(lambda: os.rename(path, target), f"{path} could not be moved to {target}")
 
 
@@ -96,9 +96,9 @@ def _when_free(change: Callable[[], object], failure: str) -> None:
 
 
 def _replace(part: Path, target: Path) -> None:
-    """Rename over a target on Windows, which refuses for as long as somebody reads it: a virus scanner for a moment, a
-    program that has mapped it, as ComfyUI does with models, for as long as it pleases. Then the old file makes way,
-    under the name of a part, and is removed when it is free."""
+    """Rename over a target on Windows, which refuses while another program reads it: a virus scanner for a moment, a
+    program that has mapped it, as ComfyUI does with models, indefinitely. In that case the old file is renamed like a
+    part and removed once it is closed."""
     until = time.monotonic() + _PATIENCE
     while time.monotonic() < until:
         try:
@@ -108,7 +108,7 @@ def _replace(part: Path, target: Path) -> None:
             time.sleep(0.05)
     aside = _part_of(target)
     with suppress(OSError):
-        os.utime(target)  # parts of this moment are left alone
+        os.utime(target)  # recent parts are not removed
     os.rename(target, aside)
     try:
         os.replace(part, target)
@@ -120,11 +120,11 @@ def _replace(part: Path, target: Path) -> None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Delete the parts of this target that processes have left which are no more.
+    """Delete parts of this target whose processes have ended.
 
-    A process holds a lock on the part it writes, which ends with it however it dies. Where the file system knows no
-    locks, parts stay. Windows refuses to remove what is open, but a process closes its part just before it renames it:
-    there, parts stay that were written a moment ago.
+    A process holds a lock on the part it writes, which ends with the process in any case. On file systems without
+    locks, parts stay. Windows does not delete open files, but a process closes its part just before it renames it:
+    there, recently written parts stay.
     """
     with suppress(OSError):
         for entry in list(os.scandir(target.parent)):
@@ -149,7 +149,7 @@ def _part_of(target: Path) -> Path:
 
 
 def _open_part(target: Path) -> tuple[Path, FileIO]:
-    """A new part, locked where the file system knows locks."""
+    """A new part, locked if the file system supports locks."""
     while True:
         part = _part_of(target)
         file = open(part, "xb", buffering=0)  # noqa: SIM115 (the caller closes it)
@@ -160,7 +160,7 @@ def _open_part(target: Path) -> tuple[Path, FileIO]:
 
 
 def _is_ours(file: FileIO) -> bool:
-    """Lock a new part; False if another process has, True also where the file system knows no locks."""
+    """Lock a new part; False if another process has, True also on file systems without locks."""
     try:
         _lock(file)
     except OSError as error:
@@ -169,7 +169,7 @@ def _is_ours(file: FileIO) -> bool:
 
 
 def _lock(file: FileIO) -> None:
-    """Lock a file for as long as it is open; an OSError where another process has, or locks are unknown."""
+    """Lock a file for as long as it is open; raises OSError if another process has, or without locks."""
     if sys.platform != "win32":
         import fcntl
 
@@ -177,34 +177,34 @@ def _lock(file: FileIO) -> None:
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Whether a file may be written there, asked before long work; errors as for `atomic_file`."""
+    """Check before long work that a file may be written there; errors as for `atomic_file`."""
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder: give the name of the file to write.")
     if not target.parent.is_dir():
         raise CheckpointError(f"The folder {target.parent} does not exist: create it or choose another.")
     if target.exists() and not overwrite:
-        raise CheckpointError(f"{target} exists already: choose another name or allow overwriting it.")
+        raise CheckpointError(f"{target} already exists: choose another name or allow overwriting it.")
 
 
 def _check_room(target: Path, size: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if size > free:
         raise CheckpointError(
-            f"{target} needs {bytes_text(size)} but its disk has only {bytes_text(free)} free: make room or "
+            f"{target} needs {bytes_text(size)} but its disk has only {bytes_text(free)} free: free some space or "
             "choose another disk."
         )
 
 
 def _sentence(target: Path, error: OSError) -> str:
     if error.errno == errno.ENOSPC or getattr(error, "winerror", None) == _WINDOWS_DISK_FULL:
-        return f"The disk of {target} is full: nothing was written there, make room and try again."
+        return f"The disk of {target} is full: nothing was written there, free some space and try again."
     if isinstance(error, PermissionError):
         return f"{target} could not be written: {_IN_USE} ({error})."
     return f"{target} could not be written: {error}."
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; Windows has no such call."""
+    """Make the rename itself durable; Windows has no call for this."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""What the files we write say about themselves, in the header's metadata."""
+"""The metadata that we write into the headers of files."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ INITIALISED = "l2p.initialised"
 INIT = "l2p.init"
 TRAINED = "l2p.trained"
 KEPT = "l2p.kept"
-"""What a delta takes from its base: {key: [dtype, shape, digest]} as JSON."""
+"""The tensors that a delta takes from its base: {key: [dtype, shape, digest]} as JSON."""
 
 PIXEL_INIT = "pixel-init"
 DELTA = "delta"
 MERGED = "merged"
 
-# Of a configuration that is taken for one.
+# The largest size that a stored configuration may state.
 _MAX_SIZE = 1 << 20
 _MAX_BLOCKS = 1 << 10
 _MAX_STAGES = 16
 
 
 def describe(kind: str, config: ModelConfig, **fields: str) -> dict[str, str]:
-    """The metadata of a file of this kind; `fields` are further entries without their ``l2p.``."""
+    """The metadata of a file of this kind; `fields` are further entries without their prefix ``l2p.``."""
     return {
         "format": "pt",
         KIND: kind,
@@ -49,7 +49,7 @@ def describe(kind: str, config: ModelConfig, **fields: str) -> dict[str, str]:
 
 
 def grouped(names: Iterable[str]) -> dict[str, int]:
-    """How many tensors each part of the model has among `names`: {"layers": 390, "x_embedder": 2}."""
+    """The number of tensors of each part of the model among `names`: {"layers": 390, "x_embedder": 2}."""
     return dict(sorted(Counter(name.partition(".")[0] for name in names).items()))
 
 
@@ -59,7 +59,7 @@ def grouped_json(names: Iterable[str]) -> str:
 
 
 def stored_config(metadata: Mapping[str, str]) -> ModelConfig | None:
-    """The configuration that a file states, None where it states none or nonsense; see `Checkpoint.config`."""
+    """The configuration that a file states, None if it states none or an invalid one; see `Checkpoint.config`."""
     try:
         stated = parse_json(metadata.get(CONFIG, ""))
         head = stated.pop("head")
@@ -78,7 +78,7 @@ def _stored_head(stated: dict[str, Any]) -> HeadConfig:
     stages = tuple(Stage(**stage) for stage in stated["stages"])
     sizes = [size for stage in stages for size in (stage.enc, stage.up, stage.dec)]
     if not 0 < len(stages) <= _MAX_STAGES or not all(map(_is_size, [*sizes, stated["bottleneck"]])):
-        raise ValueError("sizes of no head")
+        raise ValueError("not the sizes of a head")
     return HeadConfig(stages, stated["bottleneck"])
 
 

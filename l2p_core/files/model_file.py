@@ -1,4 +1,4 @@
-"""A new model file: the tensors it will have, and room for each."""
+"""A new model file: its tensors, and the space reserved for each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .safetensors_header import CheckpointError, header_room, nbytes
 from .tensor_io import TensorWriter, itemsize
 
 SUFFIXES = (".safetensors", ".sft")
-"""How the names of safetensors files end."""
+"""Endings of the names of safetensors files."""
 
 
 class Slot(NamedTuple):
@@ -35,10 +35,10 @@ def model_file(
     layout: str = "comfy",
     overwrite: bool = False,
 ) -> Iterator[tuple[TensorWriter, dict[str, int]]]:
-    """A writer, and the position in it of every slot; see `atomic_file` for what becomes of the file.
+    """A writer, and the position in it of every slot; `atomic_file` describes when the file appears.
 
-    A slot's bytes are those of the ComfyUI layout whatever the layout of the file, since q, k and v are rows of
-    their stack. `metadata` is at least as long as what the writer will be finished with.
+    A slot's bytes are those of the ComfyUI layout in either layout of the file, because q, k and v are rows of their
+    stack. `metadata` is at least as long as the metadata that the writer will be finished with.
     """
     slots = aligned(slots)
     shapes = {slot.name: target_shapes(slot.name, slot.shape, layout, config) for slot in slots}
@@ -52,27 +52,26 @@ def model_file(
 
 
 def aligned(slots: Iterable[Slot]) -> list[Slot]:
-    """Wider numbers first, as the format's own writer does, so that every tensor is aligned for any reader."""
+    """Slots with wider elements first, as in the format's own writer, so that every tensor is aligned for any
+    reader."""
     return sorted(slots, key=lambda slot: -itemsize(slot.dtype))
 
 
 def check_name(target: Path) -> None:
-    """Refuse a name that other programs would not take for that of a safetensors file; ComfyUI would not list it.
+    """Refuse a name that other programs would not recognise as a safetensors file; ComfyUI would not list it.
 
     Raises:
-        CheckpointError: unless the name ends as safetensors files do. What is wrong with a folder's is said later.
+        CheckpointError: unless the name ends like a safetensors file. Problems of the folder are reported later.
     """
     if target.suffix.lower() not in SUFFIXES and not target.is_dir():
-        raise CheckpointError(
-            f"{target.name} is not the name of a safetensors file, which is what is written: end it in {SUFFIXES[0]}."
-        )
+        raise CheckpointError(f"{target.name} is not the name of a safetensors file: end the name in {SUFFIXES[0]}.")
 
 
 def refuse_own_source(target: Path, sources: Sequence[Path]) -> None:
-    """Keep a file from being written over what it is made of.
+    """Keep a file from overwriting one of its own sources.
 
     Raises:
         CheckpointError: if the target is one of the sources.
     """
     if target.exists() and any(os.path.samefile(target, source) for source in sources):
-        raise CheckpointError(f"{target} is what the new file is made of: choose another name for the result.")
+        raise CheckpointError(f"{target} is a source of the new file: choose another name for the result.")

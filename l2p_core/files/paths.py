@@ -1,8 +1,8 @@
-"""Paths that people type, and names that stay inside a folder.
+"""Paths that users type, and names that stay inside a folder.
 
-The rule for links, in one place: a symbolic link on the disk was made by the machine's owner, and is followed wherever
-it leads. A name in a workflow or in a table was written by somebody else; it is judged as text, before the disk is
-asked, and can mean nothing outside its folder but what the owner linked there.
+The rule for links: a symbolic link on disk was made by the machine's owner and is followed wherever it leads. A name in
+a workflow or table was written by somebody else; it is checked as text, before any disk access, and cannot leave its
+folder except through the owner's links.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
 def typed(text: str | Path) -> Path:
-    """A path as its owner typed it: `~` at its beginning is the home folder, on every system and in every shell."""
+    """A path as the user typed it: a leading `~` is the home folder, on every system and in every shell."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # ~name of nobody here
+    except RuntimeError:  # ~name of an unknown user
         return Path(text)
 
 
 def settled(path: Path) -> Path:
-    """An absolute path without "..", its last part as it is: a link in a hub's snapshot leads to a file with neither
-    its name nor its neighbours."""
+    """An absolute path without "..". Its last component is not resolved: a link in a hub's snapshot leads to a file
+    that has neither its name nor its neighbours."""
     return path.parent.resolve() / path.name
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """The path that a name means below a folder, with either slash on every system; None if it leads out.
+    """The path that a name means below a folder, with either slash on every system; None if it leaves the folder.
 
-    Absolute names, names with a drive, and names that climb above the folder lead out, wherever the disk's links lead.
+    Absolute names, names with a drive, and names that climb above the folder leave it, whatever links exist on disk.
     The empty name and "." are the folder itself. Nothing is resolved: the path keeps the folder's own spelling.
     """
     windows = PureWindowsPath(name)
@@ -53,14 +53,14 @@ def inside(folder: Path, name: str) -> Path | None:
 def walk(
     folder: Path, onerror: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
-    """Each folder below `folder`, itself first, with its files; hidden ones are passed over, links followed.
+    """Each folder below `folder`, itself first, with its files; hidden ones are skipped, links followed.
 
-    Every folder is read once: a link to what lies below `folder` anyway, or round in a circle, is passed over. Folders
-    are listed, no file is asked for.
+    Every folder is read once: a link to another part of `folder`, or a circular one, is skipped. Folders are listed; no
+    file is accessed.
 
     Args:
         folder: where to begin.
-        onerror: called for each folder that cannot be listed; None passes them over.
+        onerror: called for each folder that cannot be listed; None skips them.
     """
     top = os.path.realpath(folder)
     seen: set[str] = set()
@@ -87,7 +87,7 @@ def walk(
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry of a folder is one itself, or a link to one; a link that leads nowhere is none."""
+    """Whether an entry of a folder is a folder or a link to one; a dangling link is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -95,9 +95,9 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def state(*paths: Path) -> str:
-    """A name for what files and folders hold, from names, sizes and times of change alone: 20,000 images take a moment.
+    """A fingerprint of files and folders from names, sizes and modification times: fast even for 20,000 images.
 
-    It is another one as soon as a file below one of the paths is added, removed, renamed or written.
+    It changes as soon as a file below one of the paths is added, removed, renamed or written.
     """
     digest = hashlib.sha256()
     for path in paths:

@@ -1,10 +1,10 @@
-"""The header of a safetensors file, read with distrust and written.
+"""Reading, validating and writing the header of a safetensors file.
 
-Files come from strangers and from broken downloads, so nothing a header declares is believed before it is checked
-against the file itself: no size read from it is allocated, and every fault is a `CheckpointError` of one sentence.
-The format's own library is not required. It does not say in a sentence what is wrong with a file, maps files into
-memory, where their pages count as the process's, and writes only what is in memory whole; models are read and written
-in chunks here. The tests hold each to the other.
+Files come from strangers and broken downloads, so no declaration in a header is trusted before it is checked against
+the file itself: no size read from it is allocated, and every fault is a `CheckpointError` of one sentence. The format's
+own library is not required. It does not explain in a sentence what is wrong with a file, it maps files into memory,
+where their pages count as the process's, and it writes only tensors that are entirely in memory; here models are read
+and written in chunks. Tests compare the two.
 Format: 8 bytes of header length, a JSON header, then the tensors back to back
 (https://github.com/huggingface/safetensors#format).
 """
@@ -46,7 +46,7 @@ _MAGIC = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or not for this purpose; the message is one sentence for its user."""
+    """A checkpoint that cannot be read or used for this purpose; the message is one sentence for its user."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: `tensors` in the order of their bytes, which fill the file from `data_start` to its end."""
+    """A checked header: `tensors` in file order; their bytes fill the file from `data_start` to its end."""
 
     path: Path
     tensors: dict[str, Entry]
@@ -79,7 +79,7 @@ def read_header(path: Path) -> Header:
     """Read and check the header of a safetensors file.
 
     Raises:
-        CheckpointError: if the file is missing, is something else, is incomplete or contradicts itself.
+        CheckpointError: if the file is missing, is another format, is incomplete or is inconsistent.
     """
     try:
         with path.open("rb") as file:
@@ -104,14 +104,14 @@ def read_header(path: Path) -> Header:
 
 
 def parse_json(text: str, fractions: bool = False) -> Any:
-    """Parse JSON from a stranger: no repeated keys, no huge numbers, no bottomless nesting.
+    """Parse untrusted JSON: no repeated keys, no huge numbers, no unlimited nesting.
 
     Args:
         text: without a byte order mark.
-        fractions: whether there may be numbers such as 0.5 and 123.0; a header has none.
+        fractions: whether numbers such as 0.5 and 123.0 are allowed; a header has none.
 
     Raises:
-        ValueError: saying which of these it was.
+        ValueError: naming the violation.
     """
     try:
         return json.loads(
@@ -141,7 +141,7 @@ def header_bytes(entries: Iterable[Entry], metadata: Mapping[str, str], data_sta
     text = json.dumps(fields, separators=(",", ":")).encode("utf-8")
     smallest = -(-(_LENGTH_BYTES + len(text)) // _ALIGNMENT) * _ALIGNMENT
     length = (smallest if data_start is None else data_start) - _LENGTH_BYTES
-    assert len(text) <= length <= MAX_HEADER_BYTES, "the header does not fit the space kept for it"
+    assert len(text) <= length <= MAX_HEADER_BYTES, "the header does not fit the space reserved for it"
     return length.to_bytes(_LENGTH_BYTES, "little") + text.ljust(length)
 
 
@@ -159,7 +159,7 @@ def shown(name: object) -> str:
 
 def _header_bytes(path: Path, file: BinaryIO, size: int) -> bytes:
     if size == 0:
-        raise CheckpointError(f"{path} is empty: the download did not even begin, download it again.")
+        raise CheckpointError(f"{path} is empty: download it again.")
     start = file.read(64)
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
     if len(start) <= _LENGTH_BYTES or start[_LENGTH_BYTES] != ord("{") or length > MAX_HEADER_BYTES:
@@ -177,7 +177,7 @@ def _header_bytes(path: Path, file: BinaryIO, size: int) -> bytes:
 
 
 def _kind_of(start: bytes) -> str:
-    """What a file that is not safetensors is, judged by its first bytes."""
+    """The kind of a file that is not safetensors, detected from its first bytes."""
     stripped = start.lstrip()
     for magic, kind in _MAGIC:
         if stripped.startswith(magic):
@@ -185,7 +185,7 @@ def _kind_of(start: bytes) -> str:
     try:
         text = start.decode("utf-8")
     except UnicodeDecodeError as error:
-        # The cut after the first bytes may split a character of a text.
+        # The cut after the first bytes may split a character of text.
         text = start[: error.start].decode("utf-8") if error.start > len(start) - 4 else "\0"
     if all(char.isprintable() or char.isspace() for char in text):
         return "a text file, not a model: give a safetensors file"
@@ -194,7 +194,7 @@ def _kind_of(start: bytes) -> str:
 
 def _checked_metadata(path: Path, metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        _damaged(path, "its metadata are not texts")
+        _damaged(path, "its metadata is not text")
     return metadata
 
 
@@ -215,7 +215,7 @@ def _checked_entry(path: Path, name: str, value: object, data_start: int) -> Ent
 
 
 def _is_sizes(value: object) -> bool:
-    # bool is an int in Python, but true is no size in JSON.
+    # bool is an int in Python, but true is not a size in JSON.
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 

@@ -1,4 +1,4 @@
-"""Which files make up a checkpoint: one, a folder with one, or shards and their index."""
+"""The files of a checkpoint: a single file, a folder with one, or shards with their index."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MAX_INDEX_BYTES = 100_000_000
 
 
 def files_of(path: Path) -> list[Path]:
-    """The safetensors files behind a path, in the order of their names.
+    """The safetensors files of a path, sorted by name.
 
     A folder may hold one file, or shards with an index (``diffusion_pytorch_model.safetensors.index.json``,
     ``model.safetensors.index.json``), or a ``transformer`` folder that does.
 
     Raises:
-        CheckpointError: if there are none, a shard is missing, or it is not clear which file is meant.
+        CheckpointError: if there are none, a shard is missing, or the path is ambiguous.
     """
     if path.is_dir():
         return _files_in(path)
@@ -35,7 +35,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def index_of(shard: str) -> str | None:
-    """The name of the index that a shard's name belongs to; None for a file that is whole."""
+    """The name of the index that a shard's name belongs to; None for a file that is not a shard."""
     found = _SHARD.search(shard)
     return shard[: found.start()] + _INDEX_SUFFIX if found and int(found[1]) > 1 else None
 
@@ -51,11 +51,11 @@ def _files_in(folder: Path) -> list[Path]:
         return _files_in(folder / "transformer")
     if not files:
         raise CheckpointError(f"The folder {folder} holds no safetensors file: choose the one with the model.")
-    raise CheckpointError(f"The folder {folder} holds {len(files)} safetensors files and no one index: choose a file.")
+    raise CheckpointError(f"The folder {folder} holds {len(files)} safetensors files and no single index: choose one.")
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, each a plain name beside it; any of them may be a link, as in a hub's snapshot."""
+    """The files that an index names, each a plain name beside it; each may be a link, as in a hub's snapshot."""
     names = _shard_names(index)
     for name in names:
         if not isinstance(name, str) or PureWindowsPath(name).name != name or name in ("", ".", ".."):
@@ -75,7 +75,7 @@ def _shard_names(index: Path) -> set[Any]:
     if content is None:
         raise CheckpointError(f"{index} is far too large for an index: download it again.")
     try:
-        # What else the index says, such as the total size, is not used, and some programs write that as 123.0.
+        # Other fields, such as the total size, are not used; some programs write that as 123.0.
         return set(parse_json(content.decode("utf-8-sig"), fractions=True)["weight_map"].values())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a valid index of shards; download it again.") from error

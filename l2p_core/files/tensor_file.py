@@ -1,4 +1,4 @@
-"""Safetensors files as plain dictionaries of tensors, under their own names."""
+"""Safetensors files as dictionaries of tensors under their own names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def save(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write tensors under their own names as one safetensors file, beside the target and renamed.
+    """Write tensors under their own names as one safetensors file, atomically.
 
     Raises:
         CheckpointError: if the target exists and `overwrite` is false, or it cannot be written.
@@ -39,9 +39,9 @@ def save(
 
 
 def writing_order(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The order that `save` reads and writes tensors in.
+    """The order in which `save` reads and writes tensors.
 
-    Wider numbers come first, as with the format's own writer, so that every tensor is aligned.
+    Wider elements come first, as in the format's own writer, so that every tensor is aligned.
     """
     return sorted(tensors, key=lambda name: -tensors[name].element_size())
 
@@ -50,7 +50,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of one safetensors file under their own names, and its metadata.
 
     Raises:
-        CheckpointError: if the file cannot be read or holds numbers that torch has no type for.
+        CheckpointError: if the file cannot be read or has a dtype that torch does not have.
     """
     header = read_header(Path(path))
     tensors: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
-"""Tensors to and from files as bytes in chunks, so that memory does not grow with the model.
+"""Reading and writing tensors as bytes in chunks, so that memory does not grow with the model.
 
-Reading into a few reused buffers beats mapping the file: mapped pages count as the process's memory. Hashing runs
-in a thread beside reading and writing, which all let go of the interpreter lock.
+A few reused buffers are better than mapping the file, whose pages would count as the process's memory. Hashing runs in
+a thread in parallel with reading and writing; all of them release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .safetensors_header import DTYPE_BITS, CheckpointError, Entry, header_bytes, nbytes
 
-# Small enough that a chunk is still in the processor's cache when it is hashed and written: 8 MiB take twice the time.
+# Small enough to stay in the processor's cache for hashing and writing: chunks of 8 MiB take twice the time.
 CHUNK_BYTES = 1 << 20
 
 TORCH_DTYPES = {
@@ -39,12 +39,12 @@ TORCH_DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all); whatever it raises stops the work and leaves no file."""
+"""Called with (bytes done, total bytes); an exception from it stops the work and leaves no file."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of bytes in a file, holding `dtype` numbers."""
+    """A contiguous range of bytes in a file, with elements of `dtype`."""
 
     path: Path
     start: int
@@ -54,7 +54,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor on disk: the numbers of its pieces one after the other, read as `dtype`."""
+    """A tensor on disk: the concatenated elements of its ranges, read as `dtype`."""
 
     name: str
     dtype: str
@@ -71,7 +71,7 @@ class Stored:
 
     @property
     def stored_dtype(self) -> str:
-        """The type of the numbers in the file, where all pieces have one, whatever they are read as."""
+        """The dtype of the elements in the file, if all ranges share one, whatever they are read as."""
         found = {piece.dtype for piece in self.pieces}
         return found.pop() if len(found) == 1 else self.dtype
 
@@ -80,7 +80,7 @@ class Stored:
         return replace(self, dtype=dtype)
 
     def runs(self, first: int, count: int) -> Iterator[tuple[Piece, int, int]]:
-        """The numbers [first, first + count) as (piece, first number in it, count)."""
+        """The elements [first, first + count) as (range, first element in it, count)."""
         for piece in self.pieces:
             held = (piece.stop - piece.start) // itemsize(piece.dtype)
             here = min(held - first, count)
@@ -104,7 +104,7 @@ class Progress:
 
 
 class ChunkReader:
-    """Reads stored tensors chunk by chunk, and hashes chunks in a thread of its own."""
+    """Reads stored tensors chunk by chunk, and hashes chunks in a thread."""
 
     def __init__(self) -> None:
         self._files: dict[Path, FileIO] = {}
@@ -123,9 +123,9 @@ class ChunkReader:
             file.close()
 
     def chunks(self, stored: Stored) -> Iterator[memoryview]:
-        """The tensor's bytes, as `stored.dtype`; a chunk stays valid until the second one after it is asked for.
+        """The tensor's bytes, as `stored.dtype`; a chunk stays valid until the second one after it is requested.
 
-        Tensors of one shape and dtype have the same chunk borders, whatever their pieces are.
+        Tensors of one shape and dtype have the same chunk borders, whatever their ranges are.
         """
         per_chunk = CHUNK_BYTES // itemsize(stored.dtype)
         for first in range(0, stored.numel, per_chunk):
@@ -135,7 +135,7 @@ class ChunkReader:
             yield as_bytes(buffer)
 
     def read(self, stored: Stored) -> Tensor:
-        """The whole tensor as `stored.dtype`, read straight into its memory."""
+        """The whole tensor as `stored.dtype`, read directly into its memory."""
         tensor = torch.empty(stored.shape, dtype=TORCH_DTYPES[stored.dtype])
         self._fill(tensor.view(-1).view(torch.uint8), stored, 0, stored.numel)
         return tensor
@@ -155,7 +155,7 @@ class ChunkReader:
         return self._buffers[0]
 
     def _fill(self, out: Tensor, stored: Stored, first: int, count: int) -> None:
-        """The numbers [first, first + count) into the bytes `out`."""
+        """Read the elements [first, first + count) into the bytes `out`."""
         filled = 0
         for piece, offset, length in stored.runs(first, count):
             size = length * itemsize(stored.dtype)
@@ -167,7 +167,7 @@ class ChunkReader:
             filled += size
 
     def _convert(self, piece: Piece, first: int, out: Tensor) -> None:
-        """The numbers of a piece from `first` on into `out`, in its dtype."""
+        """Read the elements of a range from `first` on into `out`, in its dtype."""
         width = itemsize(piece.dtype)
         for part in out.split(CHUNK_BYTES // width):
             raw = self._scratch[: len(part) * width]
@@ -190,7 +190,7 @@ class ChunkReader:
 
 
 class TensorWriter:
-    """Writes a safetensors file's tensors in any order, and its header last, in the room kept for it."""
+    """Writes a safetensors file's tensors in any order, and last its header, in the space reserved for it."""
 
     def __init__(self, file: FileIO, data_start: int):
         self._file = file
@@ -199,7 +199,7 @@ class TensorWriter:
         self._stop = 0
 
     def add(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
-        """Make room for tensors that lie back to back, and return the position of their first byte."""
+        """Reserve space for contiguous tensors and return the position of their first byte."""
         position = self._stop
         for name, shape in shapes.items():
             size = nbytes(dtype, shape)
@@ -208,7 +208,7 @@ class TensorWriter:
         return position
 
     def write(self, position: int, data: memoryview) -> None:
-        """Write bytes at a position that `add` gave."""
+        """Write bytes at a position returned by `add`."""
         _write_at(self._file, self._data_start + position, data)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
@@ -218,7 +218,7 @@ class TensorWriter:
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of one number of a dtype that has whole bytes."""
+    """Bytes of one element of a dtype that has whole bytes."""
     return DTYPE_BITS[dtype] // 8
 
 
@@ -228,13 +228,13 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 
 def equal_bytes(left: memoryview, right: memoryview) -> bool:
-    """Whether two runs of bytes are the same; numpy compares long words many times faster than Python or torch."""
+    """Whether two byte ranges are equal; numpy compares long words, many times faster than Python or torch."""
     number = np.uint64 if len(left) % 8 == 0 else np.uint8
     return np.array_equal(np.frombuffer(left, number), np.frombuffer(right, number))
 
 
 def converted(chunk: memoryview, dtype: str, new_dtype: str) -> memoryview:
-    """Bytes holding `dtype` numbers as bytes holding `new_dtype` numbers; the same memory if there is nothing to do."""
+    """Bytes of `dtype` elements converted to `new_dtype`; the same memory if the dtypes are equal."""
     if dtype == new_dtype:
         return chunk
     return as_bytes(torch.frombuffer(chunk, dtype=TORCH_DTYPES[dtype]).to(TORCH_DTYPES[new_dtype]))

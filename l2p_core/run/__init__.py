@@ -1,4 +1,4 @@
-"""A training run as a whole: its recipe, its folder, what it shows. Both the command line and the host's nodes call it.
+"""A complete training run: its recipe, its folder, its output. The command line and the host's nodes both call it.
 
-`loop.train` is the entry: a checked `recipe.Recipe`, a folder, `hooks.Hooks` to watch and stop it.
+`loop.train` is the entry point: it takes a checked `recipe.Recipe`, a folder, and `hooks.Hooks` to watch and stop it.
 """

@@ -1,4 +1,4 @@
-"""What a run starts from: an L2P file, or a latent source or smaller variant that becomes one."""
+"""The model that a run starts from: an L2P file, or a latent source or smaller variant to be converted."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 def initialisation(model: ModelSection, target: Path, progress: ProgressCallback | None = None) -> Path:
     """The L2P file that training starts from.
 
-    A latent source, or a smaller variant than is asked for, is converted to `target` first, once: where that is there
-    already, the source is not looked at.
+    A latent source, or a smaller variant than requested, is first converted to `target`, once: if that exists already,
+    the source is not read.
 
     Args:
         model: with an absolute `base`.
         target: the file to convert to.
-        progress: called with (bytes done, bytes in all) of the conversion.
+        progress: called with (bytes done, total bytes) of the conversion.
 
     Raises:
         ValueError: if the base cannot be read or converted.
@@ -50,11 +50,11 @@ def initialisation(model: ModelSection, target: Path, progress: ProgressCallback
 
 
 def pixel_config(model: ModelSection, target: Path | None) -> ModelConfig:
-    """The configuration of what training will start from, without converting anything.
+    """The configuration of the model that training will start from, without converting anything.
 
     Args:
         model: with an absolute `base`.
-        target: what the base would be converted to, and may have been; None if what is there does not count.
+        target: the file that the base would be, or has been, converted to; None ignores an existing one.
     """
     made = target is not None and target.exists()
     config = open_checkpoint(target if target is not None and made else resolve(model.base)).config()
@@ -63,10 +63,10 @@ def pixel_config(model: ModelSection, target: Path | None) -> ModelConfig:
 
 
 def check(model: ModelSection) -> None:
-    """Whether the base can be trained or converted, asked before anything makes way for it.
+    """Check that the base can be trained or converted, before anything is moved for it.
 
     Raises:
-        ValueError: if it is incomplete, quantised, or not to be converted in the way asked for.
+        ValueError: if it is incomplete, quantised, or cannot be converted as requested.
     """
     convert.check_init(model.init)
     checkpoint = open_checkpoint(resolve(model.base))
@@ -76,7 +76,7 @@ def check(model: ModelSection) -> None:
 
 
 def bytes_to_convert(model: ModelSection) -> int:
-    """What the initialisation will take on the disk; 0 where the base is trained as it is."""
+    """Bytes on disk of the initialisation; 0 if the base is trained without conversion."""
     checkpoint = open_checkpoint(resolve(model.base))
     config = checkpoint.config()
     if not _is_converted(config, model):
@@ -96,7 +96,7 @@ def _is_converted(config: ModelConfig, model: ModelSection) -> bool:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a model's headers and of 64 evenly spaced pieces of 64 KiB of each file, which takes no time."""
+    """A hash of a model's headers and of 64 evenly spaced pieces of 64 KiB of each file, which is fast."""
     digest = hashlib.sha256()
     for file in files_of(path):
         header, size = read_header(file), file.stat().st_size

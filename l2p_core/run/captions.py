@@ -1,4 +1,4 @@
-"""Where a run's caption features come from: a cache on disk, filled before anything else is loaded."""
+"""The source of a run's caption features: a cache on disk, filled before anything else is loaded."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Captions:
     Attributes:
         folder: of the cache, shared by encoders, data sets and runs.
         identity: the encoder's, see `dataset.captions.TextEncoder`.
-        make_encoder: loads it; called only where something is missing, and let go of before training.
-        itemsize: bytes of a number of its features.
+        make_encoder: loads it; called only if something is missing; released before training.
+        itemsize: bytes of an element of its features.
     """
 
     folder: Path
@@ -35,13 +35,13 @@ class Captions:
         return bytes_of_features(missing, width, self.itemsize)
 
     def fill(self, captions: Iterable[str], progress: Callable[[int, int], None] | None = None) -> CaptionCache:
-        """The cache with these captions and the empty one in it; errors as for `CaptionCache.fill`."""
+        """The cache, filled with these captions and the empty one; errors as for `CaptionCache.fill`."""
         cache = CaptionCache(self.folder, self.identity)
         cache.fill(captions, self.make_encoder, progress=progress)
         return cache
 
 
 def of_words(folder: Path) -> Captions:
-    """The tiny model's words as the encoder."""
+    """The tiny model's words as the text encoder."""
     encoder = WordEncoder(tiny.load_words())
     return Captions(folder, encoder.identity, lambda: encoder)

@@ -1,4 +1,4 @@
-"""A recipe with some of its values changed, by a caller that has them in fields of its own or as a text."""
+"""A recipe with some of its values changed, by a caller that has them in its own fields or as text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Changes = Mapping[str, Mapping[str, Any]]
 
 
 def changed(recipe: Recipe, changes: Changes) -> Recipe:
-    """The recipe with these values in place of its own, checked as a recipe file is.
+    """The recipe with these values replaced, checked like a recipe file.
 
     Raises:
-        ValueError: naming the key and what was expected; a misspelt key with the nearest right one.
+        ValueError: naming the key and what was expected; a misspelt key with the closest valid one.
     """
-    # The changes alone first, so that a wrong one is named as it was written.
+    # The changes alone first, so that errors name them as they were written.
     recipes.parse({**changes, "model": {"base": recipe.model.base, **changes.get("model", {})}})
     values = {
         section: {key: value for key, value in of_section.items() if value is not None}
@@ -35,10 +35,10 @@ def read_changes(text: str, fixed: Mapping[str, tuple[str, ...]]) -> dict[str, d
 
     Args:
         text: sections and keys of a recipe; may be empty.
-        fixed: {section: keys} that may not be changed in this way.
+        fixed: {section: keys} that must not be changed in this way.
 
     Raises:
-        ValueError: if it is not valid TOML, not in sections, or changes what is fixed.
+        ValueError: if it is not valid TOML, has no sections, or changes a fixed key.
     """
     try:
         values = recipes.read_toml(text)

@@ -1,4 +1,4 @@
-"""Line charts as SVG, for pages that open without anything else."""
+"""Line charts as SVG, for self-contained pages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def chart(title: str, steps: Sequence[int], lines: Mapping[str, Sequence[float]]
 
     Args:
         title: above it.
-        steps: where the values are, rising.
+        steps: of the values, increasing.
         lines: {name: a value for each step}; NaN leaves a gap.
         logarithmic: the scale of the values.
 
     Returns:
-        An `<svg>` element; one with the title alone where there is no finite value.
+        An `<svg>` element; with the title alone if there is no finite value.
     """
     scale = (lambda value: math.log10(max(value, _LEAST))) if logarithmic else float
     values = [scale(value) for line in lines.values() for value in line if math.isfinite(value)]
@@ -46,14 +46,14 @@ def chart(title: str, steps: Sequence[int], lines: Mapping[str, Sequence[float]]
             parts += _line([place(s, v) if math.isfinite(v) else None for s, v in zip(steps, line, strict=True)], i)
             x = _LEFT + i * (WIDTH - _LEFT - _RIGHT) / max(3, len(lines))
             colour = _COLOURS[i % len(_COLOURS)]
-            # The name in the page's own colour: of the lines' not every one can be read on light and on dark.
+            # The name in the page's own colour: not every line colour is readable on light and on dark.
             parts.append(f'<rect x="{x:.0f}" y="26" width="10" height="8" fill="{colour}"/>')
             parts.append(f'<text x="{x + 14:.0f}" y="34" fill="currentColor">{html.escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
 
 def _line(points: Sequence[tuple[float, float] | None], number: int) -> list[str]:
-    """The stretches between gaps, each a polyline; a lone point is a dot."""
+    """The segments between gaps, each a polyline; a single point is a dot."""
     stretches: list[list[tuple[float, float]]] = [[]]
     for point in points:
         if point is None:

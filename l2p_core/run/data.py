@@ -1,4 +1,4 @@
-"""A run's data: opened and made ready first, then streamed in batches."""
+"""A run's data: opened and prepared first, then streamed in batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Features = Callable[[str], Tensor]
 """A caption's features, (L, caption_dim)."""
 
 Working = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with a description of the work, how much of it is done, and the total."""
 
 Room = Callable[[Path, int], None]
 """Called with a folder and how many bytes will be written there, to refuse them."""
@@ -36,7 +36,7 @@ Room = Callable[[Path, int], None]
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run trains on, ready to be streamed.
+    """The data that a run trains on, ready to be streamed.
 
     Attributes:
         images: a data folder, or the tiny set in memory.
@@ -50,12 +50,12 @@ class RunData:
 
     @property
     def fingerprint(self) -> str:
-        """What the samples and their order depend on beside the recipe."""
+        """A fingerprint of the samples and their order, besides the recipe."""
         return self.images.fingerprint if isinstance(self.images, ImageFolder) else ""
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on what a user should know before training."""
+        """Sentences that the user should read before training."""
         return [*self.images.notes, *self.cut] if isinstance(self.images, ImageFolder) else []
 
     def stream(self, recipe: Recipe, ranks: Ranks) -> Stream:
@@ -79,7 +79,7 @@ class RunData:
 
 @dataclass(frozen=True)
 class Stream:
-    """Batches, the block that they are to be used in, and what has been left out so far."""
+    """Batches, the context in which to use them, and the samples skipped so far."""
 
     batches: BatchSource
     block: AbstractContextManager[object] = field(default_factory=nullcontext)
@@ -101,25 +101,25 @@ def prepare(
         recipe: with absolute paths.
         config: of the pixel model.
         images: folder for the images of the kinds "tiny" and "renderings".
-        index: file that remembers the sizes of a data folder's images.
-        captions: of the kind "folder"; None are the tiny model's words.
-        working: shows how far it is.
-        room: asked before captions are encoded.
+        index: cache file of the sizes of a data folder's images.
+        captions: of the kind "folder"; None uses the tiny model's words.
+        working: shows the progress.
+        room: called before captions are encoded.
 
     Raises:
-        ValueError: if the data cannot be read, or the captions are not what the model takes.
+        ValueError: if the data cannot be read, or the captions do not fit the model.
     """
     if recipe.data.kind == "folder":
         return _prepare_folder(recipe, config, index, captions, working, room)
     found = RunData(tiny_images(recipe.data, images, working))
     _check_width(found.features, config, f"Data of kind {recipe.data.kind!r} has the tiny model's captions")
     for prompt in recipe.watch.prompts:
-        found.features(prompt)  # a word that the model does not know is named now, not at the first montage
+        found.features(prompt)  # unknown words are reported now, not at the first montage
     return found
 
 
 def tiny_images(section: DataSection, folder: Path, working: Working) -> ImageSet:
-    """The images of the kinds "tiny" and "renderings", from the cache in `folder` or made now."""
+    """The images of the kinds "tiny" and "renderings", from the cache in `folder` or generated now."""
     if section.kind == "renderings":
         return image_set.generated(image_set.rendered, section.images, section.seed, folder, "renderings")
     source = bundled.TinySource()
@@ -141,7 +141,7 @@ def _prepare_folder(
 ) -> RunData:
     if captions is None:
         raise ValueError(
-            f"This model takes captions of {config.caption_dim} numbers a token: name their text encoder under "
+            f"This model takes captions of {config.caption_dim} values per token: name their text encoder under "
             "[captions] encoder, for Z-Image the folder or file of Qwen3-4B."
         )
     folder = open_folder(
@@ -174,6 +174,6 @@ def _check_width(features: Features, config: ModelConfig, whose: str) -> None:
     width = features("").shape[-1]
     if width != config.caption_dim:
         raise ValueError(
-            f"{whose}, {width} numbers a token, but the model takes {config.caption_dim}: use the text encoder it was "
-            "made for."
+            f"{whose}, {width} values per token, but the model takes {config.caption_dim}: use the text encoder that "
+            "it was trained with."
         )

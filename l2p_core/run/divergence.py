@@ -1,11 +1,11 @@
-"""When a run has diverged short of NaN.
+"""Detection of a run that diverges without NaN.
 
-The rule: the loss, smoothed over the last 100 steps or so (an exponential mean with memory 0.99), has stayed above
-`factor` times its own best for `patience` steps on end (2 and 200 unless a recipe says otherwise: a hump of
-a few steps has left the mean by then). The best counts from step 100 on, before which the mean is
-young. A step's loss alone says little: it varies tenfold with the noise levels that were drawn.
+The rule: the loss, smoothed over about the last 100 steps (an exponential mean with memory 0.99), has stayed above
+`factor` times its own best for `patience` consecutive steps (2 and 200 unless a recipe says otherwise; a spike of a few
+steps has left the mean by then). The best counts from step 100 on, because the mean is unreliable before. A single
+step's loss says little: it varies tenfold with the noise levels drawn.
 
-The watch depends on the losses alone, so that a run that goes on rebuilds it from metrics.jsonl.
+The watch depends on the losses alone, so a resumed run rebuilds it from metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 
 MEMORY = 0.99
 YOUNG = 100
-"""Steps before which the smoothed loss is no measure."""
+"""Steps before which the smoothed loss is not reliable."""
 
 
 class DivergenceWatch:
@@ -35,21 +35,21 @@ class DivergenceWatch:
 
     @property
     def smoothed(self) -> float:
-        """The mean of the losses so far, later ones weighing more; NaN before the first."""
+        """The mean of the losses so far, weighted towards later ones; NaN before the first."""
         return self._sum / self._weight if self._weight else math.nan
 
     @property
     def rising(self) -> bool:
-        """Whether the loss is above the limit now, so that what is saved now may be no good."""
+        """Whether the loss is above the limit now, so that a save might be bad."""
         return self.steps_above > 0
 
     @property
     def diverged(self) -> bool:
-        """Whether it has been so for long enough to stop."""
+        """Whether it has been above the limit for long enough to stop."""
         return bool(self.patience) and self.steps_above >= self.patience
 
     def add(self, loss: float) -> None:
-        """Take the loss of one more step."""
+        """Add the loss of one more step."""
         self._steps += 1
         if self._steps == 1:
             self.first = loss

@@ -1,4 +1,4 @@
-"""A run's metrics as TensorBoard events, where that library is installed."""
+"""A run's metrics as TensorBoard events, if that library is installed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SCALARS = ("loss", "high_sigma_loss", "lr", "grad_norm", "images_per_second", "
 class Events:
     """Writes event files into a folder, or nothing without TensorBoard.
 
-    They are to look at, so that a disk that refuses them does not end a run: it ends the events.
+    Events are for viewing only, so a disk that refuses them ends the events, not the run.
 
     Args:
-        folder: made with the first event.
-        step: steps after it, of a run that was killed, are made again and count no more.
+        folder: created with the first event.
+        step: events after it, of a killed run, are superseded.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -37,7 +37,7 @@ class Events:
             self.available = False
 
     def add(self, metrics: RunMetrics) -> None:
-        """A step's numbers; losses by range of sigma as well."""
+        """A step's values, including losses by range of sigma."""
         values = {name: getattr(metrics, name) for name in _SCALARS}
         ranges = zip(SIGMA_EDGES, SIGMA_EDGES[1:], metrics.sigma_loss, metrics.sigma_count, strict=False)
         values |= {f"loss_by_sigma/{low:.1f} to {high:.1f}": loss / n for low, high, loss, n in ranges if n}
@@ -50,12 +50,12 @@ class Events:
         self._write("add_image", "montage", (montage(pixels, COLUMNS) + 1) / 2, step)
 
     def flush(self) -> None:
-        """Bring what was added to the disk."""
+        """Write pending events to disk."""
         if self._writer is not None:
             self._write("flush")
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         if self._writer is not None:
             self._write("close")
             self._writer = None

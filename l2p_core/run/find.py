@@ -1,4 +1,4 @@
-"""Where recipes are found: files of the user's, and the ones that come with the package."""
+"""Finding recipes: the user's files, and those that come with the package."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def find(name: str) -> Path:
 
 
 def beside(path: Path) -> Path:
-    """The folder that relative paths in a recipe start at: its own; of a bundled one, the current folder."""
+    """The folder that a recipe's relative paths start at: its own; for a bundled one, the current folder."""
     return Path.cwd() if path.parent == BUNDLED else path.parent

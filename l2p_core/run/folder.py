@@ -1,6 +1,6 @@
-"""A training run's folder: recipe, metrics, montages, state, delta and report, each at its place.
+"""A training run's folder: recipe, metrics, montages, state, delta and report.
 
-Nothing in it names its own place, so that it may be moved, to another machine too.
+No file in it contains its own location, so the folder may be moved, even to another machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .metrics import RunMetrics
 from .recipe import Recipe
 
 _MAY_CHANGE = {
-    "model": ("base",),  # held by the identity instead, for files move
+    "model": ("base",),  # checked by the identity instead, because files move
     "data": ("path", "workers", "max_bad_share"),
     "training": training_state.MAY_CHANGE,
 }
@@ -30,14 +30,14 @@ _WHERE = {"base": "[model] base", "data": "[data] path"}
 
 LOCK = "run.lock"
 ASIDE = "earlier"
-"""A run that another one takes the place of goes to a folder of this name and a number."""
+"""A replaced run is moved to a folder with this name and a number."""
 
 
 class RunFolder:
     """The files of one run.
 
     Args:
-        path: the folder, made where it is missing.
+        path: the folder, created if missing.
     """
 
     def __init__(self, path: Path):
@@ -57,7 +57,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[bool]:
-        """Keep other processes out for the length of the block; False where the file system knows no locks.
+        """Keep other processes out within the block; False on file systems without locks.
 
         Raises:
             FolderInUse: if another process trains here.
@@ -66,7 +66,7 @@ class RunFolder:
             yield is_held
 
     def continues(self, recipe: Recipe) -> bool:
-        """Whether what lies here is of a run by this recipe, be it only a beginning.
+        """Whether the folder belongs to a run of this recipe, even one that has only begun.
 
         Raises:
             ValueError: if the folder holds a save of a run with another model, other data or other training settings.
@@ -81,22 +81,22 @@ class RunFolder:
         return True
 
     def begin(self, recipe: Recipe, anew: bool = False) -> Path | None:
-        """Make the folder and keep the recipe in it; what a run before has left makes way if it is not resumed.
+        """Create the folder and store the recipe in it; a previous run that is not resumed is moved away.
 
         Args:
             recipe: of the run.
-            anew: do not resume the run that is there.
+            anew: do not resume the existing run.
 
         Returns:
-            The folder that a run before was moved to. Of one that never saved anything, nothing is kept.
+            The folder that a previous run was moved to. A run without any save is deleted.
 
         Raises:
-            ValueError: if the folder holds another run and it is not begun anew, or cannot be written.
+            ValueError: if the folder holds another run and `anew` is not set, or cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         same = not anew and self.continues(recipe)
         aside = None
-        # A delta without a state is the end of a run whose user has made room.
+        # A delta without a state is the end of a run whose user has freed disk space.
         if (self.state.exists() and not same) or (self.delta.exists() and not (same and self.state.exists())):
             aside = self.set_aside()
         elif not same:
@@ -105,17 +105,18 @@ class RunFolder:
         return aside
 
     def set_aside(self) -> Path:
-        """Move the run into a folder of its own in this one, from which it can be resumed.
+        """Move the run into a subfolder, from which it can be resumed.
 
         Raises:
-            CheckpointError: if a file cannot be moved, as when somebody reads it on Windows; all is as before then.
+            CheckpointError: if a file cannot be moved, for example because Windows has it open; nothing has changed
+                then.
         """
         numbers = itertools.count(1)
         target = next(path for path in (self.path / f"{ASIDE}-{number}" for number in numbers) if not path.exists())
         target.mkdir()
         moved: list[Path] = []
         try:
-            # What is resumed from goes first, so that after a kill no other run begins with it.
+            # The state goes first, so that after a kill no other run starts from it.
             for path in (path for path in (*self._files(), self.events) if path.exists()):
                 move(path, target / path.name)
                 moved.append(path)
@@ -127,17 +128,17 @@ class RunFolder:
         return target
 
     def check_data(self, fingerprint: str) -> None:
-        """Hold a run that is resumed to the data that it began with, wherever they lie now; errors as `identify`."""
+        """Check that a resumed run has the data that it began with, at any location; errors as for `identify`."""
         self._check_identity({"data": fingerprint})
 
     def identify(self, identity: dict[str, str]) -> None:
-        """Hold the run to the model and data that it began with, wherever they lie now.
+        """Check that the run has the model and data that it began with, at any location.
 
         Args:
-            identity: a fingerprint each of "base" and "data".
+            identity: one fingerprint each of "base" and "data".
 
         Raises:
-            ValueError: if they are others than the folder's run began with.
+            ValueError: if they differ from those that the folder's run began with.
         """
         self._check_identity(identity)
         write_bytes(self.identity, json.dumps(identity, indent=1).encode())
@@ -149,16 +150,16 @@ class RunFolder:
         for what, now in identity.items():
             if before.get(what) != now:
                 raise ValueError(
-                    f"{self.path} holds a run on another content of {_WHERE[what]}: put back what it began with, or "
-                    "begin anew in another folder."
+                    f"{self.path} holds a run with other content of {_WHERE[what]}: restore what it began with, or "
+                    "start a new run in another folder."
                 )
 
     def clear(self) -> None:
         """Delete the run, keeping the images it trained on.
 
         Raises:
-            CheckpointError: if a file cannot be removed, as when somebody reads it on Windows. What would be resumed
-                from goes first, so that no other run begins with it.
+            CheckpointError: if a file cannot be removed, for example because Windows has it open. The state goes first,
+                so that no other run starts from it.
         """
         for path in (*self._files(), self.index, *(path for path in self.events.glob("*") if path.is_file())):
             remove(path)
@@ -166,23 +167,23 @@ class RunFolder:
             shutil.rmtree(self.events)
 
     def _files(self) -> list[Path]:
-        """What is of this run alone, there or not, the state first."""
+        """The files of this run alone, existing or not, the state first."""
         files = (self.state, self.delta, self.recipe, self.identity, self.plan, self.init, self.metrics, self.problems)
         return [*files, self.report, *self.montages()]
 
     def montage(self, step: int) -> Path:
-        """Where the montage of a step goes."""
+        """The path of a step's montage."""
         return self.path / f"montage-{step:06d}.png"
 
     def montages(self) -> list[Path]:
-        """The montages there are, the first first."""
+        """The existing montages in order."""
         return sorted(self.path.glob("montage-*.png"), key=lambda path: (len(path.name), path.name))
 
     def rewind(self, step: int) -> None:
-        """Drop the metrics of steps after `step`, which a run that goes on from there makes again."""
+        """Drop the metrics of steps after `step`, which a resumed run computes again."""
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            # A kill may have cut the last line short.
+            # A kill may have truncated the last line.
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             if len(kept) != len(lines):
                 write_bytes(self.metrics, "".join(kept).encode())
@@ -198,18 +199,18 @@ class RunFolder:
                 file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
         except OSError as error:
             raise ValueError(
-                f"{self.metrics} could not be written ({error.strerror or error}): make room, then start again to go "
-                "on from the last save."
+                f"{self.metrics} could not be written ({error.strerror or error}): free some space, then start again "
+                "to resume from the last save."
             ) from error
 
 
 def _check_same(before: Recipe, now: Recipe, path: Path) -> None:
-    """Hold a run to its model, data and training; how long it goes on and what it shows may change."""
+    """Check that model, data and training are unchanged; the run's length and output may change."""
     for section, free in _MAY_CHANGE.items():
         old, new = dataclasses.asdict(getattr(before, section)), dataclasses.asdict(getattr(now, section))
         for name in old:
             if old[name] != new[name] and name not in free:
                 raise ValueError(
                     f"{path} holds a run with [{section}] {name} = {old[name]!r}, but the recipe says {new[name]!r}: "
-                    "keep to what it began with, choose another folder or begin anew."
+                    "restore the old value, choose another folder or restart the run."
                 )

@@ -1,4 +1,4 @@
-"""How whoever starts a run watches and stops it."""
+"""How callers watch and stop a run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """How a run is watched and stopped; of several processes the first alone calls them, but for `should_stop`.
+    """Callbacks of a run; with several processes only the first calls them, except `should_stop`.
 
     Attributes:
         progress: called after every step with its metrics.
         montage: called with the step and its montage's images, (B, 3, H, W) in [-1, 1] on the CPU.
-        should_stop: asked after every step, of training and of a montage's sampling; once it says so, everything is
-            saved and the run returns.
+        should_stop: called after every step, of training and of a montage's sampling; once it returns true, everything
+            is saved and the run returns.
         note: called with sentences that the user should read.
-        working: called during preparation with (what, done, of how much); what it raises stops the preparation, which
-            goes on where it was the next time.
-        sampling: called while a montage is made with (sampling steps done, of how many); must not raise.
+        working: called during preparation with (description, done, total); an exception from it stops the preparation,
+            which resumes the next time.
+        sampling: called while a montage is sampled with (steps done, total steps); must not raise.
     """
 
     progress: Callable[[RunMetrics], None] = _ignore

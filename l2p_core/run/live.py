@@ -1,4 +1,4 @@
-"""A run as it can be shown while it goes: where it stands in words, and its loss by range of sigma in few points."""
+"""A run's progress for live display: a sentence, and its loss by range of sigma in a few points."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ..training.step_metrics import HIGH_SIGMA, SIGMA_EDGES
 from .metrics import RunMetrics, duration
 
 POINTS = 160
-"""Of a curve at most. When there are more, each two become one."""
+"""Of a curve at most. When there are more, neighbouring pairs are merged."""
 
 _RANGES = [(low, high) for low, high in zip(SIGMA_EDGES, SIGMA_EDGES[1:], strict=False)]
 
 
 class LossCurves:
-    """Mean losses by range of sigma over windows of steps, which grow with the run, so that a step costs the same
-    however long it is."""
+    """Mean losses by range of sigma over windows of steps that grow with the run, so that the cost per step stays
+    constant."""
 
     def __init__(self) -> None:
         self._window = 1
         self._points: list[_Point] = []
 
     def add(self, step: int, sums: list[float], counts: list[int]) -> None:
-        """A step's errors; arguments as in `step_metrics.StepMetrics`."""
+        """Add a step's errors; arguments as in `step_metrics.StepMetrics`."""
         if not self._points or self._points[-1].steps == self._window:
             if len(self._points) == POINTS:
                 self._points = [first.with_(second) for first, second in _pairs(self._points)]
@@ -34,7 +34,7 @@ class LossCurves:
 
     def as_json(self) -> dict[str, Any]:
         """`steps`, the last of each window, and `ranges`, each with its `name`, whether it is `high` (sigma above 0.6)
-        and its `values`, None where a window has no samples of the range or no finite loss."""
+        and its `values`, None if a window has no samples of the range or no finite loss."""
         ranges = [
             {
                 "name": f"{low:.1f} to {high:.1f}",
@@ -47,7 +47,7 @@ class LossCurves:
 
 
 class _Point:
-    """Some steps' errors: the last of them, how many, and sums and counts of each range."""
+    """The errors of some steps: the last step, the number of steps, and sums and counts of each range."""
 
     def __init__(self, step: int, steps: int, sums: list[float], counts: list[int]):
         self.step, self.steps, self.sums, self.counts = step, steps, sums, counts
@@ -67,7 +67,7 @@ def _pairs(points: list[_Point]) -> list[tuple[_Point, _Point]]:
 
 
 def sentence(metrics: RunMetrics) -> str:
-    """Where a run stands: step, time left, speed, memory."""
+    """A run's status: step, time left, speed, memory."""
     parts = [f"Step {metrics.step} of {metrics.steps}"]
     if metrics.step < metrics.steps:
         parts.append(f"about {duration(metrics.seconds_left)} left")

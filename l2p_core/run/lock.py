@@ -1,4 +1,4 @@
-"""One process in a run folder at a time: a lock of the operating system's, which ends with the process holding it."""
+"""A lock of the operating system that keeps a run folder to one process and ends with that process."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pathlib import Path
 
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 _BEYOND = 1 << 30
-"""The byte that is locked on Windows, beyond what is written: there a locked byte cannot be read by others."""
+"""The byte that is locked on Windows, beyond the written text: other processes cannot read a locked byte there."""
 
 
 class FolderInUse(ValueError):
-    """Another process works in the folder; the message says which, and what to do."""
+    """Another process uses the folder; the message names it and says what to do."""
 
 
 @contextmanager
 def held(folder: Path, name: str) -> Iterator[bool]:
-    """Hold a folder for the length of the block; False where its file system knows no locks and it is not held.
+    """Hold a folder within the block; False, and not held, on file systems without locks.
 
-    The file stays; what is locked is the file and not its being there, so that nothing has to be removed after a kill.
+    The file stays: its lock counts, not its existence, so nothing has to be removed after a kill.
 
     Args:
-        folder: made where it is missing.
-        name: of the file in it that is locked; it says who holds it.
+        folder: created if missing.
+        name: of the file in it that is locked; it names the holder.
 
     Raises:
         FolderInUse: if another process holds it.
-        ValueError: if the folder cannot be made or written.
+        ValueError: if the folder cannot be created or written.
     """
     with _opened(folder, name) as file:
         try:
@@ -50,7 +50,7 @@ def held(folder: Path, name: str) -> Iterator[bool]:
             file.truncate()
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         except OSError:
-            # On a full disk nobody learns who it is, which is no reason not to train.
+            # On a full disk the holder cannot be named, which is no reason not to train.
             file.truncate(0)
         try:
             yield True
@@ -61,7 +61,7 @@ def held(folder: Path, name: str) -> Iterator[bool]:
 def _opened(folder: Path, name: str) -> FileIO:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Made where it is missing, and never cut: another process may hold it.
+        # Created if missing, never truncated: another process may hold it.
         return open(os.open(folder / name, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)), "r+b", buffering=0)
     except OSError as error:
         raise ValueError(

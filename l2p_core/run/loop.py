@@ -1,4 +1,4 @@
-"""A run from its recipe to its delta: prepared, trained, saved and shown on the way, stopped and resumed."""
+"""A run from recipe to delta: preparing, training, saving, showing, stopping and resuming it."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ AfterStep = Callable[[Trainer], None]
 
 
 class _Stopped(Exception):
-    """A montage was left unmade because the user wants to stop."""
+    """A montage was skipped because the user wants to stop."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has come to.
+    """The result of a run.
 
     Attributes:
         folder: of the run.
-        step: how many steps are done.
-        finished: whether these are all.
-        saved: the step of the last save; 0 if there is none.
+        step: number of steps done.
+        finished: whether the run is complete.
+        saved: the step of the last save; 0 without one.
     """
 
     folder: RunFolder
@@ -66,28 +66,27 @@ def train(
     restart: bool = False,
     published: Path | None = None,
 ) -> Result:
-    """Train as the recipe says, from the last save in the folder if there is one.
+    """Train a recipe, resuming from the last save in the folder if there is one.
 
-    The folder is held for the length of the call, so that no other process trains there. It works under inference mode
-    too, which it leaves for its length.
+    The folder is held during the call, so that no other process trains there. The call also works in inference mode,
+    which it leaves temporarily.
 
     Args:
         recipe: with absolute paths, see `recipe.with_paths`.
-        folder: of the run, made where it is missing; `folder.RunFolder` says what it holds afterwards.
-        captions: the cache of caption features for data of the kind "folder", and the encoder that fills it; may be
-            left out for the tiny model, which knows its words.
+        folder: of the run, created if missing; `folder.RunFolder` describes its files.
+        captions: cache of caption features and its encoder, for data of the kind "folder"; optional for the tiny
+            model, which knows its words.
         hooks: to watch and stop the run.
         ranks: the processes that train together; each makes this call.
-        restart: begin anew; once everything is found to be right, what the folder holds is moved into a folder of its
-            own in it.
-        published: where the caller will copy the delta, whose room on the disk is asked for as well.
+        restart: start a new run; after all checks have passed, the folder's content is moved into a subfolder.
+        published: where the caller will copy the delta; disk space is checked for it as well.
 
     Raises:
         ValueError: for data, models and folders that cannot be used or are in use, or a full disk; the message says
             what to do.
-        TrainingDiverged: when the loss or the weights are no longer finite or the loss keeps rising; the message says
-            what there is to resume from.
-        MemoryRanOut: when the device has less memory than was planned; the last save stays.
+        TrainingDiverged: when the loss or the weights are not finite or the loss keeps rising; the message says which
+            save is left to resume from.
+        MemoryRanOut: when the device has less memory than planned; the last save stays.
     """
     hooks, ranks = hooks or Hooks(), ranks or Ranks()
     run_folder = RunFolder(folder)
@@ -101,7 +100,7 @@ def train(
         except RuntimeError as error:
             if not accelerator.is_out_of_memory(error):
                 raise
-            traceback.clear_frames(error.__traceback__)  # they hold what has filled the memory
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
             raise after_running_out(recipe, pixel_config(recipe.model, run_folder.init), ranks) from None
         return Result(run.folder, run.trainer.step, finished, run.saves.step)
 
@@ -109,7 +108,7 @@ def train(
 def _hold(folder: RunFolder, stack: ExitStack, hooks: Hooks) -> None:
     """Keep other processes out of the folder until the stack ends."""
     if not stack.enter_context(folder.held()):
-        hooks.note("This disk knows no locks: see to it that no other process trains in the same folder.")
+        hooks.note("This disk does not support locks: make sure that no other process trains in the same folder.")
 
 
 def prepare(
@@ -121,7 +120,7 @@ def prepare(
     restart: bool = False,
     published: Path | None = None,
 ) -> Run:
-    """The run, ready to go on; arguments and errors as for `train`."""
+    """Prepare the run; arguments and errors as for `train`."""
     found = preparation.prepare(recipe, folder, captions, hooks, ranks, restart, published)
     return Run(found.recipe, folder, found.base, found.data, ranks, hooks, found.pace)
 
@@ -164,7 +163,7 @@ class Run:
         self.saves = Saves(self.trainer, base, folder, self.watch, self.ranks, self.hooks)
         self._events = Events(folder.events, self.trainer.step)
         if self.ranks.first and not self._events.available:
-            self.hooks.note("TensorBoard is not installed, so that no event files are written; report.html shows it.")
+            self.hooks.note("TensorBoard is not installed, so no event files are written; see report.html.")
         if self.trainer.step and self.ranks.first:
             self.hooks.note(self._resumed())
 
@@ -172,7 +171,7 @@ class Run:
         self.trainer.resume(self.folder.state)
         if not all_finite(self.trainer):
             raise ValueError(
-                f"{self.folder.state} holds weights that are not finite numbers, from which nothing can be trained: "
+                f"{self.folder.state} holds weights that are not finite numbers, so it cannot be resumed: "
                 "begin anew with a lower learning rate."
             )
 
@@ -181,10 +180,10 @@ class Run:
         if done < steps:
             return f"Resuming after step {done} of {steps}."
         asked = "" if done == steps else f", and the recipe asks for {steps}"
-        return f"{done} steps are done already{asked}: there is nothing left to train; raise steps to go on."
+        return f"{done} steps are done already{asked}: there is nothing left to train; raise steps to continue."
 
     def go(self, after_step: AfterStep | None = None) -> bool:
-        """Train to the end, or until asked to stop; whether it came to the end. Both ways it is saved if it is sound.
+        """Train to the end, or until asked to stop; returns whether it finished. Sound weights are saved either way.
 
         Raises:
             TrainingDiverged: see `divergence` and `saves`; the delta and the state of the last save stay.
@@ -193,7 +192,7 @@ class Run:
             finished = self._go(after_step)
         except TrainingDiverged as error:
             said = f"{error} {self.saves.resumable()}"
-            # The report is second to saying what happened.
+            # A failure of the report must not hide the training result.
             with suppress(ValueError):
                 self._write_report(said)
             error.args = (said,)
@@ -228,7 +227,7 @@ class Run:
                     if not saved:
                         self._save_if_due(finished, stopping)
                 if stopping:
-                    # A montage that was left out is made first when the run goes on.
+                    # A skipped montage is drawn first when the run resumes.
                     finished = finished and not self._montage_is_due(finished)
                     break
                 if saved and not finished:
@@ -245,7 +244,7 @@ class Run:
             self.hooks.progress(metrics)
 
     def _save_if_due(self, finished: bool, stopping: bool) -> bool:
-        """Save at intervals, when asked to stop and at the end; whether it was saved."""
+        """Save at intervals, when asked to stop and at the end; returns whether it saved."""
         due = finished or stopping or self.trainer.step % self.recipe.watch.save_every == 0
         saved = due and self.saves.make(finished, stopping)
         if saved:
@@ -261,7 +260,7 @@ class Run:
         return due and bool(self.recipe.watch.prompts)
 
     def _make_up_montage(self) -> bool:
-        """Make the montage that a stop or kill between a save and its montage has left out; False if asked to stop."""
+        """Draw the montage that a stop or kill after a save has prevented; False if asked to stop."""
         step = self.trainer.step
         if step and self._montage_is_due(step >= self.recipe.training.steps):
             missing = self.ranks.first and not self.folder.montage(step).exists()
@@ -270,7 +269,7 @@ class Run:
         return True
 
     def _montage(self) -> bool:
-        """The recipe's prompts as images, from the averaged weights; False if asked to stop before they are there."""
+        """The recipe's prompts as images, from the averaged weights; False if asked to stop before they are done."""
         watch = self.recipe.watch
         try:
             with self.trainer.averaged() as model:
@@ -293,7 +292,7 @@ class Run:
             raise _Stopped
 
     def _divergence_watch(self) -> DivergenceWatch:
-        """The watch as it was at the save that the run goes on from."""
+        """The watch as it was at the save that the run resumes from."""
         watch = DivergenceWatch(self.recipe.watch.divergence_factor, self.recipe.watch.divergence_steps)
         if self.folder.metrics.exists():
             for line in read_metrics(self.folder.metrics):
@@ -308,9 +307,9 @@ class Run:
         )
 
     def _name_problems(self, stream: data.Stream) -> None:
-        """Count what was left out, and list it in the run folder."""
+        """Count the skipped samples and list them in the run folder."""
         problems = stream.problems()
         if problems and self.ranks.first:
             write_bytes(self.folder.problems, "".join(f"{problem}\n" for problem in problems).encode())
             left_out = sum(problem.count for problem in problems)
-            self.hooks.note(f"{left_out} samples were left out; {self.folder.problems} lists them.")
+            self.hooks.note(f"{left_out} samples were skipped; {self.folder.problems} lists them.")

@@ -1,4 +1,4 @@
-"""What a run reports after each step, and its record in metrics.jsonl."""
+"""The metrics that a run reports after each step, and their record in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ _MEMORY = 0.95  # of the mean time of a step: about the last 20
 
 @dataclass
 class RunMetrics(StepMetrics):
-    """What one step of a run reports: `StepMetrics`, and of the run as a whole:
+    """The metrics of one step of a run: `StepMetrics`, and for the whole run:
 
     Attributes:
         steps: of the whole run.
         images_per_second: over about the last 20 steps, saves and montages included.
         seconds_left: to the last step, at that speed.
-        memory_bytes: the most that this process has held so far: of the GPU's memory where it trains on one, else of
-            the computer's.
+        memory_bytes: this process's peak memory so far: GPU memory if it trains on a GPU, otherwise RAM.
         device: its name.
-        pace: a key of all that the time of a step depends on, see `pace`; "" if it is not known.
+        pace: a key of everything that the time of a step depends on, see `pace`; "" if unknown.
     """
 
     steps: int = 0
@@ -43,7 +42,7 @@ class RunMetrics(StepMetrics):
 
 
 class Clock:
-    """Adds to a step's metrics what depends on the steps before it.
+    """Adds to a step's metrics the values that depend on earlier steps.
 
     Args:
         steps: of the whole run.
@@ -58,7 +57,7 @@ class Clock:
         self._seconds: float | None = None
 
     def add(self, metrics: StepMetrics) -> RunMetrics:
-        """The metrics of the step that has just ended."""
+        """The metrics of the step that just ended."""
         now = time.perf_counter()
         took, self._last = now - self._last, now
         self._seconds = took if self._seconds is None else took + _MEMORY * (self._seconds - took)
@@ -75,14 +74,14 @@ class Clock:
 
 
 def _held(device: torch.device) -> int:
-    """The most bytes that this process has held: on its GPU, or in the computer's memory."""
+    """This process's peak memory in bytes, on its GPU or in RAM."""
     if has_own_memory(device.type):
         return module(device).max_memory_allocated(device)
     return peak_memory()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The steps of a metrics file; a last line that a kill cut short is left out."""
+    """The steps of a metrics file; a truncated last line is skipped."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -105,7 +104,7 @@ def loss_by_sigma(steps: Sequence[dict[str, Any]], window: int) -> tuple[list[in
 
 
 def duration(seconds: float) -> str:
-    """A length of time in words: 45 seconds, 12 minutes, 3.5 hours."""
+    """A duration as text: 45 seconds, 12 minutes, 3.5 hours."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -16,7 +16,7 @@ from .recipe import WatchSection
 
 COLUMNS = 6
 _BATCH_PIXELS = 64 * 64 * 64
-"""Images are sampled together up to this many pixels: 64 of the tiny model's, one by one of large ones."""
+"""Pixels that are sampled together at most: 64 images of the tiny model, large images one by one."""
 _LEAST_SIDE = 128  # pixels of an image in the file
 
 
@@ -28,10 +28,10 @@ def sample(
     ranks: Ranks,
     progress: ProgressCallback | None = None,
 ) -> Tensor:
-    """The images of the prompts, (B, 3, side, side) in [-1, 1] on the CPU; the same whatever the number of processes.
+    """The images of the prompts, (B, 3, side, side) in [-1, 1] on the CPU; independent of the number of processes.
 
-    Batches of prompts are shared out among the processes. All of them sample equally often, as a model that is cut
-    among them needs: who has no batch left makes the last one again.
+    The processes share batches of prompts. All sample equally often, as a sharded model requires: a process without a
+    batch left repeats the last one.
 
     Args:
         model: in evaluation mode.
@@ -39,15 +39,15 @@ def sample(
         watch: prompts, seeds and settings.
         side: pixels.
         ranks: the processes of the run, which all make this call; the model is on this one's device.
-        progress: called with (sampling steps done, steps in all), each of all images that are made together; may raise
-            to interrupt, in all processes at once.
+        progress: called with (sampling steps done, total steps), each step over all images sampled together; an
+            exception from it interrupts all processes at once.
 
     Returns:
-        In the first process; in the others none, (0, 3, side, side).
+        In the first process; in the others empty, (0, 3, side, side).
 
     Raises:
         ValueError: if an image is not finite; in the first process.
-        SystemExit: in the others, then.
+        SystemExit: in the others in that case.
     """
     row = variant_row(str(model.config.variant))
     steps, cfg = watch.steps or row.steps, row.cfg if watch.cfg is None else watch.cfg
@@ -63,7 +63,7 @@ def sample(
             progress(done, steps * rounds)
 
     def images(numbers: range) -> Tensor:
-        # On the CPU, so that a seed means the same image on every machine.
+        # On the CPU, so that a seed produces the same image on every machine.
         noise = [
             torch.randn(3, side, side, generator=torch.Generator().manual_seed(watch.seed + number))
             for number in numbers
@@ -84,7 +84,7 @@ def sample(
         try:
             pixels = images(batches[min(batch, len(batches) - 1)])
         except ValueError as error:
-            # The others are still sampling, and wait for this one in every step.
+            # The others are still sampling and wait for this process in every step.
             wrong = wrong or error
         else:
             if batch < len(batches):
@@ -95,13 +95,13 @@ def sample(
 
 
 def _batches(prompts: int, side: int) -> list[range]:
-    """Numbers of prompts that are sampled together."""
+    """The numbers of the prompts that are sampled together."""
     together = max(1, _BATCH_PIXELS // side**2)
     return [range(start, min(start + together, prompts)) for start in range(0, prompts, together)]
 
 
 def _raise_together(wrong: ValueError | None, ranks: Ranks) -> None:
-    """Raise what is wrong in one of the processes, if anything is: in the first, which says it."""
+    """If one of the processes has an error, raise it in the first, which reports it."""
     found = next(filter(None, ranks.gather(wrong)), None)
     if found is not None:
         raise found if ranks.first else SystemExit(1)

@@ -1,7 +1,7 @@
-"""How long a run takes, by steps that were measured: its own, or those of a run beside it that computes the same.
+"""How long a run takes, from measured steps: its own, or those of a neighbouring run that computes the same.
 
-Every line of metrics.jsonl names the device and carries a key of all that a step's time depends on, so that nothing is
-ever reckoned from another card's steps or from those of other settings.
+Every line of metrics.jsonl names the device and carries a key of everything that a step's time depends on, so no
+estimate uses another card's steps or those of other settings.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from .metrics import duration
 from .recipe import Recipe
 
 _STEPS = 100
-"""Of the last steps of a run, so many are looked at."""
+"""The number of a run's last steps that are used."""
 _TAIL_BYTES = 1 << 17
 _NO_MATTER = {
     "steps", "lr", "backbone_lr_scale", "weight_decay", "warmup_steps", "decay", "clip_norm", "caption_dropout",
     "shift", "lora_alpha", "noise", "seed",
 }  # fmt: skip
-"""Choices of a training that leave the time of a step as it is."""
+"""Training settings that do not affect the time of a step."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What was measured.
+    """A measurement.
 
     Attributes:
-        seconds: of a step, the median; saves and montages are not in it.
-        steps: how many were looked at.
+        seconds: median time of a step, without saves and montages.
+        steps: number of measured steps.
         device: its name.
-        folder: of the run that made them.
+        folder: of the measured run.
     """
 
     seconds: float
@@ -54,13 +54,13 @@ class Pace:
 
 
 def key_of(config: ModelConfig, recipe: Recipe, device: torch.device, processes: int = 1) -> str:
-    """A key of all that the time of a step depends on.
+    """A key of everything that the time of a step depends on.
 
     Args:
         config: of the L2P model.
-        recipe: as it was asked for, "auto" and -1 not decided.
+        recipe: as requested, with "auto" and -1 undecided.
         device: to train on.
-        processes: that train together.
+        processes: number of processes that train together.
     """
     training = {name: value for name, value in dataclasses.asdict(recipe.training).items() if name not in _NO_MATTER}
     data = recipe.data.kind, image_side(recipe, config), recipe.data.batch_size
@@ -69,10 +69,10 @@ def key_of(config: ModelConfig, recipe: Recipe, device: torch.device, processes:
 
 
 def measured(folder: Path, key: str) -> Pace | None:
-    """The pace of the run in the folder, else of the latest one beside it that computes the same, or None.
+    """The pace of the run in the folder, otherwise of the latest neighbouring run that computes the same, or None.
 
     Args:
-        folder: of the run; need not be there.
+        folder: of the run; need not exist.
         key: see `key_of`.
     """
     own = _of_run(folder, key)
@@ -83,17 +83,17 @@ def measured(folder: Path, key: str) -> Pace | None:
 
 
 def expected(recipe: Recipe, folder: RunFolder, key: str, fresh: bool = False) -> str:
-    """How long the run will take, in words; arguments as for `measured`, and whether it begins with the first step.
+    """The run's expected duration as a sentence; arguments as for `measured`, and whether it starts from step 0.
 
     Raises:
-        CheckpointError: if the folder's save is none.
+        CheckpointError: if the folder's save is not valid.
     """
     done = 0 if fresh else saved_step(folder.state)
     return sentence(measured(folder.path, key), max(0, recipe.training.steps - done), folder.path)
 
 
 def sentence(pace: Pace | None, left: int, folder: Path) -> str:
-    """How long the steps that are left take; "" if none are.
+    """The duration of the remaining steps as a sentence; "" if there are none.
 
     Args:
         pace: see `measured`.
@@ -106,7 +106,7 @@ def sentence(pace: Pace | None, left: int, folder: Path) -> str:
         return "How long training takes is known after its first steps."
     there = "this run" if pace.folder.resolve() == folder.resolve() else f"the run {pace.folder.name}"
     return (
-        f"The {left} steps to go take about {duration(left * pace.seconds)}, saves and montages not counted: a step "
+        f"The remaining {left} steps take about {duration(left * pace.seconds)}, without saves and montages: a step "
         f"took {pace.seconds:.3g} seconds in {there} (median of {pace.steps}, {pace.device})."
     )
 
@@ -123,7 +123,7 @@ def _of_run(folder: Path, key: str) -> Pace | None:
 
 
 def _last_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The last steps in a metrics file, however long it is; of another program's file by that name, nothing."""
+    """The last steps in a metrics file of any length; nothing for another program's file of that name."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         start = file.seek(max(0, size - _TAIL_BYTES))

@@ -1,4 +1,4 @@
-"""A run's memory plan: stated, kept in the run folder, and asked how several processes train together."""
+"""A run's memory plan: stated, stored in the run folder, and used to choose how several processes train together."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from .data import image_side
 from .recipe import Recipe
 
 MAX_CAPTION = 512
-"""Tokens of the longest caption that Z-Image's text encoder gives."""
+"""Maximum tokens of a caption from Z-Image's text encoder."""
 _MAX_WORDS = 32
 _MOST_PIXELS = 1 << 40
-"""Of a micro-batch: beyond it sizes in bytes no longer fit the numbers that torch counts in."""
+"""Maximum pixels of a micro-batch: beyond it, sizes in bytes exceed torch's integers."""
 _LESS = 0.85
-"""Share of what was planned that a run may need after its memory ran out."""
+"""Share of the planned memory that a run may need after its memory ran out."""
 
 
 class MemoryRanOut(RuntimeError):
-    """A device's memory ran out although the plan had room; the message says what to change."""
+    """A device's memory ran out although the plan fitted; the message says what to change."""
 
 
 def workload(recipe: Recipe, config: ModelConfig, parts: int = 1) -> Workload:
-    """A process's largest micro-batch, of which there are `parts` to one of the recipe's: no bucket is larger than the
-    square, and no caption longer than the encoder's limit."""
+    """A process's largest micro-batch, one of `parts` of the recipe's: no bucket is larger than the square, and no
+    caption longer than the encoder's limit."""
     multiple = config.size_multiple
     side = max(multiple, image_side(recipe, config) // multiple * multiple)
     tokens = _MAX_WORDS if recipe.data.kind != "folder" or is_tiny(config) else MAX_CAPTION
@@ -52,17 +52,17 @@ def workload(recipe: Recipe, config: ModelConfig, parts: int = 1) -> Workload:
 def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None = None) -> tuple[Plan, TrainingConfig]:
     """The plan of this process, and the training's configuration with "auto" and -1 decided.
 
-    Replicas ("ddp") communicate least, and are chosen where they fit.
+    Replicas ("ddp") communicate least and are chosen if they fit.
 
     Args:
         recipe: of the run.
         config: of the L2P model.
         ranks: the processes of the run.
-        limit: bytes of the device's memory; None takes what is free, on a GPU or, without one, of RAM and swap.
+        limit: bytes of the device's memory; None uses what is free, of GPU memory or, without a GPU, of RAM and swap.
 
     Raises:
-        ValueError: if the run cannot fit the device or the computer, with the change that would make it fit, or has to
-            be cut among processes, which something that it asks for is not possible with.
+        ValueError: if the run cannot fit into GPU memory or RAM, with the change that would make it fit, or has to be
+            sharded but requests a setting that does not work with sharding.
     """
     training, work = recipe.training, _work(recipe, config, ranks)
     kind = ranks.device.type
@@ -71,17 +71,17 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
     room = Room(free or memory, memory if has_own_memory(kind) else None, kind, ranks.count)
     training = decided(config, training, work, room)
     refuse_if_too_much(config, training, work, room)
-    # What is not needed shall not push others' memory out to the disk.
+    # Memory that is not needed must not push other programs' memory into swap.
     spare = dataclasses.replace(room, device=free or min(memory, available_memory() // ranks.on_machine))
     training = keeping_what_fits(config, training, work, spare)
     return room.plan(config, training, work), training
 
 
 def decided(config: ModelConfig, training: TrainingConfig, work: Workload, room: Room) -> TrainingConfig:
-    """The training with "auto" decided: replicas, which communicate least, where they fit.
+    """The training with "auto" decided: replicas, which communicate least, if they fit.
 
     Raises:
-        ValueError: as `sharding.check_shards`, where they do not.
+        ValueError: as for `sharding.check_shards`, if they do not fit.
     """
     if room.processes == 1 or training.parallel != "auto":
         return training
@@ -93,10 +93,10 @@ def decided(config: ModelConfig, training: TrainingConfig, work: Workload, room:
 
 
 def after_running_out(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> MemoryRanOut:
-    """What to say, and to change, when a run that had room by its plan has none.
+    """The error, with a change to make, when a run that fitted by its plan runs out of memory.
 
     Args:
-        recipe: of the run, its training as it was decided.
+        recipe: of the run, with its training decided.
         config: of the L2P model.
         ranks: the processes of the run.
     """
@@ -108,20 +108,20 @@ def after_running_out(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> Memo
     kept = next((change for change in going_on if less.holds(less.plan(config, change.training, work))), None)
     anew = fitting(config, training, work, less)
     if kept:
-        advice = f"start again with {kept.words}, and it goes on there"
+        advice = f"start again with {kept.words} to resume"
     elif anew:
-        advice = f"begin anew with {anew[0].words}"
+        advice = f"restart the run with {anew[0].words}"
     else:
-        advice = "train fewer blocks, or on a device with more memory"
+        advice = "train fewer blocks, or use a device with more memory"
     where = "The GPU's memory" if has_own_memory(ranks.device.type) else "RAM"
     return MemoryRanOut(
         f"{where} ran out, though the run was planned to need about {gigabytes(plan.device_bytes)} GB: other "
-        f"programs may hold too much of it. What was saved last is kept. Close them, or {advice}."
+        f"programs may hold too much of it. The last save is kept. Close them, or {advice}."
     )
 
 
 def _goes_on(change: Change, training: TrainingConfig, work: Workload, ranks: Ranks) -> bool:
-    """Whether a run may go on with the change."""
+    """Whether a run can be resumed with the change."""
     if not go_together(change.training, ranks.count, ranks.device):
         return False
     fields = (field.name for field in dataclasses.fields(training))

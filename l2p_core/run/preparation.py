@@ -1,7 +1,6 @@
-"""What comes before a run's model is loaded: everything is checked, then the folder is begun, then files are made.
+"""The steps before a run's model is loaded: everything is checked, then the folder is begun, then files are created.
 
-Nothing of a run that lies in the folder already is touched before recipe, base, memory, disk and data have been found
-to be right.
+An existing run in the folder is not touched before recipe, base, memory, disk and data have been checked.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run is made of.
+    """The inputs of a run.
 
     Attributes:
         recipe: its training with "auto" and -1 decided.
         base: the L2P file that training starts from.
-        data: what it trains on.
+        data: the training data.
         pace: see `metrics.RunMetrics`.
     """
 
@@ -53,7 +52,7 @@ def prepare(
     restart: bool = False,
     published: Path | None = None,
 ) -> Prepared:
-    """Check and make everything that a run needs; the first process does so, and then the others find it made.
+    """Check and create everything that a run needs; the first process does so, then the others find the files.
 
     Arguments and errors are those of `loop.train`.
     """
@@ -84,14 +83,14 @@ def prepare(
             write_bytes(folder.plan, f"{sentence}\n".encode())
         start = _initialisation(recipe, folder, found, hooks, ranks)
         if ranks.first:
-            # Captions and the initialisation are on the disk now: what is left must do for the saves.
+            # Captions and the initialisation are on disk now: the rest must suffice for the saves.
             disk.planned(recipe, config, training, folder, False, published).refuse_if_too_much(ranks.count)
         return Prepared(replace(recipe, training=training), start, found, key)
 
     found = ranks.first_then_others(work)
     training = found.recipe.training
     if ranks.any(training.parallel == "fsdp"):
-        # Another process may be the one that has too little room.
+        # Another process may be the one with too little memory.
         check_shards(recipe.training, ranks.device)
         training = replace(training, parallel="fsdp")
     training = replace(
@@ -103,7 +102,7 @@ def prepare(
 
 
 def _config(recipe: Recipe, folder: RunFolder, fresh: bool) -> ModelConfig:
-    """Of the model that will be trained; what it will be made of is seen to be usable."""
+    """The configuration of the model to train; also checks that its base is usable."""
     if fresh or not folder.init.exists():
         base.check(recipe.model)
     return base.pixel_config(recipe.model, None if fresh else folder.init)
@@ -112,11 +111,11 @@ def _config(recipe: Recipe, folder: RunFolder, fresh: bool) -> ModelConfig:
 def _begin(recipe: Recipe, folder: RunFolder, restart: bool, hooks: Hooks) -> None:
     aside = folder.begin(recipe, restart)
     if aside:
-        hooks.note(f"The run that was there lies in {aside} now, whole: delete that folder when you no longer need it.")
+        hooks.note(f"The previous run was moved to {aside}, complete: delete that folder when you no longer need it.")
 
 
 def _initialisation(recipe: Recipe, folder: RunFolder, found: RunData, hooks: Hooks, ranks: Ranks) -> Path:
-    """What training starts from, made where it is missing and held to what the run began with."""
+    """The file that training starts from, created if missing and checked against the run's identity."""
     is_new = not folder.init.exists()
     start = base.initialisation(recipe.model, folder.init, partial(hooks.working, "converting"))
     if ranks.first:
@@ -166,5 +165,5 @@ def prepare_data(
 
 
 def caption_folder(recipe: Recipe, folder: Path) -> Path:
-    """Where a run in `folder` keeps caption features, unless told otherwise by its caller."""
+    """Default folder of the caption features of a run in `folder`."""
     return Path(recipe.captions.cache) if recipe.captions.cache else folder.resolve().parent / "captions"

@@ -1,4 +1,4 @@
-"""A run's report: one HTML file that needs nothing else, neither a network nor the files beside it."""
+"""A run's report: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .folder import RunFolder
 from .metrics import duration, loss_by_sigma, read_metrics
 
 POINTS = 100
-"""Of a curve at most; each is the mean over a window of steps."""
+"""Maximum points of a curve; each is the mean over a window of steps."""
 _SAMPLES = 40
-"""In a window at least, where the run is long enough: a sample's loss varies tenfold with its noise level."""
+"""Minimum steps of a window, if the run is long enough: a sample's loss varies tenfold with its noise level."""
 MONTAGES = 8
-"""Shown at most: the first, the last and some between."""
+"""Maximum montages shown: the first, the last and some between."""
 _MOST_TEXT = 1 << 18  # bytes of the tables and curves
 _WIDEST = 1536  # pixels that a montage is shrunk to
 
@@ -40,11 +40,11 @@ pre { background: var(--shade); padding: .8rem; overflow-x: auto; font-size: 13p
 
 
 def write(folder: RunFolder, status: str, prompts: Sequence[str]) -> None:
-    """Make the report anew from the folder's metrics, montages and recipe, whole or not at all.
+    """Rewrite the report from the folder's metrics, montages and recipe, atomically.
 
     Args:
         folder: of the run.
-        status: a sentence on where it stands.
+        status: a sentence about the run's status.
         prompts: of the montages.
 
     Raises:
@@ -76,12 +76,12 @@ def _facts(steps: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         ("Step", f"{last['step']} of {last['steps']}"),
         ("Learning rate", f"{last['lr']:.3g}"),
-        ("Images a second", f"{last['images_per_second']:.3g}"),
+        ("Images per second", f"{last['images_per_second']:.3g}"),
         ("Time left", duration(last["seconds_left"])),
         ("Time trained", duration(sum(step["seconds"] for step in steps))),
     ]
     if last["memory_bytes"]:
-        rows.append(("Most memory held", f"{last['memory_bytes'] / 1e9:.2f} GB"))
+        rows.append(("Peak memory", f"{last['memory_bytes'] / 1e9:.2f} GB"))
     return "<table>" + "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in rows) + "</table>"
 
 
@@ -101,13 +101,13 @@ def _charts(steps: Sequence[dict[str, Any]]) -> list[str]:
         chart("Mean loss", ends, {"loss": mean("loss")}, logarithmic=True),
         chart("Gradient norm before clipping", ends, {"norm": mean("grad_norm")}, logarithmic=True),
         chart("Learning rate", ends, {"rate": mean("lr")}),
-        chart("Images a second", ends, {"images": mean("images_per_second")}),
-        chart("Most memory held so far, GB", ends, {"memory": mean("memory_bytes", 1e-9)}),
+        chart("Images per second", ends, {"images": mean("images_per_second")}),
+        chart("Peak memory so far, GB", ends, {"memory": mean("memory_bytes", 1e-9)}),
     ]
 
 
 def _window(steps: Sequence[Mapping[str, Any]]) -> int:
-    """Steps to a point of the curves."""
+    """Steps per point of the curves."""
     calm = min(math.ceil(_SAMPLES / steps[-1]["images"]), len(steps) // 10)
     return max(1, calm, math.ceil(len(steps) / POINTS))
 
@@ -126,7 +126,8 @@ def _montages(folder: RunFolder, prompts: Sequence[str]) -> Iterable[str]:
 
 
 def _data_url(path: Path) -> str:
-    """A picture inside the page; large ones shrunk and as JPEG, or a report would have hundreds of megabytes."""
+    """A picture inside the page; large ones are reduced and stored as JPEG, or a report would have hundreds of
+    megabytes."""
     with opened(path, ("PNG",)) as image:
         if image.width <= _WIDEST:
             return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,4 +1,4 @@
-"""A run's saves: made when they are due and the weights are sound, so that no bad one takes a good one's place."""
+"""A run's saves: made when they are due and the weights are sound, so that no bad save replaces a good one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Saves:
     """The saves of one run.
 
     Args:
-        trainer: what is saved; where the folder has a state, it has been resumed from that.
+        trainer: to be saved; if the folder has a state, it has been resumed from it.
         base: the L2P file that training starts from.
-        folder: that they go to.
+        folder: target of the saves.
         watch: of the run.
         ranks: the processes of the run; all make the calls of this class at the same points.
-        hooks: that are told why a save is not made.
+        hooks: are told why a save is skipped.
 
     Attributes:
-        step: of the last save; 0 if there is none.
+        step: of the last save; 0 without one.
     """
 
     def __init__(
@@ -37,28 +37,28 @@ class Saves:
         self.step = trainer.step
 
     def make(self, finished: bool, stopping: bool) -> bool:
-        """Save, unless the loss is rising or the weights are ruined and training may yet get out of that.
+        """Save, unless the loss is rising or the weights are bad and further training may repair that.
 
         Args:
-            finished: whether this is the end of the run, where a rising loss keeps nothing from being saved.
+            finished: whether this is the end of the run, where a rising loss does not prevent the save.
             stopping: whether the user has asked to stop.
 
         Returns:
             Whether it was saved.
 
         Raises:
-            TrainingDiverged: if the weights are worth nothing and no further step can change that.
-            ValueError: if the disk is full or refuses; the save before stays.
+            TrainingDiverged: if the weights are worthless and further steps cannot change that.
+            ValueError: if the disk is full or refuses; the previous save stays.
         """
         if self._watch.rising and self.step and not finished:
             if stopping:
-                self._note(f"The loss is rising, so that the save of step {self.step} stays the last.")
+                self._note(f"The loss is rising, so the save of step {self.step} remains the last.")
             return False
         wrong = flaw(self._trainer, self._watch.first)
         if wrong:
             said = f"after step {self._trainer.step} {wrong.words}"
             if finished or wrong.for_good:
-                raise TrainingDiverged(f"Training diverged: {said}. Nothing of that was saved.")
+                raise TrainingDiverged(f"Training diverged: {said}. These weights were not saved.")
             self._note(f"Not saved: {said}. {self._last()}")
             return False
         if self._watch.rising:
@@ -67,23 +67,23 @@ class Saves:
         return True
 
     def resumable(self) -> str:
-        """What there is to resume from after training has diverged in the step to come, and what to do."""
+        """What to resume from, and what to do, after training has diverged in the coming step."""
         step = self._trainer.step
         if not self.step:
             if not step:
                 return (
-                    "It was the first step, so that training is not to blame: a weight of the base, or an image, has "
-                    "numbers that are not finite."
+                    "It was the first step, so training is not to blame: a weight of the base, or an image, contains "
+                    "values that are not finite."
                 )
-            return "Nothing was saved before that: begin anew with a lower learning rate."
+            return "Nothing was saved before that: restart the run with a lower learning rate."
         if self.step == step:
             return (
-                f"The last save, of step {step}, is what this step started from, so that it would diverge again: begin "
-                "anew with a lower learning rate."
+                f"The last save, of step {step}, is where this step started, so it would diverge again: restart the "
+                "run with a lower learning rate."
             )
         return (
-            f"The last save, of step {self.step}, is from before that, and its weights are finite: resume from it with "
-            "a lower learning rate."
+            f"The last save, of step {self.step}, precedes that and its weights are finite: resume from it with a "
+            "lower learning rate."
         )
 
     def start_again(self) -> str:
@@ -91,14 +91,14 @@ class Saves:
         return f"resumes from the save of step {self.step}" if self.step else "begins with the first step"
 
     def _last(self) -> str:
-        return f"The save of step {self.step} stays the last." if self.step else "There is no save yet."
+        return f"The save of step {self.step} remains the last." if self.step else "There is no save yet."
 
     def _note(self, sentence: str) -> None:
         if self._ranks.first:
             self._hooks.note(sentence)
 
     def _write(self) -> None:
-        """Delta and state, each whole or not at all; the state last, since it is what a run is resumed from."""
+        """Write delta and state atomically; the state last, because a run is resumed from it."""
         sharding.write_from_first(
             self._ranks,
             self._trainer.trained(),

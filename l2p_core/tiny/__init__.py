@@ -1,7 +1,7 @@
 """The bundled tiny source: a text-to-image latent model of coloured shapes, small enough to live in the repository.
 
-`load_source`, `load_autoencoder` and `load_words` read the weights beside this file, which
-`comfyui_l2p.train.make_tiny_source` made; `generate` makes images of them.
+`load_source`, `load_autoencoder` and `load_words` read the weights beside this file, which were created by
+`comfyui_l2p.train.make_tiny_source`; `generate` generates images with them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOURCE_PATH = _FOLDER / "source.safetensors"
 AUTOENCODER_PATH = _FOLDER / "autoencoder.safetensors"
 WORDS_PATH = _FOLDER / "words.safetensors"
 DELTA_PATH = _FOLDER / "delta.safetensors"
-"""What the benchmark's full run trained: the pixel model as a delta on the source."""
+"""The result of the benchmark's full run: the pixel model as a delta on the source."""
 
 
 def load_source(path: Path = SOURCE_PATH) -> LatentModel:

@@ -1,9 +1,9 @@
-"""The tiny autoencoder: 64x64 RGB to an 8x8 latent of 16 channels and back, as large ones do at 1024 pixels.
+"""The tiny autoencoder: 64x64 RGB to an 8x8 latent of 16 channels and back, like large ones at 1024 pixels.
 
-The encoder is the whitened principal components of 8x8 pixel blocks, one convolution fitted in closed form. The
-decoder is their inverse plus a learned correction that sees neighbouring cells, sharpens what 16 components blur and
-forgives the errors of a diffusion model. Convolutions trained end to end from random weights were tried first and
-still lost a fifth of the shapes after the minute in which this one, fitted, has all of them.
+The encoder consists of the whitened principal components of 8x8 pixel blocks, one convolution fitted in closed form.
+The decoder is their inverse plus a learned correction that sees neighbouring cells, sharpens what 16 components blur
+and tolerates the errors of a diffusion model. Convolutions trained end to end from random weights were tried first and
+still lost a fifth of the shapes after a minute, in which this fitted one has all of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ResidualBlock(nn.Module):
 class Autoencoder(nn.Module):
     """Pixels in [-1, 1] to latents of zero mean and unit standard deviation per channel, and back.
 
-    The latents come normalised, so a diffusion model needs no scale or shift of its own.
+    The latents are normalised, so a diffusion model needs no scale or shift of its own.
     """
 
     def __init__(self, width: int = 64, deep_width: int = 96):
@@ -60,7 +60,7 @@ class Autoencoder(nn.Module):
     def fit_components(self, pixels: Tensor) -> None:
         """Set the encoder and its inverse to the principal components of example images (B, 3, H, W) in [-1, 1].
 
-        The correction is set to start from zero. The encoder is not trained any further.
+        The correction starts from zero. The encoder is not trained further.
         """
         blocks = rearrange(pixels, "b c (h i) (w j) -> (b h w) (c i j)", i=DOWNSCALE, j=DOWNSCALE).double()
         mean = blocks.mean(0)
@@ -99,20 +99,20 @@ class Autoencoder(nn.Module):
         return self.inverse(latents) + self.correction(latents)
 
     def save(self, path: Path) -> None:
-        """Write the weights in float16 as a safetensors file, replacing one that is there."""
+        """Write the weights in float16 as a safetensors file, replacing an existing one."""
         weights = {name: tensor.half() for name, tensor in self.state_dict().items()}
         save(weights, path, {"l2p.kind": "autoencoder"}, overwrite=True)
 
     @classmethod
     def load(cls, path: Path) -> Autoencoder:
-        """Read what `save` wrote, in float32.
+        """Read a file written by `save`, in float32.
 
         Raises:
             ValueError: if the file holds anything else.
         """
         tensors, metadata = load_tensors(path)
         if metadata.get("l2p.kind") != "autoencoder":
-            raise ValueError(f"{path} is not the tiny autoencoder: use the file that this package brings.")
+            raise ValueError(f"{path} is not the tiny autoencoder: use the file that comes with this package.")
         model = cls()
         model.load_state_dict(tensors)
         return model.eval()
@@ -121,7 +121,7 @@ class Autoencoder(nn.Module):
 def reconstruction_loss(model: Autoencoder, pixels: Tensor, latent_noise: Tensor) -> Tensor:
     """Absolute and squared error of the images decoded from latents with noise (B, 16, h, w) added; a scalar.
 
-    The noise makes the decoder forgive the small errors of a diffusion model.
+    The noise makes the decoder tolerate the small errors of a diffusion model.
     """
     with torch.no_grad():
         latents = model.encode(pixels)
@@ -130,5 +130,5 @@ def reconstruction_loss(model: Autoencoder, pixels: Tensor, latent_noise: Tensor
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """The memory format that convolutions on a CPU are fastest in."""
+    """The memory format in which convolutions on a CPU are fastest."""
     return x.contiguous(memory_format=torch.channels_last)

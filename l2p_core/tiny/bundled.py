@@ -1,4 +1,4 @@
-"""The tiny model that comes with the package: where its files are, and how a command names it."""
+"""The tiny model that comes with the package: its files, and how commands refer to it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ NAME = "tiny"
 SOURCE = tiny.SOURCE_PATH
 DELTA = SOURCE.with_name("delta.safetensors")
 HEAD_WIDTH = 0.25
-"""Factor on the Detailer Head's widths that suits the tiny model."""
+"""The factor on the Detailer Head's widths that suits the tiny model."""
 
 
 def resolve(path: Path | str) -> Path:
-    """The path itself; the bundled source for the word "tiny", even where the current folder holds something so named,
-    for recipes and commands should mean the same everywhere."""
+    """The path itself; the bundled source for the word "tiny", even if the current folder contains a file of that name,
+    because recipes and commands should mean the same everywhere."""
     return SOURCE if str(path) == NAME else Path(path)
 
 
 def is_tiny(config: ModelConfig) -> bool:
-    """Whether a model, latent or pixel, is of the bundled source's kind, whose captions `Words` encodes: no larger than
-    it, with captions as wide. A larger model whose captions happen to be as wide has an encoder of its own."""
+    """Whether a model, latent or pixel, is of the bundled source's kind, whose captions `Words` encodes: not larger,
+    and with captions of the same width. A larger model with captions of that width has its own encoder."""
     source = _source_config()
     sizes = ("dim", "n_layers", "n_refiner_layers", "ffn_dim")
     return (config.source, config.caption_dim) == (source.source, source.caption_dim) and all(
@@ -49,7 +49,7 @@ def _source_config() -> ModelConfig:
 
 
 class TinySource:
-    """The bundled latent model with what it needs to make images, loaded on first use."""
+    """The bundled latent model with everything needed to generate images, loaded on first use."""
 
     @cached_property
     def model(self) -> LatentModel:
@@ -77,7 +77,7 @@ class TinySource:
         )
 
     def name(self, steps: int = STEPS, cfg: float = CFG) -> str:
-        """A name for the images it makes with these settings; it changes when the weights do."""
+        """A name for the images generated with these settings; it changes when the weights do."""
         weights = SOURCE.read_bytes() + tiny.AUTOENCODER_PATH.read_bytes() + tiny.WORDS_PATH.read_bytes()
         return f"source-{hashlib.sha256(weights).hexdigest()[:8]}-steps{steps}-cfg{cfg:g}"
 
@@ -92,7 +92,7 @@ def pixel_images(
     batch: int = 64,
     progress: ProgressCallback | None = None,
 ) -> Tensor:
-    """Images of a tiny pixel model, with the settings that its source has: (B, 3, 64, 64) in [-1, 1]."""
+    """Images of a tiny pixel model, with its source's settings: (B, 3, 64, 64) in [-1, 1]."""
     noise = torch.stack(
         [torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )

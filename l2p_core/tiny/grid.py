@@ -1,4 +1,4 @@
-"""The patch-grid ratio: how much of a picture's detail sits on the borders between patches.
+"""The patch-grid ratio: how much of an image's detail lies on the borders between patches.
 
 Converted models show a grid of the patch size; for images without one the ratio is about 1.
 """
@@ -20,7 +20,7 @@ def patch_grid_ratio(images: Tensor, patch_size: int) -> float:
         About 1 without a grid, above it with one; NaN for images without any detail inside patches.
 
     Raises:
-        ValueError: if an image has no border between patches, or a patch no inside.
+        ValueError: if an image has no border between patches, or a patch no interior.
     """
     if patch_size < 2 or min(images.shape[-2:]) <= patch_size:
         height, width = images.shape[-2:]

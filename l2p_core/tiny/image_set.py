@@ -1,4 +1,4 @@
-"""The tiny training set in memory: images with captions and the seeds they were made from, and batches of them."""
+"""The tiny training set in memory: images with captions and the seeds they were generated from, and their batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..files.tensor_io import ProgressCallback
 from ..training.batch import Batch
 from . import shapes
 
-PART = 256  # images of a cached file: what a stop can lose
+PART = 256  # images of a cached file; a stop can lose as many
 
 Generate = Callable[[Sequence[str], Sequence[int]], Tensor]
 """Captions and seeds -> (B, 3, H, W) in [-1, 1]."""
@@ -32,7 +32,7 @@ class ImageSet:
     Attributes:
         pixels: (N, 3, H, W) uint8.
         captions: N texts.
-        seeds: N seeds of the noise each image was made from.
+        seeds: N seeds, of the noise each image was generated from.
     """
 
     pixels: Tensor
@@ -41,13 +41,13 @@ class ImageSet:
 
 
 class Batches:
-    """Shuffled micro-batches of an image set, as a pure function of their number (`trainer.BatchSource`).
+    """Shuffled micro-batches of an image set, as a pure function of their number (`batch.BatchSource`).
 
-    Every epoch has an order of its own, drawn from the seed and the epoch's number; a batch may cross into the next.
+    Every epoch has its own order, drawn from the seed and the epoch's number; a batch may cross into the next.
 
     Args:
         images: at least one.
-        encode: caption to features (L, caption_dim); called once a caption.
+        encode: caption to features (L, caption_dim); called once per caption.
         batch_size: images of a micro-batch.
         seed: of the shuffling.
     """
@@ -95,18 +95,18 @@ def seed_of(number: int, seed: int = 0) -> int:
 def generated(
     generate: Generate, count: int, seed: int, folder: Path, name: str, progress: ProgressCallback | None = None
 ) -> ImageSet:
-    """The first `count` images of a generated training set, made once and cached in parts.
+    """The first `count` images of a generated training set, generated once and cached in parts.
 
-    Image i has a caption and a noise that depend on i and `seed` alone, so a larger set begins with the smaller one
-    and both share their files.
+    Image i has a caption and noise that depend only on i and `seed`, so a larger set begins with the smaller one and
+    both share their files.
 
     Args:
-        generate: makes images, see `Generate`.
+        generate: generates images, see `Generate`.
         count: images, 1 or more.
         seed: of captions and noise.
-        folder: of the cached files, made where it is missing.
-        name: begins the files' names; says which model with which settings makes the images.
-        progress: called with (images there, images in all).
+        folder: of the cached files, created if missing.
+        name: prefix of the files' names; identifies the model and settings of the images.
+        progress: called with (images present, total images).
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -125,7 +125,7 @@ def generated(
 
 
 def rendered(captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
-    """Clean renderings of the captions, a `Generate`: the comparison with what the source makes."""
+    """Clean renderings of the captions, a `Generate`: the comparison with the source's images."""
     scenes = [
         shapes.random_scene(random.Random(seed), shapes.parse_caption(caption))
         for caption, seed in zip(captions, seeds, strict=True)
@@ -144,5 +144,5 @@ def _make_part(generate: Generate, start: int, seed: int, path: Path) -> None:
 def _load_part(path: Path) -> ImageSet:
     tensors, metadata = load_tensors(path)
     if metadata.get("l2p.kind") != "images":
-        raise ValueError(f"{path} is not a file of cached images: move it away, it will be made anew.")
+        raise ValueError(f"{path} is not a file of cached images: move it away; it will be created again.")
     return ImageSet(tensors["pixels"], json.loads(metadata["captions"]), json.loads(metadata["seeds"]))

@@ -31,7 +31,7 @@ class Score:
     """Shares of images that show what their caption says, each in [0, 1]; ``whole`` needs all four attributes.
 
     ``residual`` is the root mean square distance to the nearest clean rendering, in units of the pixel range
-    [-1, 1]: it tells a clean image from one that is right but rough.
+    [-1, 1]: it distinguishes a clean image from one that is right but rough.
     """
 
     shape: float
@@ -60,7 +60,7 @@ def _candidates() -> tuple[list[tuple[str, str]], Tensor, Tensor]:
 
 
 def recognise(images: Tensor) -> tuple[list[Attributes], Tensor]:
-    """What each image shows, and how far it is from a clean rendering of that.
+    """The attributes that each image shows, and its distance from a clean rendering of them.
 
     images (B, 3, 64, 64) in [-1, 1] -> B attributes, and the root mean square distances (B,).
     """
@@ -102,7 +102,7 @@ def _recognise_chunk(images: Tensor) -> tuple[list[Attributes], Tensor]:
 def score(images: Tensor, captions: Sequence[str]) -> Score:
     """How well images (B, 3, 64, 64) in [-1, 1] show what their B captions say."""
     if not len(images) == len(captions) > 0:
-        raise ValueError(f"{len(images)} images came with {len(captions)} captions; give one caption an image.")
+        raise ValueError(f"{len(images)} images came with {len(captions)} captions; give one caption per image.")
     found, residual = recognise(images)
     wanted = [shapes.parse_caption(text) for text in captions]
     names = ("shape", "colour", "place", "background")

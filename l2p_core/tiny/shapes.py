@@ -1,7 +1,7 @@
 """The image set of the tiny model: one coloured shape on a plain background, rendered from a caption's attributes.
 
 Every scene is four attributes, which the caption names, and a jitter of position and size, which it does not.
-Images are 64x64 RGB in [-1, 1], anti-aliased, and made for a whole batch at once.
+Images are 64x64 RGB in [-1, 1], anti-aliased, and rendered for a whole batch at once.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def all_captions() -> list[str]:
 
 
 def evaluation_captions(count: int, seed: int = 0) -> list[str]:
-    """A fixed list to score a model by: no caption twice until all have been used, the same list for a seed."""
+    """A fixed list to score a model by: no caption twice until all have been used; the same list for the same seed."""
     rng = random.Random(f"evaluation captions {seed}")
     captions: list[str] = []
     while len(captions) < count:

@@ -1,4 +1,4 @@
-"""The tiny world's words as the text encoder of a caption cache."""
+"""The tiny model's words as the text encoder of a caption cache."""
 
 from __future__ import annotations
 

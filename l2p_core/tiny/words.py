@@ -1,7 +1,7 @@
-"""The tiny model's caption encoder: a word is a fixed vector, a caption the sequence of its words' vectors.
+"""The tiny model's caption encoder: each word is a fixed vector, a caption the sequence of its words' vectors.
 
-The vectors are orthogonal, so every word is as unlike every other as it can be, and nothing about language has to be
-trained. A start token comes first, so that the empty caption, which guidance needs, is one token long.
+The vectors are orthogonal, so every word is as unlike every other as possible, and no language has to be learned. A
+start token comes first, so that the empty caption, which guidance needs, is one token long.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Words:
 
     Args:
         vocabulary: the known words in lower case, the start token first.
-        table: (words, 64), one row a word.
+        table: (words, 64), one row per word.
     """
 
     def __init__(self, vocabulary: list[str], table: Tensor):
         if vocabulary[:1] != [START] or table.shape != (len(vocabulary), CAPTION_DIM):
             raise ValueError(
-                f"A table of words is {START!r} and other words with one row of {CAPTION_DIM} numbers each, not "
+                f"A table of words is {START!r} and other words with one row of {CAPTION_DIM} values each, not "
                 f"{len(vocabulary)} words with a table of shape {tuple(table.shape)}."
             )
         self.vocabulary = vocabulary
@@ -51,7 +51,7 @@ class Words:
         """Features of a caption, (1 + number of words, 64).
 
         Raises:
-            ValueError: for a word that is not in the vocabulary, unless unknown words are to be left out.
+            ValueError: for a word that is not in the vocabulary, unless unknown words are skipped.
         """
         words = _split(text)
         unknown = [word for word in words if word not in self._index]
@@ -63,19 +63,19 @@ class Words:
         return self.table[rows]
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file with the vocabulary in its metadata, replacing one that is there."""
+        """Write a safetensors file with the vocabulary in its metadata, replacing an existing one."""
         save({"table": self.table}, path, {"l2p.kind": "words", "words": json.dumps(self.vocabulary)}, overwrite=True)
 
     @classmethod
     def load(cls, path: Path) -> Words:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
             ValueError: if the file is not such a table.
         """
         tensors, metadata = load_tensors(path)
         if metadata.get("l2p.kind") != "words" or "table" not in tensors:
-            raise ValueError(f"{path} is not a table of words: use the words.safetensors that this package brings.")
+            raise ValueError(f"{path} is not a table of words: use the words.safetensors that comes with this package.")
         return cls(json.loads(metadata["words"]), tensors["table"])
 
 

@@ -1,1 +1,1 @@
-"""The step loop and its parts."""
+"""The training loop and its parts."""

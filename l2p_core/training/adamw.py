@@ -19,14 +19,14 @@ _EIGHT_BIT_NAMES = {
     "absmax1": "exp_avg_scale",
     "absmax2": "exp_avg_sq_scale",
 }
-"""bitsandbytes' names of a parameter's states, and ours. Under 4096 numbers they stay in float32, without scales."""
+"""bitsandbytes' names of a parameter's states, and ours. Below 4096 elements they stay in float32, without scales."""
 
 
 def check_installed(config: TrainingConfig) -> None:
-    """Refuse a configuration that needs a library which is not there.
+    """Refuse a configuration that needs a missing library.
 
     Raises:
-        ValueError: saying which, and what to do.
+        ValueError: naming the library and what to do.
     """
     if config.optimiser_bits == 8 and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
@@ -36,12 +36,12 @@ def check_installed(config: TrainingConfig) -> None:
 
 
 def make(parameters: Mapping[str, Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW over two groups, what conversion initialised and what the source already knew, with moments of zero.
+    """AdamW over two groups, layers that conversion initialised and layers of the source, with moments of zero.
 
     Each group has the key "scale", its factor on the learning rate.
 
     Raises:
-        ValueError: if bitsandbytes is asked for and missing.
+        ValueError: if bitsandbytes is needed and missing.
     """
     check_installed(config)
     new = [p for name, p in parameters.items() if is_new(name)]
@@ -71,8 +71,8 @@ def _eight_bit(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.op
 
 
 def moments(optimiser: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """A parameter's states by their names in saves, the very tensors: exp_avg and exp_avg_sq, and in 8 bits of each
-    the scales of its blocks."""
+    """A parameter's states by their names in saves, without copying: exp_avg and exp_avg_sq, and in 8 bits for each the
+    scales of its blocks."""
     state = optimiser.state[parameter]
     if "exp_avg" in state:
         return {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
@@ -80,7 +80,7 @@ def moments(optimiser: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Te
 
 
 def set_step(optimiser: torch.optim.Optimizer, parameter: Tensor, step: int) -> None:
-    """Say how many steps a parameter has made, which its moments' bias is corrected by."""
+    """Set the number of steps that a parameter has made, which the bias correction of its moments depends on."""
     state = optimiser.state[parameter]
     if isinstance(state["step"], Tensor):
         state["step"].fill_(float(step))
@@ -89,9 +89,9 @@ def set_step(optimiser: torch.optim.Optimizer, parameter: Tensor, step: int) -> 
 
 
 def step_unless(optimiser: torch.optim.Optimizer, broken: Tensor) -> None:
-    """Step, but change nothing where `broken`, a scalar beside the parameters, is 1 and not 0.
+    """Step, but change nothing if `broken`, a scalar beside the parameters, is 1 rather than 0.
 
-    torch's fused AdamW looks at it on the device, so that Python need not wait; bitsandbytes has nothing like it.
+    torch's fused AdamW reads it on the device, so that Python need not wait; bitsandbytes has no equivalent.
     """
     if isinstance(optimiser, torch.optim.AdamW):
         optimiser.found_inf = broken  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Samples as the training loop takes them."""
+"""Batches of samples for the training loop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """Samples of one micro-batch.
+    """The samples of one micro-batch.
 
     Attributes:
         pixels: (B, 3, H, W) in [-1, 1].
         captions: B captions, see `backbone.Caption`.
         numbers: each sample's number in the run, counted over all epochs; its randomness depends on it.
-        seeds: the seed that the source drew each image's noise from, None where it is not known.
+        seeds: the seed that the source drew each image's noise from, None if unknown.
     """
 
     pixels: Tensor
@@ -27,19 +27,19 @@ class Batch:
 
 
 class BatchSource(Protocol):
-    """Data as the loop sees it: a pure function of the micro-batch's number, shuffling included."""
+    """A data source: a pure function of the micro-batch's number, including shuffling."""
 
     def batch(self, number: int) -> Batch:
-        """The micro-batch `number`, counted from 0 over the whole run; of it the part that is this process's."""
+        """This process's part of the micro-batch `number`, counted from 0 over the whole run."""
         ...
 
 
 class Part:
-    """A batch source in memory, cut: of each of its micro-batches the samples that are one process's.
+    """One process's share of a batch source in memory: a part of each of its micro-batches.
 
     Args:
-        batches: gives whole micro-batches.
-        index, count: which of how many equal parts, see `parallel.Ranks.part`.
+        batches: returns whole micro-batches.
+        index, count: which of how many equal parts, see `ranks.Ranks.part`.
     """
 
     def __init__(self, batches: BatchSource, index: int, count: int):

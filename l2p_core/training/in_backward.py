@@ -1,15 +1,15 @@
-"""Trained weights stepped in the middle of the backward pass, each as soon as its gradient is complete.
+"""Stepping trained weights during the backward pass, each as soon as its gradient is complete.
 
-Gradients never pile up then: of a model whose trained weights are float32 they are as large as these, and all there at
-the end of the backward pass otherwise. torch calls a hook when a weight's gradient is complete; no later part of the
-backward pass reads that weight any more. Vectors, which are half of all weights and next to none of their elements,
-wait and are stepped together after it: a step of each by itself costs more than their gradients' memory is worth.
+Gradients then never accumulate; otherwise, for float32 weights, they are as large as the weights and all in memory at
+the end of the backward pass. torch calls a hook when a weight's gradient is complete; no later part of the backward
+pass reads that weight. Vectors, which are half of all weights and almost none of their elements, are stepped together
+after the backward pass: stepping each of them separately would cost more than their gradients' memory is worth.
 
-Clipping needs the norm of all gradients, which is not known yet: each weight's gradient is scaled down to `clip_norm`
-by itself. Where the total is within `clip_norm`, neither way changes anything; above it this way clips less.
+Clipping needs the norm of all gradients, which is not yet known, so each weight's gradient is scaled down to
+`clip_norm` by itself. If the total is within `clip_norm`, neither way changes anything; above it this way clips less.
 
-Nothing here waits for the device: norms stay tensors, and from the first loss or gradient on that is not finite a flag
-beside the weights lets the optimiser change nothing any more.
+Nothing here waits for the device: norms stay tensors, and from the first non-finite loss or gradient on, a flag beside
+the weights keeps the optimiser from changing anything.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .weights import TrainedWeights
 
 
 class EarlyWeights(TrainedWeights):
-    """float32 weights, moments and averages where the model is computed, for one micro-batch a step."""
+    """float32 weights, moments and averages on the model's device, for one micro-batch per step."""
 
     steps_early = True
-    """Whether weights change during the backward pass; a subclass may sum up several micro-batches instead."""
+    """Whether weights change during the backward pass; a subclass may sum several micro-batches instead."""
 
     def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig):
         super().__init__(parameters, config)
@@ -43,7 +43,7 @@ class EarlyWeights(TrainedWeights):
 
     @cached_property
     def _waiting(self) -> dict[str, Tensor]:
-        """Those of the parameters that are stepped together at the end."""
+        """The parameters that are stepped together at the end."""
         return {
             name: parameter for name, parameter in self.parameters.items() if self.steps_early and parameter.ndim == 1
         }
@@ -51,7 +51,7 @@ class EarlyWeights(TrainedWeights):
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
         if not self.steps_early:
             return super()._optimisers()
-        # Of the others one for each: a common one would look at all weights whenever one is stepped.
+        # One optimiser for each of the others: a common one would look at all weights at every step.
         groups = [list(self._waiting)] if self._waiting else []
         groups += [[name] for name in self.masters if name not in self._waiting]
         found: dict[str, torch.optim.Optimizer] = {}
@@ -76,7 +76,7 @@ class EarlyWeights(TrainedWeights):
 
     @torch.no_grad()
     def _clip(self, waited: list[str]) -> Tensor:
-        """`clip`, where the weights that waited and have a gradient are these."""
+        """`clip`, with `waited` the waiting weights that have a gradient."""
         if not self.steps_early:
             return super().clip()
         self._arrived.update(waited)
@@ -89,7 +89,7 @@ class EarlyWeights(TrainedWeights):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Step the weights that waited, and finish the step for those that had no gradient."""
+        """Step the waiting weights, and finish the step for those that had no gradient."""
         without = self.masters.keys() - self._arrived
         waited = self._arrived & self._waiting.keys()
         for optimiser in {self.optimiser_of[name] for name in waited}:
@@ -99,14 +99,14 @@ class EarlyWeights(TrainedWeights):
         self.drop_gradients()
 
     def _listen(self, name: str, parameter: Tensor) -> None:
-        """Have the gradients of a weight taken when they are complete."""
-        # Weakly: torch keeps hooks where the garbage collector does not look, so that one that holds this object
-        # would keep its weights, on the device and in RAM, until the process ends.
+        """Have a weight's gradients taken when they are complete."""
+        # Weak: torch keeps hooks where the garbage collector does not look, so a hook that holds this object would keep
+        # its weights, on the device and in RAM, until the process ends.
         complete = weakref.WeakMethod(self._complete)
 
         def completed(parameter: Tensor) -> None:
             call = complete()
-            assert call is not None, "a gradient came in after its trainer was gone"
+            assert call is not None, "a gradient arrived after its trainer was deleted"
             call(name, parameter)
 
         parameter.register_post_accumulate_grad_hook(completed)
@@ -117,7 +117,7 @@ class EarlyWeights(TrainedWeights):
         self._take(name, gradient)
 
     def _take(self, name: str, gradient: Tensor) -> None:
-        """Use up the gradient that a backward pass has completed."""
+        """Consume the gradient that a backward pass has completed."""
         self._arrived.add(name)
         self._step_one(name, gradient)
 
@@ -126,7 +126,7 @@ class EarlyWeights(TrainedWeights):
         master, norm = self.masters[name], torch.linalg.vector_norm(gradient)
         self._norms.append(norm)
         self._note(norm)
-        # Python may look at what a CPU has computed, and save itself a pass over the gradient.
+        # Python can read what a CPU has computed, and skip a pass over the gradient.
         if not norm.is_cpu or norm > self.config.clip_norm:
             gradient.mul_(self._factor(norm))
         master.grad = gradient
@@ -135,14 +135,14 @@ class EarlyWeights(TrainedWeights):
         master.grad = None
 
     def _factor(self, norm: Tensor) -> Tensor:
-        """What scales gradients of these norms down to `clip_norm`."""
+        """The factor that scales gradients of these norms down to `clip_norm`."""
         return (self.config.clip_norm / norm).clamp(max=1)
 
     def _note(self, values: Tensor) -> None:
-        """Let nothing be stepped any more in this step if one of these is not finite."""
+        """Disable the rest of this step if one of these values is not finite."""
         self._broken.copy_(torch.maximum(self._broken, 1 - values.isfinite().all().float()))
 
     def _average(self, names: Iterable[str], share: Tensor | float = 1.0) -> None:
-        """Move averages towards the weights, by this share (0 or 1) of the usual way."""
+        """Move averages towards the weights, by this share (0 or 1) of the usual amount."""
         for name in names if self.averages else ():
             self.averages[name].lerp_(self.masters[name], (1 - self._decay()) * share)

@@ -1,8 +1,8 @@
-"""Loading a model to train it, each weight straight into the form and the place that training keeps it in.
+"""Loading a model for training: each weight is read directly into its final form and place.
 
-In no process is ever more of the model than what stays there, and one block: frozen weights are stored one by one as
-they are read, replicas are read onto their devices, and what several processes will share is read block by block, just
-before each cuts its shard from it (see `sharding`).
+No process ever holds more of the model than the weights that stay there and one block: frozen weights are stored one by
+one as they are read, replicas are read directly onto their devices, and a model to be sharded is read block by block,
+just before each process cuts its shard (see `distributed.sharding`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ..training_config import TrainingConfig
 def load(
     path: str | Path | Checkpoint, config: TrainingConfig, ranks: Ranks, progress: ProgressCallback | None = None
 ) -> L2PModel:
-    """An L2P model for `Trainer`.
+    """Load an L2P model for `Trainer`.
 
     Args:
         path: a file, folder or opened checkpoint, in either key layout.
         config: of the training.
-        ranks: the processes that will train it. Of several that are no replicas, each gets a model whose weights are
-            on the device "meta", and `Backbone.read_part` to read them with.
-        progress: called with (bytes read, bytes in all), also while parts are read.
+        ranks: the processes that will train it. If they shard it, each gets a model whose weights are on the device
+            "meta", and `Backbone.read_part` to read them with.
+        progress: called with (bytes read, total bytes), also while parts are read.
 
     Raises:
         CheckpointError: if it is not a complete L2P model, or is quantised.
@@ -46,7 +46,7 @@ def load(
     puts = {}
     if block_store.wanted(config):
         puts = block_store.store(model, trained, config, ranks.device)
-        # Rounded once, from what the file has.
+        # The file's own dtype, so that weights are rounded only once.
         names |= {key: checkpoint.tensors[key].dtype for key in puts}
     counter = Progress(sum(checkpoint.tensors[key].nbytes for key in names), progress)
     shared = ranks.count > 1 and config.parallel != "ddp"
@@ -65,17 +65,17 @@ def load(
 
 
 class _PartReader:
-    """Reads the weights of one module at a time, straight onto the device that they are cut into shards on."""
+    """Reads the weights of one module at a time, directly onto the device on which they are sharded."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, counter: Progress):
         self._checkpoint, self._device, self._counter = checkpoint, device, counter
 
     def __call__(self, module: nn.Module, name: str) -> None:
-        """Read what of a module is on the device "meta", in the dtypes that its parameters have there.
+        """Read the weights of a module that are on the device "meta", in the dtypes of its parameters.
 
         Args:
-            module: of the model, or all of it.
-            name: of the module in the model; "" is the model.
+            module: a part of the model, or all of it.
+            name: the module's name in the model; "" is the model itself.
         """
         within = f"{name}." if name else ""
         waiting = {f"{within}{key}": weight for key, weight in module.named_parameters() if weight.is_meta}

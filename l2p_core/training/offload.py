@@ -1,10 +1,11 @@
-"""Trained weights, optimiser states and averages in CPU memory, stepped there as gradients arrive.
+"""Trained weights, optimiser states and averages in RAM, stepped there as gradients arrive.
 
-The device holds a working copy of each weight, bfloat16 under "bf16", and gradients of a few layers at a time: as soon
-as one is complete it is on its way (see `exchange`). With one micro-batch a step the weight is stepped at once (see
-`early`) and its working copy renewed, while the backward pass goes on. With several, gradients are summed in CPU
-memory, clipped by their total, and all weights are stepped after the last. Where blocks are streamed, working copies of
-their linear layers lie in CPU memory too and come to the device with their block (see `trained_linear`).
+The device holds a working copy of each weight, in bfloat16 with precision "bf16", and gradients of a few layers at a
+time: each complete gradient is copied to RAM immediately (see `memory.exchange`). With one micro-batch per step the
+weight is stepped at once (see `in_backward`) and its working copy renewed during the backward pass. With several,
+gradients are summed in RAM and clipped by their total norm, and all weights are stepped after the last micro-batch. If
+blocks are streamed, working copies of their linear layers are in RAM too and come to the device with their block (see
+`memory.trained_linear`).
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ CPU = torch.device("cpu")
 
 
 class OffloadedWeights(EarlyWeights):
-    """float32 weights, moments and averages in CPU memory, and working copies in the model.
+    """float32 weights, moments and averages in RAM, and working copies in the model.
 
-    Between `losses` and `clip` norms, sums and masters belong to the exchange, which may use them in its thread.
+    Between `losses` and `clip`, the norms, sums and masters belong to the exchange, which may use them in its thread.
 
     Args:
-        parameters: those of the model that train, by name, in float32 on any device; they become the working copies.
+        parameters: the model's trained parameters by name, in float32 on any device; they become the working copies.
         config: of the training.
         device: to compute on.
-        streamed: by the names of their weights, layers whose working copies are streamed.
+        streamed: layers whose working copies are streamed, by the names of their weights.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class OffloadedWeights(EarlyWeights):
         return {name: self._master(name, parameter) for name, parameter in self.parameters.items()}
 
     def _master(self, name: str, parameter: Tensor) -> Tensor:
-        """A weight in CPU memory, with its working copy where that belongs, and nothing of it anywhere else: a device
-        never holds all of them in float32."""
+        """A weight in RAM, with its working copy in its final place; no other copy remains, so that a device never
+        holds all weights in float32."""
         if name in self._streamed:
             parameter.data = parameter.detach().to(CPU, torch.float32)
             self._streamed[name].working.fill(parameter.detach())
@@ -79,7 +80,7 @@ class OffloadedWeights(EarlyWeights):
 
     def losses(self, errors: Tensor) -> None:
         if self.steps_early:
-            # A copy, for the backward pass uses the errors themselves at the same time.
+            # A copy, because the backward pass uses the errors at the same time.
             self._exchange.bring([errors.detach().clone()], self._losses)
 
     def clip(self) -> Tensor:
@@ -116,12 +117,12 @@ class OffloadedWeights(EarlyWeights):
 
     @torch.no_grad()
     def _renew(self, weights: Mapping[str, Tensor]) -> None:
-        """Let working copies be these weights."""
+        """Set the working copies to these weights."""
         self._exchange.send(self._renewed(weights))
         self._exchange.finish()
 
     def _renewed(self, weights: Mapping[str, Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
-        """Renew the working copies that lie in CPU memory; the weights of the others, with these."""
+        """Renew the working copies in RAM; returns the weights of the others with their copies."""
         for name, weight in weights.items():
             if name in self._streamed:
                 self._streamed[name].working.fill(weight)
@@ -134,7 +135,7 @@ class OffloadedWeights(EarlyWeights):
         use = partial(self._stepped, name) if self.steps_early else partial(self._summed, name, first)
         self._exchange.bring([gradient], use)
 
-    # What follows is called by the exchange, with gradients in CPU memory.
+    # The exchange calls the following methods, with gradients in RAM.
 
     def _losses(self, errors: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
         self._note(errors[0])

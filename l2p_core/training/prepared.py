@@ -1,8 +1,8 @@
-"""Micro-batches made ready for the device ahead of use: noise drawn, captions dropped, all of it in pinned memory.
+"""Micro-batches prepared for the device in advance: noise drawn, captions dropped, everything in pinned memory.
 
-On a GPU this happens in a thread, while the micro-batch before is computed: what the loop then does for a batch is to
-queue copies, which the GPU makes while Python goes on. The pinned memory of a batch is torch's to reuse, and torch does
-so only when the copies from it are done.
+On a GPU this happens in a thread while the previous micro-batch is computed; the loop then only queues copies, which
+the GPU performs while Python continues. Torch reuses the pinned memory of a batch only after the copies from it are
+done.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..training_config import TrainingConfig
 from .batch import Batch, BatchSource
 
 _AHEAD = 1
-"""Micro-batches that are made ready beside the one that is next."""
+"""Micro-batches that are prepared in addition to the next one."""
 _PINNED_AT_MOST = 1 << 28
-"""Bytes of a tensor that is pinned. Larger ones, of images above 4096 pixels, would take gigabytes of RAM that cannot
-be swapped, and their copy is no noticeable part of a step."""
+"""Largest tensor, in bytes, that is pinned. Larger ones, of images above 4096 pixels, would take gigabytes of RAM that
+cannot be swapped, and copying them is a negligible part of a step."""
 
 
 class Prepared(NamedTuple):
@@ -40,7 +40,7 @@ class Prepared(NamedTuple):
     captions: list[Any]
 
     def to(self, device: torch.device) -> Prepared:
-        """It on the device. Copies from pinned memory are queued, not waited for."""
+        """Copy it to the device. Copies from pinned memory are queued, not waited for."""
 
         def there(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -51,14 +51,14 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """Makes micro-batches of a source ready; what chance decides depends on the samples' numbers alone.
+    """Prepares micro-batches of a source; random choices depend only on the samples' numbers.
 
     Attributes:
         batches: the source.
         config: of the training.
-        sigmas: (levels,) that noise levels are drawn from.
-        empty_caption: in the place of captions that are dropped.
-        device: that the batches are for.
+        sigmas: (levels,) grid of noise levels.
+        empty_caption: replaces dropped captions.
+        device: target of the batches.
     """
 
     batches: BatchSource
@@ -109,9 +109,9 @@ class Preparation:
 def ahead(
     prepare: Callable[[int], Prepared], numbers: Iterable[int], device: torch.device
 ) -> Iterator[Iterator[Prepared]]:
-    """Micro-batches of these numbers in their order, for a GPU made ready in a thread that ends with the block.
+    """Micro-batches with these numbers in order; for a GPU prepared in a thread that ends with the block.
 
-    On a CPU, which computes the model with all its cores, they are made when they are asked for.
+    For a CPU, which computes the model with all its cores, they are prepared on demand.
     """
     if not accelerator.has_own_memory(device.type):
         yield map(prepare, numbers)
@@ -136,6 +136,6 @@ def _taken_ahead(
 
 
 def _use(device: torch.device) -> None:
-    """Have a thread pin memory for the process's own GPU rather than make a context on the first one."""
+    """Make a thread pin memory for the process's own GPU instead of creating a context on the first one."""
     if device.index is not None:
         accelerator.module(device).set_device(device)

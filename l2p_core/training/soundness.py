@@ -1,7 +1,7 @@
-"""Whether weights are worth saving: a save takes the place of a good one, and a delta is what people get.
+"""Whether weights are worth saving: a save replaces a good one, and a delta is what users get.
 
-Finite weights alone say little: one step with a learning rate of 1 leaves finite ones from which every further step
-overflows. So the model is asked as well, for the loss of the images that it has seen last.
+Finite weights alone prove little: a step with a learning rate of 1 leaves finite weights from which every further step
+overflows. The model is therefore also evaluated on the images that it has seen last.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from ..distributed.sharding import local
 from .trainer import Trainer
 
 NOTHING = 2.0
-"""The most that predicting no velocity at all can cost a pixel: noise has the variance 1, pixels are within [-1, 1]."""
+"""The highest mean cost per pixel of predicting zero velocity: noise has variance 1, pixels are within [-1, 1]."""
 RUINED = 10.0
-"""How many times worse than that, and than it began, a model must be for its weights to be worthless."""
+"""How many times worse than that, and than at the start, a model must be for its weights to be worthless."""
 
 
 def all_finite(trainer: Trainer) -> bool:
-    """Whether weights, averages and moments are finite numbers, in every process; all of them call this."""
+    """Whether weights, averages and moments are finite in every process; all processes call this."""
     tensors = (local(tensor) for tensor in trainer.state().values())
     floats = (tensor for tensor in tensors if tensor.is_floating_point())
     return not trainer.ranks.any(not all(_is_finite(tensor) for tensor in floats))
 
 
 class Flaw(NamedTuple):
-    """What is wrong with weights, as a clause, and whether no further step can put it right."""
+    """What is wrong with weights, as a clause, and whether further steps cannot repair it."""
 
     words: str
     for_good: bool
 
 
 def flaw(trainer: Trainer, first_loss: float) -> Flaw | None:
-    """What is wrong with a trainer's weights; None if they can be trained on from. All processes call this.
+    """What is wrong with a trainer's weights; None if training can continue from them. All processes call this.
 
     Args:
-        trainer: that has made a step.
+        trainer: after at least one step.
         first_loss: of the run's first step.
     """
     if not all_finite(trainer):

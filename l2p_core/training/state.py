@@ -1,4 +1,4 @@
-"""A training run on disk: every number that the next step depends on, and the choices it was made with."""
+"""A training run on disk: all tensors that the next step depends on, and the settings of the run."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ MAY_CHANGE = (
     "compile",
     "deterministic",
 )
-"""Training longer than first planned, on other machines, or on from before a divergence is no other run; nor is keeping
-the same numbers elsewhere, or computing them once or twice."""
+"""Settings that may change on resuming: a longer schedule, other machines, a continuation from before a divergence, and
+settings about where weights are stored and what is recomputed."""
 
 
 def save(path: str | Path, state: Mapping[str, Tensor], *, step: int, config: TrainingConfig) -> None:
-    """Write a run's state beside `path` and rename it over, so that the last save survives whatever happens."""
+    """Write a run's state beside `path` and rename it over, so that the last save survives any failure."""
     metadata = {KIND_KEY: KIND, "l2p.step": str(step), "l2p.training": json.dumps(asdict(config))}
     save_tensors(state, path, metadata, overwrite=True)
 
 
 def saved_step(path: str | Path) -> int:
-    """The step that a run was saved at; 0 where there is no file.
+    """The step at which a run was saved; 0 without a file.
 
     Raises:
-        CheckpointError: if the file is no saved run.
+        CheckpointError: if the file is not a saved run.
     """
     return _step(read_header(Path(path))) if Path(path).exists() else 0
 
@@ -57,11 +57,11 @@ def _step(header: Header) -> int:
 
 @torch.no_grad()
 def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfig) -> int:
-    """Fill the tensors of `state` from a file, one by one, and return the step it was saved at.
+    """Fill the tensors of `state` from a file, one by one, and return the step at which it was saved.
 
     Raises:
-        CheckpointError: if the file is no saved run, or belongs to another model or to other settings. Nothing of
-            `state` has changed then.
+        CheckpointError: if the file is not a saved run, or belongs to another model or other settings; `state` is
+            unchanged in these cases.
     """
     header = read_header(Path(path))
     step = _step(header)
@@ -84,10 +84,10 @@ def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfi
 
 def _check_settings(path: str | Path, saved: Mapping[str, object], config: TrainingConfig) -> None:
     for choice in fields(TrainingConfig):
-        # A run saved before there was this choice was made as its default does.
+        # A run saved by a version without this setting used its default.
         ours, theirs = getattr(config, choice.name), saved.get(choice.name, choice.default)
         if choice.name not in MAY_CHANGE and ours != theirs:
             raise CheckpointError(
-                f"{path} was trained with {choice.name} = {theirs!r}, but {ours!r} is asked for now: set it back to go "
-                "on, or start a new run."
+                f"{path} was trained with {choice.name} = {theirs!r}, but now {ours!r} is set: set it back to resume, "
+                "or start a new run."
             )

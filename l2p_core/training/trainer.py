@@ -1,8 +1,8 @@
 """The training loop: takes batches, yields metrics (arXiv 2605.12013 sections 3.2 and 4.1).
 
 It knows no files but its own saves, and no display. Randomness depends on the step alone (`sample_randomness`), so the
-step counter is the whole random state and the whole position in the data, and a run that was killed resumes from its
-last save as if nothing had happened: bit for bit on a CPU, and on a GPU where `determinism` makes it so.
+step counter is the whole random state and the whole position in the data. A killed run resumes from its last save as if
+it had not been interrupted: bit for bit on a CPU, and on a GPU with `deterministic`.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ COSINE_FLOOR = 0.1
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss, a gradient or a weight is no longer a finite number.
+    """The loss, a gradient or a weight is not finite.
 
-    The weights are those before that step, unless they are stepped during the backward pass (see `early`) and it is
-    in the middle of it that a gradient stops being finite.
+    The weights are those before that step, unless they are stepped during the backward pass (see `in_backward`) and a
+    gradient stops being finite during it.
     """
 
 
 def check_possible(config: TrainingConfig, ranks: Ranks) -> None:
-    """Refuse what does not go together, before anything is loaded.
+    """Refuse incompatible settings before anything is loaded.
 
     Raises:
-        ValueError: as `check_together`, and if a library or a compiler is missing.
+        ValueError: as for `check_together`, and if a library or a compiler is missing.
     """
     adamw.check_installed(config)
     if config.compile:
@@ -67,15 +67,15 @@ class Trainer:
     """Shallow-layer training of one L2PModel, in place.
 
     Args:
-        model: on the device to train on, or as `training_model.load` loads it. Weights that train become float32; the
-            others bfloat16 under "bf16", or what `frozen` says.
-        config: how to train.
-        empty_caption: features of the empty text, needed for caption dropout.
-        ranks: the processes that train together; every one makes all calls of this class at the same points. Of more
-            than one, each has the model on its device, or on the device "meta" with its `read_part`.
+        model: on the device to train on, or as `training.loading.load` loads it. Trained weights become float32; the
+            others bfloat16 with precision "bf16", or what `frozen` says.
+        config: the settings.
+        empty_caption: features of the empty text, required for caption dropout.
+        ranks: the processes that train together; all make every call of this class at the same points. If there are
+            several, each has the model on its device, or on the device "meta" with its `read_part`.
 
     Raises:
-        ValueError: if captions are to be dropped and there is no empty one, or as `check_possible`.
+        ValueError: if captions are to be dropped without an empty caption, or as for `check_possible`.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Trainer:
     def run(self, batches: BatchSource) -> Iterator[StepMetrics]:
         """Train from the current step to the last, yielding after each.
 
-        Stop by leaving the loop; `save` then keeps everything needed to go on.
+        To stop, leave the loop; `save` then stores everything needed to resume.
 
         Raises:
             TrainingDiverged: when the loss or the gradient stops being finite.
@@ -129,7 +129,7 @@ class Trainer:
                 yield self._train_step(ready)
 
     def save(self, path: Path | str) -> None:
-        """Write weights, averages, optimiser state and step to a safetensors file, whole or not at all."""
+        """Write weights, averages, optimiser state and step to a safetensors file, atomically."""
 
         def write(state: Mapping[str, Tensor]) -> None:
             training_state.save(path, state, step=self.step, config=self.config)
@@ -137,18 +137,18 @@ class Trainer:
         sharding.write_from_first(self.ranks, self._weights.state(), write)
 
     def resume(self, path: Path | str) -> None:
-        """Resume from a file that `save` wrote, which has every bit of the state.
+        """Resume from a file written by `save`, which holds the complete state.
 
         Raises:
-            ValueError: if the file is no saved run, or one of another model or with other settings than these.
+            ValueError: if the file is not a saved run, or belongs to another model or other settings.
         """
         self.step = training_state.load(path, self._weights.state(), config=self.config)
         self._weights.resumed(self.step)
 
     def trained(self, averaged: bool = True) -> dict[str, Tensor]:
-        """The trained weights by name, averaged ones where there are any and they are wanted.
+        """The trained weights by name: the averages if there are any and `averaged` is set.
 
-        For `delta.save`; under FSDP2 cut among the processes, see `sharding.write_from_first`.
+        For `delta.save`; with FSDP2 sharded among the processes, see `sharding.write_from_first`.
         """
         weights = self._weights.averages if averaged else {}
         weights = weights or {name: master.detach() for name, master in self._weights.masters.items()}
@@ -156,18 +156,18 @@ class Trainer:
 
     @property
     def bytes_in_computer(self) -> int:
-        """What offloading and streaming keep in RAM."""
+        """Bytes of RAM that offloading and streaming use."""
         states = self._weights.state().values() if self.config.offload else ()
         return sum(tensor.nbytes for tensor in states) + block_store.bytes_in_computer(self.model)
 
     @contextmanager
     def averaged(self) -> Iterator[L2PModel]:
-        """The model with the averaged weights in place, in evaluation mode and the run's precision; training weights
-        return afterwards."""
+        """The model with the averaged weights in place, in evaluation mode and the run's precision; the training
+        weights are restored afterwards."""
         self.model.eval()
         sharding.let_go_of_gathered(self.model)
         try:
-            # Under "bf16" frozen and trained weights differ in dtype, which only autocast brings together.
+            # With "bf16", frozen and trained weights differ in dtype, which only autocast reconciles.
             with self._weights.averages_in_place(), self._autocast():
                 yield self.model
         finally:
@@ -175,7 +175,7 @@ class Trainer:
             self.model.train()
 
     def _prepare_parameters(self) -> dict[str, Tensor]:
-        """Freeze what does not train, add what the policy adds; master weights in float32."""
+        """Freeze the weights that do not train, add the policy's adapters; trained weights become float32."""
         config = self.config
         names = trainable_names(self.model.config, config.blocks, config.policy)
         if block_store.wanted(config):
@@ -197,7 +197,7 @@ class Trainer:
         return {name: parameter for name, parameter in self.model.named_parameters() if name in names}
 
     def _numbers(self) -> Iterator[int]:
-        """This process's micro-batches from the current step to the last, by their numbers in the run."""
+        """The numbers in the run of this process's micro-batches, from the current step to the last."""
         accumulate = self.config.accumulate
         for step in range(self.step, self.config.steps):
             yield from (step * accumulate + micro for micro in self.ranks.micro_batches(accumulate))
@@ -215,7 +215,7 @@ class Trainer:
                 errors.append(self._backward(batch, len(own)))
             levels += batch.sigma.tolist()
         clipped, needed = self._weights.clip(), self._weights.needed()
-        # The step's one wait for the device.
+        # The step's only wait for the device.
         *own_errors, (norm,), tokens = _read([*errors, clipped, _stacked(needed)])
         error, sigma = self._of_all([value for values in own_errors for value in values]), self._of_all(levels)
         if not math.isfinite(norm) or not bool(error.isfinite().all()):
@@ -227,7 +227,7 @@ class Trainer:
         return step_metrics(self.step, error, sigma, lr, norm, time.perf_counter() - started)
 
     def _backward(self, batch: Prepared, micro_batches: int) -> Tensor:
-        """Add the gradients of one of a step's micro-batches; its samples' errors (B,), on the device."""
+        """Add the gradients of one of a step's micro-batches; returns its samples' errors (B,), on the device."""
         self._last = batch
         errors = self._errors(batch, self._network)
         self._weights.losses(errors)
@@ -235,8 +235,8 @@ class Trainer:
         return errors.detach()
 
     def loss_now(self) -> float:
-        """The mean loss, over all processes, of the micro-batch that was trained on last, with the noise it had then
-        and the weights as they are now; all processes call this after a step."""
+        """The mean loss, over all processes, of the last micro-batch, with the noise it had then and the current
+        weights; all processes call this after a step."""
         assert self._last is not None, "there has been no step"
         self.model.eval()
         try:
@@ -247,7 +247,7 @@ class Trainer:
         return float(self._of_all(errors.tolist()).mean())
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors of a save, by name: weights, averages and moments; under FSDP2 cut among the processes."""
+        """The tensors of a save, by name: weights, averages and moments; with FSDP2 sharded among the processes."""
         return self._weights.state()
 
     def _errors(self, batch: Prepared, network: nn.Module) -> Tensor:
@@ -262,13 +262,13 @@ class Trainer:
         )
 
     def _of_all(self, values: list[float]) -> Tensor:
-        """A value of each sample of this process's, joined with those of the others; (N,) float32."""
+        """The values of this process's samples joined with those of the others; (N,) float32."""
         return torch.tensor([value for theirs in self.ranks.gather(values) for value in theirs])
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.config.precision == "fp32":
             return nullcontext()
-        # Each weight is used once in a pass: to keep its bfloat16 copy would only take memory.
+        # Each weight is used once per pass: caching its bfloat16 copy would only take memory.
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def _learning_rate(self) -> float:
@@ -286,7 +286,7 @@ def _stacked(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _read(tensors: Sequence[Tensor]) -> list[list[float]]:
-    """The elements of small tensors, waiting once for each device that these are on."""
+    """The elements of small tensors, with one wait for each of their devices."""
     flat = [tensor.detach().flatten().float() for tensor in tensors]
     devices = {tensor.device for tensor in flat}
     joined = {device: torch.cat([tensor for tensor in flat if tensor.device == device]) for device in devices}

@@ -1,4 +1,4 @@
-"""The weights that train, with their optimiser and averages: on the device, stepped when all gradients are there."""
+"""The trained weights with their optimiser and averages: on the device, stepped when all gradients are complete."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from . import adamw
 
 
 class TrainedWeights:
-    """float32 weights, moments and averages where the model is computed.
+    """float32 weights, moments and averages on the model's device.
 
     Args:
-        parameters: those of the model that train, by name, in float32.
+        parameters: the model's trained parameters by name, in float32.
         config: of the training.
-        shared_pads: weights that not every batch uses and that have a gradient always, because several processes
+        shared_pads: weights that not every batch uses but that always have a gradient, because several processes
             average it.
     """
 
@@ -35,15 +35,15 @@ class TrainedWeights:
         self.averages = {name: master.detach().clone() for name, master in averaged.items()}
 
     def _own(self) -> dict[str, Tensor]:
-        """What is optimised, averaged and saved."""
+        """The tensors that are optimised, averaged and saved."""
         return self.parameters
 
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        """Of each weight, the optimiser that it belongs to."""
+        """The optimiser of each weight."""
         return dict.fromkeys(self.masters, adamw.make(self.masters, self.config))
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a save holds, by name; loading fills these very tensors, and calls `resumed`."""
+        """All tensors of a save, by name; loading fills these very tensors and then calls `resumed`."""
         state = {f"parameter.{name}": master.detach() for name, master in self.masters.items()}
         state |= {f"average.{name}": average for name, average in self.averages.items()}
         for name, master in self.masters.items():
@@ -52,15 +52,15 @@ class TrainedWeights:
         return state
 
     def resumed(self, step: int) -> None:
-        """Go on from what has been filled in, made by so many steps."""
+        """Resume from tensors that have been filled in, after `step` steps."""
         self._set_step(self.masters, step)
 
     def begin(self, step: int, lr: float) -> None:
-        """Before a step's first backward pass.
+        """Called before a step's first backward pass.
 
         Args:
-            step: how many have been made.
-            lr: of this one, before each group's factor.
+            step: steps made so far.
+            lr: of this step, before each group's factor.
         """
         self._step = step
         for optimiser in self.optimisers:
@@ -68,25 +68,25 @@ class TrainedWeights:
                 group["lr"] = lr * group["scale"]
 
     def losses(self, errors: Tensor) -> None:
-        """Before each backward pass: its samples' errors (B,), on the device."""
+        """Called before each backward pass, with its samples' errors (B,), on the device."""
 
     def clip(self) -> Tensor:
-        """After the last backward pass: the gradient's norm, before it is scaled down to `clip_norm`, as a scalar that
-        nobody waits for; all processes call this."""
+        """Called after the last backward pass: scales gradients down to `clip_norm` and returns their norm before that,
+        as a scalar on the device; all processes call this."""
         return whole(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.config.clip_norm))
 
     def needed(self) -> dict[str, Tensor]:
-        """Of the pad tokens that have a gradient because processes share it, whether any sample needed them."""
+        """Whether any sample needed each of the pad tokens that have a gradient because processes share it."""
         tokens = {name: self.parameters[name] for name in self._shared_pads if name in self.parameters}
         return {name: whole(token.grad).any() for name, token in tokens.items() if token.grad is not None}
 
     def forget(self, names: Iterable[str]) -> None:
-        """Leave weights that no sample needed as they are, without weight decay."""
+        """Exclude weights that no sample needed from the step, including its weight decay."""
         for name in names:
             self.parameters[name].grad = None
 
     def step(self) -> None:
-        """Change the weights by the gradients, and the averages after them."""
+        """Update the weights by the gradients, then the averages."""
         without = [name for name, master in self.masters.items() if master.grad is None]
         for optimiser in self.optimisers:
             optimiser.step()
@@ -104,12 +104,12 @@ class TrainedWeights:
 
     @contextmanager
     def averages_in_place(self) -> Iterator[None]:
-        """Within it the model computes with the averages."""
+        """Within the block the model computes with the averages."""
         if not self.averages:
             yield
             return
         if sharding.is_sharded(next(iter(self.masters.values()))):
-            # FSDP2 keeps the memory of its parameters to itself, so that only numbers can be exchanged.
+            # FSDP2 does not share the memory of its parameters, so only elements can be exchanged.
             sharding.exchange(self.masters, self.averages)
             try:
                 yield
@@ -130,5 +130,5 @@ class TrainedWeights:
             adamw.set_step(self.optimiser_of[name], self.masters[name], step)
 
     def _decay(self) -> float:
-        """Of the averages: a young one would otherwise be mostly the untrained initialisation."""
+        """Decay of the averages: lower at first, or they would be mostly the untrained initialisation."""
         return min(self.config.ema_decay, (1 + self._step) / (10 + self._step))

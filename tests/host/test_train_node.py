@@ -97,7 +97,7 @@ def test_it_runs_again_where_its_data_or_its_delta_is_not_as_it_was(server: Serv
     assert "2" in server.run(graph).ran and (models / "data that changes.safetensors").is_file()
     assert "2" not in server.run(graph).ran
     data_folders.tiny_set(folder / "more", 2)
-    assert "another content of [data] path" in sentence(server.run(graph))
+    assert "other content of [data] path" in sentence(server.run(graph))
     shutil.rmtree(folder / "more")
     assert server.run(graph).error is None
     shutil.rmtree(run_folder(server, "data that changes").path)
@@ -173,7 +173,7 @@ def test_preparation_can_be_interrupted(server: Server) -> None:
         ({"filename": "../outside"}, "leads out of models/diffusion_models"),
         ({"filename": "taken"}, "exists already"),
         ({"model": "broken.safetensors"}, "broken.safetensors"),
-        ({"model": "wide.safetensors"}, "use the text encoder it was made for"),
+        ({"model": "wide.safetensors"}, "use the text encoder that it was trained with"),
         ({"changes": "[training]\nwarmup_step = 1"}, "did you mean 'warmup_steps'?"),
         ({"changes": '[data]\npath = "/"'}, "[data] path may not be changed here"),
         ({"prompts": "a purple elephant"}, "elephant"),

@@ -92,7 +92,7 @@ def check_shards_are_offered_once_and_loaded(base: Path, monkeypatch: pytest.Mon
     os.utime(shard, ns=(1, 1))
     assert files.fingerprint(folder) != before
     (models / "deep" / "l2p" / "diffusion_pytorch_model.safetensors.index.json").unlink()
-    with pytest.raises(ValueError, match="no one index"):
+    with pytest.raises(ValueError, match="no single index"):
         read_state(files.existing(folder), None)
 
 
