@@ -25,7 +25,7 @@ def check_together(config: TrainingConfig, processes: int, device: torch.device)
         return
     if config.offload:
         raise ValueError(
-            "offload = true keeps all trained weights in RAM, once for every process: with several processes remove it, "
+            "offload = true keeps all trained weights in RAM, for every process: with several processes remove it, "
             'and choose parallel = "fsdp" to shard the weights among them.'
         )
     if config.step_early:
