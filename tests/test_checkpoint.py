@@ -251,7 +251,7 @@ def test_targets_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "state.safetensors"
     state = {"a": torch.zeros(4)}
     checkpoint.save(state, path)
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         checkpoint.save(state, path)
     with pytest.raises(CheckpointError, match="is a folder"):
         checkpoint.save(state, tmp_path)

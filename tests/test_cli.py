@@ -126,7 +126,7 @@ def test_sample_writes_any_size_and_never_over_a_file(
     with Image.open(image) as picture:
         assert picture.size == (50, 70)
         assert json.loads(str(picture.info["l2p"]))["seed"] == 0
-    assert "exists already" in mistake(capsys, *arguments)
+    assert "already exists" in mistake(capsys, *arguments)
     assert main([*arguments, "--overwrite", "--seed", "3", "4"]) == 0
     assert (tmp_path / "image-3.png").exists()
     assert (tmp_path / "image-4.png").exists()
@@ -235,7 +235,7 @@ def test_a_model_is_not_written_under_another_kind_of_name(
     """Said before the other files are opened: they are not there."""
     sources = [tmp_path / f"{number}.safetensors" for number in range(1 if command == "convert" else 2)]
     said = mistake(capsys, command, *sources, tmp_path / name)
-    assert said.count(name) == 1 and "end it in .safetensors" in said and not list(tmp_path.iterdir())
+    assert said.count(name) == 1 and "end the name in .safetensors" in said and not list(tmp_path.iterdir())
 
 
 def test_mistakes_are_one_line(tmp_path: Path, source: Path, pixel: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +246,7 @@ def test_mistakes_are_one_line(tmp_path: Path, source: Path, pixel: Path, capsys
     assert "nothing.safetensors" in mistake(capsys, "inspect", tmp_path / "nothing.safetensors")
     assert "already" in mistake(capsys, "convert", pixel, target)
     assert "2k" in mistake(capsys, "convert", source, target, "--variant", "2k")
-    assert "exists already" in mistake(capsys, "convert", source, pixel)
+    assert "already exists" in mistake(capsys, "convert", source, pixel)
     assert "tiny" in mistake(capsys, "train", tmp_path / "no-such-recipe.toml")
     assert "--width" in mistake(capsys, "sample", pixel, "--width", "0")
     assert "see l2p --help" in mistake(capsys, "paint")

@@ -183,7 +183,7 @@ def test_wrong_options_have_their_sentence(source: Path, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="is a source of the new file"):
         run(source, source, overwrite=True)
     target.write_bytes(b"old")
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         run(source, target)
     assert target.read_bytes() == b"old"
     run(source, target, overwrite=True)

@@ -150,7 +150,7 @@ def test_training_saves_the_same_delta_from_memory(files: Files) -> None:
     assert json.loads(said["l2p.kept"]) == json.loads(text["l2p.kept"])
     for base in files.bases():
         assert same(files.merged(base, saved), files.state)
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         delta.save(trained, files.init, saved)
 
 
@@ -204,7 +204,7 @@ def test_wrong_files_have_their_sentence(files: Files) -> None:
         ((files.delta, files.init, target), "is an L2P delta"),
         ((files.trained, files.delta, target), "is an L2P delta"),
         ((files.trained, files.init, files.trained), "is a source of the new file"),
-        ((files.trained, files.init, files.delta), "exists already"),
+        ((files.trained, files.init, files.delta), "already exists"),
     ):
         with pytest.raises(CheckpointError, match=sentence):
             delta.extract(*arguments, overwrite=arguments[2] == files.trained)

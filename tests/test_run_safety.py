@@ -126,7 +126,7 @@ def test_a_demo_leaves_other_folders_alone(folder: Path, capsys: pytest.CaptureF
     train(folder, "run", steps=2)
     before = content(folder / "run")
     assert main(["demo", "--output", str(folder / "run")]) == 2
-    assert "no demo has made it" in capsys.readouterr().err
+    assert "was not created by a demo" in capsys.readouterr().err
     assert content(folder / "run") == before
 
 
@@ -134,7 +134,7 @@ def test_a_demo_takes_a_demos_folder_again(tmp_path: Path) -> None:
     demo._check_folder(tmp_path / "new")
     demo._check_folder(tmp_path)
     (tmp_path / "state.safetensors").write_bytes(b"days of work")
-    with pytest.raises(ValueError, match="no demo has made it"):
+    with pytest.raises(ValueError, match="was not created by a demo"):
         demo.demo(tmp_path)
     (tmp_path / demo.MARKER).write_text("", encoding="utf-8")
     demo._check_folder(tmp_path)
@@ -159,7 +159,7 @@ def test_a_demos_folder_of_version_0_1_is_known_by_what_is_in_it(tmp_path: Path)
         if is_demos:
             demo._check_folder(tmp_path)
             continue
-        with pytest.raises(ValueError, match="no demo has made it"):
+        with pytest.raises(ValueError, match="was not created by a demo"):
             demo._check_folder(tmp_path)
 
 

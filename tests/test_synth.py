@@ -127,11 +127,11 @@ def test_a_host_that_always_fails_is_given_up(
     monkeypatch.setattr(host_client, "IMAGE_BYTES", 1 << 19)
     sentences = {
         "error": "out of memory",
-        "two": "gives 2 images, not one: take batch size 1",
+        "two": "returns 2 images, not one: use batch size 1",
         "broken": "cannot be read",
         "eps": "not an image of a known format (PNG, JPEG, WEBP)",
-        "huge": "its answer is larger than the 1 MB that are read",
-        "refuse": "does not take the workflow: Value not in list unet_name",
+        "huge": "its answer is larger than the limit of 1 MB",
+        "refuse": "does not accept the workflow: Value not in list unet_name",
         "drop": "has dropped a workflow",
     }
     with FakeHost(lambda number: kind) as bad:
@@ -218,7 +218,7 @@ def test_the_settings_follow_the_workflow_and_not_its_seed() -> None:
     ("content", "sentence"),
     [
         ("{", "is not valid JSON"),
-        ("[]", "is no workflow in API format"),
+        ("[]", "is not a workflow in API format"),
         ('{"nodes": [], "links": []}', "export it in API format"),
         (json.dumps(WORKFLOW).replace("{prompt}", "a fox"), "holds {prompt}: write that for the positive prompt"),
         (json.dumps(WORKFLOW).replace('"seed"', '"number"'), "has an input named seed or noise_seed"),

@@ -1,4 +1,4 @@
-"""Pieces of the command line that several commands share."""
+"""Parts of the command line that several commands share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Names the default of each option that has one and does not name it itself."""
+    """Shows the default of each option that has one and does not state it in its own text."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, []) or "(default:" in (action.help or ""):
@@ -23,19 +23,19 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
-    """A command that says in its help what it does and which values it takes by default."""
+    """A command whose help states what it does and its default values."""
     sentence = f"{text[0].upper()}{text[1:]}."
     return commands.add_parser(name, help=text, description=sentence, formatter_class=_Defaults)
 
 
 class Number:
-    """An argument's type: a number of a range, which a test reads off every option."""
+    """An argument type: a number within a range, which a test reads from every option."""
 
     def __init__(self, allowed: Range):
         self.range = allowed
 
     def __call__(self, text: str) -> float:
-        """The number; argparse shows what the error says."""
+        """The number; argparse shows the text of the error."""
         number = _parsed(text, self.range.whole)
         if number is None:
             wanted = "a whole number" if self.range.whole else "a number"

@@ -1,5 +1,5 @@
-"""The command `l2p`: parses arguments and dispatches. Each command's work is in a module of its own, imported when
-it runs, so that `l2p --help` needs no torch and answers at once."""
+"""The command `l2p`: parses arguments and dispatches. Each command's work is in its own module, imported when it runs,
+so that `l2p --help` needs no torch and answers at once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for a user's mistake, 1 for a failed run, 130 for Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Into a file or pipe Windows writes its old code page, which lacks most letters that a path may have.
+        # To a file or pipe, Windows writes its old code page, which lacks most characters that a path may have.
         sys.stdout.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _complain(_one_line(error), EXIT_MISTAKE)
     except RuntimeError as error:
-        # Torch reports a full memory, and the trainer a diverged run, in this way; other kinds are our own faults.
+        # Torch reports full memory, and the trainer a diverged run, in this way; other errors are bugs of ours.
         if args.debug or not _is_failure_of_the_run(error):
             raise
         return _complain(_one_line(error), EXIT_FAILURE)
@@ -94,8 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_demo(commands: _Commands) -> None:
     parser = _command(commands, "demo", "convert, train, sample, score and draw the bundled tiny model, live")
     parser.add_argument("--output", type=typed, default=Path("demo"), help="folder for the figure and all other files")
-    parser.add_argument("--steps", type=_positive, default=None, help="training steps (default: as the recipe)")
-    parser.add_argument("--seed", type=Number(SEED), default=0, help="of the initialisation and the training")
+    parser.add_argument("--steps", type=_positive, default=None, help="training steps (default: the recipe's)")
+    parser.add_argument("--seed", type=Number(SEED), default=0, help="seed of the initialisation and the training")
 
     def run(args: argparse.Namespace) -> None:
         from .demo import demo
@@ -106,7 +106,7 @@ def _add_demo(commands: _Commands) -> None:
 
 
 def _add_doctor(commands: _Commands) -> None:
-    parser = _command(commands, "doctor", "print versions, devices, memory and what is missing, for bug reports")
+    parser = _command(commands, "doctor", "print versions, devices, memory and missing libraries, for bug reports")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
     def run(args: argparse.Namespace) -> None:
@@ -123,7 +123,7 @@ def _add_benchmark(commands: _Commands) -> None:
 
     head = _command(kinds, "head", "the Detailer Head: memory format, tiles, and a 10240-pixel image in little memory")
     head.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
-    head.add_argument("--json", type=typed, default=None, metavar="FILE", help="write the results here too")
+    head.add_argument("--json", type=typed, default=None, metavar="FILE", help="also write the results here")
 
     def run_head(args: argparse.Namespace) -> None:
         from .benchmark.head import benchmark_head
@@ -132,11 +132,11 @@ def _add_benchmark(commands: _Commands) -> None:
 
     head.set_defaults(command=run_head)
 
-    train = _command(kinds, "train", "time and memory of training against the plain way of the published trainer")
+    train = _command(kinds, "train", "time and memory of training compared with the published trainer")
     train.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
-    train.add_argument("--precision", choices=["bf16", "fp32"], default=None, help="default: as the processor can")
+    train.add_argument("--precision", choices=["bf16", "fp32"], default=None, help="default: by processor")
     train.add_argument("--device", default=None, help="torch device, such as cpu or cuda (default: a GPU if any)")
-    train.add_argument("--json", type=typed, default=None, metavar="FILE", help="write the results here too")
+    train.add_argument("--json", type=typed, default=None, metavar="FILE", help="also write the results here")
 
     def run_train(args: argparse.Namespace) -> None:
         from .benchmark.train import benchmark_train
@@ -149,7 +149,7 @@ def _add_benchmark(commands: _Commands) -> None:
     gpu.add_argument("--output", type=typed, default=Path("runs/gpu"), help="folder for gpu.md and gpu.json")
     gpu.add_argument("--parts", default=None, metavar="NAME,...", help="parts to run (default: all)")
     gpu.add_argument("--list", action="store_true", help="print the parts and their rows, and measure nothing")
-    gpu.add_argument("--minutes", type=_positive_number, default=8.0, help="after which the rest is skipped")
+    gpu.add_argument("--minutes", type=_positive_number, default=8.0, help="time limit; remaining rows are skipped")
     gpu.add_argument("--model", type=typed, default=None, metavar="FILE", help="an L2P model (default: random weights)")
     gpu.add_argument("--device", default=None, help="torch device, such as cuda (default: a GPU if any)")
     gpu.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
@@ -166,8 +166,8 @@ def _add_benchmark(commands: _Commands) -> None:
     gpu.set_defaults(command=run_gpu)
 
     checkpoint = _command(kinds, "checkpoint", "speed and memory of conversion, delta and merge")
-    checkpoint.add_argument("--gigabytes", type=_positive_number, default=1.0, help="size of the checkpoint to make")
-    checkpoint.add_argument("--folder", type=typed, default=None, help="where to make it (default: temporary folder)")
+    checkpoint.add_argument("--gigabytes", type=_positive_number, default=1.0, help="size of the checkpoint to create")
+    checkpoint.add_argument("--folder", type=typed, default=None, help="where to create it (default: temporary folder)")
 
     def run_checkpoint(args: argparse.Namespace) -> None:
         from .benchmark.checkpoint import benchmark_checkpoint
@@ -176,13 +176,15 @@ def _add_benchmark(commands: _Commands) -> None:
 
     checkpoint.set_defaults(command=run_checkpoint)
 
-    transfer = _command(kinds, "transfer", "what transfer keeps of the tiny source, and the ablations, in small")
+    transfer = _command(
+        kinds, "transfer", "what transfer keeps of the tiny source, and the paper's ablations at small scale"
+    )
     transfer.add_argument(
         "--output", type=typed, default=Path("runs/transfer"), help="folder; finished stages are kept"
     )
-    transfer.add_argument("--steps", type=_positive, default=None, help="of the main run (default: as the recipe)")
-    transfer.add_argument("--ablation-steps", type=_positive, default=None, help="of each ablation")
-    transfer.add_argument("--renderings", action="store_true", help="also train on clean renderings, to compare")
+    transfer.add_argument("--steps", type=_positive, default=None, help="steps of the main run (default: the recipe's)")
+    transfer.add_argument("--ablation-steps", type=_positive, default=None, help="steps of each ablation")
+    transfer.add_argument("--renderings", action="store_true", help="also train on clean renderings for comparison")
     transfer.add_argument("--write-delta", type=typed, default=None, metavar="FILE", help="also write the delta here")
 
     def run_transfer(args: argparse.Namespace) -> None:
@@ -209,7 +211,7 @@ def _is_failure_of_the_run(error: RuntimeError) -> bool:
 
 
 def _is_of_a_closed_pipe(error: OSError) -> bool:
-    """Whether this is how Windows says that stdout's reader has gone: python/cpython#79935."""
+    """Whether this is how Windows reports that stdout's reader has closed: python/cpython#79935."""
     if os.name != "nt" or error.errno != errno.EINVAL or error.filename:
         return False
     try:
@@ -220,7 +222,7 @@ def _is_of_a_closed_pipe(error: OSError) -> bool:
 
 
 def _reader_has_gone() -> int:
-    """The reader of a pipe has seen enough; without this Python complains once more when it closes stdout."""
+    """The reader of a pipe has closed it; without this Python would complain again when it closes stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -232,7 +234,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _complain(sentence: str, code: int) -> int:
-    # Of several processes that torchrun started the first speaks as if it were alone.
+    # Of several processes started by torchrun, the first reports without its rank.
     rank = os.environ.get("RANK", "0")
     print(f"l2p{'' if rank == '0' else f' (process {rank})'}: {sentence}", file=sys.stderr)
     return code

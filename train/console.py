@@ -1,4 +1,4 @@
-"""What the command line shows: tables, progress bars, sizes."""
+"""Output of the command line: tables, progress bars, sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEMORY = 0.95  # of the running means: about the last 20 steps
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns: the first to the left, the others to the right."""
+    """A Markdown table with aligned columns: the first left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -38,20 +38,20 @@ def count_text(number: int) -> str:
 
 @contextmanager
 def byte_progress(text: str) -> Iterator[ProgressCallback]:
-    """A bar for work that reports (bytes done, bytes in all)."""
+    """A bar for work that reports (bytes done, total bytes)."""
     with bar(text, unit="B", unit_scale=True) as shown:
         yield lambda done, total: _advance(shown, done, total)
 
 
 @contextmanager
 def count_progress(text: str, unit: str) -> Iterator[ProgressCallback]:
-    """A bar for work that reports (things done, things in all)."""
+    """A bar for work that reports (items done, total items)."""
     with bar(text, unit=unit) as shown:
         yield lambda done, total: _advance(shown, done, total)
 
 
 def bar(text: str, **options: object) -> tqdm:
-    """A progress bar on standard error, where it does not mix with results."""
+    """A progress bar on standard error, so that it does not mix with results."""
     return tqdm(desc=text, file=sys.stderr, dynamic_ncols=True, disable=not speaks(), **options)
 
 
@@ -62,7 +62,7 @@ def _advance(shown: tqdm, done: int, total: int) -> None:
 
 @contextmanager
 def train_progress(total: int, done: int, text: str = "training") -> Iterator[Callable[[StepMetrics], None]]:
-    """A bar over training steps that shows running means of the loss, and of that at sigma above 0.6."""
+    """A bar over training steps with running means of the loss, and of the loss at sigma above 0.6."""
     means: dict[str, float] = {}
 
     def show(metrics: StepMetrics) -> None:

@@ -1,5 +1,5 @@
-"""`l2p demo`: the bundled latent model becomes a pixel model while you watch, through the same files and functions
-that a large one takes."""
+"""`l2p demo`: the bundled latent model becomes a pixel model while you watch, with the same files and functions as a
+large one."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from . import figure
 from .run import shown
 from .scores import Scored, evaluate, score_table
 
-EVALUATED = 96  # captions a score is made of
+EVALUATED = 96  # captions of a score
 SAMPLING_STEPS = 12
-SHOWN = 8  # images a row
+SHOWN = 8  # images per row
 CURVE_POINTS = 12
 MARKER = "demo.txt"
-"""The file that tells a demo's folder, which the next demo empties."""
+"""The marker file of a demo's folder, which the next demo may empty."""
 PICTURE = "demo.png"
 
 SOURCE_NAME = "latent source"
@@ -41,14 +41,13 @@ BUNDLED_NAME = "bundled delta"
 
 
 def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
-    """Convert, train, sample, score and draw; every file of it goes to `output`.
+    """Convert, train, sample, score and draw; all files go to `output`.
 
     Args:
-        output: the folder, new, empty or a demo's; images that the source made in an earlier demo are used again, all
-            else is made anew.
-        steps: of training; None as the bundled recipe "demo".
+        output: the folder: new, empty or a demo's. Images that the source generated in an earlier demo are reused;
+            everything else is created again.
+        steps: of training; None uses the bundled recipe "demo".
         seed: of initialisation and training.
-
     Raises:
         ValueError: for a folder that holds something else.
     """
@@ -66,17 +65,17 @@ def _check_folder(output: Path) -> None:
     """Refuse a folder that holds anything but a demo.
 
     Raises:
-        ValueError: if it does.
+        ValueError: in that case.
     """
     if output.is_dir() and not _is_demos(output) and any(path.name != LOCK for path in output.iterdir()):
         raise ValueError(
-            f"{output} is not empty, and no demo has made it, but a demo deletes what the last one left in its folder: "
-            "give another one with --output."
+            f"{output} is not empty and was not created by a demo, and a demo deletes its previous results: give "
+            "another folder with --output."
         )
 
 
 def _is_demos(output: Path) -> bool:
-    """Whether a demo has made the folder. Those of version 0.1 left no marker, but their picture and their recipe."""
+    """Whether a demo created the folder. Those of version 0.1 left no marker, but their image and their recipe."""
     if (output / MARKER).exists():
         return True
     kept = RunFolder(output).recipe
@@ -103,7 +102,7 @@ def _demo(recipe: Recipe, folder: RunFolder) -> None:
     )
     print(report.summary())
 
-    print(f"2. The source makes {recipe.data.images} images to train on.")
+    print(f"2. The source generates {recipe.data.images} images to train on.")
     with shown(recipe.training.steps) as hooks:
         images = tiny_images(recipe.data, folder.images, hooks.working)
 
@@ -113,7 +112,7 @@ def _demo(recipe: Recipe, folder: RunFolder) -> None:
     if not finished:
         raise KeyboardInterrupt
 
-    print(f"4. Every model draws the same {EVALUATED} captions, and the judge looks at them.")
+    print(f"4. Every model draws the same {EVALUATED} captions, and the judge scores them.")
     results = _evaluate(folder)
     _draw(output / PICTURE, folder, results)
     print()

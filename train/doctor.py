@@ -1,4 +1,4 @@
-"""`l2p doctor`: what a bug report needs to say about this machine."""
+"""`l2p doctor`: the facts about this machine for a bug report."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 
 from ..l2p_core.device.doctor import as_text, examine
 
-_MORE = "How fast a GPU is here and how much memory it takes: l2p benchmark gpu, reported as docs/gpu-protocol.md says."
+_MORE = "To measure speed and memory on a GPU, run l2p benchmark gpu and report it as docs/gpu-protocol.md describes."
 
 
 def doctor(as_json: bool = False) -> None:
-    """Print it, for people or as JSON."""
+    """Print them as text or as JSON."""
     facts = examine()
     print(json.dumps(facts, indent=2) if as_json else f"{as_text(facts)}\n\n{_MORE}")

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..l2p_core.dataset.pictures import picture
 
-_CAPTION_WIDTH = 17  # characters a line
+_CAPTION_WIDTH = 17  # characters per line
 
 
 @dataclass(frozen=True)
 class Row:
-    """Images (B, 3, H, W) in [-1, 1] of one model, and its name."""
+    """One model's name and images (B, 3, H, W) in [-1, 1]."""
 
     name: str
     images: Tensor
@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over training steps: {name: values}, the steps of each value, and what the values are."""
+    """Lines over training steps: {name: values}, the steps of the values, and the label of the axis."""
 
     steps: Sequence[int]
     lines: Mapping[str, Sequence[float]]
@@ -40,13 +40,13 @@ class Curves:
 def draw(
     path: Path, captions: Sequence[str], rows: Sequence[Row], curves: Sequence[Curves], scores: Mapping[str, float]
 ) -> None:
-    """Write the figure as PNG, beside the target and renamed over it.
+    """Write the figure as PNG, atomically.
 
     Args:
         path: the file.
-        captions: of the images, a column each.
-        rows: a row of images for each model, top to bottom.
-        curves: a plot each, left to right.
+        captions: of the images, one column each.
+        rows: one row of images for each model, top to bottom.
+        curves: one plot each, left to right.
         scores: {model: share of whole captions right}, as bars in the last plot.
     """
     columns = len(captions)

@@ -1,4 +1,4 @@
-"""The commands that make one model file out of others: convert, delta and merge."""
+"""The commands that create one model file from others: convert, delta and merge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def convert_command(args: argparse.Namespace) -> None:
-    """`l2p convert`: write the pixel initialisation and say what became of every key."""
+    """`l2p convert`: write the pixel initialisation and report the fate of every key."""
     check_name(args.target)
     with byte_progress("converting") as progress:
         report = convert.convert(
@@ -39,7 +39,7 @@ def convert_command(args: argparse.Namespace) -> None:
 
 
 def delta_command(args: argparse.Namespace) -> None:
-    """`l2p delta`: write what training changed."""
+    """`l2p delta`: write the weights that training changed."""
     check_name(args.target)
     with byte_progress("comparing") as progress:
         delta.extract(args.trained, resolve(args.base), args.target, overwrite=args.overwrite, progress=progress)

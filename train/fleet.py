@@ -1,4 +1,4 @@
-"""Several hosts that share a list of images: each takes the next, and what one fails at goes back to the others."""
+"""Several hosts that share a list of images: each takes the next one, and failed images go back to the others."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .host_client import HostClient, HostGone, HostRefused, ImageFailed, Stopped
 from .workflow import Workflow
 
 IN_FLIGHT = 2
-"""Workflows a host has at once: one runs while the other's image is fetched and written."""
+"""Workflows queued on a host at once: one runs while the other's image is fetched and written."""
 ATTEMPTS = 3
-"""How often an image may fail before it is given up, and in a row how often a host."""
+"""How often an image may fail before it is given up, and how often in a row a host may fail."""
 RETURNS = 10
-"""How often in a row a host may be gone and come back without an image."""
-_LOOK = 0.2  # seconds between looks at whether the user wants to stop
+"""How often in a row a host may disappear and return without producing an image."""
+_LOOK = 0.2  # seconds between checks whether the user wants to stop
 
 Note = Callable[[str], None]
 
 
 class Fleet:
-    """Hosts at work.
+    """The hosts that generate images.
 
     Args:
         hosts: one or more.
-        workflow: makes an image of a prompt and a seed.
-        patience: seconds that a host which does not answer is waited for.
+        workflow: generates an image from a prompt and a seed.
+        patience: seconds to wait for a host that does not answer.
         note: shows a sentence to the user.
     """
 
@@ -49,11 +49,11 @@ class Fleet:
         self._error: BaseException | None = None
 
     def make(self, made: SynthesisFolder, wanted_stop: Callable[[], bool]) -> Iterator[Item]:
-        """Make what is missing; yields each image's item when it is written.
+        """Generate the missing images; yields each image's item once it is written.
 
         Raises:
-            ValueError: when no host is left, or images could not be made; what could be is written.
-            KeyboardInterrupt: once `wanted_stop` is true, when the hosts' work is taken back.
+            ValueError: when no host is left, or images could not be made; the finished ones are written.
+            KeyboardInterrupt: once `wanted_stop` is true and the hosts' work has been cancelled.
         """
         self._todo.extend(made.todo)
         self._open = len(self._todo)
@@ -88,8 +88,8 @@ class Fleet:
             self._failed(host, item, f"its image cannot be read: {error}")
             return False
         if image.getbbox() is None:
-            # Encoders of pictures write black for what is not a number; no scene is 0 in every pixel.
-            self._failed(host, item, "its image is black throughout, as of a model whose numbers overflow")
+            # Image encoders write NaN as black; no real scene is 0 in every pixel.
+            self._failed(host, item, "its image is entirely black, as when a model's values overflow")
             return False
         made.write(item, image)
         with self._lock:
@@ -104,19 +104,17 @@ class Fleet:
         missing = len(made.todo)
         if missing:
             reasons = "; ".join(dict.fromkeys(self._given_up.values()))
-            raise ValueError(
-                f"{missing} images could not be made ({reasons}). What was made is kept: start again to make the rest."
-            )
+            raise ValueError(f"{missing} images could not be made ({reasons}). Start again to make the rest.")
 
     def _work(self, host: HostClient) -> None:
-        """A thread: images of one host, until all are made or the host is given up."""
+        """Runs in a thread: the images of one host, until all are done or the host is given up."""
         try:
             while (item := self._take(host)) is not None:
                 self._try(host, item)
         except Stopped:
             return
         except BaseException as error:
-            # A fault of our own ends all the work, and is raised where somebody sees it.
+            # A bug of ours stops all work and is raised in the main thread.
             self._error = error
             self._stop.set()
             self._wake()
@@ -129,14 +127,14 @@ class Fleet:
             self._wait_for(host, str(error))
         except HostRefused as error:
             self._give_back(item)
-            self._give_up(host, f"{host.name} does not take the workflow: {error}")
+            self._give_up(host, f"{host.name} does not accept the workflow: {error}")
         except ImageFailed as error:
             self._failed(host, item, str(error))
         else:
             self._made.put((item, content, host))
 
     def _take(self, host: HostClient) -> Item | None:
-        """The next image; waits while others may still give some back. None when there is nothing more to do."""
+        """The next image; waits while others may still return some. None when nothing is left."""
         with self._lock:
             while not self._todo and self._open and not self._is_over(host):
                 self._lock.wait()
@@ -155,7 +153,7 @@ class Fleet:
             self._lock.notify_all()
 
     def _failed(self, host: HostClient, item: Item, reason: str) -> None:
-        """An image did not become one: it is tried again after the others, and given up after `ATTEMPTS`."""
+        """An image failed: it is tried again after the others, and given up after `ATTEMPTS`."""
         with self._lock:
             self._attempts[item.name] += 1
             self._in_a_row[host.name] += 1
@@ -168,7 +166,7 @@ class Fleet:
             self._lock.notify_all()
         self._note(f"{host.name} failed at {item.name}: {reason}")
         if too_often:
-            self._give_up(host, f"{host.name} failed {ATTEMPTS} times in a row, at last: {reason}")
+            self._give_up(host, f"{host.name} failed {ATTEMPTS} times in a row, last: {reason}")
 
     def _give_up(self, host: HostClient, reason: str) -> None:
         with self._lock:
@@ -179,13 +177,13 @@ class Fleet:
             self._note(reason)
 
     def _wait_for(self, host: HostClient, reason: str) -> None:
-        """Wait for a host that is gone, as long as there is patience; then it is given up."""
+        """Wait for a missing host within the patience; then it is given up."""
         with self._lock:
             self._went[host.name] += 1
             too_often, new = self._went[host.name] > RETURNS, host.name not in self._away
             self._away.add(host.name)
         if new:
-            self._note(f"{reason}; its images go to the others")
+            self._note(f"{reason}; the other hosts take over its images")
         end = time.monotonic() + self._patience
         while self._open and not self._is_over(host):
             if host.is_there() and not too_often:

@@ -1,4 +1,4 @@
-"""A running ComfyUI through its HTTP interface: one workflow in, one image out."""
+"""A client for a running ComfyUI's HTTP interface: one workflow in, one image out."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any
 
 Json = dict[str, Any]
 REQUEST_SECONDS = 60
-"""How long a host may take to answer a request; it does while it loads a model."""
+"""How long a host may take to answer a request; loading a model takes that long."""
 JSON_BYTES, IMAGE_BYTES = 1 << 26, 1 << 29
-"""An answer is read up to this size. A PNG of 10240x10240 pixels that does not compress at all has 420 MB."""
-_REFUSAL_BYTES = 1 << 16  # of what a host says about a workflow that it does not take
-_POLL_FIRST, _POLL_LAST = 0.05, 0.5  # seconds between looks at whether a workflow is done
+"""Maximum size of an answer. A PNG of 10240x10240 incompressible pixels has 420 MB."""
+_REFUSAL_BYTES = 1 << 16  # of a host's explanation why it refuses a workflow
+_POLL_FIRST, _POLL_LAST = 0.05, 0.5  # seconds between checks whether a workflow is done
 
 
 class HostGone(Exception):
-    """The host does not answer, or has forgotten the workflow."""
+    """The host does not answer, or has lost the workflow."""
 
 
 class HostRefused(Exception):
-    """The host cannot run this workflow, whatever the prompt: a node or a file is missing there."""
+    """The host cannot run this workflow for any prompt: a node or a file is missing there."""
 
 
 class ImageFailed(Exception):
-    """The host ran the workflow and failed, or gave no single image of a size that is read."""
+    """The host ran the workflow and failed, or did not return exactly one image of acceptable size."""
 
 
 class Stopped(Exception):
@@ -51,7 +51,7 @@ class HostClient:
         try:
             parts = urllib.parse.urlsplit(self.url)
             possible = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is no number, or above 65535
+        except ValueError:  # a port that is not a number, or above 65535
             possible = False
         if not possible:
             raise ValueError(f"{address!r} is not the address of a host: write it as 127.0.0.1:8188.")
@@ -66,11 +66,11 @@ class HostClient:
         return True
 
     def make(self, workflow: Json, stopped: Callable[[], bool]) -> bytes:
-        """Run a workflow and fetch its one image, as the content of a file.
+        """Run a workflow and fetch its only image, as the content of a file.
 
         Raises:
             HostGone, HostRefused, ImageFailed: see there.
-            Stopped: once `stopped` is true; the workflow is taken back.
+            Stopped: once `stopped` is true; the workflow is cancelled.
         """
         id = self._queue(workflow)
         try:
@@ -89,7 +89,7 @@ class HostClient:
         except urllib.error.HTTPError as error:
             raise HostRefused(_refusal(error.read(_REFUSAL_BYTES))) from error
         if "prompt_id" not in answer:
-            raise HostRefused("its answer names no workflow, as ComfyUI's does")
+            raise HostRefused("its answer names no workflow, unlike ComfyUI's")
         return str(answer["prompt_id"])
 
     def _wait(self, id: str, stopped: Callable[[], bool]) -> Json:
@@ -101,7 +101,7 @@ class HostClient:
             entry = self._parsed(self._get(f"/history/{id}")).get(id)
             if entry is not None:
                 return dict(entry)
-            # Between queue and history it may be in neither for a moment.
+            # Between queue and history, it may be in neither for a moment.
             missing = 0 if id in self._queued() else missing + 1
             if missing > 2:
                 raise HostGone(f"{self.name} has dropped a workflow")
@@ -121,7 +121,7 @@ class HostClient:
             return  # a host that is gone runs nothing
 
     def _forget(self, id: str) -> None:
-        """Take a workflow out of the host's history, which would grow with every image."""
+        """Remove a workflow from the host's history, which would otherwise grow with every image."""
         try:
             self._post("/history", {"delete": [id]})
         except (HostGone, ImageFailed, urllib.error.HTTPError):
@@ -141,7 +141,7 @@ class HostClient:
             raise HostGone(f"{self.name} does not answer as ComfyUI does") from error
 
     def _post(self, path: str, body: Json) -> bytes:
-        """The answer; an HTTPError below 500 is the caller's, who may read what the host says."""
+        """The answer; an HTTPError below 500 is raised to the caller, who may read the host's explanation."""
         headers = {"Content-Type": "application/json"}
         try:
             return self._answer(urllib.request.Request(self.url + path, json.dumps(body).encode(), headers))
@@ -160,12 +160,12 @@ class HostClient:
             reason = getattr(error, "reason", None) or error
             raise HostGone(f"{self.name} does not answer ({reason})") from error
         if len(content) > limit:
-            raise ImageFailed(f"its answer is larger than the {limit / 1e6:.0f} MB that are read")
+            raise ImageFailed(f"its answer is larger than the limit of {limit / 1e6:.0f} MB")
         return content
 
 
 def _refusal(body: bytes) -> str:
-    """What the host says about a workflow that it does not take."""
+    """The host's explanation why it refuses a workflow."""
     try:
         answer = json.loads(body)
         said = [problem for node in answer.get("node_errors", {}).values() for problem in node["errors"]]
@@ -176,7 +176,7 @@ def _refusal(body: bytes) -> str:
 
 
 def _image_of(entry: Json) -> dict[str, str]:
-    """The place of the one image in a history's entry."""
+    """The location of the only image in a history's entry."""
     status = entry.get("status") or {}
     if status.get("status_str") == "error":
         said = dict(message for message in status.get("messages", []) if len(message) == 2)
@@ -187,7 +187,7 @@ def _image_of(entry: Json) -> dict[str, str]:
     images = [image for output in outputs.values() for image in output.get("images", [])]
     if len(images) != 1:
         raise ImageFailed(
-            f"the workflow gives {len(images)} images, not one: take batch size 1 and a single Save Image or Preview "
+            f"the workflow returns {len(images)} images, not one: use batch size 1 and a single Save Image or Preview "
             "Image"
         )
     return {key: str(images[0].get(key, "")) for key in ("filename", "subfolder", "type")}

@@ -1,4 +1,4 @@
-"""The commands that make images: synth and sample."""
+"""The commands that generate images: synth and sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def add_synth(commands: Commands) -> None:
         "source", type=typed, metavar="SOURCE", help="ComfyUI workflow in API format with {prompt} in a text, or 'tiny'"
     )
     parser.add_argument("output", type=typed, metavar="FOLDER", help="folder for the images and metadata.csv")
-    parser.add_argument("--prompts", type=typed, default=None, metavar="FILE", help="text file, one a line, or a table")
+    parser.add_argument(
+        "--prompts", type=typed, default=None, metavar="FILE", help="text file with one per line, or a table"
+    )
     parser.add_argument("--seeds", type=Number(ranges.COUNT), default=1, metavar="N", help="images per prompt")
     parser.add_argument(
         "--first", type=Number(ranges.FIRST), default=0, metavar="N", help="number of each prompt's first image"
@@ -51,7 +53,7 @@ def add_sample(commands: Commands) -> None:
         metavar="MODEL",
         help="safetensors file or folder of shards; 'tiny' is the bundled source with its delta",
     )
-    parser.add_argument("--delta", type=typed, default=None, help="delta to put onto MODEL, its base")
+    parser.add_argument("--delta", type=typed, default=None, help="delta to merge into MODEL, its base")
     _add_captions(parser)
     _add_images(parser)
     _add_sampling(parser)
@@ -66,7 +68,7 @@ def add_sample(commands: Commands) -> None:
 
 def _add_captions(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("caption")
-    group.add_argument("--prompt", default=None, help="caption in words; a large model needs --encoder too")
+    group.add_argument("--prompt", default=None, help="caption as text; a large model also needs --encoder")
     group.add_argument("--negative", default=None, help="caption to guide away from (default: the empty one)")
     group.add_argument(
         "--encoder", type=typed, default=None, metavar="PATH",
@@ -74,7 +76,7 @@ def _add_captions(parser: argparse.ArgumentParser) -> None:
         "(default: the one beside MODEL, as Z-Image is published)",
     )  # fmt: skip
     group.add_argument(
-        "--tokenizer", type=typed, default=None, metavar="FOLDER", help="its tokenizer, if that is elsewhere"
+        "--tokenizer", type=typed, default=None, metavar="FOLDER", help="its tokenizer, if it is elsewhere"
     )
     group.add_argument(
         "--caption-features", type=typed, default=None, metavar="FILE",
@@ -85,7 +87,7 @@ def _add_captions(parser: argparse.ArgumentParser) -> None:
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
-    side = "in pixels, any number (default: of the variant, or in the shape of --init)"
+    side = "in pixels, any number (default: the variant's, or in the shape of --init)"
     group.add_argument("--output", type=typed, default=Path("l2p.png"), help="PNG file; several seeds are numbered")
     group.add_argument("--width", type=Number(ranges.SIDE), default=None, help=side)
     group.add_argument("--height", type=Number(ranges.SIDE), default=None, help=side)
@@ -99,11 +101,11 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    of_variant = "(default: of the variant)"
+    of_variant = "(default: the variant's)"
     group.add_argument(
         "--steps", type=Number(ranges.SAMPLING_STEPS), default=None, help=f"number of Euler steps {of_variant}"
     )
-    group.add_argument("--cfg", type=Number(ranges.CFG), default=None, help=f"guidance; 1 is none {of_variant}")
+    group.add_argument("--cfg", type=Number(ranges.CFG), default=None, help=f"guidance; 1 disables it {of_variant}")
     group.add_argument("--shift", type=Number(ranges.SHIFT), default=None, help=f"shift of the schedule {of_variant}")
     group.add_argument(
         "--denoise", type=Number(ranges.DENOISE), default=1.0, help="with --init: share of the schedule, above 0 to 1"
@@ -114,8 +116,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--weights", choices=("auto", "bf16", "fp8", "streamed"), default="auto",
-        help="how the weights are kept: whole in bf16; blocks in fp8, half of it; or blocks streamed from RAM to a GPU "
-        "(default: the first of these that free memory allows)",
+        help="storage of the weights: all in bf16; blocks in fp8, half the size; or blocks streamed from RAM to a GPU "
+        "(default: the first that fits into free memory)",
     )  # fmt: skip
     group.add_argument(
         "--compile", action="store_true", help="compile the model's blocks first: minutes once, then faster steps"

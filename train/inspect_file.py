@@ -1,4 +1,4 @@
-"""`l2p inspect`: what a file is."""
+"""`l2p inspect`: describes a file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..l2p_core.sources.recognition import nearest
 from ..l2p_core.tiny.bundled import resolve
 from .console import count_text
 
-_SHOWN_METADATA = 100  # characters of a value, unless everything is asked for as JSON
+_SHOWN_METADATA = 100  # characters of a value, unless everything is requested as JSON
 
 
 def inspect(path: Path, keys: bool = False, as_json: bool = False) -> None:
-    """Print what the file or folder holds.
+    """Print what the file or folder contains.
 
     Raises:
-        CheckpointError: if it cannot be read as a checkpoint, or is that of another kind of model.
+        CheckpointError: if it cannot be read as a checkpoint, or belongs to another kind of model.
     """
     checkpoint = open_checkpoint(resolve(path))
     facts = describe(checkpoint)
@@ -70,7 +70,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _about_delta(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a delta says of its model, as far as its own tensors agree."""
+    """What a delta states about its model, if its own tensors agree."""
     stated = stored_config(checkpoint.metadata)
     shapes = key_shapes(stated) if stated else {}
     full = {name: shape for name, shape in checkpoint.shapes.items() if not is_adapter(name)}
@@ -80,7 +80,7 @@ def _about_delta(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def layout_of(checkpoint: Checkpoint) -> str:
-    """Which naming the file uses: "diffusers", "comfy" or "comfy with prefix"."""
+    """The naming scheme of the file: "diffusers", "comfy" or "comfy with prefix"."""
     names = [name for header in checkpoint.files for name in header.tensors]
     plain = [name.removeprefix(COMFY_PREFIX) for name in names]
     layout = nearest(plain).layout
@@ -97,7 +97,7 @@ def _bytes_by_dtype(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _trained(config: ModelConfig) -> dict[str, int]:
-    """Parameters that the published policy trains, and those of the head among them."""
+    """Number of parameters that the published policy trains, and of those in the head."""
     names = freeze.trainable_names(config)
     sizes = {name: math.prod(shape) for name, shape in key_shapes(config).items() if name in names}
     return {

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a step, so that what is saved is whole."""
+"""Ctrl-C that waits for the end of a step, so that saves are consistent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Interrupt:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interrupt]:
-    """Within the block the first Ctrl-C only sets `requested`; the second interrupts as usual."""
+    """Within the block, the first Ctrl-C only sets `requested`; the second interrupts as usual."""
     state = Interrupt()
     usual = signal.getsignal(signal.SIGINT)
 

@@ -1,8 +1,8 @@
-"""Make the bundled tiny source: its autoencoder and its latent diffusion model.
+"""Train the bundled tiny source: its autoencoder and its latent diffusion model.
 
     python -m comfyui_l2p.train.make_tiny_source --out DIR [--stage autoencoder|source|score|all]
 
-writes autoencoder.safetensors, words.safetensors, source.safetensors and a line of JSON for each report to
+writes autoencoder.safetensors, words.safetensors, source.safetensors and one line of JSON per report to
 autoencoder_run.jsonl, source_run.jsonl and source_scores.jsonl. Everything is drawn from fixed seeds; on two busy CPU
 cores it took about three quarters of an hour.
 """
@@ -54,7 +54,7 @@ class AutoencoderRecipe:
     batch: int = 32
     learning_rate: float = 1e-3
     warmup: int = 100
-    latent_noise: float = 0.4  # largest standard deviation, each image draws its own; latents have 1
+    latent_noise: float = 0.4  # largest standard deviation, drawn per image; latents have 1
     report_every: int = 250
     seed: int = 1
 
@@ -76,7 +76,7 @@ class SourceRecipe:
 
 
 class RunLog:
-    """A JSON line a report, in a file and on the terminal, with the seconds since the run began."""
+    """One JSON line per report, in a file and on the terminal, with the seconds since the run began."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -98,7 +98,7 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
 
 
 def train_autoencoder(recipe: AutoencoderRecipe, log: RunLog) -> Autoencoder:
-    """Fit the encoder, then train the decoder on freshly rendered scenes; judged by what reconstructions show."""
+    """Fit the encoder, then train the decoder on newly rendered scenes; scored by judging reconstructions."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = Autoencoder()
@@ -127,7 +127,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, log: RunLog) -> Autoencoder:
 
 @torch.no_grad()
 def score_reconstructions(model: Autoencoder, count: int = 512) -> dict[str, float]:
-    """The judge's view of the reconstructions of a fixed set, clean and with some noise on the latents."""
+    """The judge's scores of the reconstructions of a fixed set, clean and with some noise on the latents."""
     rng = random.Random("reconstructions")
     scenes = [shapes.random_scene(rng) for _ in range(count)]
     captions = [shapes.caption(scene.attributes) for scene in scenes]
@@ -146,7 +146,7 @@ def psnr(images: Tensor, reference: Tensor) -> float:
 
 
 def train_source(recipe: SourceRecipe, autoencoder: Autoencoder, words: Words, log: RunLog, path: Path) -> LatentModel:
-    """Train the latent model on freshly rendered scenes and write its averaged weights to `path` at every report."""
+    """Train the latent model on newly rendered scenes and write its averaged weights to `path` at every report."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)
     model = LatentModel(SOURCE_CONFIG)
@@ -195,7 +195,7 @@ def source_batch(
 
 
 class SigmaLosses:
-    """The mean velocity error in each range of sigma since it was last taken."""
+    """The mean velocity error in each range of sigma since the last call of `take`."""
 
     def __init__(self) -> None:
         self.edges = torch.tensor(SIGMA_EDGES)
@@ -217,7 +217,7 @@ class SigmaLosses:
 def score_source(
     model: LatentModel, autoencoder: Autoencoder, words: Words, count: int, steps: int, cfg: float
 ) -> dict[str, float]:
-    """The judge's view of images for a fixed list of captions, each with its place in the list as the seed."""
+    """The judge's scores of images for a fixed list of captions, each with its index as the seed."""
     captions = shapes.evaluation_captions(count)
     with torch.autocast("cpu", torch.bfloat16):
         images = generate(model, autoencoder, words, captions, range(count), steps=steps, cfg=cfg)
@@ -239,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the bundled tiny source.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and logs")
     parser.add_argument(
-        "--stage", choices=("autoencoder", "source", "score", "all"), default="all", help="what to make"
+        "--stage", choices=("autoencoder", "source", "score", "all"), default="all", help="what to train"
     )
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -249,7 +249,7 @@ def main() -> None:
         log = RunLog(out / "autoencoder_run.jsonl")
         train_autoencoder(AutoencoderRecipe(), log).save(out / "autoencoder.safetensors")
         Words.make().save(out / "words.safetensors")
-    # Read back, so that the source is trained and scored with the weights as they are shipped.
+    # Read back, so that the source is trained and scored with the weights as they are distributed.
     autoencoder = Autoencoder.load(out / "autoencoder.safetensors")
     words = Words.load(out / "words.safetensors")
     path = out / "source.safetensors"

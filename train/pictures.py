@@ -1,4 +1,4 @@
-"""Images from and to files."""
+"""Reading and writing image files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..l2p_core.files.atomic import write_bytes
 def save_png(
     pixels: Tensor, path: Path, text: Mapping[str, str] | None = None, overwrite: bool = False, scale: int = 1
 ) -> None:
-    """Write (3, H, W) in [-1, 1] as PNG, beside the target and renamed over it.
+    """Write (3, H, W) in [-1, 1] as PNG, atomically.
 
     Args:
         pixels: the image.
-        path: the file; its folder is made where it is missing.
-        text: kept in the file's text fields.
+        path: the file; its folder is created if missing.
+        text: stored in the file's text fields.
         overwrite: whether an existing file may be replaced.
-        scale: repeats every pixel this many times, to look at tiny images.
+        scale: repeats every pixel this many times, for viewing tiny images.
 
     Raises:
-        ValueError: if the file exists and may not be replaced.
+        ValueError: if the file exists and must not be replaced.
     """
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,13 +34,13 @@ def save_png(
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Keep a file from being replaced unasked.
+    """Refuse to replace a file unless requested.
 
     Raises:
         ValueError: if it exists and `overwrite` is false.
     """
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists already: choose another name or give --overwrite.")
+        raise ValueError(f"{path} already exists: choose another name or give --overwrite.")
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -54,7 +54,8 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def load_picture(path: Path, width: int, height: int) -> Tensor:
-    """An image file as (1, 3, height, width) in [-1, 1]: turned upright, cut to that shape about its middle, resized.
+    """An image file as (1, 3, height, width) in [-1, 1]: rotated upright, cropped to that shape around its centre,
+    resized.
 
     Raises:
         ValueError: if the file is missing, not an image or damaged.
@@ -65,7 +66,7 @@ def load_picture(path: Path, width: int, height: int) -> Tensor:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors about an image with its file's name."""
+    """Adds the file's name to errors about an image."""
     try:
         yield
     except images.BrokenImage as error:

@@ -1,5 +1,5 @@
-"""`l2p plan`: what a recipe needs of memory, disk and time, without its data, and without its model where that is the
-6B Z-Image."""
+"""`l2p plan`: estimates a recipe's memory, disk and time without its data, and without its model if that is the 6B
+Z-Image."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ from .run import Places, read_recipe
 
 _HALF = 2  # bytes of a parameter in the published files of Z-Image
 _GPU = torch.device("cuda")
-"""What is planned for, whatever this machine has."""
+"""The precision that is planned for, regardless of this machine."""
 CARDS = (8, 12, 16, 24, 48, 80)
 
 
 def plan_command(name: str, places: Places, gpu_memory: float | None, cards: bool, processes: int = 1) -> None:
-    """Print the plan of a recipe; with `cards`, a table of what makes it fit into usual GPUs.
+    """Print the plan of a recipe; with `cards`, a table of the settings that make it fit into common GPUs.
 
     Args:
         name: a recipe file, a bundled recipe's name, or a run folder.
         places: see `run.Places`.
         gpu_memory: in GB (10^9 bytes), that each process must fit into.
-        processes: that train together, on a GPU each.
+        processes: number of processes that train together, one GPU each.
 
     Raises:
-        ValueError: if it does not fit, with the change that would make it fit, or if so many processes cannot train so.
+        ValueError: if it does not fit, with the change that would make it fit, or if this number of processes does not
+            work.
     """
     recipe, folder = read_recipe(name, None, places)
     config = _config(recipe, folder, given=places.base is not None)
@@ -70,19 +71,19 @@ def _print_disk_and_time(
     config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path, processes: int
 ) -> None:
     print(_of_the_disk(config, training, recipe, folder, processes))
-    # On the device that `l2p train` would take.
+    # On the device that `l2p train` would select.
     time = pace.expected(recipe, RunFolder(folder), pace.key_of(config, recipe, default_device(), processes))
     if time:
         print(time)
 
 
 def _parts(recipe: Recipe, processes: int) -> int:
-    """Into how many parts each of a step's micro-batches is cut; errors as for `Ranks.part`."""
+    """The number of parts that each micro-batch of a step is divided into; errors as for `Ranks.part`."""
     return Ranks(count=processes, device=CPU).part(recipe.training.accumulate, recipe.data.batch_size)[1]
 
 
 def _ways(training: TrainingConfig, processes: int) -> list[TrainingConfig]:
-    """How the processes may train together: both ways where the GPU's memory would decide."""
+    """The methods by which the processes may train together: both if the GPU's memory would decide."""
     if processes == 1 or training.parallel != "auto":
         return [training]
     ways = (dataclasses.replace(training, parallel=way) for way in ("ddp", "fsdp"))
@@ -94,7 +95,7 @@ def _of_each(training: TrainingConfig, processes: int) -> str:
 
 
 def _of_the_disk(config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path, processes: int) -> str:
-    """What the run needs of the disk that it would be on, and what to change where that has too little room."""
+    """The run's disk usage as a sentence, and what to change if its disk has too little space."""
     base = recipe.model.base
     there = base == TINY or Path(base).exists()
     published = None if there else _HALF * sum(math.prod(shape) for shape in key_shapes(config).values())
@@ -103,13 +104,13 @@ def _of_the_disk(config: ModelConfig, training: TrainingConfig, recipe: Recipe, 
 
 
 def card_table(config: ModelConfig, recipe: Recipe, processes: int = 1) -> str:
-    """What to change in a recipe for each usual GPU, and what each process then needs, as a Markdown table."""
+    """The changes to a recipe for each common GPU, and each process's memory then, as a Markdown table."""
     rows = []
     work = workload(recipe, config, _parts(recipe, processes))
     for card in CARDS:
         room = Room(card * GB, processes=processes)
         training = dataclasses.replace(recipe.training, parallel="ddp")
-        with suppress(ValueError):  # what shards cannot do, replicas may
+        with suppress(ValueError):  # settings that shards do not support may work with replicas
             training = decided(config, recipe.training, work, room)
         way = [f"`{training.parallel}`"] if processes > 1 else []
         found = fitting(config, training, work, room)
@@ -127,5 +128,5 @@ def _config(recipe: Recipe, folder: Path, given: bool) -> ModelConfig:
     base = recipe.model.base
     if base == TINY or given or Path(base).exists():
         return pixel_config(recipe.model, folder / "init.safetensors")
-    print(f"There is no {base} yet; planned for the 6B Z-Image.")
+    print(f"{base} does not exist yet; planned for the 6B Z-Image.")
     return ModelConfig().with_head(recipe.model.variant, recipe.model.head_width)

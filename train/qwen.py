@@ -1,8 +1,8 @@
-"""Captions to features as L2P was trained with: Qwen3-4B through the transformers library, an optional install.
+"""Captions to features as L2P was trained: Qwen3-4B through the transformers library, an optional dependency.
 
-The published encoder gives the caption as a user's turn with the generation prompt after it, and takes
-hidden_states[-2], of at most 512 tokens: what leaves the last layer but one, without the final norm. So neither that
-layer, nor the norm, nor the output projection is loaded.
+The published encoder formats the caption as a user turn followed by the generation prompt, and takes hidden_states[-2]
+of at most 512 tokens: the output of the second-to-last layer, without the final norm. The last layer, the norm and the
+output projection are therefore not loaded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 @dataclass(frozen=True)
 class QwenFiles:
-    """Where an encoder's parts lie: safetensors files, a config.json where there is one, and the tokenizer's folder."""
+    """The files of an encoder: safetensors files, a config.json if there is one, and the tokenizer's folder."""
 
     weights: tuple[Path, ...]
     config: Path | None
@@ -49,12 +49,12 @@ class QwenFiles:
 
 
 def find(path: Path | str, tokenizer: Path | str | None = None) -> QwenFiles:
-    """The parts of a text encoder.
+    """Find the files of a text encoder.
 
     Args:
         path: a folder as transformers saves it; a folder with `text_encoder` and `tokenizer` in it, as Z-Image and
             L2P are published; or a single file such as the `qwen_3_4b.safetensors` of ComfyUI.
-        tokenizer: the tokenizer's folder, where it is not in `path`; ComfyUI has one in
+        tokenizer: the tokenizer's folder, if it is not in `path`; ComfyUI has one in
             `comfy/text_encoders/qwen25_tokenizer`.
 
     Raises:
@@ -77,7 +77,7 @@ def find(path: Path | str, tokenizer: Path | str | None = None) -> QwenFiles:
 
 
 def caption_dim(files: QwenFiles) -> int:
-    """Width of the features that an encoder gives, from the headers of its files.
+    """Width of an encoder's features, from the headers of its files.
 
     Raises:
         ValueError: if it is not a Qwen3 model.
@@ -86,14 +86,14 @@ def caption_dim(files: QwenFiles) -> int:
 
 
 def weight_bytes(files: QwenFiles) -> int:
-    """Bytes that an encoder's weights take, in bfloat16 and with the layers that are not used."""
+    """Bytes of an encoder's weights in bfloat16, including the layers that are not used."""
     return 2 * sum(math.prod(shape) for shape in _stored_shapes(_stored(files)).values())
 
 
 def identity(files: QwenFiles, dtype: torch.dtype = DTYPE) -> str:
     """What a cache of captions is named by: the encoder's files and how they are used.
 
-    Of the weights, the headers and 64 evenly spaced pieces of 64 KiB are read, not all 8 GB.
+    Of the weights, the headers and 64 evenly spaced pieces of 64 KiB are read rather than all 8 GB.
     """
     digest = hashlib.sha256()
     for path in files.weights:
@@ -128,10 +128,10 @@ class QwenEncoder:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """Features of each caption, (L_i, caption_dim), on the CPU; at most 512 tokens of each count."""
+        """Features of each caption, (L_i, caption_dim), on the CPU; cut at 512 tokens."""
         tokens = [self._tokens(caption) for caption in captions]
         lengths = [len(ids) for ids in tokens]
-        # Attention looks back alone, so that what follows a caption does not change its features.
+        # Attention is causal, so tokens after a caption do not change its features.
         padding = min(PAD_TOKEN, self._model.config.vocab_size - 1)
         ids = torch.tensor([row + [padding] * (max(lengths) - len(row)) for row in tokens], device=self.device)
         mask = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
@@ -167,7 +167,7 @@ def _load_tokenizer(transformers: Any, folder: Path) -> Any:
 
 
 def _load_model(transformers: Any, files: QwenFiles, device: torch.device, dtype: torch.dtype) -> Any:
-    """The layers that are needed, read tensor by tensor straight to the device."""
+    """The required layers, read tensor by tensor directly to the device."""
     stored = _stored(files)
     config = _config(transformers, files, _stored_shapes(stored))
     with torch.device("meta"):
@@ -179,7 +179,7 @@ def _load_model(transformers: Any, files: QwenFiles, device: torch.device, dtype
     with ChunkReader() as reader:
         for name, wanted in model.state_dict().items():
             if name not in stored:
-                raise ValueError(f"{files.weights[0]} is not a whole Qwen3 model: it has no {shown(name)}.")
+                raise ValueError(f"{files.weights[0]} is not a complete Qwen3 model: it has no {shown(name)}.")
             weights[name] = _read(reader, *stored[name], tuple(wanted.shape)).to(device, dtype)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval().requires_grad_(False)
@@ -202,13 +202,13 @@ def _read(reader: ChunkReader, header: Header, entry: Entry, shape: tuple[int, .
             f"{header.path} is quantised ({shown(entry.name)} is {entry.dtype}): use the text encoder in bf16."
         )
     if entry.shape != shape:
-        raise ValueError(f"{header.path} contradicts itself: {shown(entry.name)} is {entry.shape}, not {shape}.")
+        raise ValueError(f"{header.path} is inconsistent: {shown(entry.name)} is {entry.shape}, not {shape}.")
     piece = Piece(header.path, entry.start, entry.stop, entry.dtype)
     return reader.read(Stored(entry.name, entry.dtype, entry.shape, (piece,)))
 
 
 def _config(transformers: Any, files: QwenFiles, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-    """The configuration without the layers that are not needed; read off the shapes where there is no config.json."""
+    """The configuration without the unused layers; derived from the shapes if there is no config.json."""
     sizes = _Sizes.read(files.weights[0], shapes)
     if files.config:
         config = transformers.AutoConfig.from_pretrained(str(files.config.parent), local_files_only=True)

@@ -1,4 +1,4 @@
-"""`l2p train`: a recipe becomes a run folder with a delta in it."""
+"""`l2p train`: runs a recipe in a folder and leaves a delta there."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "loading": _BYTES,
     "montage": {"unit": "step", "leave": False},
 }
-"""Of the bars for some kinds of work."""
+"""Options of the bars for some kinds of work."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Paths that stand in for those of a recipe, from the current folder; None leaves the recipe's."""
+    """Paths that override those of a recipe, relative to the current folder; None keeps the recipe's."""
 
     base: str | None = None
     data: str | None = None
@@ -56,17 +56,17 @@ def train(
     places: Places | None = None,
     device: str | None = None,
 ) -> None:
-    """Train as the recipe says, from the last save in the run folder if there is one.
+    """Train a recipe, from the last save in the run folder if there is one.
 
     Args:
         name: a recipe file, a bundled recipe's name, or a run folder to resume.
         output: the run folder; None is runs/<name of the recipe>, or the run folder that `name` is.
-        restart: start over instead of resuming; what the folder holds is moved aside.
+        restart: start over instead of resuming; the folder's content is moved into a subfolder.
         places: see `Places`.
-        device: to train and to encode captions on; None is a GPU if there is one.
+        device: for training and encoding captions; None selects a GPU if there is one.
 
     Raises:
-        ValueError: for a wrong recipe, a device that is not there, or a folder that holds another run.
+        ValueError: for an invalid recipe, a missing device, or a folder that holds another run.
         KeyboardInterrupt: after Ctrl-C, when everything is saved.
     """
     with parallel.process_group(device=None if device is None else named(device)) as ranks:
@@ -81,10 +81,10 @@ def train(
 
 
 def cache(name: str, output: Path | None = None, places: Places | None = None, device: str | None = None) -> None:
-    """Look at a recipe's data folder and encode its captions, so that training finds them; arguments as for `train`.
+    """Check a recipe's data folder and encode its captions before training; arguments as for `train`.
 
     Raises:
-        ValueError: for a wrong recipe or data that cannot be used.
+        ValueError: for an invalid recipe or unusable data.
     """
     of_encoder = None if device is None else named(device)
     recipe, folder = read_recipe(name, output, places or Places())
@@ -114,10 +114,10 @@ def read_recipe(name: str, output: Path | None, places: Places) -> tuple[Recipe,
 
 
 def captions_of(recipe: Recipe, folder: Path, device: torch.device | None = None) -> Captions | None:
-    """The cache in `folder` and the encoder that a recipe names, on `device`; None where it names none.
+    """The cache in `folder` and the recipe's text encoder on `device`; None if it names none.
 
     Raises:
-        ValueError: if there is no such encoder.
+        ValueError: if the encoder does not exist.
     """
     if not recipe.captions.encoder:
         return None
@@ -127,7 +127,7 @@ def captions_of(recipe: Recipe, folder: Path, device: torch.device | None = None
 
 @contextmanager
 def shown(steps: int) -> Iterator[Hooks]:
-    """Hooks that show a run of so many steps on the terminal and stop it, saved, at Ctrl-C."""
+    """Hooks that show a run on the terminal, and save and stop it at Ctrl-C."""
     with deferred_interrupt() as interrupt, ExitStack() as training, _Bars() as bars:
         show = None
 
@@ -139,7 +139,7 @@ def shown(steps: int) -> Iterator[Hooks]:
             show(metrics)
 
         def working(text: str, done: int, total: int) -> None:
-            # Preparation keeps what is done as it goes and has nothing to save.
+            # Preparation stores its results as it goes and has nothing to save.
             if interrupt.requested:
                 raise KeyboardInterrupt
             bars.show(text, done, total)
@@ -157,14 +157,14 @@ def shown(steps: int) -> Iterator[Hooks]:
 
 
 class _Bars:
-    """A progress bar for each kind of work, one after the other."""
+    """One progress bar for each kind of work, in sequence."""
 
     def __init__(self) -> None:
         self._bar: tqdm | None = None
         self._text = ""
 
     def show(self, text: str, done: int, total: int) -> None:
-        """Say how far the work is, in a bar of its own."""
+        """Show how far a kind of work is, in its own bar."""
         if text != self._text:
             self.close()
             self._bar, self._text = bar(text, **_OPTIONS.get(text, {})), text
@@ -173,7 +173,7 @@ class _Bars:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """End the bar that is there."""
+        """Close the current bar."""
         if self._bar is not None:
             self._bar.close()
         self._bar, self._text = None, ""

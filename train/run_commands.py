@@ -16,9 +16,9 @@ _DEVICE = "torch device, such as cpu, cuda:1 or xpu (default: a GPU if there is 
 
 def add_cache(commands: Commands) -> None:
     """`l2p cache`."""
-    parser = command(commands, "cache", "check the images of a recipe and encode their captions, ahead of training")
+    parser = command(commands, "cache", "check a recipe's images and encode their captions before training")
     _add_recipe(parser)
-    parser.add_argument("--device", default=None, help=f"of the text encoder: {_DEVICE}")
+    parser.add_argument("--device", default=None, help=f"device of the text encoder: {_DEVICE}")
 
     def run(args: argparse.Namespace) -> None:
         from .run import cache
@@ -30,12 +30,14 @@ def add_cache(commands: Commands) -> None:
 
 def add_plan(commands: Commands) -> None:
     """`l2p plan`."""
-    parser = command(commands, "plan", "say how much memory a recipe needs, before anything is downloaded or loaded")
+    parser = command(commands, "plan", "estimate a recipe's memory, disk space and time without loading anything")
     _add_recipe(parser, output=False)
     parser.add_argument(
-        "--gpu-memory", type=positive_number, default=None, metavar="GB", help="memory of the GPU that it must fit"
+        "--gpu-memory", type=positive_number, default=None, metavar="GB", help="memory of the GPU that it must fit into"
     )
-    parser.add_argument("--processes", type=positive, default=1, metavar="N", help="that train together, on a GPU each")
+    parser.add_argument(
+        "--processes", type=positive, default=1, metavar="N", help="processes that train together, one GPU each"
+    )
     parser.add_argument("--cards", action="store_true", help="print which settings make it fit into common GPUs")
 
     def run(args: argparse.Namespace) -> None:
@@ -48,11 +50,9 @@ def add_plan(commands: Commands) -> None:
 
 def add_train(commands: Commands) -> None:
     """`l2p train`."""
-    parser = command(commands, "train", "train as a recipe says; run again, it resumes from the last save")
+    parser = command(commands, "train", "train a recipe; run it again to resume from the last save")
     _add_recipe(parser)
-    parser.add_argument(
-        "--restart", action="store_true", help="start over instead of resuming; the run in the folder is moved aside"
-    )
+    parser.add_argument("--restart", action="store_true", help="start over; the existing run is moved into a subfolder")
     parser.add_argument("--device", default=None, help=_DEVICE)
 
     def run(args: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def add_train(commands: Commands) -> None:
 
 
 def _add_recipe(parser: argparse.ArgumentParser, output: bool = True) -> None:
-    """The recipe, and what replaces its paths."""
+    """The recipe, and options that override its paths."""
     parser.add_argument(
         "recipe", metavar="RECIPE", help="TOML file, name of a bundled recipe such as 'tiny', or run folder to resume"
     )

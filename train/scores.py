@@ -1,4 +1,4 @@
-"""How good a tiny model is: images of a fixed list of captions, judged."""
+"""Scores of a tiny model: judged images of a fixed list of captions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .console import count_progress, table
 
 ATTRIBUTES = ("shape", "colour", "place", "background")
 PATCH = VARIANTS["1k"].patch_size
-"""Pixels. The source's patches, 2 x 2 latent cells of 8 pixels, are as large."""
+"""Pixels. The source's patches, 2 x 2 latent cells of 8 pixels, have the same size."""
 
 
 class Sampler(Protocol):
-    """Makes images (B, 3, 64, 64) in [-1, 1] of B captions and seeds."""
+    """Generates images (B, 3, 64, 64) in [-1, 1] of B captions and seeds."""
 
     def __call__(
         self, captions: Sequence[str], seeds: Sequence[int], *, progress: ProgressCallback | None = None
@@ -47,7 +47,7 @@ def evaluate(name: str, sampler: Sampler, count: int) -> Scored:
 
 
 def score_table(scores: dict[str, dict[str, float]], source: str) -> str:
-    """Scores of models as a Markdown table, with the shares that they keep of the model `source`."""
+    """Scores of models as a Markdown table, with their shares of the scores of the model `source`."""
     rows = []
     for name, values in scores.items():
         kept = (f"{values[column] / scores[source][column]:.1%}" for column in ("whole", "attributes"))

@@ -1,4 +1,4 @@
-"""`l2p synth`: prompts become a folder of images to train on."""
+"""`l2p synth`: turns prompts into a folder of training images."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ BATCH = 32
 
 
 def synth_command(args: argparse.Namespace) -> None:
-    """Make what is missing of the images.
+    """Generate the missing images.
 
     Raises:
-        ValueError: for prompts, a workflow or hosts that cannot be used, or a folder with other images.
-        KeyboardInterrupt: after Ctrl-C; what was made is whole.
+        ValueError: for unusable prompts, workflow or hosts, or a folder with other images.
+        KeyboardInterrupt: after Ctrl-C; finished images are complete.
     """
     tiny = str(args.source) == NAME
     _check(args, tiny)
@@ -58,7 +58,7 @@ def _check(args: argparse.Namespace, tiny: bool) -> None:
 def _from_tiny(folder: Path, wanted: Sequence[Item], steps: int, cfg: float) -> None:
     source = TinySource()
     for prompt in dict.fromkeys(item.prompt for item in wanted):
-        source.words.encode(prompt)  # an unknown word is named before anything is made
+        source.words.encode(prompt)  # unknown words are reported before anything is generated
     settings: Settings = {
         "steps": steps,
         "cfg": cfg,

@@ -1,8 +1,8 @@
 """A ComfyUI workflow in API format as a template: every image is the workflow with its own prompt and seed.
 
-The rule: `{prompt}` in any text is where the prompt goes, and every input named seed or noise_seed takes the image's
-seed, its own number or the one of the node that is wired to it. Nothing else is changed but Save Image, which becomes
-Preview Image, so that images do not pile up in the host's output folder.
+`{prompt}` in any text is replaced by the prompt, and every input named seed or noise_seed takes the image's seed, as a
+value or through the number node connected to it. Nothing else changes except Save Image, which becomes Preview Image so
+that images do not accumulate in the host's output folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAMED = {
     "height": ("height",),
     "model": ("unet_name", "ckpt_name", "file"),
 }
-"""Which inputs tell a setting, in the order of preference; the first node that has one counts."""
+"""Inputs that identify a setting, in order of preference; the first node that has one counts."""
 
 Json = dict[str, Any]
 
@@ -54,7 +54,7 @@ class Workflow:
 
     @classmethod
     def load(cls, path: Path) -> Workflow:
-        """Read a file; errors as for the class, and a ValueError if it is no workflow in API format."""
+        """Read a file; errors as for the class, and a ValueError if it is not a workflow in API format."""
         text = decoded(path)
         try:
             nodes = json.loads(text)
@@ -62,10 +62,12 @@ class Workflow:
             raise ValueError(f"{path} is not valid JSON: export the workflow from ComfyUI in API format.") from error
         if isinstance(nodes, dict) and isinstance(nodes.get("nodes"), list):
             raise ValueError(
-                f"{path} is a workflow as ComfyUI saves it: export it in API format (Workflow, Export (API))."
+                f"{path} is a workflow in ComfyUI's own format: export it in API format (Workflow, Export (API))."
             )
         if not isinstance(nodes, dict) or not nodes or not all(_is_node(node) for node in nodes.values()):
-            raise ValueError(f"{path} is no workflow in API format: export one from ComfyUI (Workflow, Export (API)).")
+            raise ValueError(
+                f"{path} is not a workflow in API format: export one from ComfyUI (Workflow, Export (API))."
+            )
         return cls(nodes, str(path))
 
     def filled(self, prompt: str, seed: int) -> Json:
@@ -78,7 +80,7 @@ class Workflow:
         return nodes
 
     def settings(self) -> dict[str, str | int | float]:
-        """What the images depend on beside prompt and seed: what nodes commonly name, and a digest of all there is."""
+        """The settings of the images besides prompt and seed: common inputs of nodes, and a digest of everything."""
         found: dict[str, str | int | float] = {}
         for setting, names in _NAMED.items():
             values = (value for name in names for node in self._nodes.values() for value in [node["inputs"].get(name)])

@@ -21,7 +21,7 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 def initialisation(model: ModelSection, target: Path, progress: ProgressCallback | None = None) -> Path:
     """The L2P file that training starts from.
 
-    A latent source, or a smaller variant than requested, is first converted to `target`, once: if that exists already,
+    A latent source, or a smaller variant than requested, is first converted to `target`, once: if that exists,
     the source is not read.
 
     Args:

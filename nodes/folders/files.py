@@ -82,7 +82,7 @@ def new_file(name: str, overwrite: bool) -> Path:
     path = target(name)
     if path.exists() and not overwrite:
         raise ValueError(
-            f"{name_of(path)} exists already in models/{FOLDER}: choose another name, or switch overwrite on."
+            f"{name_of(path)} already exists in models/{FOLDER}: choose another name, or switch overwrite on."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

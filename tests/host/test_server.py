@@ -230,7 +230,7 @@ def test_convert_load_and_refuse_to_overwrite(server: Server, models: Path) -> N
     assert (models / "folder" / "made.safetensors").is_file()
     assert "initialised" in run.outputs["3"]["text"][0]
     again = server.run(graphs.convert("source.safetensors", "folder/made", variant="4k"))
-    assert "exists already" in sentence(again)
+    assert "already exists" in sentence(again)
     assert server.run(graphs.convert("source.safetensors", "folder/made", overwrite=True, variant="4k")).error is None
     for name in ("../outside", "/outside", ""):
         with pytest.raises(Refused) as refused:
@@ -293,7 +293,7 @@ def test_a_node_runs_again_where_its_own_file_is_not_as_it_left_it(server: Serve
         assert run.error is None and node in run.ran and (models / f"{name}.safetensors").is_file()
         assert not nodes.keys() & server.run(graph).ran
     (models / "own_init.safetensors").write_bytes(b"a stranger's")
-    assert "exists already" in sentence(server.run(graph))
+    assert "already exists" in sentence(server.run(graph))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")

@@ -101,7 +101,7 @@ def test_it_runs_again_where_its_data_or_its_delta_is_not_as_it_was(server: Serv
     shutil.rmtree(folder / "more")
     assert server.run(graph).error is None
     shutil.rmtree(run_folder(server, "data that changes").path)
-    assert "exists already" in sentence(server.run(graph)), "a delta of a run that is gone is not replaced unasked"
+    assert "already exists" in sentence(server.run(graph)), "a delta of a run that is gone is not replaced unasked"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
@@ -171,7 +171,7 @@ def test_preparation_can_be_interrupted(server: Server) -> None:
         ({"run_name": " "}, "The run has no name"),
         ({"run_name": "captions"}, "holds caption features"),
         ({"filename": "../outside"}, "leads out of models/diffusion_models"),
-        ({"filename": "taken"}, "exists already"),
+        ({"filename": "taken"}, "already exists"),
         ({"model": "broken.safetensors"}, "broken.safetensors"),
         ({"model": "wide.safetensors"}, "use the text encoder that it was trained with"),
         ({"changes": "[training]\nwarmup_step = 1"}, "did you mean 'warmup_steps'?"),

@@ -1,1 +1,1 @@
-"""Measurements: `l2p benchmark head`, `l2p benchmark checkpoint` and `l2p benchmark transfer`."""
+"""Measurements: `l2p benchmark head`, `checkpoint`, `train`, `gpu` and `transfer`."""

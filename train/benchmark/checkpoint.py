@@ -1,7 +1,7 @@
-"""`l2p benchmark checkpoint`: conversion, delta and merge of a made-up model, against copying the same file.
+"""`l2p benchmark checkpoint`: conversion, delta and merge of a synthetic model, against copying the same file.
 
-Every run is a process of its own and ends when its file is on the disk, copying too; runs and copies take turns, so
-that both meet the same machine. Memory is the peak resident set beyond what the process held before.
+Every run is a separate process and ends when its file is on disk, as does copying; runs and copies alternate, so that
+both see the same state of the machine. Memory is the peak resident set beyond what the process held before.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _PATTERN_BYTES = 8 << 20
 
 
 def benchmark_checkpoint(gigabytes: float = 1.0, folder: Path | None = None, rounds: int = ROUNDS) -> None:
-    """Measure on a source of about this size, in a new folder inside `folder` that is removed again, and print.
+    """Measure on a source of about this size, in a new folder inside `folder` that is removed afterwards, and print.
 
-    The disk needs room for four such files.
+    The disk needs space for four such files.
     """
     with tempfile.TemporaryDirectory(prefix="l2p-benchmark-", dir=folder) as name:
         work = Path(name)
@@ -64,7 +64,7 @@ def benchmark_checkpoint(gigabytes: float = 1.0, folder: Path | None = None, rou
 
 
 def config_of_size(size: float) -> ModelConfig:
-    """A latent source of about `size` bytes: as many blocks as fit, of the 6B model's where several do."""
+    """A latent source of about `size` bytes: as many blocks as fit, those of the 6B model if several do."""
     for config in (ModelConfig(), _NARROW):
         sizes = {name: nbytes(DTYPE, shape) for name, shape in key_shapes(config).items()}
         block = sum(count for name, count in sizes.items() if name.startswith("layers.0."))
@@ -76,7 +76,7 @@ def config_of_size(size: float) -> ModelConfig:
 
 
 def write_source(config: ModelConfig, target: Path) -> None:
-    """A latent model of arbitrary numbers."""
+    """Write a latent model with arbitrary weights."""
     pattern = np.random.default_rng(0).integers(0, 256, _PATTERN_BYTES, dtype=np.uint8).data
     slots = [Slot(name, DTYPE, shape) for name, shape in key_shapes(config).items()]
     with model_file(target, slots, config, {}) as (writer, places):
@@ -88,7 +88,7 @@ def write_source(config: ModelConfig, target: Path) -> None:
 
 
 def write_trained(init: Path, target: Path) -> None:
-    """The pixel initialisation with other numbers in everything that shallow training trains."""
+    """Write the pixel initialisation with other values in everything that shallow training trains."""
     opened = open_checkpoint(init)
     config = opened.config()
     trained = trainable_names(config, blocks=max(1, config.n_layers // 6))
@@ -104,7 +104,7 @@ def write_trained(init: Path, target: Path) -> None:
 
 
 def _row(task: str, whole: Path, paths: list[Path], result: Path, rounds: int) -> list[str]:
-    """Measure one task in turns with copying `whole`, the large file that it reads or writes."""
+    """Measure one task, alternating with copying `whole`, the large file that it reads or writes."""
     copies: list[float] = []
     runs: list[float] = []
     memory = 0

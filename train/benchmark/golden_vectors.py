@@ -1,4 +1,4 @@
-"""The golden vectors: weights and inputs follow from names, outputs of the published code are stored."""
+"""The golden vectors: weights and inputs derive from names; outputs of the published code are stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def array(name: str, shape: Sequence[int], seed: int, scale: float = 1.0) -> Tensor:
-    """The float32 tensor that a name, a shape and a seed stand for."""
+    """The float32 tensor determined by a name, a shape and a seed."""
     state = np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
     return torch.from_numpy((state.standard_normal(tuple(shape)) * scale).astype(np.float32))
 

@@ -1,7 +1,7 @@
-"""`l2p benchmark gpu`: what the whole model does on this device, in one command of a few minutes.
+"""`l2p benchmark gpu`: measures the whole model on this device, in one command of a few minutes.
 
-This process asks another (`gpu_worker`) for the rows of `gpu_rows`, one after the other, and writes the report after
-each. A row that fails, crashes or hangs is named in the report, and the next one follows.
+This process requests the rows of `gpu_rows` from a worker (`gpu_worker`), one after the other, and writes the report
+after each. A row that fails, crashes or hangs is named in the report, and the next one follows.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from .gpu_report import markdown, with_ratio, write
 from .gpu_rows import PARTS, chosen
 
 _STARTS = 180.0
-"""Seconds that a process may take until its first row begins, and between rows."""
+"""Seconds that a worker may take until its first row begins, and between rows."""
 
-UNREACHED = "not run: the time was over"
+UNREACHED = "not run: out of time"
 
 
 def benchmark_gpu(
@@ -44,18 +44,18 @@ def benchmark_gpu(
     """Measure, write gpu.md and gpu.json into the folder `output`, and print the table.
 
     Args:
-        output: is made if it is not there; a report in it is replaced.
-        parts: names of those to run; None is all.
-        minutes: after which what is left is skipped.
-        quick: small sizes, to see that it runs.
-        model: an L2P file to take weights from; None takes random ones.
-        device: to measure, such as "cuda"; None takes a GPU if there is one.
+        output: created if missing; an existing report in it is replaced.
+        parts: names of the parts to run; None runs all.
+        minutes: time limit, after which the rest is skipped.
+        quick: small sizes, to check that it runs.
+        model: an L2P file to take weights from; None uses random ones.
+        device: to measure, such as "cuda"; None selects a GPU if there is one.
 
     Returns:
-        By each row's key, what was found.
+        The results by each row's key.
 
     Raises:
-        ValueError: for a part or a device that there is not, or a file that is not an L2P model.
+        ValueError: for an unknown part, a missing device, or a file that is not an L2P model.
     """
     rows = [row.key for part in chosen(parts) for row in part.rows]
     if device is not None:
@@ -107,7 +107,7 @@ def listed() -> str:
 
 
 class _Worker:
-    """A process that measures, for as long as it lives."""
+    """A process that measures until it ends."""
 
     def __init__(self, request: dict[str, Any]):
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed on exit)
@@ -127,7 +127,7 @@ class _Worker:
             print(json.dumps(request), file=self._process.stdin, flush=True)
 
     def run(self, found: Any, left: Sequence[str]) -> None:
-        """Take what it finds of the rows that are `left` until it ends or hangs; at least one of them is then done."""
+        """Take results of the rows that are `left` until it ends or hangs; at least one of them is done then."""
         at, limit, pending, begun = "", _STARTS, list(left), False
         while True:
             try:
@@ -145,7 +145,7 @@ class _Worker:
             if "row" in message:
                 found(message["row"], message["figures"])
                 pending.remove(message["row"])
-        # One that has not even begun would not the next time either.
+        # A worker that has not even begun would not begin the next time either.
         for row in [at] if at else pending if not begun else []:
             code = self._process.wait()
             found(row, {"failed": f"the process ended with code {code}: {self._last_error()}"})
@@ -158,7 +158,7 @@ class _Worker:
     def _last_error(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
-        return lines[-1][:300] if lines else "it said nothing"
+        return lines[-1][:300] if lines else "no message"
 
     def __enter__(self) -> _Worker:
         return self

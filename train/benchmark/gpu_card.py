@@ -1,4 +1,4 @@
-"""What the device can do at best: for judging the other rows."""
+"""The device's best possible performance, as a reference for the other rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def name(bench: Bench, _: Any) -> Figures:
 
 
 def _driver() -> str:
-    """NVIDIA's driver, if its program is there to name it."""
+    """NVIDIA's driver version, if its tool is installed."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
@@ -33,7 +33,7 @@ def _driver() -> str:
 
 
 def software(bench: Bench, _: Any) -> Figures:
-    """torch and what it was built for."""
+    """torch and its build."""
     build = f", CUDA {torch.version.cuda}" if torch.version.cuda else ""
     return {"value": f"torch {torch.__version__}{build}"}
 

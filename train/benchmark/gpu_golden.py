@@ -1,7 +1,7 @@
 """Whether the device computes what the published code does: relative errors in every precision.
 
-In a checkout the expected velocities are the published code's (tests/golden). An installed package has none of them;
-there a model made in the same way is computed on the CPU in float32, which tests hold to the published code.
+In a checkout the expected velocities are the published code's (tests/golden). An installed package does not contain
+them; there a similar model is computed on the CPU in float32, which tests compare with the published code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Golden:
-    """The scene of a variant: a model on the CPU, its cases, and whom they are by."""
+    """The scene of a variant: a model on the CPU, its cases, and their origin."""
 
     variant: str
 
@@ -66,7 +66,7 @@ def published(path: Path) -> tuple[L2PModel, list[Case], str]:
 
 @torch.no_grad()
 def own(variant: str) -> tuple[L2PModel, list[Case], str]:
-    """The same of a small model that is computed here."""
+    """The same for a small model that is computed here."""
     config, side, seed = QUICK.config(variant), QUICK.sides[variant], 0
     keys = to_diffusers({key: torch.empty(shape, device="meta") for key, shape in key_shapes(config).items()})
     model = golden_vectors.model({key: tuple(tensor.shape) for key, tensor in keys.items()}, seed)
@@ -82,7 +82,7 @@ class InPrecision:
 
     Attributes:
         dtype: of weights and computation.
-        tf32: whether float32 products may be rounded to TF32; None leaves what torch has set.
+        tf32: whether float32 products may be rounded to TF32; None keeps torch's setting.
     """
 
     dtype: torch.dtype

@@ -42,7 +42,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Pass:
-    """Measures a pass.
+    """Measures a forward pass.
 
     Attributes:
         variant: of the scene.

@@ -1,4 +1,4 @@
-"""Measuring on a device: seconds and memory of a call, and what it launches, waits for and copies."""
+"""Measurements on a device: time and memory of a call, and its kernels, waits and copies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...l2p_core.device import accelerator
 from .gpu_scale import Scale
 
 Figures = dict[str, Any]
-"""What was found of a row, by the keys of `gpu_report.COLUMNS`."""
+"""The results of a row, by the keys of `gpu_report.COLUMNS`."""
 
 Interval = tuple[float, float]
 
@@ -28,14 +28,14 @@ _NO_KERNELS = (*_COPIES, "Memcpy", "Memset")
 
 @dataclass
 class Bench:
-    """What is measured, and how long that may take.
+    """What is measured, and its time limit.
 
     Attributes:
         device: to measure.
-        scale: how large.
-        model: file with an L2P model; None takes random weights.
-        deadline: by `time.monotonic`, when the part's time is over.
-        outputs: of earlier rows, by what they are of, to hold later ones to.
+        scale: sizes.
+        model: file with an L2P model; None uses random weights.
+        deadline: end of the part's time, by `time.monotonic`.
+        outputs: of earlier rows by name, to compare later ones with.
     """
 
     device: torch.device
@@ -46,7 +46,7 @@ class Bench:
 
     @property
     def gpu(self) -> Any:
-        """torch.cuda or what is like it, None for the CPU."""
+        """torch.cuda or its counterpart, None for the CPU."""
         return accelerator.module(self.device) if accelerator.has_own_memory(self.device.type) else None
 
     def synchronise(self) -> None:
@@ -55,7 +55,7 @@ class Bench:
             self.gpu.synchronize(self.device)
 
     def clean(self) -> None:
-        """Let go of what nobody uses."""
+        """Release unused memory."""
         gc.collect()
         accelerator.empty_cache(self.device)
 
@@ -63,7 +63,7 @@ class Bench:
 def timed(bench: Bench, step: Callable[[], object], rounds: int | None = None, warm_up: int = 1) -> Figures:
     """Median milliseconds of a call, and the allocator's peak during it.
 
-    Ends early, after one round at least, when the measurement's seconds or the part's time are over.
+    Ends early, after at least one round, when the measurement's seconds or the part's time are used up.
     """
     for _ in range(warm_up):
         step()
@@ -122,9 +122,9 @@ class _Event:
 
 
 def of_events(events: Sequence[_Event]) -> Figures:
-    """What a profile's events tell; where none is a device's, the CPU's operations stand for kernels.
+    """Figures from a profile's events; if no event is a device's, the CPU's operations count as kernels.
 
-    Times are the milliseconds in which at least one copy, or kernel, is on its way; `hidden` is the share of the
+    Times are the milliseconds during which at least one copy, or kernel, is running; `hidden` is the share of the
     copying during which a kernel runs.
     """
     at_work = [event for event in events if event.on_device] or [e for e in events if e.name.startswith("aten::")]
@@ -140,13 +140,13 @@ def of_events(events: Sequence[_Event]) -> Figures:
         "items": sum(event.name == "aten::_local_scalar_dense" for event in events),
         "copy_ms": copy_time / 1000,
         "kernel_ms": length(computing) / 1000,
-        # The CPU's operations contain each other, so that all of their copying would seem hidden.
+        # The CPU's operations are nested, so all of their copying would seem hidden.
         "hidden": both / copy_time if copy_time and at_work[0].on_device else None,
     }
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Overlapping intervals as one, in order."""
+    """Merge overlapping intervals; sorted."""
     joined: list[Interval] = []
     for start, end in sorted(intervals):
         if joined and start <= joined[-1][1]:
@@ -157,11 +157,11 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def length(intervals: Iterable[Interval]) -> float:
-    """Of intervals that do not overlap."""
+    """Total length of intervals that do not overlap."""
     return sum(end - start for start, end in intervals)
 
 
 def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference over the norm of what was expected."""
+    """Norm of the difference over the norm of the expected value."""
     value, expected = value.detach().cpu().double(), expected.detach().cpu().double()
     return float((value - expected).norm() / expected.norm())

@@ -1,4 +1,4 @@
-"""The report of `l2p benchmark gpu`: one Markdown table and one JSON, written anew after every row."""
+"""The report of `l2p benchmark gpu`: one Markdown table and one JSON file, rewritten after every row."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("items", "values read back", str),
     ("note", "", str),
 )
-"""Of each column: the figure it shows, its heading, and how it is written."""
+"""For each column: its figure, its heading, and its format."""
 
 LEGEND = """\
-- *ms*: median of the rounds, after one that warms up. A training step is all of its micro-batches.
-- *peak compared*: the allocator's peak beyond what was there before (weights) in sampling and of the head, all of it in
-  training; *predicted* is our own plan of the same, *ratio* the measured over the predicted.
-- *relative error*: in `golden` against what the row says; in `sampling` against the published way of computing the same
-  step; of the head against its first row.
+- *ms*: median of the rounds, after a warm-up round. A training step consists of all its micro-batches.
+- *peak compared*: the allocator's peak, for sampling and the head beyond what was allocated before (weights), for
+  training in total; *predicted* is our own plan of the same, *ratio* is measured over predicted.
+- *relative error*: in `golden` against the reference named in the row; in `sampling` against the same step computed as
+  published; for the head against its first row.
 - *kernels*, *copies*, *waits* (stream and event synchronisations) and *values read back* are of one step, from torch's
   profiler, which slows that step down. Their *ms* are those during which at least one is running. *copying hidden* is
-  the share of copying during which a kernel runs. Where no device reports kernels, the CPU's operations are counted."""
+  the share of copying during which a kernel runs. If no device reports kernels, the CPU's operations are counted."""
 
 
 def with_ratio(figures: Figures) -> Figures:
-    """Figures with that of measured over predicted memory, if both are known."""
+    """The figures with the ratio of measured to predicted memory, if both are known."""
     if figures.get("predicted") and figures.get("beyond"):
         return figures | {"ratio": figures["beyond"] / figures["predicted"]}
     return figures
@@ -72,7 +72,7 @@ def markdown(about: dict[str, Any], results: dict[str, Figures]) -> str:
 
 
 def write(folder: Path, about: dict[str, Any], results: dict[str, Figures]) -> None:
-    """Write gpu.md and gpu.json, whole or not at all."""
+    """Write gpu.md and gpu.json, atomically."""
     texts = {
         "gpu.json": json.dumps({**about, "rows": results}, indent=1) + "\n",
         "gpu.md": markdown(about, results),

@@ -1,4 +1,4 @@
-"""The rows of `l2p benchmark gpu`, as a table: which parts there are, what each measures, and its share of the time."""
+"""The rows of `l2p benchmark gpu` as a table: the parts, what each measures, and its share of the time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Row:
     """One measurement.
 
     Attributes:
-        part: that it belongs to.
-        name: in its part.
-        measure: it, given the bench and what the scene made.
-        scene: makes what is measured; neighbouring rows of equal scenes share it. None makes nothing.
+        part: the part it belongs to.
+        name: within its part.
+        measure: takes the bench and the scene's result.
+        scene: creates what is measured; neighbouring rows with equal scenes share it. None creates nothing.
     """
 
     part: str
@@ -43,9 +43,9 @@ class Part:
     """Rows that belong together.
 
     Attributes:
-        name: to choose it by.
+        name: to select it by.
         about: what it measures.
-        share: of the time, beside the other parts'.
+        share: of the time, relative to the other parts.
     """
 
     name: str
@@ -107,7 +107,7 @@ PARTS: tuple[Part, ...] = (
         ),
     ),
     Part("sampling", "a step of each variant: bf16 and fp8, eager and compiled, and as published", 9, _sampling()),
-    Part("training", "a step at 1024 pixels under three of the recipes' memory settings", 7, _training()),
+    Part("training", "a step at 1024 pixels with three of the recipes' memory settings", 7, _training()),
     Part(
         "head",
         "the Detailer Head alone: whole, in tiles, its decoder fused and not",
@@ -123,10 +123,10 @@ PARTS: tuple[Part, ...] = (
 
 
 def chosen(names: Sequence[str] | None) -> tuple[Part, ...]:
-    """The parts of these names, in the table's order; None is all.
+    """The parts of these names, in the table's order; None selects all.
 
     Raises:
-        ValueError: for a name that there is not.
+        ValueError: for an unknown name.
     """
     known = [part.name for part in PARTS]
     for name in names or ():

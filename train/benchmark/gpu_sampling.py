@@ -1,4 +1,4 @@
-"""Sampling steps of the whole model: each variant at its size, eager and compiled, beside the published way."""
+"""Sampling steps of the whole model: each variant at its size, eager and compiled, beside the published code."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .gpu_weights import random_input, random_model, with_variant
 from .published import published_velocity
 
 _EVERY = 8
-"""Rows and columns between those of an output that is kept to be compared."""
+"""Stride in rows and columns of the outputs that are kept for comparison."""
 
 _COUNTED = "1k"
-"""The variant whose kernels are counted; the backbone's are the same in all."""
+"""The variant whose kernels are counted; the backbone's are the same in all variants."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Sampling:
     """The scene: a model whose blocks all variants share.
 
     Attributes:
-        weights: of linear layers in blocks, "bf16" or "fp8".
-        compiled: whether torch.compile has the blocks, and the head where it is evaluated whole.
+        weights: storage of the blocks' linear layers, "bf16" or "fp8".
+        compiled: whether the blocks are compiled, and the head if it is evaluated whole.
     """
 
     weights: str
@@ -58,7 +58,7 @@ class Step:
 
     Attributes:
         variant: at its own size.
-        published: the published way of computing it.
+        published: whether it is computed as published.
     """
 
     variant: str
@@ -77,7 +77,7 @@ class Step:
         pixels = random_input("pixels", (1, 3, side, side), torch.float32, bench.device)
         features = random_input("caption", (caption, model.config.caption_dim), torch.bfloat16, bench.device)
         sigma = torch.tensor([0.6], device=bench.device)
-        captions = model.refined([features])  # once a sampling
+        captions = model.refined([features])  # once per sampling
         step: Callable[[], Tensor] = (
             (lambda: published_velocity(model, pixels, sigma, features))
             if self.published
@@ -91,7 +91,7 @@ class Step:
         return figures | (counted(bench, step) if self.variant == _COUNTED else {})
 
     def _compared(self, bench: Bench, output: Tensor) -> Figures:
-        """The difference from the published way's output, which is kept to compare with."""
+        """The difference from the published code's output, which is kept for comparison."""
         key = f"sampling {self.variant}"
         if self.published:
             bench.outputs[key] = output

@@ -1,4 +1,4 @@
-"""How large everything is that `l2p benchmark gpu` measures: in full, and for a quick check of the same code."""
+"""The sizes that `l2p benchmark gpu` uses: in full, and for a quick check of the same code."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Scale:
         sides: of each variant's image, in pixels.
         tile: side of the head's fixed tiles, in pixels.
         caption: tokens.
-        training_side: of the images that are trained on.
+        training_side: of the training images.
         blocks: trained at each end of the backbone.
-        golden: whether the published code's outputs are computed, whose head is of the full width.
-        rounds: of a measurement, at most, after one that warms up.
-        seconds: that a measurement takes before it ends with fewer rounds.
-        copied: bytes of the copies that bandwidth is measured with.
+        golden: whether the published code's outputs are compared, whose head has the full width.
+        rounds: maximum rounds of a measurement, after a warm-up round.
+        seconds: after which a measurement ends with fewer rounds.
+        copied: bytes of the copies for measuring bandwidth.
         matmul: side of the square matrices.
         backend: of torch.compile.
     """

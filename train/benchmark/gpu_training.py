@@ -1,5 +1,5 @@
-"""Training steps of the whole model under the recipes' memory settings: time, the plan beside the allocator's peak, and
-how much of the copying is hidden behind the computing."""
+"""Training steps of the whole model with the recipes' memory settings: time, the plan beside the allocator's peak, and
+how much of the copying is hidden behind computing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ...l2p_core.training_config import TrainingConfig
 from .gpu_measure import Bench, Figures, counted, timed
 from .gpu_weights import random_model
 
-_MANY = 1000  # steps, more than are ever made
+_MANY = 1000  # steps, more than are ever run
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Training:
     """Measures a step.
 
     Attributes:
-        recipe: a bundled one, whose [training] is taken.
-        accumulate: micro-batches a step, in place of the recipe's.
+        recipe: a bundled one, whose [training] section is used.
+        accumulate: micro-batches per step, in place of the recipe's.
         stream: whether blocks are streamed.
     """
 
@@ -77,7 +77,7 @@ class Training:
             "in_computer": trainer.bytes_in_computer,
             "note": "; ".join(filter(None, [_kept(config, training), *changed])),
         }
-        # The plan is of everything on the device, weights included.
+        # The plan covers everything on the device, weights included.
         if "peak" in figures:
             figures["beyond"] = figures["peak"]
         return figures | counted(bench, step)
@@ -101,7 +101,7 @@ def _steps(trainer: Trainer, batches: _OneImage) -> Callable[[], object]:
 
 
 def _with_library(training: TrainingConfig) -> tuple[TrainingConfig, list[str]]:
-    """With 32-bit moments where the library for 8-bit ones is missing."""
+    """Uses 32-bit moments if the library for 8-bit ones is missing."""
     try:
         adamw.check_installed(training)
     except ValueError:

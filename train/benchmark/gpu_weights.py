@@ -1,6 +1,6 @@
-"""L2P models of random weights, made where they are computed with, in the form in which they are kept.
+"""L2P models with random weights, created on the compute device in their storage form.
 
-A weight depends on its name and on the device alone, so that models of one size agree however they are kept.
+A weight depends only on its name and the device, so models of one size agree in every storage form.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def random_model(
     Args:
         config: its sizes.
         device: to compute on.
-        training: `frozen`, `stream` and `offload` say how linear layers are kept.
-        trained: names of parameters that train: float32, and under `offload` on the CPU.
+        training: `frozen`, `stream` and `offload` choose the storage of linear layers.
+        trained: names of parameters that train: float32, and with `offload` on the CPU.
     """
     with torch.device("meta"):
         model = L2PModel(config)
@@ -63,7 +63,7 @@ def with_variant(base: L2PModel, config: ModelConfig, device: torch.device) -> L
 
 
 def random_weight(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers that keep activations at the size of their inputs."""
+    """Values that preserve the scale of activations."""
     numbers = random_input(name, shape, dtype, device)
     if "norm" in name or name == "cap_embedder.0.weight":
         return numbers.mul_(0.1).add_(1)
@@ -71,6 +71,6 @@ def random_weight(name: str, shape: tuple[int, ...], dtype: torch.dtype, device:
 
 
 def random_input(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal numbers."""
+    """Standard normal values."""
     torch.manual_seed(zlib.crc32(name.encode()))
     return torch.randn(shape, dtype=dtype, device=device)

@@ -1,7 +1,7 @@
-"""The process that measures: runs the rows it is given and prints what it finds, a line of JSON each.
+"""The worker process that measures: runs the given rows and prints its results, one line of JSON each.
 
-It is apart from the one that writes the report, so that a crash, a full memory or a device in an error state ends a row
-and not the benchmark. It ends itself when the device no longer answers after a failure; another then goes on.
+It is separate from the process that writes the report, so that a crash, full memory or a device in an error state ends
+a row and not the benchmark. It exits when the device no longer answers after a failure; another worker then continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .gpu_scale import FULL, QUICK
 GRACE = 30.0
 """Seconds that a row may overrun its part's time before the process is ended."""
 
-CUT = "not run: its part's time was over"
+CUT = "not run: its part was out of time"
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _measure(bench: Bench, part: Part, wanted: set[str]) -> bool:
-    """A part's rows; False if the device is in an error state."""
+    """Run a part's rows; False if the device is in an error state."""
     scene = _Scene(bench)
     for row in part.rows:
         if row.key not in wanted:
@@ -67,7 +67,7 @@ def _measure(bench: Bench, part: Part, wanted: set[str]) -> bool:
 
 
 class _Scene:
-    """What neighbouring rows share, made once."""
+    """The object that neighbouring rows share, created once."""
 
     def __init__(self, bench: Bench):
         self._bench = bench
@@ -75,7 +75,7 @@ class _Scene:
         self._made: Any = None
 
     def of(self, scene: Any) -> Any:
-        """What a scene makes; a scene that could not be made is tried again."""
+        """The result of a scene; a scene that could not be created is tried again."""
         if scene != self._of:
             self.close()
             self._made = scene.make(self._bench)
@@ -83,13 +83,13 @@ class _Scene:
         return self._made
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release it."""
         self._of = self._made = None
         self._bench.clean()
 
 
 def _figures(bench: Bench, row: Row, scene: _Scene) -> tuple[Figures, bool]:
-    """A row's figures, and whether it failed: whatever happens, the next row shall have its turn."""
+    """A row's figures, and whether it failed: an error must not keep the next row from running."""
     try:
         return row.measure(bench, scene.of(row.scene)), False
     except Exception as error:
@@ -98,7 +98,7 @@ def _figures(bench: Bench, row: Row, scene: _Scene) -> tuple[Figures, bool]:
 
 
 def _answers(bench: Bench) -> bool:
-    """Whether the device still computes, once the failed row's tensors are gone."""
+    """Whether the device still computes after the failed row's tensors have been released."""
     try:
         bench.clean()
         return float(torch.ones(2, device=bench.device).sum()) == 2
@@ -111,7 +111,7 @@ def _say(**message: Any) -> None:
 
 
 def messages(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """What a worker said, in lines that may have others among them, of libraries."""
+    """A worker's messages, from lines that may include output of libraries."""
     for line in lines:
         if line.startswith('{"l2p": '):
             yield json.loads(line)["l2p"]

@@ -1,7 +1,7 @@
 """`l2p benchmark head`: the Detailer Head on this machine's CPU, in float32.
 
-Three questions: what channels-last order gains over plain contiguous, what tiles cost in time and exactness, and how
-much memory a 10240-pixel image needs in tiles and whole. Memory is the peak resident set of a process of its own.
+Three questions: what channels-last order gains over contiguous order, what tiles cost in time and exactness, and how
+much memory a 10240-pixel image needs in tiles and whole. Memory is the peak resident set of a separate process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TILE = 1024  # pixels
 
 
 def benchmark_head(quick: bool = False, json_file: Path | None = None) -> None:
-    """Measure, print tables, and write the numbers to `json_file` if one is given."""
+    """Measure, print tables, and write the results to `json_file` if one is given."""
     torch.manual_seed(0)
     size, tiled_size, large = (128, 640, 1280) if quick else (1024, 2560, 10240)
     results = {
@@ -99,7 +99,7 @@ def compare_memory(size: int, tile: int, whole_sizes: tuple[int, int]) -> dict[s
 
 
 def contiguous_forward(head: DetailerHead, pixels: Tensor, features: Tensor) -> Tensor:
-    """The head as written down in the paper, in torch's default memory order; arguments as for the head."""
+    """The head as described in the paper, in torch's default memory order; arguments as for the head."""
     x, skips = pixels.contiguous(), []
     for stage in head.stages:
         x = head.get_submodule(f"enc{stage.name}")(x)
@@ -151,7 +151,7 @@ def report(results: dict[str, Any]) -> str:
             f"{side} px ({bytes_text(peak)})"
             for side, peak in zip(memory["whole_sizes"], memory["whole_peaks"], strict=True)
         )
-        + f"; {size} px is the straight line through them over the number of pixels.",
+        + f"; {size} px is extrapolated linearly in the number of pixels.",
     ]
     return "\n\n".join(parts)
 
@@ -163,7 +163,7 @@ def _inputs(variant: str, size: int) -> tuple[DetailerHead, Tensor, Tensor]:
 
 
 def _alternating(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> tuple[float, float]:
-    """Median seconds of two functions, called in turn so that a change of the machine's speed meets both."""
+    """Median seconds of two functions, called alternately so that a change of the machine's speed affects both."""
     times: tuple[list[float], list[float]] = ([], [])
     for round_ in range(rounds + 1):
         for function, kept in zip((first, second), times, strict=True):

@@ -1,7 +1,7 @@
-"""The plain way of training that the published trainer takes: the baseline of `l2p benchmark train`.
+"""Training the way the published trainer does: the baseline of `l2p benchmark train`.
 
-Every block is checkpointed, the weights that train are changed in the precision that is computed in, AdamW goes tensor
-by tensor, and the text encoder stays in memory to encode the captions of each step.
+Every block is checkpointed, trained weights are updated in the compute precision, AdamW runs tensor by tensor, and the
+text encoder stays in memory to encode the captions of each step.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ...l2p_core.training_config import TrainingConfig
 
 VOCABULARY = 4096
 SHARE = 4.02 / 6.17
-"""Numbers of Qwen3-4B for each of Z-Image's."""
+"""Parameters of Qwen3-4B per parameter of Z-Image."""
 PADDED = 50
-"""Tokens that a caption is padded to: an eighth of a 320-pixel image's, as 512 are of a 1024-pixel one's."""
+"""Tokens that a caption is padded to: an eighth of a 320-pixel image's, like 512 for a 1024-pixel image."""
 
 
 def tokens(caption: str) -> Tensor:
@@ -33,11 +33,11 @@ def tokens(caption: str) -> Tensor:
 
 
 class StandIn(nn.Module):
-    """A text encoder of random weights, as large beside the model to be trained as Z-Image's is.
+    """A text encoder of random weights, as large relative to the trained model as Z-Image's.
 
     Args:
         width: of its features.
-        numbers: that it has about.
+        numbers: approximate number of its parameters.
     """
 
     def __init__(self, width: int, numbers: int):
@@ -58,13 +58,13 @@ class StandIn(nn.Module):
 
 
 def train_plainly(model: L2PModel, encoder: StandIn, batches: BatchSource, config: TrainingConfig) -> Iterator[float]:
-    """Train in place, with the samples and noise that `Trainer` would take; yields the loss of each step.
+    """Train in place, with the samples and noise that `Trainer` would use; yields the loss of each step.
 
     Args:
         model: in the precision to compute in, on the device to compute on.
-        encoder: of the captions, in and on the same.
-        batches: a micro-batch each step, its captions as `tokens`.
-        config: of which steps, lr, weight_decay, blocks, shift and seed count.
+        encoder: of the captions, in the same precision and on the same device.
+        batches: one micro-batch per step, with captions as `tokens`.
+        config: steps, lr, weight_decay, blocks, shift and seed are used.
     """
     names = trainable_names(model.config, config.blocks)
     freeze_all_but(model, names)

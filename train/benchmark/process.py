@@ -1,4 +1,4 @@
-"""Measurements in a process of their own."""
+"""Measurements in a separate process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import Any
 
 FREED_AT_ONCE = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-"""Environment in which glibc gives freed memory back at once: what a process holds is what is in use. It is slower."""
+"""Environment in which glibc returns freed memory at once, so that the memory held is the memory in use. Slower."""
 
 
 def forget_peak() -> None:
-    """Give freed memory back, and let `peak_memory` count from now on; on Linux only."""
+    """Return freed memory, and restart the count of `peak_memory`; on Linux only."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -29,7 +29,7 @@ def forget_peak() -> None:
 def run_module(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Run `python -m module arguments` and read the JSON object that it prints last.
 
-    `env` is put onto this process's environment.
+    `env` is added to this process's environment.
 
     Raises:
         RuntimeError: with the end of its error output, if it fails.
@@ -48,8 +48,8 @@ def run_module(module: str, *arguments: str, env: Mapping[str, str] | None = Non
 
 
 class Stepped:
-    """`python -m module arguments`, which goes a step further for every line it is sent and answers each with a line of
-    JSON. It ends with the block that this is the context manager of."""
+    """`python -m module arguments`, which performs one step for every line it is sent and answers each with a line of
+    JSON. It ends with the block of this context manager."""
 
     def __init__(self, module: str, *arguments: str):
         self._command = [sys.executable, "-m", module, *arguments]
@@ -64,7 +64,7 @@ class Stepped:
         )
 
     def step(self) -> dict[str, Any]:
-        """Let it take a step, and read its answer.
+        """Make it perform a step, and read its answer.
 
         Raises:
             RuntimeError: with the end of its error output, if it has failed.
@@ -73,7 +73,7 @@ class Stepped:
         try:
             print(file=self._process.stdin, flush=True)
             answer = self._process.stdout.readline()
-        except OSError:  # a closed pipe, for which Windows has another error than BrokenPipeError
+        except OSError:  # a closed pipe, for which Windows does not raise BrokenPipeError
             answer = ""
         if not answer:
             self._process.wait()

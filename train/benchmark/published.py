@@ -1,7 +1,7 @@
 """One forward pass as the published code computes it: the baseline of `l2p benchmark gpu`.
 
-Rotations in complex numbers, norms and gates written out in separate operations, the Detailer Head whole at full
-resolution in torch's default memory order. It computes with the weights of an `L2PModel` and with nothing else of it.
+Rotations in complex numbers, norms and gates as separate operations, the Detailer Head whole at full resolution in
+torch's default memory order. It uses the weights of an `L2PModel` and nothing else of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def published_velocity(model: L2PModel, pixels: Tensor, sigma: Tensor, caption: 
     """The velocity of one image.
 
     Args:
-        model: whose weights to compute with; plain linear layers, on the device of the inputs.
+        model: provides the weights; plain linear layers, on the device of the inputs.
         pixels: (1, 3, H, W), sides multiples of the model's `size_multiple`.
         sigma: (1,) noise level in [0, 1].
         caption: (L, caption_dim).
@@ -95,7 +95,7 @@ def _block(block: nn.Module, x: Tensor, rope: Tensor, t: Tensor | None) -> Tenso
 
 
 def _of(block: Block, part: str) -> Tensor:
-    """The weight of the norm behind a part."""
+    """The weight of the norm of a part."""
     return block.get_parameter(f"{part}_norm2.weight")
 
 

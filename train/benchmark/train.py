@@ -1,12 +1,11 @@
 """`l2p benchmark train`: a scaled model trained our way and the plain way (see `plain_trainer`), in one run.
 
-All ways train the same initialisation on the same images, captions, noise levels and noise. Each is a process of its
-own. For time they are all there at once and take turns, a step each: a machine that grows slower or faster does so for
-all of them, and what is compared is each step with the plain one of the same turn. Memory is measured in runs of their
-own, of a few steps, in which freed memory goes back to the system at once: the most that a process held beyond what
-it held after training something small, and of a GPU what its allocator gave at most. Without one there is one memory;
-what a GPU would leave to the computer, all along and counted from the tensors, is taken off for what a device needs.
-The loss is the mean over the last half of the steps.
+All ways train the same initialisation on the same images, captions, noise levels and noise, each in its own process.
+For timing, all processes exist at once and alternate step by step, so that a change in the machine's speed affects all
+of them, and each step is compared with the plain one of the same turn. Memory is measured in separate runs of a few
+steps, in which freed memory is returned to the system at once: the process's peak beyond what it held after training
+something small, and on a GPU the allocator's peak. Without a GPU there is one memory; the tensors that would stay in
+RAM throughout are then subtracted to get the device's share. The loss is the mean over the last half of the steps.
 """
 
 from __future__ import annotations
@@ -54,17 +53,17 @@ OURS: dict[str, dict[str, Any]] = {
     "ours, offloaded, streamed": _LEFT,
     "ours, the same, no checkpointing": {**_LEFT, "gradient_checkpointing": False},
 }
-"""Choices of the training beside those that all ways share."""
+"""Settings of the training beside those that all ways share."""
 
 BLOCKS = 2
 WARM_UP = 2  # steps that are not timed
-HELD = 4  # steps of a run for memory: all is there after the second
+HELD = 4  # steps of a run for memory: everything is allocated after the second
 IMAGES = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """The sizes of the benchmark."""
 
     model: ModelConfig
     side: int
@@ -93,12 +92,12 @@ _QUICK = Scale(
 def benchmark_train(
     quick: bool = False, precision: str | None = None, device: str | None = None, json_file: Path | None = None
 ) -> None:
-    """Measure every way, print a table, and write the numbers to `json_file` if one is given.
+    """Measure every way, print a table, and write the results to `json_file` if one is given.
 
     Args:
-        quick: small sizes, to see that it runs.
-        precision: "bf16" or "fp32"; None takes bf16 on a GPU, and where the processor computes in it.
-        device: to train on, such as "cpu" or "cuda"; None takes a GPU if there is one.
+        quick: small sizes, to check that it runs.
+        precision: "bf16" or "fp32"; None selects bf16 on a GPU and on processors that compute in it.
+        device: to train on, such as "cpu" or "cuda"; None selects a GPU if there is one.
         json_file: see above.
     """
     device = accelerator.default_device().type if device is None else str(accelerator.named(device))
@@ -130,7 +129,7 @@ def benchmark_train(
 
 
 def prepare(folder: Path, scale: Scale) -> int:
-    """Write the initialisation and the cached caption features; how many numbers the model has."""
+    """Write the initialisation and the cached caption features; returns the model's number of parameters."""
     torch.manual_seed(0)
     model = L2PModel(scale.model)
     save(model.state_dict(), folder / "init.safetensors")
@@ -150,7 +149,7 @@ def images_of(scale: Scale) -> ImageSet:
 
 
 def in_turns(ways: list[str], arguments: tuple[str, ...], steps: int) -> dict[str, dict[str, list[float]]]:
-    """The `seconds` that each way took for its steps, without those that warm it up, and the `losses` of all."""
+    """The `seconds` of each way's steps, without warm-up, and the `losses` of all steps."""
     with ExitStack() as running:
         trained = {way: running.enter_context(Stepped(__name__, way, *arguments, "--in-turns")) for way in ways}
         turns = [{way: trained[way].step() for way in ways} for _ in range(steps)]
@@ -164,21 +163,21 @@ def in_turns(ways: list[str], arguments: tuple[str, ...], steps: int) -> dict[st
 
 
 def take_turns(way: str, folder: Path, precision: str, device: torch.device, scale: Scale) -> None:
-    """Train one way in this process, a step for every line of standard input; see `process.Stepped`."""
+    """Train one way in this process, one step per line of standard input; see `process.Stepped`."""
     steps = _steps(way, folder, precision, device, scale)
     for _ in sys.stdin:
         started = time.perf_counter()
         loss, _left = next(steps)
         if accelerator.has_own_memory(device.type):
-            accelerator.module(device).synchronize()  # the next turn is another way's
+            accelerator.module(device).synchronize()  # the next turn belongs to another way
         print(json.dumps({"seconds": time.perf_counter() - started, "loss": loss}), flush=True)
 
 
 def measure(way: str, folder: Path, precision: str, device: torch.device, scale: Scale) -> dict[str, int]:
-    """Train one way in this process for a few steps: the `memory` of the computer that it needs, and that of the
-    `device`, or what a GPU would need of it; bytes."""
+    """Train one way in this process for a few steps: the `memory` of the process and that of the `device`, or its share
+    on a GPU, in bytes."""
     with tempfile.TemporaryDirectory() as small:
-        # torch imports hundreds of megabytes on first use, whatever is trained: not counted.
+        # torch imports hundreds of megabytes on first use in any training: not counted.
         prepare(Path(small), _QUICK)
         list(_steps(way, Path(small), precision, device, _QUICK))
     gpu = accelerator.module(device) if accelerator.has_own_memory(device.type) else None
@@ -192,7 +191,7 @@ def measure(way: str, folder: Path, precision: str, device: torch.device, scale:
 
 
 def _steps(way: str, folder: Path, precision: str, device: torch.device, scale: Scale) -> Iterator[tuple[float, int]]:
-    """The loss of each step, and what a GPU would leave to the computer's memory."""
+    """The loss of each step, and the bytes that a GPU would leave in RAM."""
     config = TrainingConfig(
         steps=scale.steps, lr=2e-4, blocks=BLOCKS, precision=precision, noise="fresh", clip_norm=1e9
     )
@@ -251,7 +250,7 @@ def report(results: dict[str, Any]) -> str:
             ]
         )
     first = (
-        f"{count_text(results['numbers'])} numbers, {results['side']} px, {results['batch']} images a step, "
+        f"{count_text(results['numbers'])} parameters, {results['side']} px, {results['batch']} images per step, "
         f"{results['steps']} steps, {results['precision']}, {results['device']}, {results['threads']} threads, torch "
         f"{results['torch']}" + (" (quick check, small sizes)" if results["quick"] else "")
     )
@@ -277,14 +276,14 @@ def _middle_half(values: list[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Train one way in this process: prints its memory as JSON, or what each step took when told to take it."""
+    """Train one way in this process: prints its memory as JSON, or the time of each step on request."""
     parser = argparse.ArgumentParser(description="One way of training, for its time and peak memory.")
     parser.add_argument("way", choices=[PLAIN, *OURS])
-    parser.add_argument("folder", type=Path, help="what `prepare` has written")
+    parser.add_argument("folder", type=Path, help="written by `prepare`")
     parser.add_argument("precision", choices=["bf16", "fp32"])
     parser.add_argument("device", type=torch.device)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--in-turns", action="store_true", help="a step for every line of standard input")
+    parser.add_argument("--in-turns", action="store_true", help="one step per line of standard input")
     args = parser.parse_args()
     scale = _QUICK if args.quick else _FULL
     if args.in_turns:

@@ -1,7 +1,7 @@
-"""`l2p benchmark transfer`: what transfer keeps of the bundled source, and the paper's ablation in small.
+"""`l2p benchmark transfer`: what transfer keeps of the bundled source, and the paper's ablation at small scale.
 
-Every training run, and every score, is a stage of its own in the output folder and is not made twice, so that the
-benchmark can be stopped and started again. Seeds are fixed.
+Every training run and every score is a separate stage in the output folder and is computed once, so the benchmark can
+be stopped and started again. Seeds are fixed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from ..run import shown
 from ..scores import Scored, evaluate, score_table
 
 EVALUATED = 480  # captions of a final score: every combination of attributes once
-WATCHED = 96  # captions of a score on the way
+WATCHED = 96  # captions of an intermediate score
 SCORES_ON_THE_WAY = 8
-SHOWN = 8  # images a row
+SHOWN = 8  # images per row
 CURVE_POINTS = 40
 ABLATION_STEPS = 600
 SOURCE = "latent source"
@@ -63,14 +63,14 @@ def benchmark_transfer(
     renderings: bool = False,
     write_delta: Path | None = None,
 ) -> None:
-    """Run what is not there yet, then write results.json, results.md and results.png, and print the table.
+    """Run the missing stages, then write results.json, results.md and results.png, and print the table.
 
     Args:
         output: the folder of all stages.
-        steps: of the full run; None as the recipe "tiny".
+        steps: of the full run; None uses the recipe "tiny".
         ablation_steps: of each run of the ablation.
-        renderings: also train on clean renderings instead of the source's images, as a comparison.
-        write_delta: where to write the full run's delta on the source, in bfloat16, as it is bundled.
+        renderings: also train on clean renderings instead of the source's images, for comparison.
+        write_delta: where to write the full run's delta on the source, in bfloat16, in the bundled form.
     """
     recipe = recipes.load(find("tiny"))
     output.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def arms(recipe: Recipe, steps: int, ablation_steps: int, renderings: bool) -> l
 
 
 def write_bundled_delta(folder: RunFolder, target: Path) -> None:
-    """The run's delta, which is one on the pixel initialisation, as one on the source itself and in bfloat16."""
+    """The run's delta on the pixel initialisation, rewritten as a bfloat16 delta on the source itself."""
     tensors, about = load_tensors(folder.delta)
     halved = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     kept = {key: about[key] for key in (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)}
@@ -118,7 +118,7 @@ def write_bundled_delta(folder: RunFolder, target: Path) -> None:
 
 
 def _train(arm: Arm, output: Path) -> RunFolder:
-    """Train an arm, from where it stopped; the images are shared between arms."""
+    """Train an arm, resuming if it was stopped; the arms share their images."""
     folder = RunFolder(output / arm.folder)
     with folder.held():
         _train_in(folder, arm, output)
@@ -126,7 +126,7 @@ def _train(arm: Arm, output: Path) -> RunFolder:
 
 
 def _train_in(folder: RunFolder, arm: Arm, output: Path) -> None:
-    # Also for a finished arm: one of another recipe must not pass for this one.
+    # Also for a finished arm: another recipe's must not pass for this one.
     folder.begin(arm.recipe)
     if (folder.path / "finished").exists():
         return
@@ -162,7 +162,7 @@ def _scratch(recipe: Recipe, target: Path) -> None:
 
 
 def _score_on_the_way(folder: RunFolder, every: int, trainer: Trainer) -> None:
-    """Add a line to the run's curve of scores, of the averaged weights."""
+    """Add a line to the run's score curve, for the averaged weights."""
     if trainer.step % every:
         return
     path = _curve_path(folder)
@@ -170,7 +170,7 @@ def _score_on_the_way(folder: RunFolder, every: int, trainer: Trainer) -> None:
     with trainer.averaged() as model:
         sampler = partial(bundled.pixel_images, model, tiny.load_words())
         scores = evaluate(f"step {trainer.step}", sampler, WATCHED).scores
-    # A run that goes on from a save makes the lines after it again.
+    # A resumed run recomputes the lines after its save.
     lines = [line for line in lines if line["step"] < trainer.step] + [{"step": trainer.step, **scores}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
@@ -180,13 +180,13 @@ def _curve_path(folder: RunFolder) -> Path:
 
 
 def _sampler(folder: RunFolder) -> Any:
-    """Images of an arm's trained model, as its delta has it."""
+    """Generates images with an arm's trained model, from its delta."""
     model = delta.load_model(folder.delta, folder.init, dtype=torch.float32).eval()
     return partial(bundled.pixel_images, model, tiny.load_words())
 
 
 def _score(folder: Path, name: str, make_sampler: Callable[[], Any]) -> Scored:
-    """A stage's final images and scores, made once."""
+    """A stage's final images and scores, computed once."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "evaluation.safetensors"
     if not path.exists():
