@@ -159,6 +159,9 @@ def test_the_index_remembers_sizes_and_notices_changes(tmp_path: Path, monkeypat
     changed = opened(data, index=index)
     assert sorted(looked) == ["003.png", "004.png"]
     assert changed.images[3].size == Size(32, 64)
+    (note,) = [note for note in changed.notes if "changed since" in note]
+    assert note.startswith("1 image changed since this run last read them: 003.png."), "a copy has a new time alone"
+    assert not [note for note in opened(data, index=index).notes if "changed since" in note]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"version":0}', '{"version":1,"images":{"000.png":[1]}}', "\xff"])

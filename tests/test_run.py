@@ -109,6 +109,13 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
+def test_a_delta_that_was_deleted_is_written_again_from_the_state(folder: Path) -> None:
+    run = train(folder, "run")
+    whole = run.delta.read_bytes()
+    run.delta.unlink()
+    assert train(folder, "run").delta.read_bytes() == whole
+
+
 def test_another_recipe_does_not_go_on_in_the_same_folder(folder: Path) -> None:
     train(folder, "run", steps=1)
     other = RECIPE.replace("blocks = 1", "blocks = 0").format(steps=1, lr=1e-3)

@@ -24,8 +24,11 @@ Known = dict[str, list[int]]
 
 def sizes(
     samples: Sequence[Sample], index: Path | None = None, progress: Callable[[int, int], None] | None = None
-) -> tuple[dict[str, Size], list[Problem]]:
-    """Each image's size by its name, and a problem for each sample whose image cannot be read.
+) -> tuple[dict[str, Size], list[Problem], list[str]]:
+    """Each image's size by its name, a problem for each sample whose image cannot be read, and names of images whose
+    files have changed since the index was written.
+
+    A file has changed if it has another number of bytes: copying a data set changes the times of its files.
 
     Args:
         samples: images may occur in several.
@@ -53,7 +56,8 @@ def sizes(
     if index and found != known:
         _save(index, found)
     broken = [Problem(sample.name, faults[sample.name]) for sample in samples if sample.name in faults]
-    return {name: Size(width, height) for name, (_, _, width, height) in found.items()}, broken
+    changed = [name for name, entry in found.items() if name in known and known[name][0] != entry[0]]
+    return {name: Size(width, height) for name, (_, _, width, height) in found.items()}, broken, changed
 
 
 def _look(path: Path, entry: list[int] | None) -> list[int] | str:

@@ -90,7 +90,7 @@ def open_folder(
         TooManyProblems: a ValueError with the list, if more than the allowed share of samples is bad.
     """
     listing = read(source)
-    sizes, broken = headers.sizes(listing.samples, index, progress)
+    sizes, broken, changed = headers.sizes(listing.samples, index, progress)
     bad = listing.problems + broken
     total = len(listing.samples) + problems.count(listing.problems)
     problems.check_share(bad, total, max_bad_share)
@@ -103,6 +103,11 @@ def open_folder(
     if not images:
         raise ValueError(f"{source} holds no image that can be read: {bad[0]}.")
     notes = _notes(listing, bad, total, images, max_upscale)
+    if changed:
+        notes.append(
+            f"{_images(len(changed))} changed since this run last read them: {_some(changed)}. Its earlier steps were "
+            "trained on the images as they were; begin anew to train on the new ones alone."
+        )
     return ImageFolder(listing.folder, images, bad, total, notes, _fingerprint(images))
 
 

@@ -208,6 +208,7 @@ class Run:
         stream = self.data.stream(self.recipe, self.ranks)
         total = self.recipe.training.steps
         clock = Clock(total, self.ranks.device, self._pace)
+        self.saves.restore_delta()
         if not self._make_up_montage():
             return False
         finished = self.trainer.step >= total

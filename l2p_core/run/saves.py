@@ -97,12 +97,22 @@ class Saves:
         if self._ranks.first:
             self._hooks.note(sentence)
 
+    def restore_delta(self) -> None:
+        """Write the delta of the last save again if it was deleted; errors as `make`."""
+        missing = self._ranks.first and self.step > 0 and not self._folder.delta.exists()
+        if self._ranks.any(missing):
+            self._note("The delta is missing from the run's folder: writing it again from the saved state.")
+            self._write_delta()
+
     def _write(self) -> None:
         """Write delta and state atomically; the state last, because a run is resumed from it."""
+        self._write_delta()
+        self._trainer.save(self._folder.state)
+        self.step = self._trainer.step
+
+    def _write_delta(self) -> None:
         sharding.write_from_first(
             self._ranks,
             self._trainer.trained(),
             lambda weights: delta.save(weights, self._base, self._folder.delta, overwrite=True),
         )
-        self._trainer.save(self._folder.state)
-        self.step = self._trainer.step
