@@ -52,3 +52,7 @@ def test_a_text_changes_a_recipe(recipe: Recipe) -> None:
     other = changed(recipe, read_changes('[training]\ndecay = "cosine"\n[model]\nhead_width = 0.5', FIXED))
     assert (other.training.decay, other.model.head_width, other.training.lr) == ("cosine", 0.5, 1e-4)
     assert read_changes("", FIXED) == {}
+
+
+def test_changes_that_an_editor_has_marked_as_utf_8_are_read() -> None:
+    assert read_changes("\ufeff[training]\nsteps = 7", {}) == {"training": {"steps": 7}}

@@ -126,6 +126,16 @@ def test_other_settings_are_refused_and_nothing_is_touched(tmp_path: Path) -> No
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    try:
+        link.symlink_to(tmp_path / "gone", target_is_directory=True)
+    except OSError:
+        pytest.skip("links need rights on Windows")
+    with pytest.raises(ValueError, match="a link that leads nowhere"):
+        SynthesisFolder(link, [], SETTINGS)
+
+
 def test_a_table_of_someone_elses_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a fox\n", encoding="utf-8")
     with pytest.raises(ValueError, match="another name"):

@@ -258,6 +258,8 @@ def test_changes_are_settings_first_and_smaller_batches_keep_the_step() -> None:
     assert found[0].words == "" and found[0].training.accumulate == 2
     single = next(change for change in found if change.work.batch == 1)
     assert single.training.accumulate == 8 and single.words == "batch_size = 1 and accumulate = 8"
+    huge = changes(dataclasses.replace(PUBLISHED, accumulate=4096), AT_1024._replace(batch=4096))
+    assert max(change.training.accumulate for change in huge) == 1_000_000, "what is advised may be asked for"
     assert not any("frozen" in change.words for change in changes(TrainingConfig(policy="all"), AT_1024))
     # Early steps are for one micro-batch, and part of offloading.
     assert not any("step_early" in change.words for change in found)

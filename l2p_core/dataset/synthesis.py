@@ -93,6 +93,8 @@ class SynthesisFolder:
         self._table = folder / TABLE
         try:
             folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ValueError(f"{folder} is a file, or a link that leads nowhere: give the name of a folder.") from None
         except OSError as error:
             raise ValueError(f"The folder {folder} could not be made: {error.strerror}.") from error
         self._rows = self._recovered()

@@ -12,6 +12,7 @@ import torch
 from ..config import ModelConfig
 from ..device import accelerator
 from ..distributed.together import go_together
+from ..ranges import BATCH
 from ..sources import source_of
 from ..training_config import TrainingConfig
 from .activations import Workload
@@ -117,7 +118,7 @@ def _change(
         size["size"] = round((smaller.height * smaller.width) ** 0.5)
     if smaller.batch != work.batch:
         size["batch_size"] = smaller.batch
-        new["accumulate"] = training.accumulate * work.batch // smaller.batch
+        new["accumulate"] = min(training.accumulate * work.batch // smaller.batch, int(BATCH.most))
     new |= {name: value for name, value, _ in settings}
     words = " and ".join(f"{name} = {_toml(value)}" for name, value in {**size, **new}.items())
     return Change(words, dataclasses.replace(training, **new), smaller)  # type: ignore[arg-type]

@@ -209,7 +209,7 @@ def read_toml(text: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in thousands
         advice = f"; {_BACKSLASHES}" if "\\" in text else ""
         raise ValueError(f"not valid TOML: {error}{advice}") from error
