@@ -6,14 +6,14 @@ x_sigma = (1 - sigma) x0 + sigma noise; the model predicts the velocity noise - 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backbone import Caption
-from .ops.finite import check_finite
+from .ops.finite import cause, check_finite, weights_of
 
 FlowModel = Callable[[Tensor, Tensor, Any], Tensor]
 """(noisy, sigma (B,), captions) -> velocity, such as L2PModel and LatentModel."""
@@ -150,8 +150,20 @@ def sample(
         ValueError: if guidance is requested without negative captions, or an image is not finite.
     """
     end = euler(model, noise, captions, sigmas=sigmas, cfg=cfg, negative=negative, init=init, progress=progress)
-    check_finite(end)
+    check_finite(end, lambda: cause(weights_of(model), _inputs(captions, negative, init)))
     return end.clamp(-1, 1)
+
+
+def _inputs(
+    captions: Sequence[Any], negative: Sequence[Any] | None, init: Tensor | None
+) -> Iterator[tuple[str, Tensor]]:
+    """What a model was given, by the words that errors have for it."""
+    for caption in (*captions, *(negative or ())):
+        features = getattr(caption, "features", caption)
+        if isinstance(features, Tensor):
+            yield "the caption's text encoding", features
+    if init is not None:
+        yield "the image to start from", init
 
 
 def to_image(pixels: Tensor) -> Tensor:

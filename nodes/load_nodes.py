@@ -91,7 +91,8 @@ class Loader(io.ComfyNode):
 
 
 def _say_what_was_loaded(node: type[io.ComfyNode], model: Any) -> None:
-    from .sizes import UNTRAINED, settings_of
+    from .options import UNTRAINED
+    from .sizes import settings_of
 
     untrained = f" {UNTRAINED}" if model.model.untrained else ""
     tell_at(node.hidden.unique_id)(settings_of(model.model.l2p) + untrained)

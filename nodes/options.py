@@ -15,6 +15,9 @@ WEIGHT_DTYPES = {
 FROM_MODEL = -1
 """Steps or guidance that the model was published with."""
 
+UNTRAINED = "This is a pixel initialisation that nobody has trained yet: it makes noise. Train it with Train L2P first."
+"""Said of a model wherever it is used."""
+
 PUBLISHED = "L2P (published)"
 """L2P's own noise levels among the host's schedulers."""
 

@@ -17,9 +17,9 @@ from ..l2p_core import flow
 from ..l2p_core.config import VARIANTS, Variant
 from .model.host import L2PBaseModel
 from .model.limits import check_memory
-from .options import AS_TYPED, FROM_MODEL, PUBLISHED, steps_problem
+from .options import AS_TYPED, FROM_MODEL, PUBLISHED, UNTRAINED, steps_problem
 from .pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
-from .sizes import UNTRAINED, chosen_size, far_from_trained
+from .sizes import chosen_size, far_from_trained
 
 
 @dataclass(frozen=True)

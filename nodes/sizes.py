@@ -10,8 +10,6 @@ from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from .options import AS_TYPED, ASPECTS, MIN_SIDE, OF_MODEL
 
-UNTRAINED = "This is a pixel initialisation that nobody has trained yet: it makes noise. Train it with Train L2P first."
-
 _FAR = 2.0
 """Times larger or smaller than trained, by the side of a square of the same area, from which it is said."""
 

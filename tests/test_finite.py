@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_checkpoints import pixel_config, weights, write
 
 from comfyui_l2p.l2p_core import flow, tiny
+from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.files.tensor_file import save
-from comfyui_l2p.l2p_core.ops.finite import check_finite
+from comfyui_l2p.l2p_core.memory.sampling_model import Form, load
+from comfyui_l2p.l2p_core.ops.finite import cause, check_finite
 from comfyui_l2p.l2p_core.run import montage
 from comfyui_l2p.l2p_core.run.recipe import WatchSection
 from comfyui_l2p.l2p_core.tiny.bundled import TinySource, is_tiny, pixel_images
@@ -54,7 +57,7 @@ def test_sampling_and_montages() -> None:
 def test_the_bundled_source() -> None:
     source = TinySource()
     source.model.x_embedder.bias.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match=SENTENCE):
+    with pytest.raises(ValueError, match=r"its weight 'x_embedder\.bias' is not finite"):
         source.images(["a red circle"], [1], steps=1)
 
 
@@ -66,8 +69,47 @@ def test_l2p_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sample", str(model), "--output", str(tmp_path / "image.png"), "--cfg", "1", "--steps", "1"]
     size = ["--width", "32", "--height", "32", "--caption-features", str(tmp_path / "caption.safetensors")]
     assert main([*command, *size]) == 2
-    assert SENTENCE in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert SENTENCE in said and "its weight 'local_decoder.out_conv.bias' is not finite" in said
     assert not (tmp_path / "image.png").exists()
+
+
+NAN, WEIGHT = torch.full((2, 2), float("nan")), ("layers.0.weight", torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(("parts", "words"), [
+    ({"weights": [WEIGHT, ("out.weight", NAN)]}, "the model's file is broken, its weight 'out.weight' is not finite"),
+    ({"weights": [WEIGHT, ("out.weight", NAN)], "adapted": True}, "'out.weight' is not finite with the LoRAs"),
+    ({"weights": [("q.weight", NAN.to(torch.float8_e4m3fn))]}, "'q.weight' is not finite"),
+    ({"weights": [WEIGHT]}, "all weights are finite, so they overflow"),
+    ({"weights": [WEIGHT], "adapted": True}, "at a lower strength"),
+    ({"weights": [("out.weight", NAN)], "adapters": [("q.weight", NAN)]}, "its part for the weight 'q.weight'"),
+    ({"weights": [("out.weight", NAN)], "inputs": [("the prompt", NAN)]}, "the prompt is not finite already"),
+])  # fmt: skip
+def test_the_cause_is_named(parts: dict[str, Any], words: str) -> None:
+    assert words in cause(**parts)
+
+
+def test_nothing_is_asked_for_a_cause_while_images_are_good() -> None:
+    def asked() -> str:
+        raise AssertionError("it reads all weights")
+
+    check_finite(torch.zeros(1, 3, 4, 4), asked)
+
+
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+
+
+@pytest.mark.parametrize("form", [Form(FLOAT32), Form(FLOAT32, float8=True), Form(BFLOAT16, float8=True)], ids=str)
+def test_weights_that_are_stored_in_another_form_are_looked_at(form: Form, tmp_path: Path) -> None:
+    state = weights(pixel_config(), torch.float32)
+    state["layers.1.feed_forward.w2.weight"][3, 4] = float("nan")
+    model = load(open_checkpoint(write(state, tmp_path / "model.safetensors")), form, torch.device("cpu"))
+    noise, captions = torch.randn(1, 3, 32, 32), [torch.randn(3, 24)]
+    with pytest.raises(ValueError, match=r"its weight 'layers\.1\.feed_forward\.w2\.weight' is not finite"):
+        flow.sample(model, noise, captions, sigmas=flow.sigmas(1))
+    with pytest.raises(ValueError, match="the caption's text encoding is not finite already"):
+        flow.sample(model, noise, [torch.full((3, 24), float("nan"))], sigmas=flow.sigmas(1))
 
 
 def test_words_of_the_tiny_model_are_for_its_backbone_alone() -> None:

@@ -143,6 +143,10 @@ class FrozenLinear(nn.Module):
         """Set the bias; without a call there is none."""
         self._bias = bias.detach().to(self._device)
 
+    def read_weight(self) -> Tensor:
+        """A copy of the weight, (out_features, in_features) float32."""
+        return self._weight.read().as_dtype(torch.float32)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         dtype = computed_in(x)

@@ -1,22 +1,94 @@
-"""A check of finished images: NaN and infinity would otherwise be written as black pixels and reported as success."""
+"""Images of NaN and infinity, which would be written as black pixels and called a success: refused, with the cause."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+_PIECE = 1 << 24
+"""Elements that are looked at together, so that no copy of a large weight is made."""
 
 
-def check_finite(images: Tensor) -> None:
+def check_finite(images: Tensor, cause: Callable[[], str] | None = None) -> None:
     """Refuse images that contain NaN or infinity, with one pass over the finished pixels.
+
+    Args:
+        images: of any shape.
+        cause: finds out why, see `cause`; asked only once an image is found bad, for it may read all weights.
 
     Raises:
         ValueError: with a sentence for the user. Not a class of ours, which ComfyUI shows with the pack's path.
     """
-    # The extremes propagate NaN and need no second tensor of the image's size.
-    low, high = torch.aminmax(images)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise ValueError(
-            "An image contains values that are not finite numbers and would be black: the weights of the model or of a "
-            "LoRA are broken, or overflow in their dtype. Try without LoRAs, with the weights in bf16 or fp32, or with "
-            "another file."
+    if is_finite(images):
+        return
+    why = cause() if cause else _UNKNOWN
+    raise ValueError(f"An image contains values that are not finite numbers and would be black: {why}")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite numbers."""
+    if not tensor.numel():
+        return True
+    flat = tensor.detach().reshape(-1)
+    if flat.element_size() == 1 and flat.is_floating_point():
+        # Float8 has no extremes in torch.
+        return all(bool(piece.float().isfinite().all()) for piece in flat.split(_PIECE))
+    # The extremes take on any NaN, and need no second tensor of the image's size.
+    low, high = torch.aminmax(flat)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def cause(
+    weights: Iterable[tuple[str, Tensor]],
+    inputs: Iterable[tuple[str, Tensor]] = (),
+    adapters: Iterable[tuple[str, Tensor]] = (),
+    adapted: bool = False,
+) -> str:
+    """Why images of a model are not finite, and what to do, as the end of a sentence.
+
+    Args:
+        weights: of the model with their names, as it computes with them.
+        inputs: what it was given, with what that is called: captions, and an image to start from.
+        adapters: weights of LoRAs on it, with the names of the weights that they change.
+        adapted: whether LoRAs are on it, whose weights may be in `weights` already.
+    """
+    given = _first_broken(inputs)
+    if given:
+        return f"{given} is not finite already, so that the model is not at fault. Look at where that comes from."
+    adapter = _first_broken(adapters)
+    if adapter:
+        return f"a LoRA is broken, its part for the weight '{adapter}' is not finite. Remove that LoRA."
+    weight = _first_broken(weights)
+    if weight and adapted:
+        return (
+            f"the model's weight '{weight}' is not finite with the LoRAs that are on it. Try without LoRAs; if that is "
+            "no better, the model's file is broken: download or make it again."
         )
+    if weight:
+        return f"the model's file is broken, its weight '{weight}' is not finite. Download or make it again."
+    lower = " or with the LoRAs at a lower strength" if adapted else ""
+    return f"all weights are finite, so they overflow in their dtype. Try with the weights in bf16 or fp32{lower}."
+
+
+def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model, where it is a module: one by one, those that layers hold in another form too."""
+    if not isinstance(model, nn.Module):
+        return
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield name, tensor
+    for name, module in model.named_modules():
+        if hasattr(module, "read_weight"):
+            yield f"{name}.weight", module.read_weight()
+
+
+def _first_broken(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    return next((name for name, tensor in tensors if tensor.is_floating_point() and not is_finite(tensor)), None)
+
+
+_UNKNOWN = (
+    "the weights of the model or of a LoRA are broken, or overflow in their dtype. Try without LoRAs, with the weights "
+    "in bf16 or fp32, or with another file."
+)

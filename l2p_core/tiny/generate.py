@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import flow
 from ..model import LatentModel
-from ..ops.finite import check_finite
+from ..ops.finite import cause, check_finite, weights_of
 from .autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder
 from .shapes import IMAGE_SIZE
 from .words import Words
@@ -61,7 +61,7 @@ def generate(
             source, noise, features[rows], sigmas=flow.sigmas(steps), cfg=cfg, negative=[empty] * len(noise)
         )
         images[rows] = autoencoder.decode(latents)
-        check_finite(images[rows])
+        check_finite(images[rows], lambda: cause([*weights_of(source), *weights_of(autoencoder)]))
         if progress:
             progress(rows.stop, len(captions))
     return images

@@ -5,13 +5,15 @@ The host's own loader knows Z-Image in one size only, and no autoencoder of ours
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.sd
 import comfy.supported_models
 import torch
@@ -20,10 +22,12 @@ from torch import Tensor
 from ...l2p_core import tiny
 from ...l2p_core.checkpoint import load_latent, open_checkpoint
 from ...l2p_core.config import ModelConfig
+from ...l2p_core.ops.finite import cause, check_finite, weights_of
 from ...l2p_core.tiny.autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder
 from .demo import load_words
 from .limits import check_caption
 from .network import SizedNextDiT
+from .patcher import KEY, finite_samples
 
 DECODE_FLOATS = 4000
 """Numbers that decoding holds for a latent cell: 64 pixels of the widest layers, and their inputs."""
@@ -96,6 +100,7 @@ def load_source_model(disable_dynamic: bool = False) -> Any:
         model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device()
     )
     model.load_model_weights(state, "")
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY, finite_samples)
     patcher.cached_patcher_init = (load_source_model, ())
     return patcher
 
@@ -113,6 +118,13 @@ def load_vae() -> Any:
     vae.patcher = comfy.model_patcher.ModelPatcher(
         autoencoder, load_device=vae.device, offload_device=comfy.model_management.vae_offload_device()
     )
+    vae.process_output = functools.partial(_output, vae.process_output, autoencoder)
     vae.size = None
     vae.model_size()
     return vae
+
+
+def _output(process: Callable[[Tensor], Tensor], autoencoder: Autoencoder, pixels: Tensor) -> Tensor:
+    """The host's last step of decoding, which would make black of what is not finite."""
+    check_finite(pixels, lambda: cause(weights_of(autoencoder)))
+    return process(pixels)

@@ -135,8 +135,9 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         )
         self.memory_usage_factor_conds = ()
 
-    untrained = False
-    """Whether the weights are a pixel initialisation, which makes noise; our loader knows it of the file."""
+    untrained: bool | None = None
+    """Whether the weights are a pixel initialisation, which makes noise; None where the host's loaders, which do not
+    tell, have loaded it and nobody has looked at the file yet."""
 
     @property
     def l2p(self) -> ModelConfig:

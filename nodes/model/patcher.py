@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import comfy.model_patcher
@@ -11,9 +14,13 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ...l2p_core.ops.finite import check_finite
+from ...l2p_core.files.metadata import KIND, PIXEL_INIT
+from ...l2p_core.files.safetensors_header import CheckpointError, read_header
+from ...l2p_core.ops.finite import cause, check_finite, weights_of
+from ..options import UNTRAINED
 from .limits import check_memory, check_pixels
 from .lora import FittingPatches
+from .lora_names import PREFIX
 
 KEY = "l2p"
 AREA_UNIT = 8
@@ -40,7 +47,9 @@ def patchers_of(model: torch.nn.Module) -> list[Any]:
     """The host's patchers of a model.
 
     The host's loaders make one before they load the weights and hand it to nobody who could adopt it, nor does a
-    patcher tell its model of itself before it samples. What holds the model is known to Python alone.
+    patcher tell its model of itself before it samples: callbacks, wrappers and injections are kept by the patcher, and
+    the model's `current_patcher` is set when LoRAs have been added and the sampling's wrappers chosen. What holds the
+    model is known to Python alone.
     """
     holders = gc.get_referrers(model)
     # An instance's attributes may be a dict of their own, or lie in the instance, by Python's version.
@@ -53,12 +62,67 @@ def before_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> 
     """Wraps the host's sampling: refuses what cannot be sampled or came out broken, and brings areas to pixels."""
     guider = executor.class_obj
     check_pixels(noise.shape)
+    _say_if_untrained(guider.model_patcher)
     check_memory(guider.model_patcher, noise.shape[0], *noise.shape[2:])
     for conds in guider.conds.values():
         for cond in conds:
             area = cond.get("area")
             if area is not None and area[0] != "percentage":
                 cond["area"] = tuple(AREA_UNIT * value for value in area)
+    return finite_samples(executor, noise, *args, **kwargs)
+
+
+def _say_if_untrained(patcher: Any) -> None:
+    """Say it in the log where the model is a pixel initialisation. The host's loaders keep what a file says of itself
+    from the model, and leave the file's path for those who load it anew."""
+    model = patcher.model
+    if model.untrained is None:
+        _, arguments, *_ = patcher.cached_patcher_init or (None, ())
+        path = next(iter(arguments), None)
+        model.untrained = isinstance(path, str) and Path(path).is_file() and _is_initialisation(path)
+    if model.untrained:
+        logging.warning("L2P: %s", UNTRAINED)
+
+
+def _is_initialisation(path: str) -> bool:
+    try:
+        return read_header(Path(path)).metadata.get(KIND) == PIXEL_INIT
+    except CheckpointError:  # the host reads other kinds of files too
+        return False
+
+
+def finite_samples(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Wraps the host's sampling: refuses what came out broken, with the weight, LoRA or prompt that is at fault."""
+    guider, latent = executor.class_obj, args[0] if args else kwargs.get("latent_image")
+    conds = {name: [dict(cond) for cond in of_name] for name, of_name in guider.conds.items()}
     samples = executor(noise, *args, **kwargs)
-    check_finite(samples)
+    check_finite(samples, lambda: _cause(guider.model_patcher, conds, latent))
     return samples
+
+
+def _cause(patcher: Any, conds: dict[str, list[dict[str, Any]]], latent: Tensor | None) -> str:
+    inputs = [
+        (f"the {name} prompt's conditioning", cond["cross_attn"])
+        for name, of_name in conds.items()
+        for cond in of_name
+        if isinstance(cond.get("cross_attn"), Tensor)
+    ]
+    if latent is not None:
+        inputs.append(("the image or latent to start from", latent))
+    adapters = ((_name(key), tensor) for key, patches in patcher.patches.items() for tensor in _tensors(patches))
+    return cause(weights_of(patcher.model.diffusion_model), inputs, adapters, adapted=bool(patcher.patches))
+
+
+def _name(key: Any) -> str:
+    return (key if isinstance(key, str) else key[0]).removeprefix(PREFIX)
+
+
+def _tensors(patches: Any) -> Iterator[Tensor]:
+    """The tensors in patches of the host's kinds: tuples, lists, and adapters with their weights in one."""
+    if isinstance(patches, Tensor):
+        yield patches
+    elif isinstance(patches, tuple | list):
+        for part in patches:
+            yield from _tensors(part)
+    elif hasattr(patches, "weights"):
+        yield from _tensors(patches.weights)

@@ -89,8 +89,33 @@ def check_a_broken_lora_on_the_source_is_named(parts: tuple[Any, Any, Any]) -> N
     weight = parts[0].model.diffusion_model.x_embedder.weight
     patched.add_patches({"diffusion_model.x_embedder.weight": ("diff", (torch.full_like(weight, float("nan")),))})
     here = source((patched, *parts[1:]), steps=1)
-    with torch.inference_mode(), pytest.raises(ValueError, match="the weights of the model or of a LoRA are broken"):
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match="a LoRA is broken, its part for the weight 'x_embedder.weight'"),
+    ):
         here.images([1], here.conditioning(""), here.conditioning(""), lambda step, x0: None)
+
+
+def check_what_is_not_finite_is_refused_where_it_arises() -> None:
+    """In a weight of the source's model, by KSampler; in one of its autoencoder, by VAE Decode, tiled or not."""
+    model, clip, vae = load_demo_source()
+    conditioning = [[clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))[0][0], {}]]
+    weight = model.model.diffusion_model.layers[0].ffn_norm1.weight
+    kept = weight.detach().clone()
+    weight.data.fill_(float("nan"))
+    settings = {"positive": conditioning, "negative": conditioning, "cfg": 1.0, "steps": 1}
+    with pytest.raises(ValueError, match="not finite numbers.*its weight 'layers.0.ffn_norm1.weight'"):
+        kit.ksample(model, torch.zeros(1, 16, 8, 8), **settings)
+    weight.data.copy_(kept)
+    latent = kit.ksample(model, torch.zeros(1, 16, 8, 8), **settings)
+    name, weight = next(iter(vae.first_stage_model.inverse.named_parameters()))
+    weight.data.fill_(float("nan"))
+    for decode in (vae.decode, vae.decode_tiled):
+        with (
+            torch.inference_mode(),
+            pytest.raises(ValueError, match=f"not finite numbers.*its weight 'inverse.{name}'"),
+        ):
+            decode(latent)
 
 
 def check_vae_goes_there_and_back(parts: tuple[Any, Any, Any]) -> None:

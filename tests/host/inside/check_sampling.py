@@ -213,12 +213,16 @@ def check_numbers_that_are_none_end_in_a_sentence(tmp_path: Path) -> None:
     layer, dim = "diffusion_model.layers.0.attention.out", len(norm)
     lora = {f"{layer}.lora_A.weight": torch.full((2, dim), float("nan")), f"{layer}.lora_B.weight": torch.ones(dim, 2)}
     adapted, _ = comfy.sd.load_lora_for_models(kit.model(tmp_path), None, lora, 1.0, 0.0)
-    for model in (kit.load_model(str(tmp_path / "nan.safetensors"), weight_dtype="fp32"), adapted):
-        with pytest.raises(ValueError, match="values that are not finite numbers") as caught:
+    broken = kit.load_model(str(tmp_path / "nan.safetensors"), weight_dtype="fp32")
+    for model, at_fault in (
+        (broken, "its weight 'layers.0.ffn_norm1.weight'"),
+        (adapted, "a LoRA is broken, its part for the weight 'layers.0.attention.out.weight'"),
+    ):
+        with pytest.raises(ValueError, match=f"values that are not finite numbers.*{at_fault}") as caught:
             kit.ksample(model)
         # The host shows the class of an error by its module: of one of ours, a path of this machine.
         assert caught.type is ValueError
-        with pytest.raises(ValueError, match="values that are not finite numbers"):
+        with pytest.raises(ValueError, match=f"values that are not finite numbers.*{at_fault}"):
             sample(model, "simple")
     with pytest.raises(ValueError, match="values that are not finite numbers"):
         pixels_to_image({"samples": torch.full((1, 3, 8, 8), float("nan"))})

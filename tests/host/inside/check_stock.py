@@ -22,11 +22,13 @@ from torch import Tensor
 
 import nodes
 from comfyui_l2p.l2p_core.config import COMFY_PREFIX, ModelConfig
+from comfyui_l2p.l2p_core.files.metadata import KIND, MERGED, PIXEL_INIT
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.model import key_shapes
 from comfyui_l2p.nodes.model import stock
 from comfyui_l2p.nodes.model.host import L2PBaseModel
 from comfyui_l2p.nodes.model.lora import FittingPatches
+from comfyui_l2p.nodes.options import UNTRAINED
 from comfyui_l2p.nodes.pixels import pixels_to_image
 
 X = golden.array("x", (1, 3, 48, 64), 0)
@@ -63,6 +65,30 @@ def checkpoint(path: str, **_: Any) -> Any:
 
 
 LOADERS = pytest.mark.parametrize("load", [diffusion_model, checkpoint])
+
+
+@LOADERS
+def check_an_untrained_initialisation_is_called_that_when_it_samples(
+    tmp_path: Path, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = to_comfy(golden.diffusers_weights())
+    for kind in (PIXEL_INIT, MERGED):
+        path = tmp_path / f"{kind}.safetensors"
+        kit.save_file({key: value.contiguous() for key, value in weights.items()}, path, {KIND: kind})
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            model = load(str(path))
+            kit.ksample(model.clone())
+        assert (UNTRAINED in caplog.text) == (kind == PIXEL_INIT)
+        assert model.model.untrained == (kind == PIXEL_INIT)
+
+
+@LOADERS
+def check_a_broken_file_is_named_by_its_weight(tmp_path: Path, load: Any) -> None:
+    weights = to_comfy(golden.diffusers_weights())
+    weights["layers.0.ffn_norm1.weight"] = weights["layers.0.ffn_norm1.weight"] * float("nan")
+    with pytest.raises(ValueError, match="not finite numbers.*its weight 'layers.0.ffn_norm1.weight'"):
+        kit.ksample(load(write(tmp_path, weights)))
 
 
 @LOADERS
