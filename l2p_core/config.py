@@ -152,7 +152,10 @@ class ModelConfig:
 
     def to_json(self) -> str:
         """The configuration as JSON text, as kept in the metadata of the files we write."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+        stated = dataclasses.asdict(self)
+        if self.source == ModelConfig.source:
+            del stated["source"]  # files of this one are the same, byte for byte, as before there were others
+        return json.dumps(stated, separators=(",", ":"))
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> ModelConfig:
