@@ -424,3 +424,18 @@ def test_the_order_is_that_of_names_however_tables_are_ordered(tmp_path: Path) -
     write_csv(tmp_path / "metadata.csv", [(f"{i}.png", "x", i) for i in (3, 0, 4)])
     write_csv(tmp_path / "more.csv", [(f"{i}.png", "x", i) for i in (2, 1)])
     assert [sample.seed for sample in read(tmp_path).samples] == [0, 1, 2, 3, 4]
+
+
+def test_tables_of_other_trainers_are_read_or_named(tmp_path: Path) -> None:
+    """By the names of their columns, whatever the file is called; else as files that are not read."""
+    for number in range(3):
+        grey(tmp_path / f"{number}.png", number)
+    rows = [{"image_path": "0.png", "caption": "a fox"}, {"file_name": "1.png", "text": "a hen"}]
+    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    (tmp_path / "boxes.jsonl").write_text('{"image_id": 7, "box": [1, 2]}', encoding="utf-8")
+    (tmp_path / "scores.csv").write_text("name,score\n2.png,5\n", encoding="utf-8")
+    (tmp_path / "captions.json").write_text('{"annotations": []}', encoding="utf-8")
+    (tmp_path / "2.txt").write_text("a dog", encoding="utf-8")
+    listing = read(tmp_path)
+    assert [sample.caption for sample in listing.samples] == ["a fox", "a hen", "a dog"] and not listing.problems
+    assert listing.skipped == {"boxes.jsonl": 1, "scores.csv": 1, ".json": 1}

@@ -56,7 +56,7 @@ class Listing:
         problems: what was left out, and why.
         unlisted: images without a text file that a table beside or above them leaves out, which is no mistake.
         repeats: rows that say again what another one says, read once.
-        skipped: files that are not read, by their suffix.
+        skipped: files that are not read, by their suffix; tables of other things by their names.
         unused: text files that no image takes its caption from.
         repeat_folders: folders whose names set repeats in kohya's trainers, such as 10_fox.
     """
@@ -116,6 +116,7 @@ class _Reading:
         """The samples of a table; a file that is another kind of table is passed over, unless it is required."""
         content = tables.read(table, required)
         if content is None:
+            self.listing.skipped[table.name] += 1
             return
         self._covered.add(name_below(self.listing.folder, table.parent))
         self._add_problems(table, content)
