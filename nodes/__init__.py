@@ -1,7 +1,7 @@
 """The ComfyUI nodes: each a schema and a call. `model/` is L2P as the host's own MODEL.
 
-The files with nodes import no more than schemas take; a node imports what does its work when it first runs. So the
-host starts as fast as without the pack, and a test names what may not be imported before.
+Files with nodes import only what schemas need; a node imports its implementation when it first runs. The host therefore
+starts as fast as without the pack; a test lists the modules that must not be imported earlier.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .convert_nodes import ConvertToL2P, MergeDelta, SaveDelta
 from .load_nodes import Demo, DemoSource, Loader
-from .messages import routes as routes  # which must be there when the server starts
+from .messages import routes as routes  # must be registered when the server starts
 from .model import stock
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
 from .sampler_node import PixelSampler
@@ -19,14 +19,14 @@ from .train_node import TrainL2P
 
 
 class L2PExtension(ComfyExtension):
-    """What the host asks for the pack's nodes."""
+    """The host's entry point to the pack's nodes."""
 
     async def on_load(self) -> None:
-        """Let the host's own loaders know L2P files."""
+        """Make L2P files known to the host's own loaders."""
         stock.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """The nodes, in the order of the menu."""
+        """The nodes in menu order."""
         return [
             Loader,
             PixelSampler,

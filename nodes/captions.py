@@ -1,4 +1,4 @@
-"""The host's CLIP as the encoder of a run's captions, so that a model trains on what it is given in sampling."""
+"""The host's CLIP as the encoder of a run's captions, so that a model trains on the same features as in sampling."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..l2p_core.run.captions import Captions
 from .model.content import content_digest
 
 PROBE = "A fox (asleep:1.2), seen from above."
-"""A caption whose tokens show the tokenizer, its template, and whether it reads weights out of a text."""
+"""A caption whose tokens reveal the tokenizer, its template, and whether it parses weights in a text."""
 
 
 def host_captions(clip: Any, folder: Path) -> Captions:
-    """The cache in `folder` that this CLIP fills.
+    """The caption cache in `folder` for this CLIP.
 
-    The text encoder leaves the GPU first: patches for other models of the same weights may lie in them.
+    The text encoder leaves the GPU first: its weights there may carry patches of other models.
 
     Raises:
-        ValueError: as `identity_of`.
+        ValueError: as for `identity_of`.
     """
     unload(clip)
     identity = identity_of(clip)
@@ -33,17 +33,17 @@ def host_captions(clip: Any, folder: Path) -> Captions:
 
 
 def identity_of(clip: Any) -> str:
-    """What a cache of captions is named by: weights, patches on them, tokenizer, template and layer.
+    """The identity of a caption cache: weights, their patches, tokenizer, template and layer.
 
-    It is the same after every start. Of each weight, pieces are read and not all of it, so that 8 GB take a moment.
+    It is the same after every start. Only samples of each weight are read, so that 8 GB take a moment.
 
     Raises:
-        ValueError: if the CLIP has hooks, which change it in the course of sampling.
+        ValueError: if the CLIP has hooks, which change it during sampling.
     """
     if clip.patcher.forced_hooks is not None:
         raise ValueError(
-            "This CLIP has hooks, which may change it in the course of sampling, and training needs one text encoder "
-            "for all of it: connect the CLIP without them."
+            "This CLIP has hooks, which may change it during sampling, but training needs one text encoder "
+            "throughout: connect the CLIP without them."
         )
     use = [clip.tokenize(PROBE), clip.layer_idx, clip.tokenizer_options]
     digest = content_digest([use, clip.patcher.model_state_dict(), clip.patcher.patches])
@@ -58,14 +58,14 @@ class ClipEncoder:
         self._clip = clip
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """Features of each caption, (L_i, caption_dim), on the CPU; of longer ones the first MAX_TOKENS.
+        """Features of each caption, (L_i, caption_dim), on the CPU; cut at MAX_TOKENS.
 
         Raises:
-            ValueError: if the CLIP makes something else of a caption than one sequence of vectors.
+            ValueError: if the CLIP does not encode a caption as one sequence of vectors.
         """
         with torch.inference_mode():
             features = [self._features(caption) for caption in captions]
-        # Copies made outside are ordinary tensors, which may be trained on.
+        # Copies made outside inference mode are ordinary tensors, which can be used in training.
         return [matrix[:MAX_TOKENS].clone() for matrix in features]
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
@@ -79,8 +79,8 @@ class ClipEncoder:
         (features, extra), *more = conditioning
         if more or features.ndim != 3 or features.shape[0] != 1:
             raise ValueError(
-                f"This CLIP makes {len(conditioning)} x {tuple(features.shape)} of a caption, and L2P takes one "
-                "(1, tokens, width): connect the text encoder that the model was made for."
+                f"This CLIP encodes a caption as {len(conditioning)} x {tuple(features.shape)}, but L2P takes one "
+                "(1, tokens, width): connect the text encoder that the model was trained with."
             )
         mask = extra.get("attention_mask")
         return (features[0] if mask is None else features[0, mask.reshape(-1).bool()]).cpu()
@@ -88,7 +88,7 @@ class ClipEncoder:
 
 @dataclass(frozen=True)
 class HostCaptions(Captions):
-    """Captions whose encoder is the host's `clip`, which outlives it: it is taken off the GPU after use."""
+    """Captions whose encoder is the host's `clip`, which outlives them: it is moved off the GPU after use."""
 
     clip: Any
 
@@ -100,7 +100,7 @@ class HostCaptions(Captions):
 
 
 def unload(clip: Any) -> None:
-    """Take a text encoder, and clones of it, off the device it computes on."""
+    """Move a text encoder, and its clones, off the device it computes on."""
     kept = [
         loaded
         for loaded in comfy.model_management.current_loaded_models

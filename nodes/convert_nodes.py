@@ -1,4 +1,4 @@
-"""Nodes that write files: convert a latent model, save and merge what training changed."""
+"""Nodes that write files: convert a latent model, save a delta, merge a delta."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _file_name(default: str) -> io.String.Input:
 
 
 def _file(id: str, tooltip: str, *kinds: str) -> io.Combo.Input:
-    """A choice of models; at first the first file of these kinds, else the bundled source."""
+    """A choice of models; the default is the first file of these kinds, else the bundled source."""
     return io.Combo.Input(id, options=files.models(), default=first(*kinds) or files.TINY, tooltip=tooltip)
 
 
 def _trained(id: str, tooltip: str, *kinds: str) -> io.Combo.Input:
-    """A choice of files that the pack does not bring; at first the first of these kinds, else none."""
+    """A choice of files that do not come with the pack; the default is the first of these kinds, else none."""
     options = [files.NO_FILE, *files.choices()]
     return io.Combo.Input(id, options=options, default=first(*kinds) or files.NO_FILE, tooltip=tooltip)
 
@@ -54,7 +54,7 @@ def _done(node: type[io.ComfyNode], filename: str, target: Path, report: str) ->
 def _name_problem(filename: str | None) -> bool | str:
     """What is wrong with the new file's name, before anything runs; True if nothing is.
 
-    Whether the file exists is asked when the node runs: a result that the host has cached is no mistake.
+    An existing file is checked only when the node runs: a result cached by the host is not an error.
     """
     try:
         if filename is not None:
@@ -98,7 +98,7 @@ class ConvertToL2P(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFF,
-                    # A new seed would mean a new file, which the second run of a workflow refuses to write.
+                    # A new seed would produce a new file, which a second run of the workflow would refuse to write.
                     control_after_generate=False,
                     tooltip="The number that new weights are drawn from; the same seed gives the same file.",
                 ),
@@ -127,7 +127,7 @@ class ConvertToL2P(io.ComfyNode):
 
 
 class SaveDelta(io.ComfyNode):
-    """What training changed, as a small file to share."""
+    """The weights that training changed, as a small file to share."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,4 +1,4 @@
-"""Numbers of a node's inputs, held to the limits of its schema whichever way they come."""
+"""Checks of numeric node inputs against the limits of the schema, from whatever source they come."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SHOWN = 40  # characters of a wrong value
 
 
 def within_limits(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """A node's `execute` that first holds its numbers to the limits of its inputs.
+    """Wrap a node's `execute` to check its numbers against the limits of its inputs first.
 
-    The host holds numbers that are typed to them, except NaN; numbers that come from other nodes it passes on as they
-    are. What comes raises ValueError with the input's name.
+    The host checks typed numbers, except NaN, but passes on numbers from other nodes unchecked. Violations raise
+    ValueError with the input's name.
     """
 
     @functools.wraps(execute)
@@ -40,5 +40,5 @@ def _check_number(input: Any, value: Any) -> None:
         )
     least = -math.inf if input.min is None else input.min
     most = math.inf if input.max is None else input.max
-    number: Any = value  # of numpy, which has the type of Python's in `item`
+    number: Any = value  # numpy's numbers convert to Python's by `item`
     Range(least, most, whole).check(input.id, number.item() if hasattr(number, "item") else number)

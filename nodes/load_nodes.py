@@ -1,4 +1,4 @@
-"""Nodes that bring a MODEL: from a file, or the bundled tiny one."""
+"""Nodes that load a MODEL: from a file, or the bundled tiny one."""
 
 from __future__ import annotations
 

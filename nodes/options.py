@@ -1,4 +1,4 @@
-"""What nodes offer to choose from, apart from the code that does the work."""
+"""The options that nodes offer, separate from the code that implements them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WEIGHT_DTYPES = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
-"""What a user can choose weights to be kept in; fp8 concerns the backbone's linear layers only."""
+"""Storage types of weights that a user can choose; fp8 concerns the backbone's linear layers only."""
 
 FROM_MODEL = -1
 """Steps or guidance that the model was published with."""
@@ -24,10 +24,10 @@ PUBLISHED = "L2P (published)"
 VARIANTS = ("1k", "4k", "8k", "10k")
 POLICIES = ("shallow", "all", "lora")
 PROMPT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
-"""These three as in `l2p_core`, which takes longer to import; a test compares them."""
+"""These three equal those of `l2p_core`, which takes longer to import; a test compares them."""
 
 OF_MODEL = 0
-"""A width or height that stands for the side that the model was trained at."""
+"""The width or height that means the side that the model was trained at."""
 
 MIN_SIDE, MAX_SIDE = 16, 16384
 
@@ -51,4 +51,4 @@ def steps_problem(steps: int) -> str | None:
     """What is wrong with a number of steps, if anything, in a sentence."""
     if steps >= 1 or steps == FROM_MODEL:
         return None
-    return f"steps is {steps}: take 1 or more, or {FROM_MODEL} for what the model was published with."
+    return f"steps is {steps}: use 1 or more, or {FROM_MODEL} for the model's published value."

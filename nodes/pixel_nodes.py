@@ -12,7 +12,7 @@ CATEGORY = "L2P/pixels"
 
 
 def width_and_height(more: str) -> list[io.Input]:
-    """The two inputs of a size; any number can be typed, 0 is the model's own."""
+    """The two inputs of a size; any number is allowed, 0 is the model's own."""
     return [
         io.Int.Input(
             name,
@@ -26,7 +26,7 @@ def width_and_height(more: str) -> list[io.Input]:
 
 
 def aspect_input() -> io.Combo.Input:
-    """A choice of shapes; last among the inputs, for workflows that were saved without it."""
+    """A choice of aspect ratios; the last input, for workflows that were saved without it."""
     return io.Combo.Input(
         "aspect",
         options=[AS_TYPED, *ASPECTS],
@@ -37,7 +37,7 @@ def aspect_input() -> io.Combo.Input:
 
 
 class EmptyPixels(io.ComfyNode):
-    """A blank LATENT for text to image with KSampler and its kin."""
+    """A blank LATENT for text to image with KSampler and similar samplers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

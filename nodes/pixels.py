@@ -1,4 +1,4 @@
-"""Images and the LATENT of a pixel model: the same numbers in another range and order, float32 and exact."""
+"""Conversion between images and the LATENT of a pixel model: the same values in another range and order, exact."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def empty_pixels(width: int, height: int, batch: int) -> dict[str, Any]:
 def image_to_pixels(image: Tensor, mask: Tensor | None = None) -> dict[str, Any]:
     """An IMAGE (B, H, W, 3 or more) in [0, 1] as a LATENT (B, 3, H, W) in [-1, 1]; an alpha channel is dropped.
 
-    A mask (H, W) or (B, H, W) becomes the latent's noise mask: 1 is painted anew, 0 is kept.
+    A mask (H, W) or (B, H, W) becomes the latent's noise mask: 1 is repainted, 0 is kept.
 
     Raises:
-        ValueError: if the mask has another size than the image, or nothing in it is to be painted.
+        ValueError: if the mask has another size than the image, or is empty.
     """
     samples = image[..., :3].movedim(-1, 1).float() * 2.0 - 1.0
     latent: dict[str, Any] = {"samples": samples.contiguous(), "downscale_ratio_spacial": 1}
@@ -57,15 +57,15 @@ def pixels_to_image(latent: dict[str, Any]) -> Tensor:
 def keep_unmasked(image: Tensor, original: Tensor, mask: Tensor) -> Tensor:
     """`image` with every pixel whose mask is 0 taken from `original`, bit for bit.
 
-    The sampler already composites the original at every step; the last of its sums still rounds.
+    The sampler already composites the original at every step, but its last sum still rounds.
     """
     painted = mask.reshape(-1, *mask.shape[-2:], 1) > 0
     return torch.where(painted.to(image.device), image, original[..., :3].to(image))
 
 
 def check_mask(mask: Tensor, image: Tensor) -> None:
-    """Raises ValueError unless the mask has the image's height and width, one mask or one for each image, and something
-    that is to be painted: Load Image gives an empty mask where nobody has painted any."""
+    """Raises ValueError unless the mask has the image's height and width, there is one mask or one for each image, and
+    something is painted: Load Image returns an empty mask if nobody has painted one."""
     height, width = image.shape[1:3]
     if not mask.any():
         raise ValueError(
@@ -75,7 +75,7 @@ def check_mask(mask: Tensor, image: Tensor) -> None:
     if mask.shape[-2:] != (height, width):
         raise ValueError(
             f"The mask is {mask.shape[-1]}x{mask.shape[-2]}, but the image is {width}x{height}: "
-            "resize one of them so that they agree."
+            "resize one of them to match the other."
         )
     if mask.ndim > 2 and mask.shape[0] not in (1, image.shape[0]):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Sampling pixels with the host's samplers: what the Pixel Sampler node does, as plain functions."""
+"""Sampling pixels with the host's samplers: the Pixel Sampler's work as plain functions."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def sample_image(
 ) -> Tensor:
     """Text to image, image to image, or inpainting: an IMAGE (B, H, W, 3) in [0, 1].
 
-    A width or height of 0 is the model's own, and an aspect goes before both, see `sizes.chosen_size`. With an image
-    its size is used, and a single image is repeated to `batch`. With a mask too, every pixel where it is 0 comes out
-    exactly as it went in.
+    A width or height of 0 means the model's own, and an aspect takes precedence over both, see `sizes.chosen_size`. An
+    image determines the size, and a single image is repeated to `batch`. With a mask, every pixel where it is 0 is
+    returned exactly unchanged.
 
     Raises:
         ValueError: for a model that is not L2P, no steps, a negative cfg, a mask without an image or of another size, a
@@ -63,9 +63,7 @@ def sample_image(
     if problem:
         raise ValueError(problem)
     if settings.cfg < 0 and settings.cfg != FROM_MODEL:
-        raise ValueError(
-            f"cfg is {settings.cfg}: take 0 or more, or {FROM_MODEL} for what the model was published with."
-        )
+        raise ValueError(f"cfg is {settings.cfg}: use 0 or more, or {FROM_MODEL} for the model's published value.")
     if image is None:
         if mask is not None:
             raise ValueError("A mask needs an image to inpaint: connect one, or disconnect the mask.")
@@ -92,7 +90,7 @@ def sample_image(
 
 
 def warnings_of(model: Any, width: int, height: int) -> list[str]:
-    """What a user should know before an image is made that may come out wrong, empty for the ordinary case."""
+    """Sentences that the user should read before sampling an image that may come out wrong; usually empty."""
     untrained = UNTRAINED if getattr(model.model, "untrained", False) else ""
     return [untrained, far_from_trained(model.model.l2p, width, height)]
 
@@ -125,10 +123,10 @@ def denoise_pixels(
 
 
 def schedule_of(model: Any, settings: Settings, variant: Variant) -> Tensor:
-    """The noise levels: L2P's own with the model's shift, or those KSampler would use."""
+    """The noise levels: L2P's own with the model's shift, or those that KSampler would use."""
     steps = variant.steps if settings.steps == FROM_MODEL else settings.steps
     if settings.scheduler == PUBLISHED:
-        # The shift of the model as it is now: ModelSamplingAuraFlow may have changed it.
+        # The model's current shift: ModelSamplingAuraFlow may have changed it.
         shift = model.get_model_object("model_sampling").shift
         return flow.sigmas(steps, shift, settings.denoise)
     return comfy.samplers.KSampler(
@@ -150,7 +148,7 @@ def variant_of(model: Any) -> Variant:
     """
     if not isinstance(model.model, L2PBaseModel):
         raise ValueError(
-            f"This model is a {type(model.model).__name__}, not L2P: load an L2P file with L2P Loader, or make one "
+            f"This model is a {type(model.model).__name__}, not L2P: load an L2P file with L2P Loader, or create one "
             "with Convert to L2P."
         )
     name = model.model.l2p.variant

@@ -1,4 +1,4 @@
-"""How large an image is to be: as typed, as the model was trained, or in an aspect of that area."""
+"""The size of an image: as typed, as the model was trained, or in an aspect ratio of that area."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from .options import AS_TYPED, ASPECTS, MIN_SIDE, OF_MODEL
 
 _FAR = 2.0
-"""Times larger or smaller than trained, by the side of a square of the same area, from which it is said."""
+"""Factor from the trained size, by the side of a square of the same area, at which a warning appears."""
 
 _DEFAULT_SIDE = 1024
 
 
 def own_side(config: ModelConfig | None) -> int:
-    """The side in pixels of the images that a model was trained on, of the 1k models where there is no model."""
+    """The side in pixels of the images that a model was trained on; that of the 1k models without a model."""
     if config is None:
         return _DEFAULT_SIDE
     if is_tiny(config):
@@ -30,10 +30,10 @@ def chosen_size(config: ModelConfig | None, width: int, height: int, aspect: str
     """Width and height in pixels.
 
     Args:
-        config: of the model; None where none is connected.
+        config: of the model; None if none is connected.
         width, height: in pixels, or OF_MODEL for the model's own side.
-        aspect: AS_TYPED, or a key of ASPECTS: then the size is of that shape and of the model's own area, its sides
-            multiples of the model's patch.
+        aspect: AS_TYPED, or a key of ASPECTS: then the size has that shape and the model's own area, with sides that
+            are multiples of the model's patch.
 
     Raises:
         ValueError: for sides between OF_MODEL and MIN_SIDE.
@@ -47,13 +47,13 @@ def chosen_size(config: ModelConfig | None, width: int, height: int, aspect: str
     for name, value in (("width", width), ("height", height)):
         if value != OF_MODEL and value < MIN_SIDE:
             raise ValueError(
-                f"The {name} is {value}: take {MIN_SIDE} pixels or more, or {OF_MODEL} for the model's own size."
+                f"The {name} is {value}: use {MIN_SIDE} pixels or more, or {OF_MODEL} for the model's own size."
             )
     return width or side, height or side
 
 
 def far_from_trained(config: ModelConfig, width: int, height: int) -> str:
-    """A sentence for sizes at which the model was not trained, empty for the others."""
+    """A warning for sizes at which the model was not trained, otherwise empty."""
     side = own_side(config)
     factor = math.sqrt(width * height) / side
     if 1 / _FAR < factor < _FAR:
@@ -66,7 +66,7 @@ def far_from_trained(config: ModelConfig, width: int, height: int) -> str:
 
 
 def settings_of(config: ModelConfig) -> str:
-    """What was loaded, and what KSampler should be set to for it, in one line."""
+    """The loaded model and the KSampler settings for it, in one line."""
     assert config.variant is not None
     variant, side = VARIANTS[config.variant], own_side(config)
     name = "Tiny L2P model" if is_tiny(config) else f"L2P {config.variant} model"

@@ -1,4 +1,4 @@
-"""Making training images with a source model and the host's own sampler: what the Synthesize node does."""
+"""Generating training images with a source model and the host's sampler: the Synthesize node's work."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from .model.host import PixelFormat
 from .pixels import pixels_to_image
 
 ENCODED = 256
-"""Prompts encoded at a time: their features take some 200 MB, and text encoder and model change places seldom."""
+"""Prompts encoded at a time: their features take some 200 MB, and text encoder and model rarely swap places."""
 SHOWN = 4
-"""Images that the node gives out."""
+"""Images that the node returns."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What makes the images, and how.
+    """The models that generate the images, and their settings.
 
     Attributes:
         model: any MODEL of images.
         clip: its CLIP.
-        vae: its VAE; None for an L2P MODEL, which makes pixels.
-        width: of the images in pixels, as height.
+        vae: its VAE; None for an L2P MODEL, which generates pixels.
+        width, height: of the images in pixels.
         negative: the prompt to guide away from.
-        batch: images of a prompt made at once.
+        batch: images of a prompt generated at once.
     """
 
     model: Any
@@ -60,7 +60,7 @@ class Source:
     batch: int
 
     def check(self) -> None:
-        """Raise ValueError where something is missing to make images."""
+        """Raise ValueError if something needed to generate images is missing."""
         if self.clip is None:
             raise ValueError("The CLIP is empty: connect the text encoder of this model; a checkpoint may have none.")
         if self.vae is None and not self.makes_pixels:
@@ -72,7 +72,7 @@ class Source:
         return isinstance(self.model.get_model_object("latent_format"), PixelFormat)
 
     def settings(self) -> Settings:
-        """What the images depend on beside prompt and seed."""
+        """The settings of the images besides prompt and seed."""
         shift = getattr(self.model.get_model_object("model_sampling"), "shift", "")
         return {
             "steps": self.steps,
@@ -87,7 +87,7 @@ class Source:
         }
 
     def conditioning(self, prompt: str) -> Any:
-        """What the CLIP makes of a prompt."""
+        """The CLIP's conditioning for a prompt."""
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt), show_pbar=False)
 
     def images(
@@ -116,7 +116,7 @@ class Source:
     def _empty(self, count: int) -> Tensor:
         form = self.model.get_model_object("latent_format")
         ratio = form.spacial_downscale_ratio
-        # A side that the ratio does not divide grows to the next that it does, and is cut to size when decoded.
+        # A side that the ratio does not divide is rounded up, and cropped after decoding.
         sides = -(-self.height // ratio), -(-self.width // ratio)
         return comfy.sample.fix_empty_latent_channels(
             self.model, torch.zeros(count, form.latent_channels, *sides), ratio
@@ -127,7 +127,7 @@ class Source:
         images = images.reshape(-1, *images.shape[-3:])[:, : self.height, : self.width, :3]
         if images.shape[1:] != (self.height, self.width, 3):
             raise ValueError(
-                f"The VAE makes images of the shape {tuple(images.shape[1:])}, not of {self.width}x{self.height} "
+                f"The VAE returns images of the shape {tuple(images.shape[1:])}, not of {self.width}x{self.height} "
                 "pixels: connect the VAE that belongs to the model."
             )
         if not bool(images.isfinite().all()):
@@ -139,17 +139,17 @@ class Source:
 
 
 def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -> SynthesisFolder:
-    """Make the images that are missing, each written as soon as it is there.
+    """Generate the missing images; each is written as soon as it is finished.
 
     Args:
         folder: of the data set.
-        wanted: the images that it is to have.
-        source: makes them.
-        say: shows how far the work is, with the time left.
+        wanted: the images of the data set.
+        source: generates them.
+        say: shows the progress, with the time left.
 
     Raises:
-        ValueError: for a source that lacks something, or a folder with other images of that name.
-        InterruptProcessingException: the host's, where the user stops it; what is made stays.
+        ValueError: for an incomplete source, or a folder with other images of that name.
+        InterruptProcessingException: the host's, when the user stops it; finished images stay.
     """
     source.check()
     made = SynthesisFolder(folder, wanted, source.settings())
@@ -167,7 +167,7 @@ def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -
 
 
 class _Work:
-    """One start of the work: its progress, and what lasts from one part to the next."""
+    """One run of the work: its progress, and the state shared by its parts."""
 
     def __init__(self, made: SynthesisFolder, source: Source, count: int, say: Say):
         self._made, self._source, self._say = made, source, say
@@ -178,7 +178,7 @@ class _Work:
         self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def make(self, part: Sequence[Item]) -> None:
-        """Encode the prompts of some images and make them."""
+        """Encode the prompts of some images and generate them."""
         encoded = self._encode([item.prompt for item in part])
         for prompt, images in itertools.groupby(part, key=lambda item: item.prompt):
             of_prompt = list(images)
@@ -209,7 +209,7 @@ class _Work:
         for item, made in zip(batch, pictures, strict=True):
             self._made.write(item, made)
         self._done += len(batch)
-        # What stays in the node is an image that was made, and not the last guess at one.
+        # The node finally shows a finished image, not the last preview.
         finished = ("JPEG", pictures[-1], latent_preview.MAX_PREVIEW_RESOLUTION) if self._previewer else None
         self._show(self._done * self._source.steps, finished)
         self._seconds += time.perf_counter() - begun
@@ -230,7 +230,7 @@ def examples(made: SynthesisFolder) -> Tensor:
 
 
 def model_name(model: Any) -> str:
-    """The files that a MODEL was loaded from, where the host knows them, else its kind; and a word for its patches."""
+    """The files that a MODEL was loaded from, if the host knows them, else its kind; and a mark for its patches."""
     _, arguments = getattr(model, "cached_patcher_init", None) or (None, ())
     paths = [Path(value) for value in arguments if isinstance(value, str)]
     suffixes = (".safetensors", ".sft", ".gguf")
@@ -240,7 +240,7 @@ def model_name(model: Any) -> str:
 
 
 def _by_prompts(todo: Sequence[Item], count: int) -> Iterator[list[Item]]:
-    """The items in parts of at most so many prompts."""
+    """The items in groups with at most `count` prompts."""
     groups = [list(group) for _, group in itertools.groupby(todo, key=lambda item: item.prompt)]
     for start in range(0, len(groups), count):
         yield [item for group in groups[start : start + count] for item in group]

@@ -18,7 +18,7 @@ _RECIPES = [AUTO, *bundled()]
 
 
 def _number(id: str, tooltip: str, largest: int = 1_000_000, **more: Any) -> io.Int.Input:
-    """A whole number that 0 leaves to the recipe."""
+    """A whole number; 0 leaves it to the recipe."""
     return io.Int.Input(id, default=0, min=0, max=largest, tooltip=f"{tooltip} 0: as the recipe.", **more)
 
 

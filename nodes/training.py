@@ -1,5 +1,4 @@
-"""A training run inside the host: its memory, its interruption and its ways of showing are used, the loop is the
-core's."""
+"""A training run inside the host: it uses the host's memory, interruption and display; the loop is the core's."""
 
 from __future__ import annotations
 
@@ -40,19 +39,19 @@ from .messages.sentences import by_folders
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
 FIXED = {"model": ("base",), "data": ("kind", "path"), "captions": ("encoder", "tokenizer", "cache")}
-"""What a run's changes may not name: the node has inputs for it."""
+"""Keys that a run's changes must not contain, because the node has inputs for them."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has come to.
+    """The result of a run.
 
     Attributes:
         delta: its name in models/diffusion_models.
         losses: of every step from the first.
         montage: the last one, (1, H, W, 3) in [0, 1].
         state: as `Live.state`.
-        files: that the run has left and should find again.
+        files: the run's files, whose absence or change makes the node run again.
     """
 
     delta: str
@@ -63,10 +62,10 @@ class Trained:
 
 
 def recipe_of(choices: Choices) -> Recipe:
-    """The recipe that the choices come to, with absolute paths.
+    """The recipe for the user's choices, with absolute paths.
 
     Raises:
-        ValueError: for a data set, model or recipe that is not there, and for values out of range.
+        ValueError: for a missing data set, model or recipe, and for values out of range.
     """
     base = files.existing(choices.model)
     name = _fitting_recipe(base) if choices.recipe == AUTO else choices.recipe
@@ -93,7 +92,7 @@ def recipe_of(choices: Choices) -> Recipe:
             **_memory(choices),
             "seed": choices.seed,
         },
-        # Without a prompt there is still something to look at: what the model makes of the empty one.
+        # Without prompts, the montage shows the empty prompt.
         "watch": {
             "prompts": prompts or [""],
             "save_every": choices.save_every or AS_RECIPE,
@@ -105,19 +104,18 @@ def recipe_of(choices: Choices) -> Recipe:
 
 
 def _memory(choices: Choices) -> dict[str, Any]:
-    """What is kept where; of a model that trains whole there is nothing frozen to round, wherever it is kept."""
+    """The storage settings; if the whole model trains, no frozen weights can be rounded."""
     chosen = MEMORY[choices.memory]
     return chosen | {"frozen": "full"} if choices.policy == "all" and chosen.get("offload") else chosen
 
 
 def train(choices: Choices, clip: Any, node_id: str) -> Trained:
-    """Train to the end, or from the last save of that run, and lay the delta where L2P Loader finds it.
+    """Train to the end, from the last save of that run if there is one, and copy the delta to L2P Loader's folder.
 
     Raises:
-        ValueError: for choices that cannot be, data or models that do not fit, a full disk; the message says what to
-            do.
-        MemoryRanOut: when a GPU has less memory than was planned; what was saved last is kept.
-        comfy.model_management.InterruptProcessingException: when the user has interrupted; all is saved.
+        ValueError: for invalid choices, unsuitable data or models, or a full disk; the message says what to do.
+        MemoryRanOut: when a GPU has less memory than planned; the last save is kept.
+        comfy.model_management.InterruptProcessingException: when the user has interrupted; everything is saved.
     """
     folder = RunFolder(run_files.run_folder(choices.run_name))
     recipe = recipe_of(choices)
@@ -162,7 +160,7 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
 
 
 def _device_of_the_host() -> torch.device:
-    """Where the host computes, which its user may have chosen (--cpu); training on Apple's GPUs is the CPU's."""
+    """The host's device, which its user may have chosen (--cpu); with Apple's GPUs training runs on the CPU."""
     device: torch.device = comfy.model_management.get_torch_device()
     return device if has_own_memory(device.type) else CPU
 
@@ -184,7 +182,7 @@ def _hooks(live: Live, folder: RunFolder) -> Hooks:
     bars: dict[str, Any] = {}
 
     def show(work: str, done: int, total: int) -> None:
-        # A bar for each kind of work: the host's leaves out what is not far enough from what it has shown last.
+        # One bar for each kind of work: the host's skips updates that are too close to the last one it showed.
         if work not in bars:
             bars[work] = comfy.utils.ProgressBar(total)
         bars[work].update_absolute(done, max(1, total))
@@ -216,7 +214,7 @@ def _hooks(live: Live, folder: RunFolder) -> Hooks:
 
 
 def _begin(live: Live, folder: RunFolder, first: int) -> None:
-    """Show the steps and the montage of a run from before it was resumed at step `first`."""
+    """Show the steps and the montage of a resumed run from before step `first`."""
     live.begin(line for line in read_metrics(folder.metrics) if line["step"] < first)
     montages = folder.montages()
     live.state["montage"] = shown_montage(montages[-1]) if montages else None
@@ -224,8 +222,7 @@ def _begin(live: Live, folder: RunFolder, first: int) -> None:
 
 @contextmanager
 def _memory_of_the_host() -> Iterator[None]:
-    """Within the block the host's models are out of its memory; afterwards, errors or not, nothing of the block's is
-    left in it."""
+    """Unload the host's models within the block; afterwards, in any case, nothing of the block stays in memory."""
     manager = comfy.model_management
     manager.unload_all_models()
     manager.soft_empty_cache()
@@ -242,7 +239,7 @@ def _memory_of_the_host() -> Iterator[None]:
 
 
 def _let_go(error: BaseException) -> None:
-    """Keep an error from holding on to the model that was trained when it came about."""
+    """Keep an error from holding the model that was being trained."""
     traceback.clear_frames(error.__traceback__)
 
 

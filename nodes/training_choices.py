@@ -1,4 +1,4 @@
-"""What the Train node asks for, apart from the training itself, which is loaded when it is first used."""
+"""The choices of the Train node, separate from the training code, which is loaded on first use."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ MEMORY: dict[str, dict[str, Any]] = {
     "frozen in fp8": {"frozen": "fp8", "stream": False, "offload": False},
     "offloaded": {"frozen": "fp8", "stream": True, "offload": True},
 }
-"""What is kept where, for GPUs from large to small."""
+"""Storage of weights, for GPUs from large to small."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user has chosen for a run; numbers of 0 (of `blocks`, -1) and `AS_RECIPE` leave the recipe's.
+    """A user's choices for a run; numbers of 0 (for `blocks`, -1) and `AS_RECIPE` keep the recipe's values.
 
     Attributes:
         dataset: name of a folder in the host's datasets folder.
         model: a file in models/diffusion_models, or `files.TINY`.
         recipe: name of a bundled recipe, or `AUTO` for the one that fits the model.
         run_name: of the folder in output/l2p_runs.
-        anew: forget what that folder holds.
-        filename: of the delta in models/diffusion_models; empty is the run's name.
+        anew: start a new run in that folder.
+        filename: of the delta in models/diffusion_models; by default the run's name.
         overwrite: whether another file of that name may be replaced.
-        prompts: of the montages, a line each; empty leaves the recipe's.
-        changes: more of the recipe, as TOML.
+        prompts: of the montages, one per line; empty keeps the recipe's.
+        changes: further keys of the recipe, as TOML.
     """
 
     dataset: str

@@ -1,1 +1,1 @@
-"""The host's folders: what can be chosen, where results may go, and whether they are still as they were left."""
+"""The host's folders: the choices they offer, the targets of results, and whether results are unchanged."""

@@ -1,4 +1,4 @@
-"""The host's folders for training: data sets that are made and read, and files that a user has put in."""
+"""The host's folders for training: data sets, and the user's input files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .names import below
 
 FOLDER = "datasets"
 NONE_YET = "none yet"
-"""Offered where there is no data set, so that the choice is not empty."""
-_DEPTH = 2  # of folders below it that are offered
+"""Offered if there is no data set, so that the list is not empty."""
+_DEPTH = 2  # levels of subfolders that are offered
 
 
 def root() -> Path:
-    """The host's datasets folder; older versions know none, and get it where later ones have it."""
+    """The host's datasets folder; older versions have none and get it at the same place."""
     if FOLDER in folder_paths.folder_names_and_paths:
         return Path(folder_paths.get_folder_paths(FOLDER)[0]).absolute()
     return Path(folder_paths.base_path, FOLDER).absolute()
@@ -28,7 +28,8 @@ def folder(name: str) -> Path:
     """The folder of the data set of this name, which need not exist.
 
     Raises:
-        ValueError: for an empty name, one that leads out of the datasets folder, or one that Windows refuses, there.
+        ValueError: for an empty name, one that leads out of the datasets folder, or, on Windows, one that Windows
+            refuses.
     """
     path = below(root(), name)
     if path == root():
@@ -39,9 +40,9 @@ def folder(name: str) -> Path:
 
 
 def choices() -> list[str]:
-    """Names of the data sets there are: of the folders in the datasets folder, and of those in them.
+    """Names of the data sets: of the folders in the datasets folder, and of their subfolders.
 
-    Asked for whenever the frontend asks for the nodes: folders are listed, no image is looked at.
+    Called whenever the frontend requests the nodes: folders are listed, images are not opened.
     """
     return sorted(_folders(root(), _DEPTH))
 
@@ -50,7 +51,7 @@ def existing(name: str) -> Path:
     """The folder of a data set.
 
     Raises:
-        ValueError: as `folder`, and if there is none of that name.
+        ValueError: as for `folder`, and if it does not exist.
     """
     path = folder(name)
     if not path.is_dir():
@@ -77,7 +78,7 @@ def input_file(name: str) -> Path:
     """A file in the host's input folder.
 
     Raises:
-        ValueError: if there is none of that name in it.
+        ValueError: if it does not exist.
     """
     path = paths.inside(Path(folder_paths.get_input_directory()), name)
     if path is None or not path.is_file():
@@ -88,12 +89,12 @@ def input_file(name: str) -> Path:
 
 
 def fingerprint(name: str | None) -> str:
-    """What tells that a data set has changed: names, sizes and times of all its files."""
+    """A fingerprint of a data set: names, sizes and times of all its files."""
     return paths.state(folder(name)) if name and name.strip() else ""
 
 
 def input_fingerprint(name: str | None) -> str:
-    """What tells that a file of the input folder has changed."""
+    """A fingerprint of a file in the input folder."""
     return paths.state(input_file(name)) if name else ""
 
 
@@ -105,7 +106,7 @@ def _folders(parent: Path, depth: int) -> Iterator[str]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What a folder lists; nothing where it cannot be listed."""
+    """The entries of a folder; empty if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)

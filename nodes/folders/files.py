@@ -1,4 +1,4 @@
-"""The host's models folders: what can be chosen, and where results may go."""
+"""The host's models folders: the choices they offer, and the targets of results."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .names import below
 
 FOLDER = "diffusion_models"
 WHOLE_MODELS = (FOLDER, "checkpoints")
-"""Where an L2P model may lie: people put files that hold more than the diffusion model into the second."""
+"""Folders that may contain L2P models: users put files with more than the diffusion model into the second."""
 NO_FILE = "none"
 TINY = "tiny source (comes with L2P)"
-"""Stands for the bundled latent model among the files of the folder."""
+"""The name of the bundled latent model among the files of the folder."""
 
 
 def choices(*folders: str) -> list[str]:
     """The models in the host's folders of some kinds (diffusion_models), as the user sees them, each name once:
-    safetensors files; of shards, once, the folder that they lie in, or their index where it cannot be the folder."""
+    safetensors files; for shards, their folder, or their index if the folder is ambiguous."""
     names = [name for folder in folders or (FOLDER,) for name in folder_paths.get_filename_list(folder)]
     names = [name for name in dict.fromkeys(names) if name.lower().endswith(SUFFIXES)]
     indexes = {index for name in names if (index := index_of(name))}
@@ -31,19 +31,19 @@ def choices(*folders: str) -> list[str]:
 
 
 def models(*folders: str) -> list[str]:
-    """`choices`, and the bundled latent model after them."""
+    """`choices`, followed by the bundled latent model."""
     return [*choices(*folders), TINY]
 
 
 def existing(name: str, *folders: str) -> str:
-    """The full path of a model, a file or a folder of shards, in the first of some folders (diffusion_models) that has
-    it, or of the bundled latent model.
+    """The full path of a model, a file or a folder of shards, in the first folder of the given kinds (diffusion_models)
+    that has it, or of the bundled latent model.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if it does not exist.
     """
     if name == NO_FILE:
-        raise ValueError("No file is chosen: choose one from the list; where it is missing, press R to refresh.")
+        raise ValueError("No file is chosen: choose one from the list; if it is missing there, press R to refresh.")
     path = _path(name, *folders)
     if path is None:
         places = " or ".join(f"models/{folder}" for folder in folders or (FOLDER,))
@@ -52,15 +52,15 @@ def existing(name: str, *folders: str) -> str:
 
 
 def fingerprint(*names: str | None) -> list[str]:
-    """What tells that one of the models has changed: names, sizes and times of its files."""
+    """A fingerprint of the models: names, sizes and times of their files."""
     return [paths.state(*_files(path)) for name in names if name and (path := _path(name, *WHOLE_MODELS))]
 
 
 def target(name: str) -> Path:
-    """Where a result of this name goes: models/diffusion_models, with the suffix .safetensors.
+    """The path of a result with this name: in models/diffusion_models, with the suffix .safetensors.
 
     Raises:
-        ValueError: for an empty name, one that leads out of the folder, or one that Windows refuses, there.
+        ValueError: for an empty name, one that leads out of the folder, or, on Windows, one that Windows refuses.
     """
     root = _output_root()
     path = below(root, name)
@@ -74,10 +74,10 @@ def target(name: str) -> Path:
 
 
 def new_file(name: str, overwrite: bool) -> Path:
-    """`target`, its folder made.
+    """`target`, with its folder created.
 
     Raises:
-        ValueError: as `target`, and for a file that exists while `overwrite` is off.
+        ValueError: as for `target`, and for an existing file while `overwrite` is off.
     """
     path = target(name)
     if path.exists() and not overwrite:
@@ -89,7 +89,7 @@ def new_file(name: str, overwrite: bool) -> Path:
 
 
 def private(name: str) -> Path:
-    """Where the pack may keep a file of its own between starts: in the host's user folder, which it does not serve."""
+    """The path of a private file of the pack, kept in the host's user folder, which the host does not serve."""
     return Path(folder_paths.get_system_user_directory("l2p")) / name
 
 
@@ -99,19 +99,19 @@ def name_of(path: Path) -> str:
 
 
 def _output_root() -> Path:
-    """The folder of that very name, if the host has several: older setups list models/unet first."""
+    """The folder of exactly that name, if the host has several: older setups list models/unet first."""
     folders = roots()
     return next((folder for folder in folders if folder.name == FOLDER), folders[0])
 
 
 def roots(*folders: str) -> list[Path]:
-    """The folders of some kinds, of diffusion models where none is named."""
+    """The folders of some kinds; of diffusion models by default."""
     return [Path(root).absolute() for folder in folders or (FOLDER,) for root in folder_paths.get_folder_paths(folder)]
 
 
 def _folders(indexes: Iterable[str]) -> list[str]:
-    """Shards as they are offered: by their folder, or by their index where they lie in the models folder itself or
-    beside those of another model."""
+    """Shards as they are offered: by their folder, or by their index if they are in the models folder itself or beside
+    those of another model."""
     parents = [PurePath(index).parent for index in indexes]
     return [
         str(parent) if parent.name and parents.count(parent) == 1 else index
@@ -136,4 +136,4 @@ def _files(model: Path) -> list[Path]:
     try:
         return files_of(model)
     except CheckpointError:
-        return [model]  # what is wrong with it is said when it is read
+        return [model]  # errors are reported when it is read

@@ -17,7 +17,7 @@ def below(folder: Path, name: str) -> Path | None:
     """The path that a user's name means below a folder, by the rule of `l2p_core.files.paths`; None if it leads out.
 
     Raises:
-        ValueError: for what Windows gives to no file, there: asked now, not when the result of days is to be written.
+        ValueError: on Windows, for names it refuses: checked now rather than after days of work.
     """
     name = name.strip()
     if WINDOWS:

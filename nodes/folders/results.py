@@ -1,8 +1,8 @@
-"""Whether what a node has left on the disk is still as it left it.
+"""Whether a node's output files are still as the node left them.
 
-The host caches a node's result by its inputs. A node that leaves a file must run again where that file is gone or
-changed since, and must not run again only because the file is there now. So each node remembers what it left, for as
-long as the host remembers its result: while the server runs.
+The host caches a node's result by its inputs. A node that writes a file must run again if that file has been removed or
+changed since, but not merely because the file now exists. Each node therefore remembers what it wrote, for as long as
+the host remembers its result: while the server runs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class _Left(NamedTuple):
 
 
 _left: dict[tuple[str, str | None], _Left] = {}
-"""By the node's id and the name of its result; None stands for the last one, where the name comes over a wire."""
+"""By the node's id and the name of its result; None means the last one, if the name comes from another node."""
 
 
 def fingerprint(node: Any, name: str | None) -> int:
-    """How often a node's result has changed behind its back: a part of its `fingerprint_inputs`.
+    """How often a node's result has been changed by others: a part of its `fingerprint_inputs`.
 
     Args:
         node: the node's class with its hidden inputs, the id among them.
-        name: of the result, as the user gave it; None where it is not known before the node runs.
+        name: of the result, as the user entered it; None if it is unknown before the node runs.
     """
     key = _id(node), name
     if key not in _left:
@@ -41,7 +41,7 @@ def fingerprint(node: Any, name: str | None) -> int:
 
 
 def remember(node: Any, name: str, *files: Path) -> None:
-    """Note that a node has just left these files or folders."""
+    """Record the files or folders that a node has just written."""
     for key in ((_id(node), name), (_id(node), None)):
         changes = _left[key].changes if key in _left else 0
         _left[key] = _Left(files, paths.state(*files), changes)

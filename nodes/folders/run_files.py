@@ -1,4 +1,4 @@
-"""Where a training run's things are in the host: its folder, what it leaves to load."""
+"""The places of a training run in the host: its folder and its results."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from .names import below
 
 RUNS = "l2p_runs"
 CAPTIONS = "captions"
-"""Beside the runs, which share it; so no run can be called that."""
+"""A folder beside the runs, which share it; no run can have this name."""
 
 _CHUNK = 1 << 24
 
 
 def run_folder(name: str) -> Path:
-    """The folder of a run in the host's output folder, so that its report and montages are found.
+    """The folder of a run in the host's output folder, where its report and montages can be found.
 
     Raises:
-        ValueError: for an empty name, one that leads out of the folder of all runs, or one that Windows refuses, there.
+        ValueError: for an empty name, one that leads out of the folder of all runs, or, on Windows, one that Windows
+            refuses.
     """
     runs = root()
     path = below(runs, name)
@@ -30,7 +31,7 @@ def run_folder(name: str) -> Path:
         raise ValueError("The run has no name: give it one.")
     if path is None:
         raise ValueError(f"The run's name {name!r} leads out of output/{RUNS}: give a name inside it.")
-    if path.relative_to(runs).parts[0].casefold() == CAPTIONS:  # capitals are all the same to Windows
+    if path.relative_to(runs).parts[0].casefold() == CAPTIONS:  # Windows ignores case
         raise ValueError(f"The folder {CAPTIONS!r} in output/{RUNS} holds caption features: give the run another name.")
     return path
 
@@ -41,26 +42,26 @@ def root() -> Path:
 
 
 def caption_folder() -> Path:
-    """Where caption features are kept, for all runs."""
+    """The folder of caption features for all runs."""
     return root() / CAPTIONS
 
 
 def served(path: Path) -> dict[str, str]:
-    """How the frontend asks the host for a file of the output folder."""
+    """The parameters with which the frontend requests a file of the output folder from the host."""
     relative = path.relative_to(_output())
     return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}
 
 
 def check_target(filename: str, overwrite: bool, delta: Path) -> Path:
-    """Where a run's delta is to go in the models folder: asked before training, which may take days.
+    """The path of a run's delta in the models folder, checked before training, which may take days.
 
     Args:
-        filename: as the user gave it.
+        filename: as the user entered it.
         overwrite: whether another file there may be replaced.
-        delta: the run's own, which may be there already, from an earlier end of the same run.
+        delta: the run's own, which may exist already from an earlier end of the same run.
 
     Raises:
-        ValueError: for a name that leads out of the folder, or a file that is there and may not be replaced.
+        ValueError: for a name that leads out of the folder, or an existing file that must not be replaced.
     """
     path = files.target(filename)
     own = path.exists() and delta.exists() and filecmp.cmp(path, delta, shallow=False)
@@ -68,7 +69,7 @@ def check_target(filename: str, overwrite: bool, delta: Path) -> Path:
 
 
 def publish(delta: Path, target: Path) -> None:
-    """Copy a run's delta into the models folder, whole or not at all.
+    """Copy a run's delta into the models folder, atomically.
 
     Raises:
         ValueError: if the disk is full or refuses.
@@ -83,5 +84,5 @@ def publish(delta: Path, target: Path) -> None:
 
 
 def _output() -> Path:
-    """The host's output folder, links in its path as they are: a run's folder is below it by name, wherever it lies."""
+    """The host's output folder with links in its path unresolved: a run's folder is below it by name."""
     return Path(folder_paths.get_output_directory()).absolute()

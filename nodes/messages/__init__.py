@@ -1,1 +1,1 @@
-"""What users see beside images: progress, a run's live view, errors in their words."""
+"""Messages to users: progress, a run's live view, and errors in their terms."""

@@ -1,4 +1,4 @@
-"""What a bug report needs to say, in a running host."""
+"""The facts for a bug report, in a running host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def report() -> str:
 
 
 def _options() -> list[str]:
-    """Options that are not as by default; of paths and addresses, that they are set and no more."""
+    """Options that differ from their defaults; for paths and addresses only that they are set."""
     parser = comfy.cli_args.parser
     options = []
     for name, value in sorted(vars(comfy.cli_args.args).items()):
@@ -26,5 +26,5 @@ def _options() -> list[str]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value can hold nothing private: a number, or one of a few words."""
+    """Whether a value cannot contain anything private: a number, or one of a few words."""
     return (isinstance(value, (int, float)) and not isinstance(value, bool)) or hasattr(value, "name")

@@ -1,4 +1,4 @@
-"""Errors as a user of ComfyUI should read them: a sentence, without paths of this machine and names of classes."""
+"""Errors for users of ComfyUI: sentences without paths of this machine and names of classes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _OURS = __package__.rpartition(".")[0] if __package__ else ""
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Within the block, or the function it decorates, an error's text names files as the host's folders do.
+    """Within the block, or the function it decorates, errors name files by the host's folders.
 
-    The host shows the class of an error by its module, which for ours is the path of this pack: the sentence goes on as
-    a ValueError. Memory that ran out, interruptions and programmers' mistakes go on as they are.
+    The host shows an error's class with its module, which for ours is the path of this pack, so the sentence is raised
+    as a ValueError. Out-of-memory errors, interruptions and programming errors pass unchanged.
     """
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, comfy.model_management.OOM_EXCEPTION) or not _for_users(error):
             raise
-        # Not above: nodes are decorated when the host starts.
+        # Imported here because nodes are decorated when the host starts.
         from .sentences import by_folders
 
         text = by_folders(str(error))

@@ -1,4 +1,4 @@
-"""Work on files with the host's progress bar, which stops where the user interrupts and leaves nothing half-written."""
+"""File operations with the host's progress bar; an interruption stops them and leaves no partial file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .sentences import by_listed_names
 
 @by_listed_names()
 def convert_file(source: str, target: Path, variant: str, seed: int, overwrite: bool) -> str:
-    """Write the pixel initialisation of a latent model; the report.
+    """Write the pixel initialisation of a latent model; returns the report.
 
     Raises:
         ValueError: for an unsuitable source, or a target that cannot be written.
@@ -25,7 +25,7 @@ def convert_file(source: str, target: Path, variant: str, seed: int, overwrite: 
 
 @by_listed_names()
 def extract_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
-    """Write what training changed of `base`; the report.
+    """Write the weights of `base` that training changed; returns the report.
 
     Raises:
         ValueError: for files that do not belong together, or a target that cannot be written.
@@ -36,7 +36,7 @@ def extract_delta(trained: str, base: str, target: Path, overwrite: bool) -> str
 
 @by_listed_names()
 def merge_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
-    """Write the whole model of the delta `trained` on its base; the report.
+    """Write the whole model of the delta `trained` on its base; returns the report.
 
     Raises:
         ValueError: for a delta of another base, or a target that cannot be written.
@@ -46,7 +46,7 @@ def merge_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
 
 
 def progress_bar() -> ProgressCallback:
-    """A callback of bytes done and bytes in all; raises the host's interruption if the user asked for it."""
+    """A callback for (bytes done, total bytes); raises the host's interruption if the user asked for it."""
     bar = comfy.utils.ProgressBar(1)
 
     def report(done: int, total: int) -> None:
@@ -57,7 +57,7 @@ def progress_bar() -> ProgressCallback:
 
 
 def _by_name(text: str, *paths: Path) -> str:
-    """A report with file names in place of paths: it is shown in workflows, which people share."""
+    """A report with file names in place of paths, because shared workflows show it."""
     for path in paths:
         text = text.replace(str(path), path.name)
     return text

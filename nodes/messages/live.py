@@ -1,5 +1,5 @@
-"""What the frontend shows of a training run: sent to it a few times a second while the run goes, and kept for a page
-that is opened or reloaded later; after a restart of the server it is read from the run's folder."""
+"""The frontend's view of a training run: sent a few times per second during the run, and kept for a page that is opened
+or reloaded later; after a restart of the server it is read from the run's folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..folders.run_files import run_folder, served
 from .server import running_server
 
 EVENT = "l2p.training"
-_SECONDS = 0.5  # between messages at least
+_SECONDS = 0.5  # minimum between messages
 _KEPT = 16  # nodes whose last state is kept
 
 _states: dict[str, dict[str, Any]] = {}
@@ -29,8 +29,8 @@ class Live:
         run: the run's name.
 
     Attributes:
-        state: everything that the frontend draws, whole in every message, so that none is missed. Until the first step
-            it shows what the folder holds, which a run that is refused leaves as it is.
+        state: everything that the frontend draws, complete in every message. Until the first step it shows the folder's
+            content, which a refused run leaves unchanged.
     """
 
     def __init__(self, node_id: str, run: str):
@@ -49,13 +49,13 @@ class Live:
         return self.curves is None
 
     def begin(self, earlier: Iterable[Mapping[str, Any]]) -> None:
-        """Show the steps before this start, lines of metrics.jsonl, in place of what the folder held."""
+        """Show the steps before this start, lines of metrics.jsonl, in place of the folder's content."""
         self.curves = LossCurves()
         for line in earlier:
             self.curves.add(*arguments_of(line))
 
     def work(self, text: str, done: int, total: int) -> None:
-        """Preparation has come so far."""
+        """Preparation has progressed."""
         self._update(text=f"{text[:1].upper()}{text[1:]}: {done / max(1, total):.0%}")
 
     def step(self, metrics: RunMetrics) -> None:
@@ -80,12 +80,12 @@ class Live:
         self.send()
 
     def send(self) -> None:
-        """Tell the frontend, whatever was told it when."""
+        """Send the state to the frontend, regardless of when the last one was sent."""
         self._last = time.monotonic()
         if self.curves is not None:
             self.state["curves"] = self.curves.as_json()
         if running_server() is not None:
-            # A copy: it is made into JSON in another thread.
+            # A copy, because another thread converts it to JSON.
             running_server().send_sync(EVENT, dict(self.state))
 
     def _update(self, **values: str) -> None:
@@ -95,7 +95,7 @@ class Live:
 
 
 def saved_state(run: str) -> dict[str, Any]:
-    """The state of a run as its folder shows it, without a node; "none" is the status where there is no run."""
+    """The state of a run from its folder, without a node; its status is "none" if there is no run."""
     folder = RunFolder(run_folder(run))
     lines = read_metrics(folder.metrics) if folder.metrics.is_file() else []
     curves = LossCurves()
@@ -119,7 +119,7 @@ def _where(last: Mapping[str, Any], finished: bool) -> str:
 
 
 def shown_montage(path: Path) -> dict[str, Any]:
-    """A montage as the frontend asks for it."""
+    """The parameters with which the frontend requests a montage."""
     return {"step": int(path.stem.removeprefix("montage-")), **served(path)}
 
 
@@ -129,7 +129,7 @@ def last_states() -> list[dict[str, Any]]:
 
 
 def state_of(run: str) -> dict[str, Any]:
-    """The state of a run: as it was told last, else from its folder.
+    """The state of a run: the last one sent, otherwise from its folder.
 
     Raises:
         ValueError: for a name that no run can have.
@@ -139,7 +139,7 @@ def state_of(run: str) -> dict[str, Any]:
 
 
 def report_of(run: str) -> Path | None:
-    """A run's report, None where there is none.
+    """A run's report; None if it does not exist.
 
     Raises:
         ValueError: for a name that no run can have.

@@ -1,4 +1,4 @@
-"""Words of a node to those who have the workflow open: how far it is, and what they should know of its result."""
+"""Messages of a node to the open workflow: its progress, and notes on its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EVENT = "l2p.said"
 
 
 def tell_at(node: str | None) -> Callable[[str], None]:
-    """A function that leaves a sentence in the node of this id until it runs again; an empty one takes it away."""
+    """A function that leaves a sentence in the node of this id until it runs again; an empty one removes it."""
     server = running_server()
 
     def tell(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Addresses of ours below the host's: what the frontend asks about training, and what a bug report needs to say."""
+"""Our routes on the host's server: for the frontend's view of training, and for bug reports."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from .server import running_server
 
 _PAGE = {
     "Content-Type": "text/html; charset=utf-8",
-    # Of a page that holds all of itself, names and captions of the user's among it, nothing is run or loaded.
+    # The page is self-contained and includes the user's names and captions: scripts and external content are blocked.
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     "Cache-Control": "no-store",
 }
 
 
 async def _training(request: web.Request) -> web.Response:
-    """The states of this start of the server; with ?run=NAME that run's, from its folder if need be."""
+    """The states of runs since the server started; with ?run=NAME that run's, if necessary from its folder."""
     from .live import last_states, state_of
 
     if not (run := _run(request)):
         return web.json_response(last_states())
     try:
-        # Reading a long run's metrics takes a while, in which the server has others to answer.
+        # Reading a long run's metrics takes a while, during which the server has other requests to answer.
         return web.json_response(await asyncio.to_thread(state_of, run))
     except (ValueError, KeyError, OSError):
         raise web.HTTPNotFound from None

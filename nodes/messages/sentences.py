@@ -1,6 +1,6 @@
-"""The core's sentences as ComfyUI's users know their files: by the names that the host lists.
+"""The core's messages with files named as ComfyUI lists them.
 
-What a node says is shown in workflows, which people share: no path of a machine is in it.
+Users share workflows, which show what a node says: it contains no path of the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..folders import datasets, files, run_files
 
 @contextmanager
 def by_listed_names() -> Iterator[None]:
-    """Within the block, or the function that it decorates, errors about files name them without the folders' places."""
+    """Within the block, or the function that it decorates, errors name files without the folders' locations."""
     try:
         yield
     except CheckpointError as error:
@@ -27,9 +27,9 @@ def by_listed_names() -> Iterator[None]:
 
 
 def by_folders(text: str) -> str:
-    """A sentence about a run, with the host's folders named as its user knows them: output/l2p_runs, datasets, models.
+    """A sentence about a run, with the host's folders named as users know them: output/l2p_runs, datasets, models.
 
-    The folders' own paths and what links in them lead to are the same places.
+    The folders' own paths and the targets of links in them count as the same places.
     """
     known = {folder: f"output/{run_files.RUNS}" for folder in _spellings(run_files.root())}
     known |= dict.fromkeys(_spellings(datasets.root()), datasets.FOLDER)
@@ -41,5 +41,5 @@ def by_folders(text: str) -> str:
 
 
 def _spellings(*folders: Path) -> list[str]:
-    """Paths of folders as sentences may have them, the longest first."""
+    """Possible spellings of folder paths in sentences, the longest first."""
     return sorted({str(path) for folder in folders for path in (folder, folder.resolve())}, key=len, reverse=True)

@@ -7,5 +7,5 @@ from typing import Any
 
 
 def running_server() -> Any:
-    """The running server; None where the host's modules are used without one, which may not even import it."""
+    """The running server; None if the host's modules are used without one, which then may not be importable."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

@@ -1,4 +1,4 @@
-"""A lasting name for what the host holds in memory: weights, patches on them, and whatever describes their use."""
+"""A stable digest of the host's in-memory models: weights, their patches, and descriptions of their use."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PIECES, _PIECE = 8, 1024  # of a tensor, and numbers of a piece
+_PIECES, _PIECE = 8, 1024  # per tensor, and elements per piece
 
 
 def content_digest(value: Any) -> str:
-    """SHA-256, in hexadecimal, of anything that weights, patches and tokens are made of; the same after every start.
+    """SHA-256, in hexadecimal, of weights, patches and tokens; the same after every start.
 
-    Of each tensor, pieces are read and not all of it, so that models of gigabytes take a moment.
+    Only pieces of each tensor are read, so that models of gigabytes take a moment.
     """
     digest = hashlib.sha256()
     _add(digest, value)

@@ -40,7 +40,7 @@ class WordsEncoder(nn.Module):
     def __init__(self, device: Any = None, dtype: Any = None, model_options: Any = None):
         super().__init__()
         self.words = tiny.load_words()
-        # A parameter, so that the host's memory management has something to count and move.
+        # A parameter, so that the host's memory management can count and move it.
         self.table = nn.Parameter(self.words.table, requires_grad=False)
 
     def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, None]:

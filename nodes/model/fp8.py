@@ -1,4 +1,4 @@
-"""The backbone's linear layers in 8 bits, rounded as a model is loaded, on the device that it is loaded for."""
+"""The backbone's linear layers in 8 bits, rounded while a model is loaded, on its target device."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
 
 _FORMAT = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
-"""Weights are dequantised for the product."""
+"""Weights are dequantised for the matrix product."""
 
 
 def quantise_backbone(state: dict[str, Tensor]) -> None:
-    """Turn the linear layers of all blocks into the host's scaled fp8 format, in place, with the host's progress bar.
+    """Convert the linear layers of all blocks to the host's scaled fp8 format, in place, with the host's progress bar.
 
-    The head, embedders, norms and modulation keep their precision: 8-bit convolutions show as bands in the image,
-    and the rest is small.
+    The head, embedders, norms and modulation keep their precision: 8-bit convolutions cause bands in the image, and the
+    rest is small.
 
     Raises:
         comfy.model_management.InterruptProcessingException: when the user has interrupted.
@@ -43,8 +43,8 @@ def quantised(weight: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """A weight in 8 bits and its scale, a float32 scalar, both where the weight was.
 
     Args:
-        weight: of any floating dtype; one that is in 8 bits already stays as it is.
-        device: to compute on, if it knows 8 bits and has room for a copy of this weight.
+        weight: of any floating dtype; one in 8 bits stays unchanged.
+        device: to compute on, if it supports 8 bits and has memory for a copy of this weight.
     """
     if weight.dtype == FP8:
         return weight, torch.ones((), device=weight.device)
@@ -67,7 +67,7 @@ def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _has_room(weight: Tensor, device: torch.device) -> bool:
-    """Whether a device has room for a weight as it is, in float32 and in 8 bits."""
+    """Whether a device has memory for a weight as it is, in float32 and in 8 bits."""
     if not comfy.model_management.supports_cast(device, FP8):
         return False
     needed = weight.numel() * (weight.element_size() + torch.float32.itemsize + FP8.itemsize)
@@ -75,7 +75,7 @@ def _has_room(weight: Tensor, device: torch.device) -> bool:
 
 
 def _is_plain(state: dict[str, Tensor], key: str) -> bool:
-    """Whether a layer is not quantised in another way."""
+    """Whether a layer is not already quantised in another format."""
     return f"{key.removesuffix('.weight')}.comfy_quant" not in state and state[key].dtype.is_floating_point
 
 

@@ -1,4 +1,4 @@
-"""Refusing what cannot be sampled, in a sentence, before the system starts to swap or ends the process."""
+"""Refuses samplings that cannot succeed, with a sentence, before the system starts to swap or kills the process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ GIB = 1024**3
 
 
 def check_canvas(batch: int, height: int, width: int) -> None:
-    """Refuse images that do not even fit into RAM.
+    """Refuse images that do not fit into RAM.
 
     Raises:
-        ValueError: naming the size, what it takes and what is free.
+        ValueError: naming the size, the memory needed and the memory free.
     """
     needed = image_bytes(batch, height, width)
     there = comfy.model_management.get_free_memory(torch.device("cpu"))
@@ -35,10 +35,10 @@ def check_canvas(batch: int, height: int, width: int) -> None:
 
 
 def check_memory(model: Any, batch: int, height: int, width: int) -> None:
-    """Refuse a size for which a step of sampling cannot fit.
+    """Refuse a size at which a sampling step cannot fit into memory.
 
     Raises:
-        ValueError: naming the size, what it needs and what there is.
+        ValueError: naming the size, the memory needed and the memory available.
     """
     device = model.load_device
     step = model.model.memory_required([batch, PIXEL_CHANNELS, height, width])
@@ -56,7 +56,7 @@ def check_memory(model: Any, batch: int, height: int, width: int) -> None:
 
 
 def free_memory(patcher: Any, device: torch.device) -> float:
-    """Bytes free on a device: as the patcher counts them where it does (newer hosts), else as the host."""
+    """Free bytes on a device: as the patcher counts them if it does (newer hosts), else as the host does."""
     return (patcher if hasattr(patcher, "get_free_memory") else comfy.model_management).get_free_memory(device)
 
 
@@ -68,7 +68,7 @@ def check_pixels(shape: Sequence[int]) -> None:
     """
     if len(shape) != 4 or shape[1] != PIXEL_CHANNELS:
         raise ValueError(
-            f"This latent has the shape {tuple(shape)}, but an L2P model samples pixels, which have 3 channels: make "
+            f"This latent has the shape {tuple(shape)}, but an L2P model samples pixels, which have 3 channels: create "
             "it with Empty Pixels or Image to Pixels, not with a VAE."
         )
 
@@ -86,7 +86,7 @@ def check_caption(features: Tensor | None, config: ModelConfig) -> None:
     if features is None or features.shape[-1] == config.caption_dim:
         return
     raise ValueError(
-        f"The prompt comes from another text encoder than this model's: it has {features.shape[-1]} numbers a token, "
+        f"The prompt comes from another text encoder than this model's: it has {features.shape[-1]} values per token, "
         f"and the model takes {config.caption_dim}. Connect the CLIP of {_encoder(config)}."
     )
 
@@ -100,5 +100,5 @@ def _encoder(config: ModelConfig) -> str:
 
 
 def image_bytes(batch: int, height: int, width: int) -> int:
-    """What images take in float32."""
+    """Bytes of images in float32."""
     return FLOAT32_BYTES * PIXEL_CHANNELS * batch * height * width

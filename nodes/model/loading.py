@@ -1,4 +1,4 @@
-"""From files in the host's models folders to an L2P MODEL."""
+"""Loads files from the host's models folders as an L2P MODEL."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .host import build_model
 from .quantised import is_for_the_host, mark_layers
 
 HEAD_TILES = {"auto": None, "whole": 0}
-"""Words for the head's tile; a number of pixels is the third choice."""
+"""Names of the head's tile settings; the third choice is a number of pixels."""
 
 
 @by_listed_names()
@@ -57,17 +57,17 @@ def load_model(
     """
     tile = parse_head_tile(head_tile)
     if weight_dtype not in WEIGHT_DTYPES:
-        raise ValueError(f"There is no weight type {weight_dtype!r}; choose one of {', '.join(WEIGHT_DTYPES)}.")
+        raise ValueError(f"{weight_dtype!r} is not a weight type; choose one of {', '.join(WEIGHT_DTYPES)}.")
     state = read_state(path, delta)
     patcher = build_model(state, weight_dtype=weight_dtype, head_tile=tile, disable_dynamic=disable_dynamic)
     patcher.model.untrained = delta is None and open_checkpoint(path).metadata.get(KIND) == PIXEL_INIT
-    # The host loads the model anew from this when it compiles, trains, or runs on several GPUs.
+    # The host uses this to load the model again when it compiles, trains, or runs on several GPUs.
     patcher.cached_patcher_init = (load_model, (path, delta, weight_dtype, head_tile))
     return patcher
 
 
 def read_state(path: str, delta: str | None) -> dict[str, Tensor]:
-    """The weights in ComfyUI layout without prefix (memory-mapped where the host does so).
+    """The weights in ComfyUI layout without prefix (memory-mapped if the host does so).
 
     Raises:
         ValueError: as `load_model`.
@@ -79,12 +79,12 @@ def read_state(path: str, delta: str | None) -> dict[str, Tensor]:
     if config.head is None:
         if Path(path) == SOURCE_PATH:
             raise ValueError(
-                "The tiny source is a latent model: choose as the delta what Train L2P has made of it, choose an L2P "
-                "model as the file, or take L2P Demo, which has the bundled pixel model."
+                "The tiny source is a latent model: choose a delta that Train L2P trained on it, choose an L2P "
+                "model as the file, or use L2P Demo, which has the bundled pixel model."
             )
         raise ValueError(
-            f"{Path(path).name} is a latent Z-Image model, which has no Detailer Head: make an L2P model of it with "
-            "Convert to L2P, or give the delta that was trained on it."
+            f"{Path(path).name} is a latent Z-Image model, which has no Detailer Head: convert it with "
+            "Convert to L2P, or choose the delta that was trained on it."
         )
     check_exact(checkpoint, key_shapes(config))
     state = _read(path)
@@ -93,7 +93,7 @@ def read_state(path: str, delta: str | None) -> dict[str, Tensor]:
 
 
 def _read_merged(base: str, delta: str) -> dict[str, Tensor]:
-    """What merging the two would write, without writing it."""
+    """The weights that merging the two would write, without writing them."""
     merged = open_merged(delta, base)
     _verify_once(merged)
     of_base = _read(base)
@@ -105,7 +105,7 @@ def _read_merged(base: str, delta: str) -> dict[str, Tensor]:
 
 
 def _verify_once(merged: Merged) -> None:
-    """Check the base's numbers, with the host's progress bar, unless these files have passed before."""
+    """Check the base's content, with the host's progress bar, unless these files have passed before."""
     verified = Verified(files.private("verified.json"))
     if merged in verified:
         return
@@ -121,7 +121,7 @@ def _read(path: str) -> dict[str, Tensor]:
     for file in files_of(Path(path)):
         state |= comfy.utils.load_torch_file(str(file))
     plan = comfy_sources(_inside(state))
-    # Popping lets go of q, k and v as soon as they are stacked.
+    # Popping releases q, k and v as soon as they are stacked.
     return {name: _joined([state.pop(key) for key in keys]) for name, keys in plan.items() if is_for_the_host(name)}
 
 
@@ -129,17 +129,17 @@ def parse_head_tile(text: str) -> int | None:
     """The head's tile: None for "auto", 0 for "whole", else pixels.
 
     Raises:
-        ValueError: for anything else, or a tile too small to be of use.
+        ValueError: for anything else, or a tile that is too small.
     """
     if text in HEAD_TILES:
         return HEAD_TILES[text]
     if not text.isdecimal() or int(text) < LEAST_TILE:
-        raise ValueError(f"The head tile is {text!r}: choose auto, whole, or a number of pixels from {LEAST_TILE}.")
+        raise ValueError(f"The head tile is {text!r}: choose auto, whole, or {LEAST_TILE} pixels or more.")
     return int(text)
 
 
 def _inside(keys: Iterable[str]) -> list[str]:
-    """The diffusion model's keys, where a file holds more than that."""
+    """The diffusion model's keys, if a file contains more than that."""
     keys = list(keys)
     return [key for key in keys if key.startswith(COMFY_PREFIX)] or keys
 

@@ -1,4 +1,4 @@
-"""LoRA files made for the latent source on an L2P model: what fits applies, one line says what was skipped."""
+"""LoRA files made for the latent source on an L2P model: fitting patches apply, one line lists the skipped ones."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from .lora_names import PREFIX, L2PParts
 
 NOT_OF_WEIGHTS = ("config",)
-"""Kinds of patches by which files set how a layer computes (newer hosts); the host applies them to no weight."""
+"""Kinds of patches by which files configure how a layer computes (newer hosts); the host applies them to no weight."""
 
 
 class FittingPatches:
-    """Mixed into the host's ModelPatcher: weight patches whose shape is not the weight's are skipped.
+    """A mixin for the host's ModelPatcher that skips weight patches whose shape does not match.
 
-    The latent source's patch embedder and final layer do not exist in a pixel model; the host would try the one at
-    every load of the model and fail with an error each time. The skipped keys are returned as well, so that the
-    host does not report them once more.
+    The latent source's patch embedder and final layer do not exist in a pixel model; the host would try to apply the
+    former at every load of the model and fail with an error each time. The skipped keys are returned as well, so that
+    the host does not report them again.
     """
 
     def add_patches(
@@ -33,7 +33,7 @@ class FittingPatches:
     def add_hook_patches(
         self, hook: Any, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
     ) -> list[Any]:
-        """As the host's, which has patches that conditioning switches on and off."""
+        """As the host's, whose conditioning can switch patches on and off."""
         fitting, skipped = self._fitting(patches)
         applied: list[Any] = super().add_hook_patches(hook, fitting, strength_patch, strength_model)  # type: ignore[misc]
         return [*applied, *skipped]
@@ -70,7 +70,7 @@ def _report(patched: int, skipped: dict[Any, Any]) -> None:
 
 
 def fits(key: Any, patch: Any, weights: dict[str, Tensor]) -> bool:
-    """Whether a patch of the host's kinds can be applied to the weight it names; what changes no weight can."""
+    """Whether one of the host's patches can be applied to its weight; patches without a weight always can."""
     name = _name(key)
     if isinstance(patch, tuple) and patch[0] in NOT_OF_WEIGHTS:
         return True
@@ -79,7 +79,7 @@ def fits(key: Any, patch: Any, weights: dict[str, Tensor]) -> bool:
     shape = tuple(weights[name].shape)
     made_for = _shape_made_for(patch)
     if made_for is None or not isinstance(key, str):
-        # A key with an offset (q, k or v of the stacked qkv) exists only where the width agrees.
+        # A key with an offset (q, k or v of the stacked qkv) exists only if the width matches.
         return True
     return made_for[0] == shape[0] and made_for[1] == _numel(shape[1:])
 

@@ -1,4 +1,4 @@
-"""The host's ModelPatcher of an L2P model, whoever made it: what it needs beside what the host gives it."""
+"""Additions to the host's ModelPatcher for an L2P model, whichever loader created it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .lora_names import PREFIX
 
 KEY = "l2p"
 AREA_UNIT = 8
-"""Pixels in the unit of conditioning areas, whatever the model."""
+"""Pixels per unit of conditioning areas, for every model."""
 
 
 def adopt(patcher: Any) -> None:
-    """Let a patcher skip LoRA weights that do not fit, refuse what cannot be sampled, and bring areas to pixels."""
+    """Make a patcher skip LoRA weights that do not fit, refuse invalid samplings, and convert areas to pixels."""
     if not isinstance(patcher, FittingPatches):
-        # Clones are made of the patcher's own class.
+        # Clones have the patcher's own class.
         kind: Any = type(patcher)
         patcher.__class__ = _fitting(kind)
     if not patcher.get_wrappers(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY):
@@ -39,27 +39,27 @@ def adopt(patcher: Any) -> None:
 
 @functools.cache
 def _fitting(base: Any) -> type:
-    """The host's patcher (which one is decided when the host starts) that skips what does not fit."""
+    """A subclass of the host's patcher (chosen when the host starts) that skips patches that do not fit."""
     return type("L2PModelPatcher", (FittingPatches, base), {})
 
 
 def patchers_of(model: torch.nn.Module) -> list[Any]:
     """The host's patchers of a model.
 
-    The host's loaders make one before they load the weights and hand it to nobody who could adopt it, nor does a
-    patcher tell its model of itself before it samples: callbacks, wrappers and injections are kept by the patcher, and
-    the model's `current_patcher` is set when LoRAs have been added and the sampling's wrappers chosen. What holds the
-    model is known to Python alone.
+    The host's loaders create a patcher before they load the weights and pass it to nobody, and a patcher does not
+    register with its model before it samples: it keeps callbacks, wrappers and injections itself, and the model's
+    `current_patcher` is set only after LoRAs have been added and the sampling's wrappers chosen. Only Python's garbage
+    collector knows what holds the model.
     """
     holders = gc.get_referrers(model)
-    # An instance's attributes may be a dict of their own, or lie in the instance, by Python's version.
+    # Depending on Python's version, an instance's attributes are a separate dict or stored inline.
     holders += gc.get_referrers(*[holder for holder in holders if type(holder) is dict])
     patchers = {id(held): held for held in holders if issubclass(type(held), comfy.model_patcher.ModelPatcher)}
     return [patcher for patcher in patchers.values() if patcher.model is model]
 
 
 def before_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Wraps the host's sampling: refuses what cannot be sampled or came out broken, and brings areas to pixels."""
+    """Wraps the host's sampling: refuses invalid or non-finite samplings, and converts areas to pixels."""
     guider = executor.class_obj
     check_pixels(noise.shape)
     _say_if_untrained(guider.model_patcher)

@@ -1,4 +1,4 @@
-"""Quantised files for the host: each layer with a marker of its own, which is the newest of the host's spellings."""
+"""Quantised files for the host: each layer gets its own marker, the newest of the host's formats."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _DTYPE_NAMES = DTYPE_NAMES | {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2:
 
 
 def mark_layers(state: dict[str, Tensor], settings: LayerSettings) -> None:
-    """Give each layer its marker and its scales the names that go with it, in place."""
+    """Add each layer's marker and rename its scales accordingly, in place."""
     state.pop(OLD_MARKER, None)
     for key in [key for key in state if leaf_of(key) in OLD_NAMES and layer_of(key) in settings]:
         scale = state.pop(key)
-        # As the host does: an input's scale of 1 says nothing.
+        # Like the host: an input scale of 1 has no effect.
         if leaf_of(key) != "scale_input" or scale.item() != 1.0:
             state[f"{layer_of(key)}.{OLD_NAMES[leaf_of(key)]}"] = scale
     for layer, values in settings.items():
@@ -50,14 +50,14 @@ def settings_of(state: Mapping[str, Tensor]) -> LayerSettings:
 
 
 def mark_unmarked(state: dict[str, Tensor]) -> bool:
-    """Mark float8 layers that have a scale alone, which the host would take for plain weights, in place."""
+    """Mark float8 layers that have only a scale, which the host would treat as plain weights, in place."""
     found = unmarked_settings(described(state), settings_of(state))
     mark_layers(state, found)
     return bool(found)
 
 
 def described(state: Mapping[str, Tensor]) -> dict[str, Stored]:
-    """A state dict as the core's checks see a file's tensors."""
+    """A state dict in the form in which the core's checks see a file's tensors."""
     return {
         name: Stored(name, _DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), ())
         for name, tensor in state.items()
@@ -79,7 +79,7 @@ def check_known(settings: LayerSettings) -> None:
 
 
 def is_for_the_host(key: str) -> bool:
-    """Whether the host has a use for a key: not for those that no network has, nor for settings newer than it."""
+    """Whether the host uses a key: not keys that no network has, nor settings newer than the host."""
     if key.endswith(ATTENTION_SETTING):
         return hasattr(comfy.ldm.modules.attention, "ComfyAttention")
     return not is_of_no_network(key)

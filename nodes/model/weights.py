@@ -1,4 +1,4 @@
-"""The weights of an L2P file as the host hands them to a model, of its own loaders or of ours."""
+"""The weights of an L2P file as the host passes them to a model, from its own loaders or from ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .quantised import check_known, described, is_for_the_host, settings_of
 
 
 def taken_out(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights whose keys have the prefix, in ComfyUI layout; `state` is left without them.
+    """The weights whose keys have the prefix, in ComfyUI layout; they are removed from `state`.
 
     Raises:
         ValueError: if the keys mix two layouts.
@@ -33,10 +33,10 @@ def taken_out(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def sizes(weights: Mapping[str, Tensor]) -> ModelConfig:
-    """The sizes of the model that these weights are of, and of which none is missing or left over.
+    """The sizes of the model whose complete set of weights this is.
 
     Raises:
-        ValueError: if that is not so: the host would only log it, and sample noise.
+        ValueError: if weights are missing or left over: the host would only log that, and sample noise.
     """
     tensors = described(weights)
     settings = settings_of(weights)
@@ -55,7 +55,7 @@ def sizes(weights: Mapping[str, Tensor]) -> ModelConfig:
 
 def _incomplete(reason: str) -> str:
     return (
-        f"This file holds a part of an L2P model only: {reason} If it is a delta, load it with L2P Loader, as the "
+        f"This file contains only a part of an L2P model: {reason} If it is a delta, load it with L2P Loader, as the "
         "delta beside the base that it was made for; otherwise download it again."
     )
 

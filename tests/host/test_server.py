@@ -117,7 +117,7 @@ def test_a_model_knows_its_size(server: Server, inputs: dict[str, Any], shape: t
 
 
 def test_a_side_of_a_few_pixels_is_refused(server: Server) -> None:
-    assert "The width is 7: take 16 pixels or more, or 0" in sentence(server.run(graphs.demo(width=7)))
+    assert "The width is 7: use 16 pixels or more, or 0" in sentence(server.run(graphs.demo(width=7)))
 
 
 def test_the_demo_makes_an_image_with_previews_and_progress(server: Server) -> None:
@@ -143,7 +143,7 @@ def test_an_interrupted_workflow_runs_again(server: Server) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"steps": 0}, "steps is 0: take 1 or more"),
+        ({"steps": 0}, "steps is 0: use 1 or more"),
         ({"denoise": 0.0}, "smaller than min"),
         ({"sampler_name": "no such sampler"}, "not in list"),
     ],
@@ -219,7 +219,7 @@ def test_files_that_are_not_there_or_not_l2p(server: Server, models: Path) -> No
     broken = server.run(graphs.loader("broken.safetensors"))
     assert str(server.base) not in sentence(broken) and "broken.safetensors" in sentence(broken)
     assert broken.error is not None and broken.error["exception_type"] == "ValueError"
-    assert "take L2P Demo" in sentence(server.run(graphs.loader(graphs.TINY)))
+    assert "use L2P Demo" in sentence(server.run(graphs.loader(graphs.TINY)))
     assert "Convert to L2P" in sentence(server.run(graphs.loader("latent.safetensors")))
 
 

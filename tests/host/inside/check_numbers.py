@@ -54,4 +54,4 @@ def check_there_are_numbers_to_hold() -> None:
 
 def check_no_steps_is_refused_on_every_way() -> None:
     assert PixelSampler.validate_inputs(steps=1) is PixelSampler.validate_inputs(steps=-1) is True
-    assert "steps is 0: take 1 or more" in str(PixelSampler.validate_inputs(steps=0))
+    assert "steps is 0: use 1 or more" in str(PixelSampler.validate_inputs(steps=0))

@@ -304,7 +304,7 @@ def check_conditioning_masks(tmp_path: Path) -> None:
 def check_captions_of_another_encoder_name_the_one_to_use(tmp_path: Path) -> None:
     wrong = [[torch.zeros(1, 5, 2560), {}]]
     with pytest.raises(
-        ValueError, match="has 2560 numbers a token, and the model takes 64. Connect the CLIP of L2P Demo"
+        ValueError, match="has 2560 values per token, and the model takes 64. Connect the CLIP of L2P Demo"
     ):
         settings = Settings(1, 1, 1.0, "euler", "simple")
         sample_image(load_demo()[0], wrong, wrong, settings, width=0, height=0, batch=1)
