@@ -44,11 +44,13 @@ def comfy_sources(keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
         else:
             plan[name] = (key,)
     for name, found in parts.items():
-        stack = layout.stack_of(name)
-        assert stack is not None
-        if plan[name] or len(found) != len(stack.parts):
-            raise ValueError(f"The q, k and v of '{name}' are incomplete or there twice: the model is damaged.")
-        plan[name] = tuple(found[part] for part in range(len(stack.parts)))
+        if plan[name]:
+            raise ValueError(f"The q, k and v of '{name}' are there twice: the model is damaged.")
+        wanted = layout.to_diffusers(name, 0)
+        missing = next((key for part, key in enumerate(wanted) if part not in found), None)
+        if missing:
+            raise ValueError(f"'{missing}' is missing: the model is damaged.")
+        plan[name] = tuple(found[part] for part in range(len(wanted)))
     return plan
 
 

@@ -65,6 +65,8 @@ class ShapeReader:
             key[len(prefix) : -len(suffix)] for key in self.shapes if key.startswith(prefix) and key.endswith(suffix)
         ]
         if not names:
+            if any(key.startswith(f"{HEAD}.") for key in self.shapes):
+                raise ValueError(f"The Detailer Head is incomplete: it has no '{HEAD}.enc1.0.weight'.")
             return None
         order = [stage.name for row in VARIANTS.values() for stage in row.head.stages]
         unknown = [name for name in names if name not in order]

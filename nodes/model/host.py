@@ -81,7 +81,8 @@ class L2PModelConfig(L2PRow):
         """
         lora_names.make_known()
         weights = taken_out(state_dict, prefix)
-        if self.quant_config is None and mark_unmarked(weights):
+        mark_unmarked(weights)
+        if self.quant_config is None and comfy.utils.detect_layer_quantization(weights, ""):
             self._compute_quantised(weights)
         config = sizes(weights)
         if self.asked_for_8_bits and self.custom_operations is None:
@@ -138,6 +139,8 @@ class L2PBaseModel(comfy.model_base.Lumina2):
     untrained: bool | None = None
     """Whether the weights are a pixel initialisation, which makes noise; None where the host's loaders, which do not
     tell, have loaded it and nobody has looked at the file yet."""
+    checked_file: str | None = None
+    """Whose header `WholeFile` has looked into."""
 
     @property
     def l2p(self) -> ModelConfig:

@@ -21,6 +21,7 @@ from ..options import UNTRAINED
 from .limits import check_memory, check_pixels
 from .lora import FittingPatches
 from .lora_names import PREFIX
+from .whole_file import WholeFile
 
 KEY = "l2p"
 AREA_UNIT = 8
@@ -40,7 +41,7 @@ def adopt(patcher: Any) -> None:
 @functools.cache
 def _fitting(base: Any) -> type:
     """A subclass of the host's patcher (chosen when the host starts) that skips patches that do not fit."""
-    return type("L2PModelPatcher", (FittingPatches, base), {})
+    return type("L2PModelPatcher", (FittingPatches, WholeFile, base), {})
 
 
 def patchers_of(model: torch.nn.Module) -> list[Any]:

@@ -49,11 +49,9 @@ def settings_of(state: Mapping[str, Tensor]) -> LayerSettings:
     return {layer_of(key): read_marker("This file", key, state[key].cpu()) for key in markers}
 
 
-def mark_unmarked(state: dict[str, Tensor]) -> bool:
+def mark_unmarked(state: dict[str, Tensor]) -> None:
     """Mark float8 layers that have only a scale, which the host would treat as plain weights, in place."""
-    found = unmarked_settings(described(state), settings_of(state))
-    mark_layers(state, found)
-    return bool(found)
+    mark_layers(state, unmarked_settings(described(state), settings_of(state)))
 
 
 def described(state: Mapping[str, Tensor]) -> dict[str, Stored]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import comfy.supported_models
 
-HEAD_KEY = "{}local_decoder.out_conv.weight"
-"""In every L2P file; the braces stand for the prefix of its keys."""
+HEAD = "local_decoder."
+"""What the keys of a Detailer Head begin with: one is enough, so that a damaged file is L2P's to refuse."""
 
-_OTHER_PIXEL_MODEL = "{}dec_net.cond_embed.weight"
+_OTHER_PIXEL_MODEL = "dec_net."
 """In files of another pixel model on the same backbone, which the host knows."""
 
 BACKBONE = "lumina2"
@@ -29,7 +29,7 @@ class L2PRow(comfy.supported_models.ZImage):
 
     # What the host detects in an L2P file, which it takes for the latent model of the same backbone.
     unet_config: dict[str, Any] = {"image_model": BACKBONE}
-    required_keys: dict[str, Any] = {HEAD_KEY: {}}
+    required_keys: dict[str, Any] = {}
 
     def __new__(cls, *_: Any, **__: Any) -> L2PRow:
         """The configuration of a model, whichever class is called."""
@@ -58,13 +58,17 @@ def register() -> None:
 
 def is_l2p(state: Mapping[str, Any] | None, prefix: str) -> bool:
     """Whether the keys of a state dict are those of an L2P model, or of a part of one."""
-    return state is not None and HEAD_KEY.format(prefix) in state and _OTHER_PIXEL_MODEL.format(prefix) not in state
+    keys = state or ()
+    return _any(keys, prefix + HEAD) and not _any(keys, prefix + _OTHER_PIXEL_MODEL)
+
+
+def _any(keys: Iterable[str], beginning: str) -> bool:
+    return any(key.startswith(beginning) for key in keys)
 
 
 def _prefix(keys: Iterable[str]) -> str:
     """What stands before the head's keys."""
-    head = HEAD_KEY.format("")
-    return next((key.removesuffix(head) for key in keys if key.endswith(head)), "")
+    return next((key[: key.index(HEAD)] for key in keys if HEAD in key), "")
 
 
 def is_native(unet_config: Mapping[str, Any], state: Mapping[str, Any] | None, prefix: str, *handed_on: str) -> bool:
@@ -73,7 +77,7 @@ def is_native(unet_config: Mapping[str, Any], state: Mapping[str, Any] | None, p
     It does if it detects another kind of model than that of the latent backbone, or if the row that answers would not
     without the head.
     """
-    without_head = dict.fromkeys(key for key in state or () if not key.startswith(f"{prefix}local_decoder."))
+    without_head = dict.fromkeys(key for key in state or () if not key.startswith(prefix + HEAD))
     known = unet_config.get("image_model") != BACKBONE or any(
         other.matches(unet_config, state, *handed_on) and not other.matches(unet_config, without_head, *handed_on)
         for other in comfy.supported_models.models

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...l2p_core.checkpoint import check_tensors
-from ...l2p_core.config import ModelConfig
-from ...l2p_core.files.quantised import unpacked
+from ...l2p_core.config import COMFY_PREFIX, ModelConfig
+from ...l2p_core.files.quantised import MARKER, layer_of, leaf_of, unpacked
 from ...l2p_core.layouts import comfy_sources
 from ...l2p_core.model import key_shapes
 from .quantised import check_known, described, is_for_the_host, settings_of
@@ -23,6 +23,7 @@ def taken_out(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     Raises:
         ValueError: if the keys mix two layouts.
     """
+    _join_markers(state, prefix)
     plan = comfy_sources(key.removeprefix(prefix) for key in state if key.startswith(prefix))
     weights: dict[str, Tensor] = {}
     for name, keys in plan.items():
@@ -30,6 +31,22 @@ def taken_out(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         if is_for_the_host(name):
             weights[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
     return weights
+
+
+def _join_markers(state: dict[str, Tensor], prefix: str) -> None:
+    """Bring the markers that a header holds to the names of their layers, once each, in place.
+
+    The host adds them by the names in the header, which have the prefix or not; Load Diffusion Model does so twice,
+    before it takes the prefix off and after.
+    """
+    for key in [key for key in state if leaf_of(key) == MARKER]:
+        name = prefix + key.removeprefix(COMFY_PREFIX)
+        if name == key:
+            continue
+        if name not in state and f"{layer_of(name)}.weight" in state:
+            state[name] = state.pop(key)
+        elif name in state and torch.equal(state[name], state[key]):
+            del state[key]
 
 
 def sizes(weights: Mapping[str, Tensor]) -> ModelConfig:

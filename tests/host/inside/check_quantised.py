@@ -19,6 +19,7 @@ import quantised_files as quantised
 import torch
 from torch import Tensor
 
+from comfyui_l2p.l2p_core.config import COMFY_PREFIX
 from comfyui_l2p.l2p_core.files.quantised import is_quantisation_key
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.nodes.model import fp8, stock
@@ -114,6 +115,36 @@ def check_markers_in_the_header_by_other_names(tmp_path: Path) -> None:
     about = {name: text.replace("attention.out", "attention.to_out.0") for name, text in about.items()}
     expected = output(kit.load_model(write(tmp_path, made(tmp_path, "fp8"))))
     assert torch.equal(output(kit.load_model(write(tmp_path, state, "model.diffusion_model.", about))), expected)
+
+
+def diffusion_model(path: str) -> Any:
+    """What Load Diffusion Model does."""
+    return comfy.sd.load_diffusion_model(path)
+
+
+def checkpoint(path: str) -> Any:
+    """What Load Checkpoint does; its MODEL."""
+    return comfy.sd.load_checkpoint_guess_config(path)[0]
+
+
+@pytest.mark.parametrize("named", ["", COMFY_PREFIX])
+@pytest.mark.parametrize("kind", ["fp8", "int8_tensorwise"])
+def check_markers_in_the_header_of_a_prefixed_file(tmp_path: Path, kind: str, named: str) -> None:
+    """By layers' names with the prefix or without; the host adds some of them twice."""
+    expected = output(kit.load_model(write(tmp_path, made(tmp_path, kind))))
+    state, about = quantised.metadata_of(made(tmp_path, kind), named)
+    path = write(tmp_path, state, COMFY_PREFIX, about)
+    for load in (kit.load_model, diffusion_model, checkpoint):
+        assert golden.relative_error(output(load(path)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("gone", ["layers.0.attention.qkv.comfy_quant", "comfy_quant"])
+def check_lost_markers_are_no_loss_where_the_scales_are(tmp_path: Path, gone: str) -> None:
+    state = made(tmp_path, "fp8")
+    expected = output(kit.load_model(write(tmp_path, state)))
+    path = write(tmp_path, {key: value for key, value in state.items() if not key.endswith(gone)}, COMFY_PREFIX)
+    for load in (kit.load_model, diffusion_model, checkpoint):
+        assert golden.relative_error(output(load(path)), expected) < 1e-5
 
 
 @pytest.mark.parametrize("kind", [None, "scaled_fp8", "int8_tensorwise"])

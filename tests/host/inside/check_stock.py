@@ -271,6 +271,48 @@ def check_a_delta_and_a_damaged_file_end_in_a_sentence(tmp_path: Path, load: Any
         load(write(tmp_path, part))
 
 
+@LOADERS
+@pytest.mark.parametrize("prefix", ["", COMFY_PREFIX])
+@pytest.mark.parametrize("block", ["layers.0", "layers.1", "context_refiner.0", "noise_refiner.1"])
+def check_no_memory_takes_the_place_of_a_missing_q_or_k(tmp_path: Path, load: Any, prefix: str, block: str) -> None:
+    """The host stacks the three by itself, and leaves the rows of a missing one as the memory was."""
+    for part in ("to_q", "to_k"):
+        missing = f"{block}.attention.{part}.weight"
+        weights = {prefix + key: value for key, value in golden.diffusers_weights().items() if key != missing}
+        with pytest.raises(ValueError, match=f"'{missing}' is missing") as caught:
+            load(write(tmp_path, weights))
+        assert caught.type is ValueError
+
+
+@LOADERS
+def check_keys_beside_the_prefix_are_those_of_all_in_one_files(tmp_path: Path, load: Any) -> None:
+    state = {COMFY_PREFIX + key: value for key, value in to_comfy(golden.diffusers_weights()).items()}
+    for key in ("foo", "layers.9.attention.out.weight", "final_layer.linear.weight"):
+        path = write(tmp_path, {**state, key: torch.zeros(3)})
+        for loader in (load, kit.load_model):
+            with pytest.raises(ValueError, match=f"outside its diffusion model .*'{key}' is unknown"):
+                loader(path)
+    assert isinstance(load(write(tmp_path, {**state, "vae.post_quant_conv.bias": torch.zeros(3)})).model, L2PBaseModel)
+
+
+@LOADERS
+def check_any_key_of_the_head_tells_an_l2p_file(tmp_path: Path, load: Any) -> None:
+    weights = to_comfy(golden.diffusers_weights())
+    heads = [key for key in weights if key.startswith("local_decoder.")]
+    backbone = {key: value for key, value in weights.items() if key not in heads}
+    assert all(stock.L2PRow.matches({"image_model": "lumina2"}, {**backbone, key: None}, "") for key in heads)
+    last = "local_decoder.out_conv.weight"
+    renamed = {f"{key}_" if key == last else key: value for key, value in weights.items()}
+    without = {key: value for key, value in weights.items() if key != last}
+    for damaged, missing in (
+        (without, last),
+        (renamed, last),
+        ({**backbone, last: weights[last]}, "local_decoder.enc1.0.weight"),
+    ):
+        with pytest.raises(ValueError, match=f"a part of an L2P model.*'{missing}'"):
+            load(write(tmp_path, damaged))
+
+
 # Files of other models by the keys that the host tells them by, and what it takes them for.
 BACKBONE = {"cap_embedder.1.weight": (3840, 2560), "noise_refiner.0.attention.k_norm.weight": (128,)}
 LATENT = {**key_shapes(ModelConfig())}
