@@ -158,14 +158,10 @@ def check_init(init: str) -> None:
 
 def _fates(checkpoint: Checkpoint, source: ModelConfig, target: ModelConfig, how: str) -> tuple[Fate, ...]:
     """Every key's fate: first those of the result in its order, then what is left of the source."""
-    held, wanted, layout = checkpoint.shapes, key_shapes(target), source_of(source).layout
-    copied = {
-        key
-        for key, shape in wanted.items()
-        if held.get(key) == shape
-        # The published names decide: a patch embedder of another patch size has another name there.
-        and layout.to_diffusers(key, source.patch_size) == layout.to_diffusers(key, target.patch_size)
-    }
+    held, wanted, row = checkpoint.shapes, key_shapes(target), source_of(source)
+    # Published names hold the patch size: an embedder of another one is another layer, bias included.
+    anew = (f"{row.embedder}.",) if source.patch_size != target.patch_size else ()
+    copied = {key for key, shape in wanted.items() if held.get(key) == shape and not key.startswith(anew)}
     fates = []
     for key in wanted:
         if key in copied:
@@ -177,11 +173,7 @@ def _fates(checkpoint: Checkpoint, source: ModelConfig, target: ModelConfig, how
     for key in held:
         if key not in wanted:
             unused = is_unused(key)
-            reason = (
-                f"no {source_of(source).title} model uses it"
-                if unused
-                else f"a {target.variant} model has no such tensor"
-            )
+            reason = f"no {row.title} model uses it" if unused else f"a {target.variant} model has no such tensor"
             fates.append(Fate(key, "dropped", reason))
     fates += [Fate(key, "dropped", "outside the diffusion model") for key in checkpoint.outside]
     return tuple(fates)

@@ -19,7 +19,7 @@ from comfyui_l2p.l2p_core.backbone import Backbone, Caption, Captions, Condition
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.sources.key_layout import KeyLayout, Stacked
 from comfyui_l2p.l2p_core.sources.shape_reader import ShapeReader
-from comfyui_l2p.l2p_core.sources.source import Latent, Source, Stack, TextEncoder
+from comfyui_l2p.l2p_core.sources.source import Latent, Source, Stack
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ OTHER = Source(
     output="img_out",
     stacks=(Stack("pair", "n_layers", _LINEARS), Stack("solo", "n_solos", _LINEARS)),
     trained=("img_in", "txt_in", "vector_in", "time_in"),
-    captions=TextEncoder("a text encoder with a pooled output", limit=77),
+    encoder="a text encoder with a pooled output",
     latent=Latent(order="c p q", sign=1),
     never_8_bit=("tune",),
 )

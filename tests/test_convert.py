@@ -158,11 +158,14 @@ def test_wrong_sources_have_their_sentence(source: Path, tmp_path: Path) -> None
     partial = {name: tensor for name, tensor in weights().items() if "layers.2.feed_forward.w3" not in name}
     quantised = {**weights(), "layers.0.attention.out.weight": torch.zeros(64, 64).to(torch.float8_e4m3fn)}
     cases = [
-        (write(sdxl, tmp_path / "sdxl.safetensors"), "is an SDXL checkpoint, but a Z-Image or L2P model"),
+        (write(sdxl, tmp_path / "sdxl.safetensors"), "is an SDXL checkpoint, but a Z-Image, Lumina-2 or L2P model"),
         (tmp_path / "done.safetensors", "is a 1k pixel model already: there is nothing to convert"),
         (write(partial, tmp_path / "partial.safetensors"), "is incomplete: 'layers.2.feed_forward.w3.weight'"),
         (write(quantised, tmp_path / "fp8.safetensors"), "is quantised"),
-        (write({"vision.weight": torch.zeros(2)}, tmp_path / "other.safetensors"), "not a Z-Image or L2P model"),
+        (
+            write({"vision.weight": torch.zeros(2)}, tmp_path / "other.safetensors"),
+            "not a Z-Image, Lumina-2 or L2P model",
+        ),
         (write({"lora_unet_a": torch.zeros(2)}, tmp_path / "lora.safetensors"), "is a LoRA"),
     ]
     for path, sentence in cases:

@@ -16,6 +16,7 @@ from ..l2p_core.checkpoint import load_tensors
 from ..l2p_core.config import ModelConfig
 from ..l2p_core.device import accelerator
 from ..l2p_core.memory.plan import gigabytes
+from ..l2p_core.sources import source_of
 from ..l2p_core.tiny.bundled import is_tiny
 from . import qwen
 
@@ -85,10 +86,10 @@ def _from_file(path: Path, config: ModelConfig, cfg: float) -> Captions:
 
 
 def _encoder(args: argparse.Namespace, base: Path, config: ModelConfig) -> qwen.QwenFiles:
-    folder = args.encoder or _beside(base)
+    folder, encoder = args.encoder or _beside(base), source_of(config).encoder
     if folder is None:
         raise ValueError(
-            "--prompt needs this model's text encoder, Qwen3-4B: give its folder or file with --encoder (and with "
+            f"--prompt needs this model's text encoder, {encoder}: give its folder or file with --encoder (and with "
             "--tokenizer its tokenizer, if that is elsewhere), or give --caption-features."
         )
     files = qwen.find(folder, args.tokenizer)
@@ -96,7 +97,7 @@ def _encoder(args: argparse.Namespace, base: Path, config: ModelConfig) -> qwen.
     if width != config.caption_dim:
         raise ValueError(
             f"The text encoder {folder} gives features of width {width}, but this model takes {config.caption_dim}: "
-            "use the one that it was made with, Qwen3-4B for Z-Image."
+            f"use the one that it was made with, {encoder}."
         )
     return files
 

@@ -48,19 +48,6 @@ class Latent:
 
 
 @dataclass(frozen=True)
-class TextEncoder:
-    """Where a source's captions come from.
-
-    Attributes:
-        name: of the text encoder.
-        limit: tokens of the longest caption.
-    """
-
-    name: str
-    limit: int
-
-
-@dataclass(frozen=True)
 class Source:
     """One architecture.
 
@@ -79,11 +66,11 @@ class Source:
         output: the name of `projection`.
         stacks: its blocks, in the order in which they are computed.
         trained: parts that always train, beside the blocks outside the trunk and the head.
+        encoder: the text encoder that its captions come from.
         pads: learned tokens that not every batch uses.
         never_8_bit: layers of blocks that are never stored in 8 bits, by pieces of their names.
         token_multiple: captions and images are each padded to a multiple of this many tokens.
         latent: the space of the latent source.
-        captions: what it reads.
         relatives: files that share its keys and are of another kind: (piece of a key, what to call the file).
         unused: keys that its files may carry and no network has.
         recipe: what the names of its bundled training recipes begin with; None if there are none.
@@ -102,7 +89,7 @@ class Source:
     output: str
     stacks: tuple[Stack, ...]
     trained: tuple[str, ...]
-    captions: TextEncoder
+    encoder: str
     latent: Latent = Latent()
     pads: tuple[str, ...] = ()
     never_8_bit: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..config import ModelConfig
 from .key_layout import KeyLayout, Stacked
 from .next_dit import EMBEDDERS, LANDMARKS, MODULATION, STACKS, FinalLayer, NextDiT, Traits, sizes
-from .source import Source, TextEncoder
+from .source import Source
 
 TRAITS = Traits(time_scale=1000.0, theta=256.0, token_multiple=32, silu=False)
 
@@ -47,7 +47,7 @@ Z_IMAGE = Source(
     output="final_layer",
     stacks=STACKS,
     trained=(*EMBEDDERS, "x_pad_token", "cap_pad_token"),
-    captions=TextEncoder("Qwen3-4B", limit=512),
+    encoder="Qwen3-4B",
     pads=("x_pad_token", "cap_pad_token"),
     never_8_bit=(MODULATION,),
     token_multiple=TRAITS.token_multiple,

@@ -27,6 +27,7 @@ from ..messages.errors import plain_errors
 from ..options import WEIGHT_DTYPES
 from . import lora_names
 from .fp8 import quantise_backbone
+from .host_rows import HOST_ROWS
 from .limits import check_caption, check_pixels, free_memory
 from .network import TILE_OPTION, L2PNextDiT
 from .patcher import adopt, patchers_of
@@ -56,7 +57,7 @@ def shrink_for_preview(pixels: Tensor) -> Tensor:
 
 
 class L2PModelConfig(L2PRow):
-    """What the host asks about an L2P checkpoint; a ZImage for its text encoder and key prefixes."""
+    """What the host asks about an L2P checkpoint; a ZImage for its key prefixes, which its family shares."""
 
     latent_format = PixelFormat
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
@@ -121,6 +122,11 @@ class L2PModelConfig(L2PRow):
         self.quant_config = comfy.utils.detect_layer_quantization(weights, "")
         device = comfy.model_management.get_torch_device()
         self.manual_cast_dtype = comfy.model_management.unet_manual_cast(None, device, self.supported_inference_dtypes)
+
+    def clip_target(self, state_dict: Mapping[str, Any] | None = None) -> Any:
+        """For Load Checkpoint's CLIP output: the text encoder of the source that the model is of."""
+        row = HOST_ROWS[self.unet_config["l2p"].source]
+        return row.clip_target(self, {} if state_dict is None else state_dict)
 
     def process_vae_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """For Load Checkpoint's VAE output: the host's VAE for pixels, as Load VAE's "pixel_space" is."""

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ...l2p_core.config import PIXEL_CHANNELS, ModelConfig
+from ...l2p_core.sources import source_of
 from ...l2p_core.tiny.bundled import is_tiny
+from .host_rows import CLIP
 
 SAMPLER_COPIES = 5
 """Float32 copies of the images that a sampler holds: noise, start, state, prediction, direction."""
@@ -94,8 +96,8 @@ def check_caption(features: Tensor | None, config: ModelConfig) -> None:
 def _encoder(config: ModelConfig) -> str:
     if is_tiny(config):
         return "L2P Demo"
-    if config.caption_dim == ModelConfig.caption_dim:
-        return "Load CLIP with qwen_3_4b.safetensors and the type lumina2"
+    if config.caption_dim == source_of(config).config.caption_dim:
+        return CLIP[config.source]
     return "the text encoder that the model was made for"
 
 

@@ -23,6 +23,7 @@ from ...l2p_core.files.tensor_io import TORCH_DTYPES
 from ...l2p_core.layouts import comfy_sources
 from ...l2p_core.model import key_shapes
 from ...l2p_core.ops.head_tiles import LEAST_TILE
+from ...l2p_core.sources import source_of
 from ...l2p_core.tiny import SOURCE_PATH
 from ..folders import files
 from ..messages.jobs import progress_bar
@@ -83,7 +84,7 @@ def read_state(path: str, delta: str | None) -> dict[str, Tensor]:
                 "model as the file, or use L2P Demo, which has the bundled pixel model."
             )
         raise ValueError(
-            f"{Path(path).name} is a latent Z-Image model, which has no Detailer Head: convert it with "
+            f"{Path(path).name} is a latent {source_of(config).title} model, which has no Detailer Head: convert it with "
             "Convert to L2P, or choose the delta that was trained on it."
         )
     check_exact(checkpoint, key_shapes(config))

@@ -50,7 +50,7 @@ def check_a_missing_weight_is_an_error_and_not_noise(tmp_path: Path) -> None:
     [
         ({"conditioner.embedders.0.weight": torch.zeros(2)}, "SDXL"),
         ({"lora_unet_layers_0.lora_up.weight": torch.zeros(2, 2)}, "LoRA"),
-        ({"anything": torch.zeros(2)}, "not a Z-Image or L2P model"),
+        ({"anything": torch.zeros(2)}, "not a Z-Image, Lumina-2 or L2P model"),
     ],
 )
 def check_other_models_are_called_by_name(tmp_path: Path, weights: dict[str, torch.Tensor], sentence: str) -> None:
