@@ -84,8 +84,8 @@ def read_state(path: str, delta: str | None) -> dict[str, Tensor]:
                 "model as the file, or use L2P Demo, which has the bundled pixel model."
             )
         raise ValueError(
-            f"{Path(path).name} is a latent {source_of(config).title} model, which has no Detailer Head: convert it with "
-            "Convert to L2P, or choose the delta that was trained on it."
+            f"{Path(path).name} is a latent {source_of(config).title} model, which has no Detailer Head: convert it "
+            "with Convert to L2P, or choose the delta that was trained on it."
         )
     check_exact(checkpoint, key_shapes(config))
     state = _read(path)
