@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import convert, delta, tiny
     from .checkpoint import load_latent, load_model, open_checkpoint
     from .config import VARIANTS, ModelConfig
-    from .dataset.captions import CaptionCache
+    from .dataset.caption_cache import CaptionCache
     from .detailer import DetailerHead
     from .flow import sample, sigmas, to_image, velocity_loss
     from .freeze import trainable_names
@@ -56,7 +56,7 @@ __all__ = [
 _MODULES = {
     "checkpoint": ("load_latent", "load_model", "open_checkpoint"),
     "config": ("VARIANTS", "ModelConfig"),
-    "dataset.captions": ("CaptionCache",),
+    "dataset.caption_cache": ("CaptionCache",),
     "detailer": ("DetailerHead",),
     "flow": ("sample", "sigmas", "to_image", "velocity_loss"),
     "freeze": ("trainable_names",),

@@ -21,7 +21,7 @@ from .files.recognise import is_beside, is_unused, other_kind, unknown_prefix
 from .files.safetensors_header import CheckpointError, Entry, Header, read_header, shown
 from .files.shards import files_of
 from .files.tensor_file import load_tensors, save
-from .files.tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, Piece, Progress, ProgressCallback, Stored
+from .files.tensor_io import DTYPE_NAMES, TORCH_DTYPES, ByteCounter, ChunkReader, Piece, ProgressCallback, Stored
 from .layouts import comfy_sources
 from .model import L2PModel, LatentModel, build, key_shapes
 from .sources import source_of
@@ -238,7 +238,7 @@ def empty_model(checkpoint: Checkpoint) -> L2PModel | LatentModel:
 
 
 def read_weights(
-    checkpoint: Checkpoint, dtypes: Mapping[str, str], progress: ProgressCallback | Progress | None = None
+    checkpoint: Checkpoint, dtypes: Mapping[str, str], progress: ProgressCallback | ByteCounter | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Weights one by one, on the CPU.
 
@@ -248,7 +248,7 @@ def read_weights(
         progress: called with (bytes read, bytes in all); or what counts the bytes of several calls.
     """
     total = sum(checkpoint.tensors[key].nbytes for key in dtypes)
-    counter = progress if isinstance(progress, Progress) else Progress(total, progress)
+    counter = progress if isinstance(progress, ByteCounter) else ByteCounter(total, progress)
     with ChunkReader() as reader:
         for key, dtype in dtypes.items():
             stored = checkpoint.tensors[key]

@@ -25,9 +25,9 @@ from .files.safetensors_header import CheckpointError, Header, nbytes
 from .files.tensor_io import (
     DTYPE_NAMES,
     TORCH_DTYPES,
+    ByteCounter,
     ChunkReader,
     Piece,
-    Progress,
     ProgressCallback,
     Stored,
     TensorWriter,
@@ -136,7 +136,7 @@ def convert(
         ),
         ChunkReader() as reader,
     ):
-        counter = Progress(_work(checkpoint, report, slots), progress)
+        counter = ByteCounter(_work(checkpoint, report, slots), progress)
         copies = _copies(checkpoint, slots, places, report.keys("copied"))
         hashes = [_copy_file(header, copies, reader, writer, counter) for header in checkpoint.files]
         for key in report.keys("initialised"):
@@ -213,7 +213,7 @@ def _copies(
 
 
 def _copy_file(
-    header: Header, copies: Mapping[Piece, _Copy], reader: ChunkReader, writer: TensorWriter, counter: Progress
+    header: Header, copies: Mapping[Piece, _Copy], reader: ChunkReader, writer: TensorWriter, counter: ByteCounter
 ) -> str:
     """Read one file of the source from its first byte to its last, copy what is wanted, and return its SHA-256."""
     digest = hashlib.sha256()
@@ -234,7 +234,9 @@ def _copy_file(
     return digest.hexdigest()
 
 
-def _write_random(slot: Slot, position: int, chunks: Iterable[Tensor], writer: TensorWriter, counter: Progress) -> None:
+def _write_random(
+    slot: Slot, position: int, chunks: Iterable[Tensor], writer: TensorWriter, counter: ByteCounter
+) -> None:
     for values in chunks:
         data = as_bytes(values.to(TORCH_DTYPES[slot.dtype]))
         writer.write(position, data)

@@ -23,12 +23,12 @@ from .checkpoint import Checkpoint, check_complete, check_exact, open_checkpoint
 from .config import ModelConfig
 from .deltas import low_rank as lora
 from .deltas.delta_on_base import open_merged, other_base, verify
-from .deltas.kept_tensors import Kept, digest_if_equal, digest_of, kept_text, short_digest
+from .deltas.unchanged_tensors import UnchangedTensor, digest_if_equal, digest_of, short_digest, unchanged_text
 from .files import metadata
 from .files.atomic import atomic_file, check_target
 from .files.model_file import Slot, aligned, model_file, refuse_own_source
 from .files.safetensors_header import CheckpointError, header_room
-from .files.tensor_io import ChunkReader, Progress, ProgressCallback, Stored, TensorWriter, as_bytes
+from .files.tensor_io import ByteCounter, ChunkReader, ProgressCallback, Stored, TensorWriter, as_bytes
 from .model import L2PModel, key_shapes
 
 _INHERITED = (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)
@@ -81,7 +81,7 @@ def extract(
     refuse_own_source(target, _paths(new, old))
     check_target(target, overwrite)
     about = _inherited(old.metadata) | _inherited(new.metadata)
-    counter = Progress(new.nbytes, progress)
+    counter = ByteCounter(new.nbytes, progress)
     with ChunkReader() as reader:
         # Compared first, so that disk space is checked for exactly what will be written.
         kept = _kept(reader, new, old, key_shapes(config), counter)
@@ -102,14 +102,14 @@ def extract(
 
 
 def _kept(
-    reader: ChunkReader, new: Checkpoint, old: Checkpoint, names: Iterable[str], counter: Progress
-) -> dict[str, Kept]:
+    reader: ChunkReader, new: Checkpoint, old: Checkpoint, names: Iterable[str], counter: ByteCounter
+) -> dict[str, UnchangedTensor]:
     """The tensors of a trained model that are unchanged from its base, which a delta therefore does not store."""
-    kept: dict[str, Kept] = {}
+    kept: dict[str, UnchangedTensor] = {}
     for stored in _in_file_order(new, names):
         digest = digest_if_equal(reader, stored, old.tensors.get(stored.name))
         if digest:
-            kept[stored.name] = Kept(stored.dtype, stored.shape, digest)
+            kept[stored.name] = UnchangedTensor(stored.dtype, stored.shape, digest)
             counter.advance(stored.nbytes)
     return kept
 
@@ -140,7 +140,7 @@ def save(
     check_complete(whole, expected)
     assert shapes.keys() <= expected.keys(), "tensors that the model does not have"
     kept = {
-        name: Kept(old.tensors[name].dtype, shape, digest_of(old.tensors[name]))
+        name: UnchangedTensor(old.tensors[name].dtype, shape, digest_of(old.tensors[name]))
         for name, shape in expected.items()
         if name not in tensors
     }
@@ -181,7 +181,7 @@ def merge(
     config = checkpoint.config()
     order = _in_file_order(checkpoint, checkpoint.tensors)
     slots = [Slot(stored.name, stored.dtype, stored.shape) for stored in order]
-    counter = Progress(checkpoint.nbytes, progress)
+    counter = ByteCounter(checkpoint.nbytes, progress)
     with (
         model_file(target, slots, config, checkpoint.metadata, layout, overwrite) as (writer, places),
         ChunkReader() as reader,
@@ -253,5 +253,5 @@ def _inherited(known: Mapping[str, str]) -> dict[str, str]:
     return {name: known[name] for name in _INHERITED if name in known}
 
 
-def _describe(config: ModelConfig, about: Mapping[str, str], kept: Mapping[str, Kept]) -> dict[str, str]:
-    return {**metadata.describe(metadata.DELTA, config), **about, metadata.KEPT: kept_text(kept)}
+def _describe(config: ModelConfig, about: Mapping[str, str], kept: Mapping[str, UnchangedTensor]) -> dict[str, str]:
+    return {**metadata.describe(metadata.DELTA, config), **about, metadata.KEPT: unchanged_text(kept)}

@@ -124,9 +124,9 @@ class PixelSampler(io.ComfyNode):
         mask: io.Mask.Type | None = None,
         aspect: str = AS_TYPED,
     ) -> io.NodeOutput:
-        from .sampling import Settings, sample_image
+        from .sampling import SamplerSettings, sample_image
 
-        settings = Settings(seed, steps, cfg, sampler_name, scheduler, denoise)
+        settings = SamplerSettings(seed, steps, cfg, sampler_name, scheduler, denoise)
         return io.NodeOutput(
             sample_image(
                 model,

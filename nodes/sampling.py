@@ -23,7 +23,7 @@ from .sizes import chosen_size, far_from_trained
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplerSettings:
     """How to sample; `steps` and `cfg` may be FROM_MODEL."""
 
     seed: int
@@ -38,7 +38,7 @@ def sample_image(
     model: Any,
     positive: Any,
     negative: Any,
-    settings: Settings,
+    settings: SamplerSettings,
     *,
     width: int,
     height: int,
@@ -101,7 +101,7 @@ def denoise_pixels(
     negative: Any,
     noise: Tensor,
     latent: dict[str, Any],
-    settings: Settings,
+    settings: SamplerSettings,
     variant: Variant,
 ) -> Tensor:
     """Run the host's sampler from `noise` and `latent`, both (B, 3, H, W), with live previews."""
@@ -122,7 +122,7 @@ def denoise_pixels(
     )
 
 
-def schedule_of(model: Any, settings: Settings, variant: Variant) -> Tensor:
+def schedule_of(model: Any, settings: SamplerSettings, variant: Variant) -> Tensor:
     """The noise levels: L2P's own with the model's shift, or those that KSampler would use."""
     steps = variant.steps if settings.steps == FROM_MODEL else settings.steps
     if settings.scheduler == PUBLISHED:

@@ -32,7 +32,7 @@ from ..l2p_core.run.recipe import Recipe
 from ..l2p_core.sources import source_of
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
-from .captions import host_captions
+from .clip_captions import host_captions
 from .folders import datasets, files, run_files
 from .messages.live import Live, shown_montage
 from .messages.sentences import by_folders

@@ -30,7 +30,7 @@ from comfyui_l2p.l2p_core.run import montage
 from comfyui_l2p.l2p_core.run.recipe import WatchSection
 from comfyui_l2p.l2p_core.sources.next_dit import Block
 from comfyui_l2p.l2p_core.training import loading as training_model
-from comfyui_l2p.l2p_core.training.batch import Batch, BatchSource, Part
+from comfyui_l2p.l2p_core.training.batch import Batch, BatchShare, BatchSource
 from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
@@ -71,7 +71,7 @@ def batches_of(name: str, ranks: Ranks) -> BatchSource:
     if "unpadded" in name or name in ("fsdp", "fsdp_read"):
         return Unpadded()
     if "part" in name:
-        return Part(RandomBatches(batch_size=4), *ranks.part(1, 4))
+        return BatchShare(RandomBatches(batch_size=4), *ranks.part(1, 4))
     return RandomBatches(batch_size=2)
 
 

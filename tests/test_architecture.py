@@ -51,7 +51,7 @@ ORDER = {
         ("folders",),
         ("messages",),
         ("model",),
-        ("pixels", "sizes", "captions"),
+        ("pixels", "sizes", "clip_captions"),
         ("sampling", "synthesis", "training"),
         ("convert_nodes", "load_nodes", "pixel_nodes", "sampler_node", "synthesize_node", "train_node"),
     ),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from comfyui_l2p.l2p_core import tiny
-from comfyui_l2p.l2p_core.dataset.captions import MAX_TOKENS, CaptionCache, TextEncoder
+from comfyui_l2p.l2p_core.dataset.caption_cache import MAX_TOKENS, CaptionCache, TextEncoder
 from comfyui_l2p.l2p_core.files.tensor_file import save
 from comfyui_l2p.l2p_core.tiny.word_encoder import WordEncoder
 

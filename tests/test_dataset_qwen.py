@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from comfyui_l2p.l2p_core.dataset.captions import CaptionCache
+from comfyui_l2p.l2p_core.dataset.caption_cache import CaptionCache
 from comfyui_l2p.l2p_core.files.tensor_file import load_tensors, save
 from comfyui_l2p.train import qwen
 

@@ -159,7 +159,7 @@ def test_saving_again_does_not_read_the_base_again(files: Files, monkeypatch: py
     delta.save(trained, files.init, files.delta)
     first = files.delta.read_bytes()
     monkeypatch.setattr(
-        "comfyui_l2p.l2p_core.deltas.kept_tensors.ChunkReader.chunks", lambda *_: pytest.fail("read the base")
+        "comfyui_l2p.l2p_core.deltas.unchanged_tensors.ChunkReader.chunks", lambda *_: pytest.fail("read the base")
     )
     delta.save(trained, files.init, files.delta, overwrite=True)
     assert files.delta.read_bytes() == first

@@ -22,13 +22,13 @@ from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.distributed.together import go_together
 from comfyui_l2p.l2p_core.memory import activations, block_store
 from comfyui_l2p.l2p_core.memory import plan as plans
-from comfyui_l2p.l2p_core.memory.activations import Part, Peak, Workload, parts_for, peak
+from comfyui_l2p.l2p_core.memory.activations import Peak, StepPart, Workload, parts_for, peak
 from comfyui_l2p.l2p_core.memory.checkpointing import kept_blocks, kept_sentence
 from comfyui_l2p.l2p_core.memory.fit import Room, changes, fitting, keeping_what_fits, refuse_if_too_much
 from comfyui_l2p.l2p_core.memory.live_memory import Traced, trace
 from comfyui_l2p.l2p_core.memory.plan import GB, plan
-from comfyui_l2p.l2p_core.run import planning
-from comfyui_l2p.l2p_core.run.planning import decided, planned, workload
+from comfyui_l2p.l2p_core.run import memory_plan
+from comfyui_l2p.l2p_core.run.memory_plan import decided, planned, workload
 from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
 from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
@@ -75,12 +75,12 @@ def test_what_is_measured_is_within_15_percent_of_the_plan(settings: dict[str, o
 def test_after_memory_has_run_out_the_least_change_is_proposed(
     choices: dict[str, object], advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "computer_memory", lambda: 128 * GB)
+    monkeypatch.setattr(memory_plan, "computer_memory", lambda: 128 * GB)
     training = dataclasses.replace(PUBLISHED, **choices)  # type: ignore[arg-type]
     recipe = Recipe(
         ModelSection("base"), DataSection(kind="folder", path="data", size=1024, batch_size=1), training=training
     )
-    error = planning.after_running_out(recipe, Z_IMAGE, Ranks(device=torch.device("cuda")))
+    error = memory_plan.after_running_out(recipe, Z_IMAGE, Ranks(device=torch.device("cuda")))
     needed = of_z_image(**choices).device_bytes
     assert f"planned to need about {plans.gigabytes(needed)} GB" in str(error) and advice in str(error)
 
@@ -99,16 +99,16 @@ def test_a_trace_counts_what_lives_at_once() -> None:
 
 def test_the_worst_moment_of_a_step_is_found() -> None:
     parts = [
-        Part(("a",), Traced(10, 100, 300), True),
-        Part(("b",), Traced(20, 200, 500), True, takes=40),
-        Part(("c",), Traced(30, 300, 310), True, reaches_back=40),
+        StepPart(("a",), Traced(10, 100, 300), True),
+        StepPart(("b",), Traced(20, 200, 500), True, takes=40),
+        StepPart(("c",), Traced(30, 300, 310), True, reaches_back=40),
     ]
     sizes = {"a": 1000, "b": 100, "c": 10}
 
-    def gradients(part: Part) -> int:
+    def gradients(part: StepPart) -> int:
         return sizes[part.names[0]]
 
-    def none(_: Part) -> int:
+    def none(_: StepPart) -> int:
         return 0
 
     assert peak(parts, checkpointing=True, gradients=none, all_along=False) == Peak(10 + 500 + 40, 0)

@@ -19,7 +19,7 @@ from comfyui_l2p.l2p_core.memory.plan import GB, saved_sizes
 from comfyui_l2p.l2p_core.run import disk, loop, preparation
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.base import pixel_config
-from comfyui_l2p.l2p_core.run.captions import of_words
+from comfyui_l2p.l2p_core.run.caption_source import of_words
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.hooks import Hooks
 from comfyui_l2p.l2p_core.tiny import image_set

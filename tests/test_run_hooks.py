@@ -11,12 +11,12 @@ from test_run_resume import RECIPE, assert_same, folder  # noqa: F401 (a fixture
 from torch import Tensor
 
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
-from comfyui_l2p.l2p_core.dataset.captions import TextEncoder
+from comfyui_l2p.l2p_core.dataset.caption_cache import TextEncoder
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.run import loop, preparation
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.base import pixel_config
-from comfyui_l2p.l2p_core.run.captions import Captions
+from comfyui_l2p.l2p_core.run.caption_source import CaptionSource
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.hooks import Hooks
 from comfyui_l2p.l2p_core.run.metrics import RunMetrics
@@ -42,7 +42,7 @@ def test_a_run_is_watched_stopped_and_gone_on_with(folder: Path) -> None:  # noq
         loaded.append(encoder)
         return encoder
 
-    captions = Captions(folder / "features", encoder.identity, make_encoder)
+    captions = CaptionSource(folder / "features", encoder.identity, make_encoder)
     shown: list[RunMetrics] = []
     montages: list[tuple[int, Tensor]] = []
     worked: list[str] = []

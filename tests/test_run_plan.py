@@ -11,7 +11,7 @@ import pytest
 from test_run_hooks import recipe_in
 from test_run_resume import folder  # noqa: F401 (a fixture)
 
-from comfyui_l2p.l2p_core.run import loop, pace, planning
+from comfyui_l2p.l2p_core.run import loop, memory_plan, pace
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.hooks import Hooks
 from comfyui_l2p.l2p_core.run.metrics import duration, read_metrics
@@ -51,7 +51,7 @@ def test_the_plan_says_what_is_not_computed_twice(
     recipe = recipe_in(folder)
     training = dataclasses.replace(recipe.training, gradient_checkpointing=True, keep_activations=-1)
     for available, nothing in ((10**12, True), (1000, False)):
-        monkeypatch.setattr(planning, "available_memory", lambda size=available: size)
+        monkeypatch.setattr(memory_plan, "available_memory", lambda size=available: size)
         notes: list[str] = []
         with pytest.raises(Loaded):
             loop.train(dataclasses.replace(recipe, training=training), folder / "run", hooks=Hooks(note=notes.append))
@@ -62,7 +62,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
     folder: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: 1000)
     worked: list[str] = []
     with pytest.raises(ValueError, match="There are"):
         loop.train(recipe_in(folder), folder / "run", hooks=Hooks(working=lambda text, *_: worked.append(text)))
@@ -73,7 +73,7 @@ def test_without_a_gpu_the_computers_memory_is_the_limit(
     folder: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(planning, "free_memory_and_swap", lambda: 1000)
+    monkeypatch.setattr(memory_plan, "free_memory_and_swap", lambda: 1000)
     with pytest.raises(ValueError, match="There are"):
         loop.train(recipe_in(folder), folder / "run")
 

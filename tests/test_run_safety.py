@@ -13,7 +13,7 @@ from test_run import RECIPE, folder, train  # noqa: F401 (a fixture)
 from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors
 from comfyui_l2p.l2p_core.files import atomic
-from comfyui_l2p.l2p_core.run import lock, planning
+from comfyui_l2p.l2p_core.run import lock, memory_plan
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.folder import LOCK, RunFolder
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
@@ -69,7 +69,7 @@ def test_a_mistake_in_a_run_that_begins_anew_costs_nothing(
     for old, new in wrong:
         text = text.replace(old, new)
     if expected == "There are":
-        monkeypatch.setattr(planning, "free_memory_and_swap", lambda: 1000)
+        monkeypatch.setattr(memory_plan, "free_memory_and_swap", lambda: 1000)
     monkeypatch.setattr("comfyui_l2p.l2p_core.training.adamw.importlib.util.find_spec", lambda name: None)
     code, said = restart(folder, text, capsys)
     assert code == 2 and expected in said

@@ -16,7 +16,7 @@ from comfyui_l2p.l2p_core.deltas.low_rank import LowRank
 from comfyui_l2p.l2p_core.device import accelerator
 from comfyui_l2p.l2p_core.memory.frozen_store import FrozenLinear, quantised
 from comfyui_l2p.l2p_core.memory.plan import GB
-from comfyui_l2p.l2p_core.memory.sampling_model import Form, held, load
+from comfyui_l2p.l2p_core.memory.sampling_model import Form, load, weight_memory
 from comfyui_l2p.l2p_core.model import L2PModel
 from comfyui_l2p.train import sample_memory
 from comfyui_l2p.train.sample_memory import Need, place
@@ -82,15 +82,15 @@ def test_adapters_are_added_before_a_weight_gets_its_form(path: Path, form: Form
 
 def test_the_6b_model_takes_what_a_gpu_held() -> None:
     """Measured on an H100."""
-    assert held(BIG, BF16).device == pytest.approx(12.5 * GB, rel=0.03) and held(BIG, BF16).ram == 0
-    assert held(BIG, FP8).device == pytest.approx(6.4 * GB, rel=0.03)
+    assert weight_memory(BIG, BF16).device == pytest.approx(12.5 * GB, rel=0.03) and weight_memory(BIG, BF16).ram == 0
+    assert weight_memory(BIG, FP8).device == pytest.approx(6.4 * GB, rel=0.03)
 
 
 def test_streamed_it_fits_the_smallest_gpus() -> None:
-    weights = held(BIG, STREAMED)
+    weights = weight_memory(BIG, STREAMED)
     # Two blocks, the embedders and the head stay on the device.
     assert weights.device < 2 * GB and 11 * GB < weights.ram < 14 * GB
-    assert held(BIG, STREAMED_FP8).ram < 0.55 * weights.ram
+    assert weight_memory(BIG, STREAMED_FP8).ram < 0.55 * weights.ram
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def _add_benchmark(commands: _Commands) -> None:
 
 def _is_failure_of_the_run(error: RuntimeError) -> bool:
     from ..l2p_core.distributed.ranks import ProcessLost
-    from ..l2p_core.run.planning import MemoryRanOut
+    from ..l2p_core.run.memory_plan import MemoryRanOut
     from ..l2p_core.training.trainer import TrainingDiverged
 
     ours = isinstance(error, (TrainingDiverged, ProcessLost, MemoryRanOut))

@@ -21,7 +21,7 @@ from ..l2p_core.model import key_shapes
 from ..l2p_core.run import disk, pace
 from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.folder import RunFolder
-from ..l2p_core.run.planning import decided, workload
+from ..l2p_core.run.memory_plan import decided, workload
 from ..l2p_core.run.recipe import TINY, Recipe
 from ..l2p_core.training_config import TrainingConfig
 from .console import table

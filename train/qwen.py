@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..l2p_core.dataset.captions import MAX_TOKENS
+from ..l2p_core.dataset.caption_cache import MAX_TOKENS
 from ..l2p_core.device.accelerator import default_device
 from ..l2p_core.files.safetensors_header import Entry, Header, read_header, shown
+from ..l2p_core.files.sampled_hash import add_samples
 from ..l2p_core.files.shards import files_of
 from ..l2p_core.files.tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
 
@@ -36,7 +37,6 @@ ROPE_THETA = 1_000_000.0
 NORM_EPS = 1e-6
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def identity(files: QwenFiles, dtype: torch.dtype = DTYPE) -> str:
     """
     digest = hashlib.sha256()
     for path in files.weights:
-        _add_samples(digest, path)
+        add_samples(digest, path)
     small = [files.tokenizer / name for name in _TOKENIZER_FILES]
     for path in [files.config, *small] if files.config else small:
         if path.is_file():
@@ -108,7 +108,7 @@ def identity(files: QwenFiles, dtype: torch.dtype = DTYPE) -> str:
 
 
 class QwenEncoder:
-    """The text encoder of Z-Image and L2P, a `TextEncoder` of `l2p_core.dataset.captions`.
+    """The text encoder of Z-Image and L2P, a `TextEncoder` of `l2p_core.dataset.caption_cache`.
 
     Args:
         files: see `find`.
@@ -252,14 +252,3 @@ class _Sizes:
             )
         except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
             raise ValueError(f"{path} is not a Qwen3 text encoder: use the one of Z-Image, Qwen3-4B.") from error
-
-
-def _add_samples(digest: Any, path: Path) -> None:
-    """Add a weights file's size, header and samples of its content."""
-    header = read_header(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        digest.update(f"{size} ".encode() + file.read(header.data_start))
-        for sample in range(_SAMPLES):
-            file.seek(header.data_start + (size - header.data_start) * sample // _SAMPLES)
-            digest.update(file.read(_SAMPLE_BYTES))

@@ -20,7 +20,7 @@ from ..l2p_core.files.paths import settled, typed
 from ..l2p_core.run import loop, preparation
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.base import pixel_config
-from ..l2p_core.run.captions import Captions
+from ..l2p_core.run.caption_source import CaptionSource
 from ..l2p_core.run.find import beside, find
 from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.hooks import Hooks
@@ -113,7 +113,7 @@ def read_recipe(name: str, output: Path | None, places: Places) -> tuple[Recipe,
     return recipes.with_paths(recipe, beside(path)), output or of_run
 
 
-def captions_of(recipe: Recipe, folder: Path, device: torch.device | None = None) -> Captions | None:
+def captions_of(recipe: Recipe, folder: Path, device: torch.device | None = None) -> CaptionSource | None:
     """The cache in `folder` and the recipe's text encoder on `device`; None if it names none.
 
     Raises:
@@ -122,7 +122,9 @@ def captions_of(recipe: Recipe, folder: Path, device: torch.device | None = None
     if not recipe.captions.encoder:
         return None
     files = qwen.find(recipe.captions.encoder, recipe.captions.tokenizer or None)
-    return Captions(folder, qwen.identity(files), lambda: qwen.QwenEncoder(files, device), itemsize=qwen.DTYPE.itemsize)
+    return CaptionSource(
+        folder, qwen.identity(files), lambda: qwen.QwenEncoder(files, device), itemsize=qwen.DTYPE.itemsize
+    )
 
 
 @contextmanager

@@ -35,7 +35,7 @@ _CUT = 0.05
 """Share of another image that may be cut off for the sake of such multiples; of strips it would be half."""
 
 
-class Settings(NamedTuple):
+class SamplingSettings(NamedTuple):
     """Of sampling."""
 
     steps: int
@@ -97,11 +97,11 @@ def _files(path: Path, delta_path: Path | None) -> tuple[Path, Path | None]:
     return base, bundled.DELTA if base == bundled.SOURCE and delta_path is None else delta_path
 
 
-def _settings(args: argparse.Namespace, config: ModelConfig) -> Settings:
+def _settings(args: argparse.Namespace, config: ModelConfig) -> SamplingSettings:
     if not args.init and args.denoise != 1:
         raise ValueError("--denoise starts from an image: give one with --init, or remove --denoise.")
     row = variant_row(str(config.variant))
-    return Settings(
+    return SamplingSettings(
         steps=args.steps or row.steps,
         cfg=row.cfg if args.cfg is None else args.cfg,
         shift=row.shift if args.shift is None else args.shift,
@@ -177,7 +177,7 @@ def _generate(
     model: L2PModel,
     positive: Tensor,
     negative: Tensor | None,
-    settings: Settings,
+    settings: SamplingSettings,
     size: tuple[int, int],
     seed: int,
     init: Tensor | None,

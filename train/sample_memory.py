@@ -14,9 +14,9 @@ from ..l2p_core.device import accelerator
 from ..l2p_core.device.system_memory import available_memory, free_memory_and_swap
 from ..l2p_core.memory.plan import GB, gigabytes
 from ..l2p_core.memory.sampling_memory import choose_tile, step_bytes
-from ..l2p_core.memory.sampling_model import Form, Held, held
+from ..l2p_core.memory.sampling_model import Form, WeightMemory, weight_memory
 from ..l2p_core.ops.head_tiles import TILES
-from ..l2p_core.run.planning import MAX_CAPTION
+from ..l2p_core.run.memory_plan import MAX_CAPTION
 
 _SPARE = 300 * 10**6
 """Bytes that a device's libraries take."""
@@ -62,9 +62,9 @@ class Need:
     width: int
     dtype: torch.dtype
 
-    def weights(self, form: Form) -> Held:
+    def weights(self, form: Form) -> WeightMemory:
         """Bytes of the weights."""
-        return held(self.config, form)
+        return weight_memory(self.config, form)
 
     def on_device(self, form: Form) -> int:
         """The least of the device's memory with which it can be done: weights, and a step with the smallest tiles."""

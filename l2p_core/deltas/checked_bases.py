@@ -15,7 +15,7 @@ from pathlib import Path
 from ..files.atomic import atomic_file
 from ..files.safetensors_header import CheckpointError
 from .delta_on_base import Merged
-from .kept_tensors import kept_text
+from .unchanged_tensors import unchanged_text
 
 LIMIT = 256
 """Checks remembered, the oldest given up first."""
@@ -69,7 +69,7 @@ def _key(merged: Merged) -> str:
     stats = [(path, path.stat()) for path in _base_files(merged)]
     # On POSIX st_ctime_ns moves whenever a file is written, even by a tool that puts the old times back.
     files = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in stats]
-    wanted = kept_text(dict(sorted(merged.kept.items())))
+    wanted = unchanged_text(dict(sorted(merged.kept.items())))
     return hashlib.sha256(json.dumps([files, wanted]).encode()).hexdigest()
 
 

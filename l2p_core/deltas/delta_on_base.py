@@ -10,11 +10,11 @@ from ..checkpoint import Checkpoint, check_exact, open_checkpoint
 from ..files import metadata
 from ..files.quantised import FLOAT_DTYPES
 from ..files.safetensors_header import CheckpointError
-from ..files.tensor_io import ChunkReader, Progress, ProgressCallback
+from ..files.tensor_io import ByteCounter, ChunkReader, ProgressCallback
 from ..model import key_shapes
 from . import low_rank as lora
-from .kept_tensors import Kept, digest_of, parse_kept
 from .low_rank import LowRank
+from .unchanged_tensors import UnchangedTensor, digest_of, parse_unchanged
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Merged:
     """
 
     checkpoint: Checkpoint
-    kept: dict[str, Kept]
+    kept: dict[str, UnchangedTensor]
     adapters: dict[str, LowRank]
 
     @property
@@ -56,7 +56,7 @@ def open_merged(delta: str | Path, base: str | Path) -> Merged:
     if not new.is_delta:
         raise CheckpointError(f"{delta} is not an L2P delta: give a file that was saved as a delta.")
     check_exact(old, key_shapes(old.plain_config()))
-    kept = parse_kept(new)
+    kept = parse_unchanged(new)
     for name, entry in kept.items():
         if name not in old.tensors:
             raise other_base(delta, base, f"it has no '{name}'")
@@ -87,14 +87,14 @@ def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
         CheckpointError: if they are not.
     """
     held = {name: merged.checkpoint.tensors[name] for name in merged.kept}
-    counter = Progress(sum(stored.nbytes for stored in held.values()), progress)
+    counter = ByteCounter(sum(stored.nbytes for stored in held.values()), progress)
     for name, stored in held.items():
         if digest_of(stored) != merged.kept[name].digest:
             raise other_base(merged.checkpoint.path, stored.pieces[0].path, f"its '{name}' has other values")
         counter.advance(stored.nbytes)
 
 
-def _read_adapters(delta: Checkpoint, kept: Mapping[str, Kept]) -> dict[str, LowRank]:
+def _read_adapters(delta: Checkpoint, kept: Mapping[str, UnchangedTensor]) -> dict[str, LowRank]:
     """Load the delta's adapters; they are small."""
     parts = {name: stored for name, stored in delta.tensors.items() if lora.is_adapter(name)}
     if any(stored.dtype not in FLOAT_DTYPES for stored in parts.values()):

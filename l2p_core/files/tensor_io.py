@@ -91,7 +91,7 @@ class Stored:
             first -= held
 
 
-class Progress:
+class ByteCounter:
     """Counts bytes for a callback."""
 
     def __init__(self, total: int, callback: ProgressCallback | None):

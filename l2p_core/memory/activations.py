@@ -41,7 +41,7 @@ class Workload(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class StepPart:
     """A part of a training step.
 
     Attributes:
@@ -69,10 +69,10 @@ class Peak(NamedTuple):
 
 
 def peak(
-    parts: Sequence[Part],
+    parts: Sequence[StepPart],
     *,
     checkpointing: bool,
-    gradients: Callable[[Part], int],
+    gradients: Callable[[StepPart], int],
     all_along: bool,
     in_flight: int | None = None,
 ) -> Peak:
@@ -105,12 +105,12 @@ def peak(
 @lru_cache(maxsize=32)
 def parts_of(
     config: ModelConfig, work: Workload, precision: str, policy: str, blocks: int, rank: int, offload: bool
-) -> tuple[Part, ...]:
+) -> tuple[StepPart, ...]:
     """The parts of a training step; the arguments after `work` are those of the training's configuration."""
     return _Parts(config, work, precision, policy, blocks, rank, offload).all()
 
 
-def parts_for(config: ModelConfig, training: TrainingConfig, work: Workload) -> tuple[Part, ...]:
+def parts_for(config: ModelConfig, training: TrainingConfig, work: Workload) -> tuple[StepPart, ...]:
     """`parts_of` a configuration."""
     return parts_of(
         config, work, training.precision, training.policy, training.blocks, training.lora_rank, training.offload
@@ -139,10 +139,10 @@ class _Parts:
         computing_in(self.model, self.dtype)
         self.grid = work.height // config.patch_size, work.width // config.patch_size
 
-    def all(self) -> tuple[Part, ...]:
+    def all(self) -> tuple[StepPart, ...]:
         return (*self._backbone(), *self._head())
 
-    def _backbone(self) -> Iterator[Part]:
+    def _backbone(self) -> Iterator[StepPart]:
         segments = list(self.model.segments(self.work.batch, self.grid, self.work.caption_tokens, self._empty))
         named = tuple(name for segment in segments for name in segment.names)
         outside = [name for name in self.names if not name.startswith((f"{HEAD}.", *named))]
@@ -156,7 +156,7 @@ class _Parts:
             if segment.like is None or alike not in traced:
                 traced[alike] = self._traced(segment)
             takes = features if segment.names == last else 0
-            yield Part(segment.names, traced[alike], segment.checkpointed, takes=takes, frozen=frozen)
+            yield StepPart(segment.names, traced[alike], segment.checkpointed, takes=takes, frozen=frozen)
 
     def _pixels(self) -> Tensor:
         work = self.work
@@ -185,7 +185,7 @@ class _Parts:
     def _stack(self, layer: str) -> str:
         return self.source.block_of(layer).rpartition(".")[0]
 
-    def _head(self) -> Iterable[Part]:
+    def _head(self) -> Iterable[StepPart]:
         head, work = self.model.local_decoder, self.work
         rows: list[tuple[Any, Any, Tensor]] = []
         head_config = self.config.head
@@ -202,7 +202,7 @@ class _Parts:
             skip = self._map(stage.enc, image)
             size = skip.untyped_storage().nbytes()
             rows.append((stage, at, skip))
-            yield Part(part.names, part.traced, True, takes=size)
+            yield StepPart(part.names, part.traced, True, takes=size)
             image = image[0] // 2, image[1] // 2
             x = self._map(stage.enc, image)
         features = self._map(self.config.dim, self.grid)
@@ -210,12 +210,12 @@ class _Parts:
         if self.grid != image:
             features = self._map(self.config.dim, image)
         part = self._part(("local_decoder.bottleneck.",), head._fuse, [x, features])
-        yield Part(part.names, part.traced, True, reaches_back=size)
+        yield StepPart(part.names, part.traced, True, reaches_back=size)
         x = self._map(head_config.bottleneck, image)
         for stage, at, skip in reversed(rows):
             names = (f"local_decoder.up{stage.name}.", f"local_decoder.dec{stage.name}.")
             part = self._part(names, _Bound(head._decode, stage, at, fusion=Fusion(wanted=False)), [x, skip])
-            yield Part(names, part.traced, True, reaches_back=skip.untyped_storage().nbytes())
+            yield StepPart(names, part.traced, True, reaches_back=skip.untyped_storage().nbytes())
             image = image[0] * 2, image[1] * 2
             x = self._map(stage.dec, image)
 
@@ -229,8 +229,8 @@ class _Parts:
 
     def _part(
         self, names: tuple[str, ...], function: Callable[..., Any], inputs: list[Tensor], checkpointed: bool = True
-    ) -> Part:
-        return Part(names, trace(function, inputs, self.model.parameters()), checkpointed)
+    ) -> StepPart:
+        return StepPart(names, trace(function, inputs, self.model.parameters()), checkpointed)
 
     def _tokens(self, count: int) -> Tensor:
         return self._empty(self.work.batch, count, self.config.dim).requires_grad_()

@@ -26,7 +26,7 @@ _SLOTS = 2
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _Span:
     """The position of a tensor in its block's bytes."""
 
     start: int
@@ -53,7 +53,7 @@ class BlockStream:
         largest = max(len(home) for home in self._homes)
         self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(_SLOTS)]
         self._held: list[int | None] = [None] * _SLOTS
-        self._stale: list[set[_Piece]] = [set() for _ in range(_SLOTS)]
+        self._stale: list[set[_Span]] = [set() for _ in range(_SLOTS)]
         self._lock = threading.Lock()
         self._last = 0
         self._direction = 1
@@ -65,24 +65,24 @@ class BlockStream:
         """One of a block's tensors; fill it before reading it."""
         return StreamedTensor(self, block, self._pieces[block][position])
 
-    def write(self, block: int, piece: _Piece, tensor: Tensor) -> None:
+    def write(self, block: int, span: _Span, tensor: Tensor) -> None:
         """Set a tensor's elements, from any thread; do not read it before this returns."""
         slot = block % _SLOTS
         with self._lock:
             held = self._held[slot] == block
             arrived = self._arrived[slot]
             if held:
-                self._stale[slot].add(piece)
+                self._stale[slot].add(span)
         if held and arrived:
             arrived.synchronize()  # the copy still reads the bytes that change below
-        piece.of(self._homes[block]).copy_(tensor)
+        span.of(self._homes[block]).copy_(tensor)
 
-    def read(self, block: int, piece: _Piece) -> Tensor:
+    def read(self, block: int, span: _Span) -> Tensor:
         """A tensor on the device, valid until one of another block is read; starts copying the next block."""
         with self._lock:
-            return self._read(block, piece)
+            return self._read(block, span)
 
-    def _read(self, block: int, piece: _Piece) -> Tensor:
+    def _read(self, block: int, span: _Span) -> Tensor:
         if block != self._last:
             self._direction = 1 if block > self._last else -1
             self._last = block
@@ -93,10 +93,10 @@ class BlockStream:
         arrived = self._arrived[slot]
         if arrived:
             arrived.wait()
-        here = piece.of(self._slots[slot])
-        if piece in self._stale[slot]:
-            self._stale[slot].discard(piece)
-            here.copy_(piece.of(self._homes[block]), non_blocking=True)
+        here = span.of(self._slots[slot])
+        if span in self._stale[slot]:
+            self._stale[slot].discard(span)
+            here.copy_(span.of(self._homes[block]), non_blocking=True)
             if self._gpu:
                 self._arrived[slot] = self._gpu.current_stream(here.device).record_event()
         return here
@@ -122,8 +122,8 @@ class BlockStream:
 class StreamedTensor:
     """A tensor of a block."""
 
-    def __init__(self, stream: BlockStream, block: int, piece: _Piece):
-        self._stream, self._block, self._piece = stream, block, piece
+    def __init__(self, stream: BlockStream, block: int, span: _Span):
+        self._stream, self._block, self._piece = stream, block, span
 
     @property
     def nbytes(self) -> int:
@@ -165,13 +165,13 @@ def block_bytes(tensors: Sequence[tuple[torch.dtype, torch.Size]]) -> int:
     return _aligned(_laid_out(tensors)[-1].stop)
 
 
-def _laid_out(tensors: Sequence[tuple[torch.dtype, torch.Size]]) -> list[_Piece]:
-    pieces, end = [], 0
+def _laid_out(tensors: Sequence[tuple[torch.dtype, torch.Size]]) -> list[_Span]:
+    spans, end = [], 0
     for dtype, shape in tensors:
         start = _aligned(end)
         end = start + math.prod(shape) * dtype.itemsize
-        pieces.append(_Piece(start, end, dtype, shape))
-    return pieces
+        spans.append(_Span(start, end, dtype, shape))
+    return spans
 
 
 def _aligned(count: int) -> int:

@@ -24,7 +24,7 @@ _MOST_SHIFTED = 100  # binary places; rows with smaller values are practically z
 _AT_ONCE = 1 << 20  # elements that a CPU converts at a time; their indices take four bytes each
 
 
-class Stored(NamedTuple):
+class PackedWeight(NamedTuple):
     """A stored weight: elements (rows, columns) and, for float8, the factor (rows, 1) float32 of each row."""
 
     numbers: Tensor
@@ -37,12 +37,12 @@ class Stored(NamedTuple):
         return _from_float8(self.numbers, dtype).mul_(self.scale.to(dtype))
 
 
-def stored(weight: Tensor, dtype: torch.dtype) -> Stored:
+def packed(weight: Tensor, dtype: torch.dtype) -> PackedWeight:
     """A weight (rows, columns) stored in `dtype`."""
-    return quantised(weight) if dtype == FLOAT8 else Stored(weight.to(dtype), None)
+    return quantised(weight) if dtype == FLOAT8 else PackedWeight(weight.to(dtype), None)
 
 
-def quantised(weight: Tensor) -> Stored:
+def quantised(weight: Tensor) -> PackedWeight:
     """A weight (rows, columns) in float8 (e4m3fn), with each row scaled to its range.
 
     Factors are powers of two, so multiplying by them is exact in every dtype. The only error is rounding to three bits:
@@ -54,7 +54,7 @@ def quantised(weight: Tensor) -> Stored:
     # largest = m 2^exponent with m in [0.5, 1), so it is scaled to [128, 256).
     exponent = torch.frexp(largest).exponent
     shift = torch.where(largest > 0, _LARGEST_EXPONENT - exponent, 0).clamp(max=_MOST_SHIFTED).float()
-    return Stored((weight * shift.exp2()).to(FLOAT8), (-shift).exp2())
+    return PackedWeight((weight * shift.exp2()).to(FLOAT8), (-shift).exp2())
 
 
 def _from_float8(numbers: Tensor, dtype: torch.dtype) -> Tensor:
@@ -79,7 +79,7 @@ class Resident:
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self._dtype, self._device = dtype, device
-        self._stored: Stored | None = None
+        self._stored: PackedWeight | None = None
 
     @property
     def bytes_in_computer(self) -> int:
@@ -87,9 +87,9 @@ class Resident:
 
     def put(self, weight: Tensor) -> None:
         """Set the weight."""
-        self._stored = stored(weight.detach().to(self._device), self._dtype)
+        self._stored = packed(weight.detach().to(self._device), self._dtype)
 
-    def read(self) -> Stored:
+    def read(self) -> PackedWeight:
         """The weight on the device."""
         assert self._stored is not None, "read before it was put"
         return self._stored
@@ -114,12 +114,12 @@ class Streamed:
 
     def put(self, weight: Tensor) -> None:
         """Set the weight."""
-        numbers, self._scale = stored(weight.detach().to(self._device), self._dtype)
+        numbers, self._scale = packed(weight.detach().to(self._device), self._dtype)
         self._numbers.fill(numbers)
 
-    def read(self) -> Stored:
+    def read(self) -> PackedWeight:
         """The weight on the device; use it before another block is read."""
-        return Stored(self._numbers.read(), self._scale)
+        return PackedWeight(self._numbers.read(), self._scale)
 
 
 class FrozenLinear(nn.Module):

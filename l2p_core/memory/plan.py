@@ -17,7 +17,7 @@ from ..model import key_shapes
 from ..sources import source_of
 from ..training_config import TrainingConfig
 from . import activations
-from .activations import Part, Workload
+from .activations import StepPart, Workload
 from .block_store import streams, wanted
 from .block_stream import pinned_bytes
 from .checkpointing import kept_blocks
@@ -203,7 +203,7 @@ class _Planner:
             sizes[block] = sizes.get(block, 0) + self._numbers(name)
         return max(sizes.values())
 
-    def _parts(self) -> tuple[Part, ...]:
+    def _parts(self) -> tuple[StepPart, ...]:
         trunk = list(self.source.blocks(self.config, trunk=True))
         kept = {f"{trunk[number]}." for number in kept_blocks(self.config, self.training)}
         parts = tuple(
@@ -223,7 +223,7 @@ class _Planner:
             for part in parts
         )
 
-    def _gradients(self, part: Part) -> int:
+    def _gradients(self, part: StepPart) -> int:
         taken = self.training.offload and has_own_memory(self.device_type)
         if not part.names or (not taken and (self.training.offload or self.training.step_early)):
             return 0

@@ -92,7 +92,7 @@ def head_bytes(config: ModelConfig, height: int, width: int, tile: int | None, i
     if tile is None or tile >= max(image.bottom, image.right):
         values = _head_values(config.head, config.dim, image, image, itemsize)
     else:
-        output = PIXEL_CHANNELS * _area(image)
+        output = PIXEL_CHANNELS * image.pixels
         pieces = image.tiles(tile)
         values = output + max(_head_values(config.head, config.dim, piece, image, itemsize) for piece in pieces)
     return values * itemsize
@@ -129,10 +129,6 @@ def choose_tile(
     return TILES[-1]
 
 
-def _area(region: Region) -> int:
-    return (region.bottom - region.top) * (region.right - region.left)
-
-
 def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region, itemsize: int) -> int:
     """The largest number of elements alive at once while `wanted` is computed."""
 
@@ -142,24 +138,24 @@ def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region, item
 
     regions, bottleneck = stage_regions(wanted, image, len(head.stages))
     skips: list[int] = []
-    x, inside = PIXEL_CHANNELS * _area(regions[0].encoder_reads), PIXEL_CHANNELS
+    x, inside = PIXEL_CHANNELS * regions[0].encoder_reads.pixels, PIXEL_CHANNELS
     peak = x
     for stage, at in zip(head.stages, regions, strict=True):
-        skip = stage.enc * _area(at.encoder_reads)
-        pooled = stage.enc * _area(at.encoded) // 4
-        widened = workspace(inside, _area(at.encoder_reads))
+        skip = stage.enc * at.encoder_reads.pixels
+        pooled = stage.enc * at.encoded.pixels // 4
+        widened = workspace(inside, at.encoder_reads.pixels)
         peak = max(peak, sum(skips) + x + skip + max(widened, pooled))
         skips.append(skip)
         x, inside = pooled, stage.enc
-    fused = head.bottleneck * _area(bottleneck)
-    peak = max(peak, sum(skips) + x + (inside + dim) * _area(bottleneck) + fused)
+    fused = head.bottleneck * bottleneck.pixels
+    peak = max(peak, sum(skips) + x + (inside + dim) * bottleneck.pixels + fused)
     x, inside = fused, head.bottleneck
     for stage, at in zip(reversed(head.stages), reversed(regions), strict=True):
-        doubled = inside * _area(at.upsampled.halved().doubled())
-        up = stage.up * _area(at.upsampled.halved().doubled())
-        merged = (stage.up + stage.enc) * _area(at.merged)
-        out = stage.dec * _area(at.merged) + workspace(stage.up + stage.enc, _area(at.merged))
+        doubled = inside * at.upsampled.halved().doubled().pixels
+        up = stage.up * at.upsampled.halved().doubled().pixels
+        merged = (stage.up + stage.enc) * at.merged.pixels
+        out = stage.dec * at.merged.pixels + workspace(stage.up + stage.enc, at.merged.pixels)
         peak = max(peak, sum(skips) + x + max(doubled + up, up + merged, merged + out))
         skips.pop()
-        x, inside = stage.dec * _area(at.merged), stage.dec
+        x, inside = stage.dec * at.merged.pixels, stage.dec
     return peak

@@ -54,7 +54,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Held:
+class WeightMemory:
     """Memory of the weights, in bytes.
 
     Attributes:
@@ -70,7 +70,7 @@ class Held:
     computing: int
 
 
-def held(config: ModelConfig, form: Form) -> Held:
+def weight_memory(config: ModelConfig, form: Form) -> WeightMemory:
     """The memory of a model's weights in a form, from shapes alone."""
     sizes = {key: math.prod(shape) for key, shape in key_shapes(config).items()}
     largest = max(sizes.values())
@@ -86,7 +86,7 @@ def held(config: ModelConfig, form: Form) -> Held:
     else:
         device += sum(layer.dtype.itemsize * sizes[f"{layer.key}.weight"] for layer in stored)
     loading = largest * (form.dtype.itemsize + (_ROUNDING_BYTES if form.float8 else 0)) if stored else 0
-    return Held(device, ram, loading, largest * form.dtype.itemsize if form.float8 else 0)
+    return WeightMemory(device, ram, loading, largest * form.dtype.itemsize if form.float8 else 0)
 
 
 def load(

@@ -8,14 +8,13 @@ from pathlib import Path
 from .. import convert
 from ..checkpoint import check_complete, check_exact, open_checkpoint
 from ..config import VARIANTS, ModelConfig, variant_row
-from ..files.safetensors_header import nbytes, read_header
+from ..files.safetensors_header import nbytes
+from ..files.sampled_hash import add_samples
 from ..files.shards import files_of
 from ..files.tensor_io import ProgressCallback
 from ..model import key_shapes
 from ..tiny.bundled import resolve
 from .recipe import ModelSection
-
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 def initialisation(model: ModelSection, target: Path, progress: ProgressCallback | None = None) -> Path:
@@ -99,10 +98,5 @@ def fingerprint(path: Path) -> str:
     """A hash of a model's headers and of 64 evenly spaced pieces of 64 KiB of each file, which is fast."""
     digest = hashlib.sha256()
     for file in files_of(path):
-        header, size = read_header(file), file.stat().st_size
-        with file.open("rb") as content:
-            digest.update(f"{size} ".encode() + content.read(header.data_start))
-            for sample in range(_SAMPLES):
-                content.seek(header.data_start + (size - header.data_start) * sample // _SAMPLES)
-                digest.update(content.read(_SAMPLE_BYTES))
+        add_samples(digest, file)
     return digest.hexdigest()

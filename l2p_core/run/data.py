@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import tiny
 from ..config import ModelConfig, variant_row
-from ..dataset.captions import MAX_TOKENS
+from ..dataset.caption_cache import MAX_TOKENS
 from ..dataset.image_folder import ImageFolder, open_folder
 from ..dataset.loader import Loader
 from ..dataset.problems import Problem
@@ -20,8 +20,8 @@ from ..distributed.ranks import Ranks
 from ..tiny import bundled, image_set
 from ..tiny.image_set import ImageSet
 from ..tiny.shapes import IMAGE_SIZE
-from ..training.batch import BatchSource, Part
-from .captions import Captions
+from ..training.batch import BatchShare, BatchSource
+from .caption_source import CaptionSource
 from .recipe import DataSection, Recipe
 
 Features = Callable[[str], Tensor]
@@ -63,7 +63,7 @@ class RunData:
         index, parts = ranks.part(recipe.training.accumulate, recipe.data.batch_size)
         if isinstance(self.images, ImageSet):
             whole = image_set.Batches(self.images, self.features, recipe.data.batch_size, recipe.data.seed)
-            return Stream(Part(whole, index, parts))
+            return Stream(BatchShare(whole, index, parts))
         loader = Loader(
             self.images,
             self.features,
@@ -91,7 +91,7 @@ def prepare(
     config: ModelConfig,
     images: Path,
     index: Path,
-    captions: Captions | None,
+    captions: CaptionSource | None,
     working: Working,
     room: Room,
 ) -> RunData:
@@ -137,7 +137,7 @@ def image_side(recipe: Recipe, config: ModelConfig) -> int:
 
 
 def _prepare_folder(
-    recipe: Recipe, config: ModelConfig, index: Path, captions: Captions | None, working: Working, room: Room
+    recipe: Recipe, config: ModelConfig, index: Path, captions: CaptionSource | None, working: Working, room: Room
 ) -> RunData:
     if captions is None:
         raise ValueError(

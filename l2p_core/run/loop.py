@@ -20,14 +20,14 @@ from ..training.soundness import all_finite
 from ..training.trainer import Trainer, TrainingDiverged
 from . import data, montage, preparation, report
 from .base import pixel_config
-from .captions import Captions
+from .caption_source import CaptionSource
 from .data import RunData
 from .divergence import DivergenceWatch
 from .events import Events
 from .folder import RunFolder
 from .hooks import Hooks
+from .memory_plan import after_running_out
 from .metrics import Clock, RunMetrics, duration, read_metrics
-from .planning import after_running_out
 from .recipe import Recipe
 from .saves import Saves
 
@@ -60,7 +60,7 @@ def train(
     recipe: Recipe,
     folder: Path,
     *,
-    captions: Captions | None = None,
+    captions: CaptionSource | None = None,
     hooks: Hooks | None = None,
     ranks: Ranks | None = None,
     restart: bool = False,
@@ -114,7 +114,7 @@ def _hold(folder: RunFolder, stack: ExitStack, hooks: Hooks) -> None:
 def prepare(
     recipe: Recipe,
     folder: RunFolder,
-    captions: Captions | None,
+    captions: CaptionSource | None,
     hooks: Hooks,
     ranks: Ranks,
     restart: bool = False,

@@ -18,11 +18,11 @@ from ..memory.plan import gigabytes
 from ..tiny.bundled import is_tiny
 from ..training.trainer import check_possible
 from . import base, data, disk, pace
-from .captions import Captions, of_words
+from .caption_source import CaptionSource, of_words
 from .data import Room, RunData
 from .folder import RunFolder
 from .hooks import Hooks
-from .planning import planned
+from .memory_plan import planned
 from .recipe import Recipe
 
 
@@ -46,7 +46,7 @@ class Prepared:
 def prepare(
     recipe: Recipe,
     folder: RunFolder,
-    captions: Captions | None,
+    captions: CaptionSource | None,
     hooks: Hooks,
     ranks: Ranks,
     restart: bool = False,
@@ -151,7 +151,7 @@ def prepare_data(
     recipe: Recipe,
     folder: RunFolder,
     config: ModelConfig,
-    captions: Captions | None,
+    captions: CaptionSource | None,
     hooks: Hooks,
     enough: Room = _enough,
 ) -> RunData:

@@ -12,7 +12,7 @@ from .words import Words
 
 
 class WordEncoder:
-    """The tiny model's words as a `dataset.captions.TextEncoder`."""
+    """The tiny model's words as a `dataset.caption_cache.TextEncoder`."""
 
     def __init__(self, words: Words):
         self._words = words

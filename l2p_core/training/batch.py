@@ -34,7 +34,7 @@ class BatchSource(Protocol):
         ...
 
 
-class Part:
+class BatchShare:
     """One process's share of a batch source in memory: a part of each of its micro-batches.
 
     Args:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..checkpoint import Checkpoint, empty_model, open_checkpoint, read_weights
 from ..distributed.ranks import Ranks
-from ..files.tensor_io import DTYPE_NAMES, Progress, ProgressCallback
+from ..files.tensor_io import DTYPE_NAMES, ByteCounter, ProgressCallback
 from ..freeze import trainable_names
 from ..memory import block_store
 from ..model import L2PModel
@@ -48,7 +48,7 @@ def load(
         puts = block_store.store(model, trained, config, ranks.device)
         # The file's own dtype, so that weights are rounded only once.
         names |= {key: checkpoint.tensors[key].dtype for key in puts}
-    counter = Progress(sum(checkpoint.tensors[key].nbytes for key in names), progress)
+    counter = ByteCounter(sum(checkpoint.tensors[key].nbytes for key in names), progress)
     shared = ranks.count > 1 and config.parallel != "ddp"
     if shared:
         model.read_part = _PartReader(checkpoint, ranks.device, counter)
@@ -67,7 +67,7 @@ def load(
 class _PartReader:
     """Reads the weights of one module at a time, directly onto the device on which they are sharded."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, counter: Progress):
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, counter: ByteCounter):
         self._checkpoint, self._device, self._counter = checkpoint, device, counter
 
     def __call__(self, module: nn.Module, name: str) -> None:

@@ -29,7 +29,7 @@ from comfyui_l2p.l2p_core.device import accelerator  # noqa: E402
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks  # noqa: E402
 from comfyui_l2p.l2p_core.memory import sampling_model  # noqa: E402
 from comfyui_l2p.l2p_core.memory.block_stream import BlockStream  # noqa: E402
-from comfyui_l2p.l2p_core.memory.sampling_model import Form, held  # noqa: E402
+from comfyui_l2p.l2p_core.memory.sampling_model import Form, weight_memory  # noqa: E402
 from comfyui_l2p.l2p_core.model import L2PModel  # noqa: E402
 from comfyui_l2p.l2p_core.sources.next_dit import Block  # noqa: E402
 from comfyui_l2p.l2p_core.training import loading as training_model  # noqa: E402
@@ -219,7 +219,7 @@ def sampling() -> dict[str, dict[str, float]]:
             model = sampling_model.load(checkpoint, form, DEVICE)
             loaded, peak = gpu.memory_allocated() - before, gpu.max_memory_allocated() - before
             difference = float((_velocity(model, DEVICE) - here).abs().max())
-            planned = held(checkpoint.config(), form)
+            planned = weight_memory(checkpoint.config(), form)
             found[name] = {
                 "planned": planned.device,
                 "loaded": loaded,

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from comfyui_l2p.l2p_core import tiny
-from comfyui_l2p.l2p_core.dataset.captions import MAX_TOKENS
+from comfyui_l2p.l2p_core.dataset.caption_cache import MAX_TOKENS
 from comfyui_l2p.l2p_core.files.tensor_file import save
-from comfyui_l2p.nodes.captions import host_captions, identity_of
+from comfyui_l2p.nodes.clip_captions import host_captions, identity_of
 from comfyui_l2p.nodes.model.demo import load_demo
 from comfyui_l2p.train import qwen
 
@@ -128,7 +128,8 @@ def check_the_name_lasts_and_follows_the_content(encoder: Any) -> None:
 
 def check_the_name_is_that_of_the_last_start() -> None:
     script = (
-        "import sys; sys.argv = sys.argv[:1]; import conftest; from comfyui_l2p.nodes.captions import identity_of; "
+        "import sys; sys.argv = sys.argv[:1]; import conftest; "
+        "from comfyui_l2p.nodes.clip_captions import identity_of; "
         "from comfyui_l2p.nodes.model.demo import load_demo; print('NAME', identity_of(load_demo()[1]))"
     )
     here = identity_of(load_demo()[1])

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.deltas import delta_on_base as merged
-from comfyui_l2p.l2p_core.deltas import kept_tensors as kept
+from comfyui_l2p.l2p_core.deltas import unchanged_tensors as kept
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.nodes.messages.jobs import convert_file, extract_delta, merge_delta
 from comfyui_l2p.nodes.model.loading import load_model, parse_head_tile

@@ -12,7 +12,7 @@ import torch
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.checkpoint import load_model
 from comfyui_l2p.nodes.options import FROM_MODEL, PUBLISHED
-from comfyui_l2p.nodes.sampling import Settings, denoise_pixels, schedule_of, variant_of
+from comfyui_l2p.nodes.sampling import SamplerSettings, denoise_pixels, schedule_of, variant_of
 
 PARITY = 1e-5
 
@@ -52,7 +52,7 @@ def check_pixel_sampler_reproduces_published_sampling(tmp_path: Path) -> None:
         [[golden.array(name, (config[f"{name}_tokens"], config["cap_feat_dim"]), seed)[None], {}]]
         for name in ("pos", "neg")
     )
-    settings = Settings(0, config["steps"], config["cfg"], "euler", PUBLISHED, config["denoise"])
+    settings = SamplerSettings(0, config["steps"], config["cfg"], "euler", PUBLISHED, config["denoise"])
     with torch.inference_mode():
         pixels = denoise_pixels(
             model, positive, negative, noise, {"samples": torch.zeros_like(noise)}, settings, variant_of(model)
@@ -64,7 +64,7 @@ def check_pixel_sampler_reproduces_published_sampling(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "steps"), [("dit_16", 30), ("dit_64", 50), ("dit_128", 50), ("dit_160", 50)])
 def check_settings_left_to_the_model_are_the_published_ones(tmp_path: Path, name: str, steps: int) -> None:
     model = kit.model(tmp_path, name)
-    settings = Settings(0, FROM_MODEL, FROM_MODEL, "euler", PUBLISHED)
+    settings = SamplerSettings(0, FROM_MODEL, FROM_MODEL, "euler", PUBLISHED)
     schedule = schedule_of(model, settings, variant_of(model))
     assert torch.equal(schedule, flow.sigmas(steps, 3.0))
     assert variant_of(model).cfg == (2.0 if name == "dit_16" else 4.0)
@@ -73,5 +73,5 @@ def check_settings_left_to_the_model_are_the_published_ones(tmp_path: Path, name
 def check_simple_scheduler_is_close_to_the_published_one(tmp_path: Path) -> None:
     model = kit.model(tmp_path)
     for steps, tolerance in ((50, 1e-6), (30, 2e-3)):
-        simple = schedule_of(model, Settings(0, steps, 1.0, "euler", "simple"), variant_of(model))
+        simple = schedule_of(model, SamplerSettings(0, steps, 1.0, "euler", "simple"), variant_of(model))
         assert (simple - flow.sigmas(steps, 3.0)).abs().max() < tolerance

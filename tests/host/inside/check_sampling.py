@@ -24,13 +24,13 @@ from comfyui_l2p.nodes.model.demo import load_demo
 from comfyui_l2p.nodes.model.loading import load_model as load_for_the_host
 from comfyui_l2p.nodes.options import PUBLISHED
 from comfyui_l2p.nodes.pixels import empty_pixels, image_to_pixels, pixels_to_image
-from comfyui_l2p.nodes.sampling import Settings, sample_image
+from comfyui_l2p.nodes.sampling import SamplerSettings, sample_image
 
 SIZE = {"width": 64, "height": 48, "batch": 1}
 
 
 def sample(model: Any, scheduler: str = PUBLISHED, sampler: str = "euler", **changes: Any) -> torch.Tensor:
-    settings = Settings(1, 3, changes.pop("cfg", 2.0), sampler, scheduler, changes.pop("denoise", 1.0))
+    settings = SamplerSettings(1, 3, changes.pop("cfg", 2.0), sampler, scheduler, changes.pop("denoise", 1.0))
     with torch.inference_mode():
         return sample_image(model, kit.caption(), kit.caption("negative", 5), settings, **{**SIZE, **changes})
 
@@ -306,7 +306,7 @@ def check_captions_of_another_encoder_name_the_one_to_use(tmp_path: Path) -> Non
     with pytest.raises(
         ValueError, match="has 2560 values per token, and the model takes 64. Connect the CLIP of L2P Demo"
     ):
-        settings = Settings(1, 1, 1.0, "euler", "simple")
+        settings = SamplerSettings(1, 1, 1.0, "euler", "simple")
         sample_image(load_demo()[0], wrong, wrong, settings, width=0, height=0, batch=1)
 
 
@@ -314,7 +314,7 @@ def check_what_a_user_should_know_of_a_result_is_told(tmp_path: Path) -> None:
     told: list[str] = []
     model, clip = load_demo()
     words = clip.encode_from_tokens_scheduled(clip.tokenize("a red circle"))
-    settings = Settings(1, 1, 1.0, "euler", PUBLISHED)
+    settings = SamplerSettings(1, 1, 1.0, "euler", PUBLISHED)
     for side in (0, 100, 128):
         sample_image(model, words, words, settings, width=side, height=side, batch=1, tell=told.append)
     assert told[:2] == ["", ""] and "128 x 128 is much larger than the 64 x 64 pixels" in told[2]

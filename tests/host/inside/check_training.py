@@ -18,7 +18,7 @@ import torch
 
 from comfyui_l2p.l2p_core.model import L2PModel
 from comfyui_l2p.l2p_core.run import disk
-from comfyui_l2p.l2p_core.run.planning import MemoryRanOut
+from comfyui_l2p.l2p_core.run.memory_plan import MemoryRanOut
 from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.nodes import training
 from comfyui_l2p.nodes.folders import datasets, files, run_files

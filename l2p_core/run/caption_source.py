@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 
 from .. import tiny
-from ..dataset.captions import CaptionCache, TextEncoder, bytes_of_features
+from ..dataset.caption_cache import CaptionCache, TextEncoder, bytes_of_features
 from ..tiny.word_encoder import WordEncoder
 
 
 @dataclass(frozen=True)
-class Captions:
+class CaptionSource:
     """A cache and the encoder that fills it.
 
     Attributes:
         folder: of the cache, shared by encoders, data sets and runs.
-        identity: the encoder's, see `dataset.captions.TextEncoder`.
+        identity: the encoder's, see `dataset.caption_cache.TextEncoder`.
         make_encoder: loads it; called only if something is missing; released before training.
         itemsize: bytes of an element of its features.
     """
@@ -41,7 +41,7 @@ class Captions:
         return cache
 
 
-def of_words(folder: Path) -> Captions:
+def of_words(folder: Path) -> CaptionSource:
     """The tiny model's words as the text encoder."""
     encoder = WordEncoder(tiny.load_words())
-    return Captions(folder, encoder.identity, lambda: encoder)
+    return CaptionSource(folder, encoder.identity, lambda: encoder)

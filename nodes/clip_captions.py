@@ -11,15 +11,15 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..l2p_core.dataset.captions import MAX_TOKENS, CaptionCache
-from ..l2p_core.run.captions import Captions
+from ..l2p_core.dataset.caption_cache import MAX_TOKENS, CaptionCache
+from ..l2p_core.run.caption_source import CaptionSource
 from .model.content import content_digest
 
 PROBE = "A fox (asleep:1.2), seen from above."
 """A caption whose tokens reveal the tokenizer, its template, and whether it parses weights in a text."""
 
 
-def host_captions(clip: Any, folder: Path) -> Captions:
+def host_captions(clip: Any, folder: Path) -> CaptionSource:
     """The caption cache in `folder` for this CLIP.
 
     The text encoder leaves the GPU first: its weights there may carry patches of other models.
@@ -51,7 +51,7 @@ def identity_of(clip: Any) -> str:
 
 
 class ClipEncoder:
-    """A CLIP as a `TextEncoder` of `l2p_core.dataset.captions`."""
+    """A CLIP as a `TextEncoder` of `l2p_core.dataset.caption_cache`."""
 
     def __init__(self, clip: Any, identity: str):
         self.identity = identity
@@ -87,8 +87,8 @@ class ClipEncoder:
 
 
 @dataclass(frozen=True)
-class HostCaptions(Captions):
-    """Captions whose encoder is the host's `clip`, which outlives them: it is moved off the GPU after use."""
+class HostCaptions(CaptionSource):
+    """CaptionSource whose encoder is the host's `clip`, which outlives them: it is moved off the GPU after use."""
 
     clip: Any
 

@@ -17,7 +17,7 @@ from ..files.tensor_io import ChunkReader, Stored, equal_bytes
 DIGEST_LENGTH = 32
 
 
-class Kept(NamedTuple):
+class UnchangedTensor(NamedTuple):
     """A tensor of the base; the digest is half a SHA-256 of its bytes as `dtype`."""
 
     dtype: str
@@ -25,12 +25,12 @@ class Kept(NamedTuple):
     digest: str
 
 
-def kept_text(kept: Mapping[str, Kept]) -> str:
-    """`kept` as metadata text; see `parse_kept`."""
+def unchanged_text(kept: Mapping[str, UnchangedTensor]) -> str:
+    """`kept` as metadata text; see `parse_unchanged`."""
     return json.dumps(kept, separators=(",", ":"))
 
 
-def parse_kept(delta: Checkpoint) -> dict[str, Kept]:
+def parse_unchanged(delta: Checkpoint) -> dict[str, UnchangedTensor]:
     """The tensors that a delta takes from its base.
 
     Raises:
@@ -38,7 +38,7 @@ def parse_kept(delta: Checkpoint) -> dict[str, Kept]:
     """
     try:
         parsed = parse_json(delta.metadata.get(metadata.KEPT, ""))
-        kept = {name: Kept(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in parsed.items()}
+        kept = {name: UnchangedTensor(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in parsed.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{delta.path} is damaged: it does not describe its base.") from error
     for name, entry in kept.items():
@@ -49,7 +49,7 @@ def parse_kept(delta: Checkpoint) -> dict[str, Kept]:
 
 
 def short_digest(digest: Any) -> str:
-    """A hashlib digest as `Kept` has it."""
+    """A hashlib digest as `UnchangedTensor` has it."""
     return digest.hexdigest()[:DIGEST_LENGTH]
 
 
