@@ -304,3 +304,17 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(
     said = mistake(capsys, *command, f"--device={name}")
     assert f"no device {name!r}" in said and "it has cpu" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_runs_out_in_sampling_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("comfyui_l2p.l2p_core.flow.euler", full)
+    command = ["sample", "tiny", "--prompt", "a red circle", "--output", str(tmp_path / "a.png")]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "RAM ran out while sampling 64 x 64 pixels" in said and "--weights fp8, --tile 64" in said
+    assert "Tried to allocate" not in said and not list(tmp_path.iterdir())

@@ -15,12 +15,14 @@ from ..l2p_core import flow
 from ..l2p_core.checkpoint import Checkpoint, open_checkpoint
 from ..l2p_core.config import ModelConfig, variant_row
 from ..l2p_core.deltas.delta_on_base import Merged, open_merged, verify
+from ..l2p_core.device import accelerator
 from ..l2p_core.files.tensor_io import TORCH_DTYPES
 from ..l2p_core.memory import sampling_model
 from ..l2p_core.memory.compiled import check_compiler, compile_blocks
 from ..l2p_core.model import L2PModel
 from ..l2p_core.ops.head_tiles import LEAST_TILE
 from ..l2p_core.ranges import SIDE
+from ..l2p_core.run.memory_plan import MemoryRanOut
 from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
@@ -48,6 +50,7 @@ def sample_command(args: argparse.Namespace) -> None:
     """Generate one image for each seed.
 
     Raises:
+        MemoryRanOut: when less memory was there than was free at the start.
         ValueError: for a file that is not an L2P model, captions that do not fit it, images that exist already, a
             device that is not there or has not enough memory, or that nothing compiles for.
     """
@@ -77,10 +80,26 @@ def sample_command(args: argparse.Namespace) -> None:
     if args.compile:
         compile_blocks(model)
     for seed, target in targets.items():
-        pixels = _generate(model, positive, negative, settings, (height, width), seed, init, device)
+        try:
+            pixels = _generate(model, positive, negative, settings, (height, width), seed, init, device)
+        except RuntimeError as error:
+            if not accelerator.is_out_of_memory(error):
+                raise
+            raise _ran_out(choice, width, height, model.tile) from None
         about = {"seed": seed, "prompt": args.prompt, "width": width, "height": height, **settings._asdict()}
         save_png(pixels, target, {"l2p": json.dumps(about)}, args.overwrite)
         print(f"{target} written.")
+
+
+def _ran_out(choice: Choice, width: int, height: int, tile: int | None) -> MemoryRanOut:
+    """What to do when memory ran out although there was room by our estimate."""
+    where = "The GPU's memory" if accelerator.has_own_memory(choice.device.type) else "RAM"
+    half = max(LEAST_TILE, (tile or max(width, height)) // 2)
+    lighter = "" if choice.form.streamed else f"--weights {'streamed' if choice.form.float8 else 'fp8'}, "
+    return MemoryRanOut(
+        f"{where} ran out while sampling {width} x {height} pixels, though there was room when it began: close other "
+        f"programs, or choose {lighter}--tile {half} or a smaller size."
+    )
 
 
 def _targets(output: Path, seeds: list[int]) -> dict[int, Path]:
