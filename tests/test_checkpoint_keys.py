@@ -177,6 +177,14 @@ def _with(**changed: Tensor) -> State:
     return {**quantised.fp8(PIXELS), **{f"{layer}.{leaf}": tensor for leaf, tensor in changed.items()}}
 
 
+def _parts_in_old_spelling() -> State:
+    state: State = {**to_diffusers(PIXELS), "scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}
+    for part in ("to_q", "to_k", "to_v"):
+        layer = f"layers.0.attention.{part}"
+        state[f"{layer}.weight"], state[f"{layer}.scale_weight"] = quantised.float8(state[f"{layer}.weight"])
+    return state
+
+
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
@@ -198,6 +206,7 @@ def _with(**changed: Tensor) -> State:
             {**to_diffusers(PIXELS), "layers.0.attention.to_q.comfy_quant": quantised.marker(format="nvfp4")},
             "q, k and v quantised apart",
         ),
+        (_parts_in_old_spelling(), "q, k and v quantised apart"),
     ],
 )
 def test_scales_that_make_no_sense(state: State, sentence: str, tmp_path: Path) -> None:

@@ -166,6 +166,7 @@ def check_layers(
         CheckpointError: for a layer that the model does not have, a scale that is missing or belongs to nothing, and
             weights of another type or shape than their format has.
     """
+    _refuse_parts(path, tensors, settings)
     accounted = {OLD_MARKER}
     for layer, name in formats(settings).items():
         accounted |= _check_layer(path, layer, name, tensors, expected)
@@ -189,6 +190,17 @@ def check_layers(
 _ADVICE = "the file is damaged or of another program; download it again, or use the bf16, fp16 or fp32 file."
 
 
+def _refuse_parts(path: Path | str, tensors: Mapping[str, Stored], settings: LayerSettings) -> None:
+    """Refuse scales and markers of q, k and v, first of all: whatever else is wrong follows from them."""
+    layout = nearest(tensors).layout
+    for layer in [*settings, *(layer_of(key) for key in tensors if is_quantisation_key(key))]:
+        if layout.to_comfy(f"{layer}.weight")[1] is not None:
+            raise CheckpointError(
+                f"{path} has its attention's q, k and v quantised apart ({shown(layer)}), which ComfyUI holds in one "
+                "tensor: use a file that was quantised in the ComfyUI layout, or the bf16, fp16 or fp32 file."
+            )
+
+
 def _check_layer(
     path: Path | str, layer: str, name: str, tensors: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]
 ) -> set[str]:
@@ -198,11 +210,6 @@ def _check_layer(
         raise CheckpointError(
             f"{path}: {shown(layer)} is quantised as {shown(name)}, which is not known here (known: "
             f"{', '.join(FORMATS)}): update this pack, or use the bf16, fp16 or fp32 file."
-        )
-    if nearest(tensors).layout.to_comfy(weight)[1] is not None:
-        raise CheckpointError(
-            f"{path} has its attention's q, k and v quantised apart ({shown(layer)}), which ComfyUI holds in one "
-            "tensor: use a file that was quantised in the ComfyUI layout, or the bf16, fp16 or fp32 file."
         )
     if len(expected.get(weight, ())) != 2 or weight not in tensors:
         raise CheckpointError(f"{path}: {shown(layer)} is marked as quantised, but is no linear layer here: {_ADVICE}")
