@@ -54,7 +54,10 @@ class Fate:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did; every key of the source and of the result is once in `fates`."""
+    """What a conversion did; every key of the source and of the result is once in `fates`.
+
+    `broken` is the first tensor written with values that are not finite numbers.
+    """
 
     source: Path
     target: Path
@@ -62,6 +65,7 @@ class ConversionReport:
     seed: int
     source_sha256: str
     fates: tuple[Fate, ...]
+    broken: str | None = None
 
     def keys(self, fate: str) -> list[str]:
         """The keys with this fate."""
@@ -78,6 +82,7 @@ class ConversionReport:
         for (fate, how), keys in groups.items():
             parts = ", ".join(f"{count} of {part}" for part, count in metadata.grouped(keys).items())
             lines.append(f"{fate} {len(keys)} ({how}): {parts}")
+        lines += [metadata.broken_text(self.broken)] if self.broken else []
         return "\n".join(lines)
 
 
@@ -141,7 +146,7 @@ def convert(
         hashes = [_copy_file(header, copies, reader, writer, counter) for header in checkpoint.files]
         for key in report.keys("initialised"):
             _write_random(slots[key], places[key], random_values(key, shapes, seed, init), writer, counter)
-        report = replace(report, source_sha256=_combined(hashes))
+        report = replace(report, source_sha256=_combined(hashes), broken=writer.broken)
         writer.finish(_metadata(config, report, init))
     return report
 

@@ -36,11 +36,15 @@ _INHERITED = (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)
 
 @dataclass(frozen=True)
 class DeltaReport:
-    """Which tensors (ComfyUI keys) were trained and which are the base's."""
+    """Which tensors (ComfyUI keys) were trained and which are the base's.
+
+    `broken` is the first tensor written with values that are not finite numbers.
+    """
 
     target: Path
     trained: tuple[str, ...]
     kept: tuple[str, ...]
+    broken: str | None = None
 
     def summary(self) -> str:
         """One line of text for each."""
@@ -49,6 +53,7 @@ class DeltaReport:
             f"{len(names)} {how}: " + ", ".join(f"{count} of {part}" for part, count in metadata.grouped(names).items())
             for how, names in parts.items()
         ]
+        lines += [metadata.broken_text(self.broken)] if self.broken else []
         return "\n".join([f"{self.target}", *lines])
 
 
@@ -96,6 +101,11 @@ def extract(
             for slot in slots:
                 stored = new.tensors[slot.name]
                 _copy(reader, stored, writer, writer.add({slot.name: slot.shape}, slot.dtype))
+                if writer.broken:
+                    raise CheckpointError(
+                        f"{trained} is broken: '{stored.name}' has values that are not finite numbers, and its images "
+                        "would be black: take an earlier save of the training, or download the file again."
+                    )
                 counter.advance(stored.nbytes)
             writer.finish(text)
     return DeltaReport(target, tuple(slot.name for slot in slots), tuple(kept))
@@ -200,7 +210,7 @@ def merge(
                 raise other_base(delta, base, f"its '{stored.name}' has other values")
             counter.advance(stored.nbytes)
         writer.finish(checkpoint.metadata)
-    return DeltaReport(target, merged.trained, merged.untouched)
+    return DeltaReport(target, merged.trained, merged.untouched, writer.broken)
 
 
 def load_model(

@@ -17,6 +17,7 @@ from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_model, load_te
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.files import atomic, tensor_io
 from comfyui_l2p.l2p_core.layouts import to_comfy, to_diffusers
+from comfyui_l2p.train.cli import main
 
 TRAINED_PARTS = (
     "x_embedder.",
@@ -114,10 +115,10 @@ def test_the_disk_is_asked_for_what_is_written_and_no_more(files: Files, monkeyp
     assert asked == pytest.approx([merged.stat().st_size, init.stat().st_size], rel=1e-3)
 
 
-def test_nan_and_infinity_survive(files: Files) -> None:
+def test_nan_and_infinity_of_the_base_survive(files: Files) -> None:
     state = {name: tensor.clone() for name, tensor in files.initial.items()}
-    for name in ("layers.0.ffn_norm1.weight", "layers.1.ffn_norm1.weight"):
-        state[name][:3] = torch.tensor([float("nan"), float("inf"), -0.0])
+    state["layers.0.ffn_norm1.weight"][0] = -0.0
+    state["layers.1.ffn_norm1.weight"][:3] = torch.tensor([float("nan"), float("inf"), -0.0])
     source = write({**weights(), "layers.1.ffn_norm1.weight": state["layers.1.ffn_norm1.weight"]}, files.source)
     delta.extract(write(state, files.trained), source, files.delta)
     assert "layers.1.ffn_norm1.weight" not in load_tensors(files.delta)[0]
@@ -265,3 +266,39 @@ def test_merged_files_say_what_they_are(files: Files) -> None:
         progress=lambda done, total: steps.append((done, total)),
     )
     assert steps[-1][0] == steps[-1][1] == opened.nbytes
+
+
+def test_values_that_are_not_finite_numbers(
+    tmp_path: Path, unflushed: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No delta is made of them; merging and converting say which tensor has them."""
+    files = Files(tmp_path)
+    state = {key: tensor.clone() for key, tensor in files.state.items()}
+    state["layers.0.attention.qkv.weight"][-1, -1] = float("nan")
+    broken = write(state, tmp_path / "broken.safetensors")
+    with pytest.raises(CheckpointError, match="'layers.0.attention.qkv.weight' has values that are not finite numbers"):
+        delta.extract(broken, files.init, files.delta)
+    assert not files.delta.exists()
+
+    source = weights()
+    source["layers.1.attention.out.weight"][0, 0] = float("inf")
+    base = write(source, tmp_path / "base.safetensors")
+    report = convert(base, tmp_path / "broken init.safetensors", head_width=HEAD_WIDTH)
+    assert report.broken == "layers.1.attention.out.weight" and report.broken in report.summary()
+    trained = load_tensors(tmp_path / "broken init.safetensors")[0]
+    trained = {key: tensor + 0.01 if key.startswith("x_embedder.") else tensor for key, tensor in trained.items()}
+    delta.extract(write(trained, tmp_path / "new.safetensors"), base, files.delta)
+    merged = tmp_path / "merged.safetensors"
+    assert main(["merge", str(files.delta), str(base), str(merged)]) == 0
+    assert "Warning: 'layers.1.attention.out.weight' has values that are not finite numbers" in capsys.readouterr().out
+
+    report = convert(files.source, tmp_path / "sound.safetensors", head_width=HEAD_WIDTH)
+    assert report.broken is None and "Warning" not in report.summary()
+
+
+def test_a_dtype_too_narrow_for_a_weight_is_named(tmp_path: Path, unflushed: None) -> None:
+    source = {key: tensor.float() for key, tensor in weights().items()}
+    source["layers.1.attention.out.weight"][0, 0] = 1e6
+    file = write(source, tmp_path / "source.safetensors")
+    report = convert(file, tmp_path / "half.safetensors", head_width=HEAD_WIDTH, dtype=torch.float16)
+    assert report.broken == "layers.1.attention.out.weight"

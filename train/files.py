@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..l2p_core import convert, delta
+from ..l2p_core.files.metadata import broken_text
 from ..l2p_core.files.model_file import check_name
 from ..l2p_core.files.units import bytes_text
 from ..l2p_core.tiny.bundled import resolve
@@ -50,8 +51,10 @@ def merge_command(args: argparse.Namespace) -> None:
     """`l2p merge`: write the trained model from its delta and base."""
     check_name(args.target)
     with byte_progress("merging") as progress:
-        delta.merge(args.delta, resolve(args.base), args.target, overwrite=args.overwrite, progress=progress)
+        report = delta.merge(args.delta, resolve(args.base), args.target, overwrite=args.overwrite, progress=progress)
     _written(args.target)
+    if report.broken:
+        print(broken_text(report.broken))
 
 
 def _written(path: Path) -> None:

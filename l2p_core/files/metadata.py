@@ -84,3 +84,8 @@ def _stored_head(stated: dict[str, Any]) -> HeadConfig:
 
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 < value <= _MAX_SIZE
+
+
+def broken_text(key: str) -> str:
+    """A line of a report on a file with NaN or infinity in it."""
+    return f"Warning: '{key}' has values that are not finite numbers: images of this model will be black."

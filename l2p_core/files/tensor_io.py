@@ -7,6 +7,7 @@ a thread in parallel with reading and writing; all of them release the interpret
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..ops.finite import is_finite
 from .safetensors_header import DTYPE_BITS, CheckpointError, Entry, header_bytes, nbytes
 
 # Small enough to stay in the processor's cache for hashing and writing: chunks of 8 MiB take twice the time.
@@ -196,7 +198,10 @@ class TensorWriter:
         self._file = file
         self._data_start = data_start
         self._entries: list[Entry] = []
+        self._starts: list[int] = []
         self._stop = 0
+        self.broken: str | None = None
+        """The first tensor found with NaN or infinity in it; looked at while written, as that costs little."""
 
     def add(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
         """Reserve space for contiguous tensors and return the position of their first byte."""
@@ -204,11 +209,17 @@ class TensorWriter:
         for name, shape in shapes.items():
             size = nbytes(dtype, shape)
             self._entries.append(Entry(name, dtype, shape, self._stop, self._stop + size))
+            self._starts.append(self._stop)
             self._stop += size
         return position
 
     def write(self, position: int, data: memoryview) -> None:
-        """Write bytes at a position returned by `add`."""
+        """Write bytes, whole elements of one tensor or of several of a dtype, at a position returned by `add`."""
+        if data and self.broken is None:
+            entry = self._entries[bisect_right(self._starts, position) - 1]
+            dtype = TORCH_DTYPES[entry.dtype]
+            if dtype.is_floating_point and not is_finite(torch.frombuffer(data, dtype=dtype)):
+                self.broken = entry.name
         _write_at(self._file, self._data_start + position, data)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
