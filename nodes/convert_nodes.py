@@ -42,7 +42,7 @@ def _trained(id: str, tooltip: str, *kinds: str) -> io.Combo.Input:
 def _outputs() -> list[io.Output]:
     return [
         io.Combo.Output(display_name="file", options=files.choices(), tooltip="The new file's name, for L2P Loader."),
-        io.String.Output(display_name="report", tooltip="What became of every tensor."),
+        io.String.Output(display_name="report", tooltip="What happened to every tensor."),
     ]
 
 
@@ -74,7 +74,7 @@ class ConvertToL2P(io.ComfyNode):
             display_name="Convert to L2P",
             category=CATEGORY,
             description="Turns a latent Z-Image model (or a smaller L2P variant) into an L2P file with a new patch "
-            "embedder and Detailer Head. The result is where training starts from: until then it makes noise.",
+            "embedder and Detailer Head. Training starts from the result; before training it generates noise.",
             search_aliases=[
                 "convert checkpoint",
                 "pixel initialisation",
@@ -100,7 +100,7 @@ class ConvertToL2P(io.ComfyNode):
                     max=0xFFFFFFFF,
                     # A new seed would produce a new file, which a second run of the workflow would refuse to write.
                     control_after_generate=False,
-                    tooltip="The number that new weights are drawn from; the same seed gives the same file.",
+                    tooltip="The seed of the new weights; the same seed gives the same file.",
                 ),
                 _file_name("l2p-1k-init"),
                 _overwrite(),
@@ -135,8 +135,8 @@ class SaveDelta(io.ComfyNode):
             node_id="L2PSaveDelta",
             display_name="Save L2P Delta",
             category=CATEGORY,
-            description="Keeps of a trained L2P file only what training changed, to share and to load onto the base "
-            "with L2P Loader: less than half the size, and no second copy of the base.",
+            description="Saves only what training changed in a trained L2P file, to share and to load onto the base "
+            "with L2P Loader: less than half the size, without a second copy of the base.",
             search_aliases=["extract delta", "difference", "l2p delta", "提取增量", "差分"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -179,7 +179,7 @@ class MergeDelta(io.ComfyNode):
             node_id="L2PMergeDelta",
             display_name="Merge L2P Delta",
             category=CATEGORY,
-            description="Puts a delta onto the base it was made for, the latent source or the pixel initialisation, "
+            description="Merges a delta into the base it was made for, the latent source or the pixel initialisation, "
             "and saves a whole L2P model. L2P Loader does the same while loading, without a new file.",
             search_aliases=["merge checkpoint", "apply delta", "l2p delta", "合并模型", "应用增量"],
             is_output_node=True,

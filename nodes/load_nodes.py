@@ -22,9 +22,9 @@ class Loader(io.ComfyNode):
             node_id="L2PLoader",
             display_name="L2P Loader",
             category="L2P",
-            description="Loads an L2P pixel-space model of any variant (1k, 4k, 8k, 10k; told from the file) as a "
+            description="Loads an L2P pixel-space model of any variant (1k, 4k, 8k, 10k; detected from the file) as a "
             "MODEL for Pixel Sampler, KSampler and everything else that takes one. Load Diffusion Model and Load "
-            "Checkpoint load a whole model too; deltas and a size for the head's tiles are to be had here.",
+            "Checkpoint load a whole model too; deltas and the size of the head's tiles are available only here.",
             search_aliases=[
                 "load diffusion model",
                 "unet loader",
@@ -46,20 +46,20 @@ class Loader(io.ComfyNode):
                     "delta",
                     options=[files.NO_FILE, *files.choices()],
                     default=files.NO_FILE,
-                    tooltip="A file of trained weights to put onto the base while loading; none for a whole model.",
+                    tooltip="A file of trained weights to merge into the base while loading; none for a whole model.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(WEIGHT_DTYPES),
                     default="default",
-                    tooltip="How weights are kept in memory. fp8 halves the backbone and leaves the head as it is.",
+                    tooltip="How weights are stored in memory. fp8 halves the backbone and does not change the head.",
                 ),
                 io.Combo.Input(
                     "head_tile",
                     options=["auto", "whole", "256", "512", "1024", "2048", "4096"],
                     default="auto",
-                    tooltip="The Detailer Head works tile by tile with the same result: smaller takes less memory, "
-                    "auto decides by what is free.",
+                    tooltip="The Detailer Head works tile by tile with the same result: smaller tiles take less "
+                    "memory, auto chooses by free memory.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -136,8 +136,8 @@ class DemoSource(io.ComfyNode):
             node_id="L2PDemoSource",
             display_name="L2P Demo Source",
             category="L2P/train",
-            description="The tiny latent model that L2P Demo's model was made of, with its VAE: makes training images "
-            "of coloured shapes, 64 pixels wide, with nothing to download. For trying out training.",
+            description="The tiny latent model that L2P Demo's model was converted from, with its VAE: it generates "
+            "training images of coloured shapes, 64 pixels wide, with nothing to download. For trying out training.",
             search_aliases=["l2p example", "tiny model", "latent source", "test model", "示例", "潜空间来源"],
             outputs=[
                 io.Model.Output(),

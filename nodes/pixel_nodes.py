@@ -49,8 +49,8 @@ class EmptyPixels(io.ComfyNode):
             "the counterpart of Empty Latent Image, without a VAE.",
             search_aliases=["empty latent", "blank pixels", "pixel latent", "l2p latent", "空 latent", "空白画布"],
             inputs=[
-                *width_and_height("0 is the size of the connected model, without one 1024."),
-                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to make at once."),
+                *width_and_height("0 is the size of the connected model, or 1024 without one."),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to generate at once."),
                 io.Model.Input(
                     "model", optional=True, tooltip="An L2P model, whose own size a width and height of 0 take."
                 ),
@@ -102,7 +102,7 @@ class ImageToPixels(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White is painted anew, black is kept. Any shape, as large as the image.",
+                    tooltip="White is repainted, black is kept. Any shape, as large as the image.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="pixels", tooltip="Pixels as a LATENT, for any sampler.")],
@@ -125,10 +125,10 @@ class PixelsToImage(io.ComfyNode):
             node_id="L2PPixelsToImage",
             display_name="Pixels to Image",
             category=CATEGORY,
-            description="What a sampler made with an L2P model, as an image: the counterpart of VAE Decode, "
+            description="Converts a sampler's result with an L2P model to an image: the counterpart of VAE Decode, "
             "exact and instant, with no tiles at any size.",
             search_aliases=["vae decode", "latent to image", "decode pixels", "vae 解码"],
-            inputs=[io.Latent.Input("pixels", tooltip="The LATENT that a sampler made with an L2P model.")],
+            inputs=[io.Latent.Input("pixels", tooltip="The LATENT from a sampler with an L2P model.")],
             outputs=[io.Image.Output(display_name="image")],
         )
 

@@ -21,8 +21,8 @@ class PixelSampler(io.ComfyNode):
             node_id="L2PPixelSampler",
             display_name="Pixel Sampler",
             category="L2P",
-            description="Makes images with an L2P model, straight in pixels: no VAE. Connect an image to start from "
-            "it, and a mask to repaint only a part of it; the rest comes out exactly as it went in.",
+            description="Generates images with an L2P model directly in pixels, without a VAE. Connect an image to "
+            "start from it, and a mask to repaint only a part of it; the rest stays exactly unchanged.",
             search_aliases=[
                 "ksampler",
                 "sampler",
@@ -41,21 +41,21 @@ class PixelSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the image should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show; not used when cfg is 1."),
                 *width_and_height("0 is the size that the model was trained at. A connected image sets it instead."),
-                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to make at once."),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to generate at once."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The number that the noise is drawn from.",
+                    tooltip="The seed of the noise.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=FROM_MODEL,
                     min=FROM_MODEL,
                     max=10000,
-                    tooltip="Sampling steps; -1 takes what the model was published with (1k: 30, larger: 50).",
+                    tooltip="Sampling steps; -1 uses the model's published value (1k: 30, larger: 50).",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -64,20 +64,20 @@ class PixelSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance; -1 takes what the model was published with (1k: 2, larger: 4). "
-                    "1 is none, and twice as fast.",
+                    tooltip="Guidance; -1 uses the model's published value (1k: 2, larger: 4). 1 is no guidance and "
+                    "twice as fast.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.SAMPLER_NAMES,
                     default="euler",
-                    tooltip="How a step is taken; L2P was published with euler.",
+                    tooltip="The sampler; L2P was published with euler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=[PUBLISHED, *comfy.samplers.SCHEDULER_NAMES],
                     default=PUBLISHED,
-                    tooltip="How the steps are spread over the noise levels; the first is L2P's own.",
+                    tooltip="The noise levels of the steps; the first choice is L2P's own schedule.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -85,13 +85,13 @@ class PixelSampler(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="With an image: how much of it is made anew. 1 keeps nothing but what the mask protects.",
+                    tooltip="With an image: how much of it is regenerated. 1 keeps only what the mask protects.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="An image to start from, in its own size."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White is painted anew, black comes out exactly as it went in. As large as the image.",
+                    tooltip="White is repainted, black stays exactly unchanged. The same size as the image.",
                 ),
                 aspect_input(),
             ],

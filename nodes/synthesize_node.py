@@ -25,9 +25,9 @@ class SynthesizeDataset(io.ComfyNode):
             node_id="L2PSynthesizeDataset",
             display_name="Synthesize L2P Dataset",
             category="L2P/train",
-            description="Makes the images that an L2P model is trained on: the latent model's own, of your prompts. "
-            "They go to a folder under datasets, as PNG files with a metadata.csv. Stopped at any time, it goes on "
-            "with what is missing.",
+            description="Generates the training images of an L2P model: the latent model's own images of your prompts. "
+            "They go to a folder under datasets, as PNG files with a metadata.csv. If it is stopped, the next run "
+            "generates the missing images.",
             search_aliases=[
                 "make dataset",
                 "generate training images",
@@ -40,7 +40,9 @@ class SynthesizeDataset(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The latent model that the L2P model is to be made of; any MODEL."),
+                io.Model.Input(
+                    "model", tooltip="The latent model that the L2P model will be converted from; any MODEL works."
+                ),
                 io.Clip.Input("clip", tooltip="Its text encoder. Every prompt is encoded once."),
                 io.Vae.Input("vae", optional=True, tooltip="Its VAE. An L2P model needs none."),
                 io.String.Input(
@@ -51,28 +53,28 @@ class SynthesizeDataset(io.ComfyNode):
                     default="",
                     multiline=True,
                     dynamic_prompts=False,
-                    placeholder="one prompt a line",
-                    tooltip="What the images are to show, one prompt a line.",
+                    placeholder="one prompt per line",
+                    tooltip="What the images should show, one prompt per line.",
                 ),
                 io.Combo.Input(
                     "prompt_file",
                     options=[NO_FILE, *datasets.input_files(PROMPT_SUFFIXES)],
                     default=NO_FILE,
-                    tooltip="More prompts, from the input folder: a text file with one a line (lines that begin with # "
-                    "are comments), or a table (csv, tsv, jsonl) with a column prompt, text or caption.",
+                    tooltip="More prompts, from the input folder: a text file with one per line (lines that begin with "
+                    "# are comments), or a table (csv, tsv, jsonl) with a column prompt, text or caption.",
                 ),
-                io.Int.Input("images_per_prompt", default=2, min=1, max=10000, tooltip="How many images of a prompt."),
+                io.Int.Input("images_per_prompt", default=2, min=1, max=10000, tooltip="Number of images per prompt."),
                 io.Int.Input(
                     "first_image",
                     default=0,
                     min=0,
                     max=1 << 32,
-                    tooltip="The number that a prompt's images are counted from. Each image's seed is drawn from its "
-                    "prompt and number, so that no two share their noise.",
+                    tooltip="The index of each prompt's first image. Each image's seed is derived from its prompt and "
+                    "index, so no two share their noise.",
                 ),
                 io.Int.Input("width", default=1024, min=16, max=MAX_SIDE, tooltip="Width in pixels."),
                 io.Int.Input("height", default=1024, min=16, max=MAX_SIDE, tooltip="Height in pixels."),
-                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Sampling steps, as the model needs them."),
+                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Sampling steps that the model needs."),
                 io.Float.Input(
                     "cfg",
                     default=4.0,
@@ -80,19 +82,20 @@ class SynthesizeDataset(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance; 1 is none, and twice as fast. Distilled models such as Z-Image-Turbo take 1.",
+                    tooltip="Guidance; 1 is no guidance and twice as fast. Distilled models such as Z-Image-Turbo take "
+                    "1.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.SAMPLER_NAMES,
                     default="euler",
-                    tooltip="How a step is taken. With samplers that add noise, images depend on batch_size too.",
+                    tooltip="The sampler. With samplers that add noise, images also depend on batch_size.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.SCHEDULER_NAMES,
                     default="simple",
-                    tooltip="How the steps are spread over the noise levels.",
+                    tooltip="The noise levels of the steps.",
                 ),
                 io.String.Input(
                     "negative",
@@ -105,14 +108,14 @@ class SynthesizeDataset(io.ComfyNode):
                     default=1,
                     min=1,
                     max=4096,
-                    tooltip="How many images of the same prompt to make at once: faster, and takes more memory.",
+                    tooltip="How many images of the same prompt to generate at once: faster, but takes more memory.",
                 ),
             ],
             outputs=[
                 io.Combo.Output(
                     display_name="dataset", options=datasets.choices(), tooltip="The data set's name, for Train L2P."
                 ),
-                io.Int.Output(display_name="count", tooltip="How many images there are."),
+                io.Int.Output(display_name="count", tooltip="Number of images."),
                 io.Image.Output(display_name="examples", tooltip="The first few of them."),
             ],
         )

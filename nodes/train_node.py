@@ -32,7 +32,7 @@ class TrainL2P(io.ComfyNode):
             display_name="Train L2P",
             category="L2P/train",
             description="Trains an L2P model on a folder of captioned images and leaves a delta for L2P Loader. "
-            "Interrupt saves; queued again, the run goes on where it stopped. Its folder in output/l2p_runs holds "
+            "Interrupt saves the run; queue it again to resume. Its folder in output/l2p_runs holds "
             "report.html, montages and the state.",
             search_aliases=[
                 "train",
@@ -57,12 +57,14 @@ class TrainL2P(io.ComfyNode):
                     tooltip="From models/diffusion_models: a latent Z-Image model, which becomes a pixel model first, "
                     "or an L2P model to train on. The tiny source needs no download.",
                 ),
-                io.Clip.Input("clip", tooltip="The model's text encoder; encodes the captions once, then leaves."),
+                io.Clip.Input(
+                    "clip", tooltip="The model's text encoder; encodes the captions once and is then unloaded."
+                ),
                 io.Combo.Input(
                     "recipe",
                     options=_RECIPES,
                     default=AUTO,
-                    tooltip="Where settings left at 0 or 'as the recipe' come from; auto takes the one for the model.",
+                    tooltip="The recipe for settings left at 0 or 'as the recipe'; auto selects the one for the model.",
                 ),
                 io.String.Input(
                     "run_name", default="my_l2p", tooltip="The run's folder in output/l2p_runs; folders are allowed."
@@ -71,21 +73,21 @@ class TrainL2P(io.ComfyNode):
                     "start",
                     options=[GO_ON, ANEW],
                     default=GO_ON,
-                    tooltip="What to do with a run of that name that is there already: go on after its last save, or "
-                    "begin anew, which moves it aside.",
+                    tooltip="What to do with an existing run of that name: resume from its last save, or begin anew, "
+                    "which moves it into a subfolder.",
                 ),
-                _number("steps", "Optimiser steps of the whole run; may grow in a run that goes on."),
+                _number("steps", "Optimiser steps of the whole run; may be increased when the run resumes."),
                 io.Float.Input(
                     "learning_rate",
                     default=0.0,
                     min=0.0,
                     max=1.0,
                     step=1e-6,
-                    tooltip="Of the optimiser. 0: as the recipe.",
+                    tooltip="Learning rate of the optimiser. 0: as the recipe.",
                 ),
-                _number("image_size", "Side of a square of the area that images are brought to.", 16384),
-                _number("batch_size", "Images that go through the model at once.", 4096),
-                _number("accumulate", "How many such batches make one step.", 4096),
+                _number("image_size", "Images are resized to the area of a square of this side.", 16384),
+                _number("batch_size", "Images per micro-batch.", 4096),
+                _number("accumulate", "Micro-batches per step.", 4096),
                 io.Combo.Input(
                     "policy",
                     options=[AS_RECIPE, *POLICIES],
@@ -98,20 +100,20 @@ class TrainL2P(io.ComfyNode):
                     default=-1,
                     min=-1,
                     max=1000,
-                    tooltip="Blocks trained in full at each end, under shallow and lora. -1: as the recipe.",
+                    tooltip="Blocks trained in full at each end, with shallow and lora. -1: as the recipe.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=[AS_RECIPE, "bf16", "fp32"],
                     default=AS_RECIPE,
-                    tooltip="What is computed in; weights that train are float32 either way.",
+                    tooltip="The dtype of computation; trained weights are float32 in any case.",
                 ),
                 io.Combo.Input(
                     "memory",
                     options=list(MEMORY),
                     default=AS_RECIPE,
-                    tooltip="Where weights are kept, for GPUs from large to small: all on the GPU; weights that do not "
-                    "train in fp8; these in CPU memory, with the trained ones and their optimiser.",
+                    tooltip="Where weights are stored, for GPUs from large to small: all on the GPU; frozen weights in "
+                    "fp8; frozen weights in RAM, together with the trained ones and their optimiser.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -119,26 +121,26 @@ class TrainL2P(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Of everything random in the run: new weights, order, noise.",
+                    tooltip="Seed of everything random in the run: new weights, order, noise.",
                 ),
                 io.String.Input(
                     "prompts",
                     default="",
                     multiline=True,
-                    placeholder="montage prompts, one a line; empty: the recipe's",
-                    tooltip="Captions that the montages show, a line each; empty takes the recipe's.",
+                    placeholder="montage prompts, one per line; empty: the recipe's",
+                    tooltip="Captions of the montages, one per line; empty uses the recipe's.",
                 ),
                 io.String.Input(
                     "filename",
                     default="",
-                    tooltip="The delta's name in models/diffusion_models; empty is the run's name.",
+                    tooltip="The delta's name in models/diffusion_models; by default the run's name.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
                     tooltip="Whether another file of that name may be replaced; off refuses, before training.",
                 ),
-                _number("save_every", "Steps between saves; interrupting saves too.", advanced=True),
+                _number("save_every", "Steps between saves; interrupting also saves.", advanced=True),
                 _number("montage_every", "Steps between montages.", advanced=True),
                 io.String.Input(
                     "changes",
@@ -146,7 +148,7 @@ class TrainL2P(io.ComfyNode):
                     multiline=True,
                     advanced=True,
                     placeholder='[training]\nwarmup_steps = 100\ndecay = "cosine"',
-                    tooltip="Anything else of the recipe, as TOML; it has the last word.",
+                    tooltip="Any other keys of the recipe, as TOML; they override the inputs above.",
                 ),
             ],
             outputs=[
