@@ -32,9 +32,9 @@ from .sample_captions import caption_reader
 from .sample_memory import Choice, Need, free_bytes, place
 
 _MULTIPLE = 16
-"""Pixels that sides are rounded to where they follow from the shape of another image, and the shorter one's least."""
+"""Multiple in pixels to which derived sides are rounded, and minimum of the shorter side."""
 _CUT = 0.05
-"""Share of another image that may be cut off for the sake of such multiples; of strips it would be half."""
+"""Share of another image that may be cropped to reach such multiples; for strips it would be half."""
 
 
 class SamplingSettings(NamedTuple):
@@ -52,13 +52,13 @@ def sample_command(args: argparse.Namespace) -> None:
     Raises:
         MemoryRanOut: when less memory was there than was free at the start.
         ValueError: for a file that is not an L2P model, captions that do not fit it, images that exist already, a
-            device that is not there or has not enough memory, or that nothing compiles for.
+            device that does not exist, has too little memory, or has no compiler.
     """
     targets = _targets(args.output, args.seed)
     for target in targets.values():
         refuse_existing(target, args.overwrite)
     base, trained = _files(args.model, args.delta)
-    # From the header: what is wrong with the rest is said before gigabytes are read.
+    # From the header, so that other errors are reported before gigabytes are read.
     opened = open_merged(trained, base) if trained else Merged(open_checkpoint(base), {}, {})
     checkpoint = opened.checkpoint
     config = checkpoint.pixel_config()
@@ -103,7 +103,7 @@ def _ran_out(choice: Choice, width: int, height: int, tile: int | None) -> Memor
 
 
 def _targets(output: Path, seeds: list[int]) -> dict[int, Path]:
-    if output.suffix.lower() != ".png":  # other programs believe the name, and it would lie
+    if output.suffix.lower() != ".png":  # other programs trust the suffix
         raise ValueError(f"{output.name} is not the name of a PNG image, which is what is written: end it in .png.")
     if len(seeds) == 1:
         return {seeds[0]: output}
@@ -111,7 +111,7 @@ def _targets(output: Path, seeds: list[int]) -> dict[int, Path]:
 
 
 def _files(path: Path, delta_path: Path | None) -> tuple[Path, Path | None]:
-    """The model's file, and the delta to put onto it; the tiny source takes its own where none is given."""
+    """The model's file, and the delta to merge into it; the tiny source uses its own by default."""
     base = bundled.resolve(path)
     return base, bundled.DELTA if base == bundled.SOURCE and delta_path is None else delta_path
 
@@ -129,7 +129,7 @@ def _settings(args: argparse.Namespace, config: ModelConfig) -> SamplingSettings
 
 
 def _notes(args: argparse.Namespace, cfg: float) -> list[str]:
-    """Sentences on options that are not followed to the letter."""
+    """Sentences about options that have no effect or are adjusted."""
     notes = []
     if args.negative is not None and cfg == 1:
         notes.append("--negative has no effect with --cfg 1, which is no guidance: raise --cfg above 1.")
@@ -147,10 +147,10 @@ def _size(args: argparse.Namespace, config: ModelConfig) -> tuple[int, int]:
 
 
 def size_like(shape: tuple[int, int], side: int, width: int | None, height: int | None) -> tuple[int, int]:
-    """(width, height) in the shape of another image, of a square's area; a side that is given decides the other.
+    """(width, height) in the shape of another image, with a square's area; a given side determines the other.
 
     Raises:
-        ValueError: if no size of whole pixels has that shape, as a strip's.
+        ValueError: if no size in whole pixels has that shape, as for a strip.
     """
     if width and height:
         return width, height
@@ -160,7 +160,7 @@ def size_like(shape: tuple[int, int], side: int, width: int | None, height: int 
     elif height:
         size = round(height * aspect), height
     else:
-        # A strip is longer than its area would have it, rather than cut.
+        # A strip becomes longer than its area would give, rather than being cropped.
         scale = max(1.0, _MULTIPLE / (side * min(aspect, 1 / aspect) ** 0.5))
         size = _rounded(scale * side * aspect**0.5, scale * side / aspect**0.5)
     if min(size) < SIDE.least or max(size) > SIDE.most:
@@ -172,15 +172,15 @@ def size_like(shape: tuple[int, int], side: int, width: int | None, height: int 
 
 
 def _rounded(width: float, height: float) -> tuple[int, int]:
-    """To multiples where they keep the shape, else to pixels."""
+    """Round to multiples if they preserve the shape, else to pixels."""
     size = round(width / _MULTIPLE) * _MULTIPLE, round(height / _MULTIPLE) * _MULTIPLE
     change = size[0] / size[1] * height / width
     return size if 1 - _CUT <= change <= 1 / (1 - _CUT) else (round(width), round(height))
 
 
 def _dtype(base: Path, checkpoint: Checkpoint) -> torch.dtype:
-    """What to compute in: what the patch embedder is stored in."""
-    # The tiny model is stored in bfloat16, in which a CPU is slower and no more exact.
+    """The compute dtype: that of the stored patch embedder."""
+    # The tiny model is stored in bfloat16, in which a CPU is slower and no more accurate.
     return torch.float32 if base == bundled.SOURCE else TORCH_DTYPES[checkpoint.input_dtype]
 
 
@@ -203,7 +203,7 @@ def _generate(
     device: torch.device,
 ) -> Tensor:
     """One image (3, H, W) in [-1, 1] on the CPU."""
-    # On the CPU, so that a seed means the same image on every machine.
+    # On the CPU, so that a seed produces the same image on every machine.
     noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed)).to(device)
     with bar(f"seed {seed}", unit="step", total=settings.steps) as shown:
         return flow.sample(

@@ -1,4 +1,4 @@
-"""The caption of `l2p sample` as features: words of the tiny model, a file, or a prompt through the text encoder."""
+"""The caption features of `l2p sample`: from the tiny model's words, a file, or a prompt through the text encoder."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..l2p_core.tiny.bundled import is_tiny
 from . import qwen
 
 Captions = tuple[Tensor, Tensor | None]
-"""Features (L, caption_dim) of the caption, and of the one to guide away from."""
+"""Features (L, caption_dim) of the caption, and of the negative caption."""
 
 _ENCODER_SPARE = 10**9
-"""Bytes of a GPU's memory that a text encoder uses beside its weights: activations of two captions, and the context."""
+"""Bytes of GPU memory that a text encoder uses beside its weights: activations of two captions, and the context."""
 
 
 def caption_reader(
     args: argparse.Namespace, base: Path, config: ModelConfig, cfg: float
 ) -> Callable[[torch.device], Captions]:
-    """What makes the captions on a device; everything that may be wrong with them is checked before it is called.
+    """A function that computes the captions on a device; all checks are done before it is called.
 
     Args:
         args: of `l2p sample`: prompt, negative, encoder, tokenizer and caption_features.
@@ -39,7 +39,7 @@ def caption_reader(
         cfg: guidance; 1 needs no negative caption.
 
     Raises:
-        ValueError: for captions that are missing, too many, or do not fit the model, with what to give instead.
+        ValueError: for captions that are missing, too many, or do not fit the model, with what to pass instead.
     """
     if (args.prompt is None) == (args.caption_features is None):
         raise ValueError("Give the caption as --prompt or as --caption-features FILE, one of the two.")
@@ -103,13 +103,13 @@ def _encoder(args: argparse.Namespace, base: Path, config: ModelConfig) -> qwen.
 
 
 def _beside(base: Path) -> Path | None:
-    """The published folder that a model is a part of, `transformer` beside `text_encoder`; None if it is not."""
+    """The published folder that contains a model, `transformer` beside `text_encoder`; None if it is not."""
     folders = (base.parent, base.parent.parent)
     return next((folder for folder in folders if (folder / "text_encoder").is_dir()), None)
 
 
 def _encoded(files: qwen.QwenFiles, captions: list[str], device: torch.device) -> Captions:
-    """The captions' features on the CPU; nothing of the encoder is left in memory."""
+    """The captions' features on the CPU; the encoder is unloaded."""
     needed = qwen.weight_bytes(files) + _ENCODER_SPARE
     if accelerator.has_own_memory(device.type) and accelerator.free_bytes(device) < needed:
         print(

@@ -1,4 +1,4 @@
-"""Where `l2p sample` computes, how it keeps the weights, and in which tiles: what memory is free decides all three."""
+"""The device, weight storage and head tiles of `l2p sample`, chosen by free memory."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _FORMS: dict[str, Callable[[torch.dtype], Iterable[Form]]] = {
     "fp8": lambda stored: (_FP8,),
     "streamed": lambda stored: _STREAMED,
 }
-"""By the values of `--weights`: forms, given the dtype of the file, of which the first that fits is taken."""
+"""For each value of `--weights`: forms, given the dtype of the file; the first that fits is used."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Where a model is and how.
+    """The device and form of a model.
 
     Attributes:
         device: to compute on.
@@ -49,7 +49,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Need:
-    """How much memory sampling an image needs.
+    """The memory that sampling an image needs.
 
     Attributes:
         config: of the model.
@@ -63,23 +63,23 @@ class Need:
     dtype: torch.dtype
 
     def weights(self, form: Form) -> WeightMemory:
-        """Bytes of the weights."""
+        """The memory of the weights."""
         return weight_memory(self.config, form)
 
     def on_device(self, form: Form) -> int:
-        """The least of the device's memory with which it can be done: weights, and a step with the smallest tiles."""
+        """The least device memory that suffices: the weights, and a step with the smallest tiles."""
         weights = self.weights(form)
         step = step_bytes(self.config, self.height, self.width, MAX_CAPTION, form.dtype.itemsize, tile=TILES[-1])
         return weights.device + max(weights.loading, weights.computing + step) + _SPARE
 
     def tile(self, form: Form, caption: int, free: int) -> int | None:
-        """The side of the head's tiles where so many bytes are free with the model loaded; None is the whole image."""
+        """The side of the head's tiles for this many free bytes with the model loaded; None is the whole image."""
         return choose_tile(self.config, self.height, self.width, caption, form.dtype.itemsize, free=free)
 
 
 @dataclass(frozen=True)
 class _Room:
-    """What is free.
+    """The free memory of a device.
 
     Attributes:
         device: to compute on.
@@ -96,7 +96,7 @@ class _Room:
     def first_that_fits(self, forms: Iterable[Form]) -> Form | None:
         own = accelerator.has_own_memory(self.device.type)
         for form in forms:
-            # Of a device without memory of its own nothing is gained by streaming.
+            # On a device without its own memory, streaming gains nothing.
             fits_ram = self.need.weights(form).ram <= available_memory() if own else not form.streamed
             if fits_ram and self.need.on_device(form) <= self.free:
                 return form
@@ -104,16 +104,16 @@ class _Room:
 
 
 def place(name: str | None, need: Need, weights: str = "auto") -> Choice:
-    """The device to sample on: the named one, or a GPU if there is one with enough memory, or the CPU; and the form of
-    the weights there, which a sentence states if it is not the file's.
+    """The device to sample on: the named one, or a GPU with enough memory, or the CPU; and the form of the weights
+    there, which is printed if it is not the file's.
 
     Args:
-        name: of a device; None lets it be chosen.
+        name: of a device; None selects one.
         need: of memory.
         weights: "auto", "bf16", "fp8" or "streamed".
 
     Raises:
-        ValueError: if the named device is not there, or the one to use has too little memory.
+        ValueError: if the named device does not exist, or the selected one has too little memory.
     """
     device = accelerator.default_device() if name is None else accelerator.named(name)
     forms = list(_FORMS[weights](need.dtype))
@@ -139,12 +139,12 @@ def place(name: str | None, need: Need, weights: str = "auto") -> Choice:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free where a device keeps its tensors."""
+    """Free bytes in the memory where a device stores its tensors."""
     return accelerator.free_bytes(device) if accelerator.has_own_memory(device.type) else available_memory()
 
 
 def _in_ram(device: torch.device, need: Need, forms: list[Form]) -> Choice:
-    """For a device without memory of its own; swap is the last resort."""
+    """The choice for a device without its own memory; swap is the last resort."""
     room = _Room(device, need)
     form = room.first_that_fits(forms)
     if form is not None:
@@ -169,7 +169,7 @@ def _short(device: torch.device, need: Need, forms: list[Form], free: int) -> st
 
 
 def _stated(choice: Choice, need: Need, first: Form, free: int) -> Choice:
-    """The choice, after a sentence about it where something else was wanted first, or blocks are not plain."""
+    """The choice; a sentence about it is printed if another form was preferred or blocks are not stored plainly."""
     form = choice.form
     if form == first and not form.float8 and not form.streamed:
         return choice

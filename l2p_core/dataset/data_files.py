@@ -1,8 +1,8 @@
-"""The files of a data folder, and which of them belong together: an image, what a table calls it, the text beside it.
+"""The files of a data folder and their relations: an image, its name in a table, the text beside it.
 
-Names are the same to us where they differ in capitals, in how letters with accents are composed (NFC and NFD), or in
-the slashes between folders: a set that was made on one system is read on every other. Where several files differ in
-this alone, only the exact name counts.
+Names match regardless of case, of composed or decomposed accents (NFC and NFD), and of the direction of slashes, so
+that a data set made on one system can be read on every other. If several files differ only in this, only the exact name
+counts.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def name_below(folder: Path, path: Path) -> str:
 
 
 class DataFiles:
-    """The files below a data folder, sorted by what they are.
+    """The files below a data folder, sorted by kind.
 
     Links are followed (`paths`), and no folder is read twice.
 
     Attributes:
-        images, texts, others: paths by their names below the folder. Others may be images of formats that are not read.
+        images, texts, others: paths by their names below the folder. Others may be images of unsupported formats.
         tables: CSV and JSON lines.
         metadata: files that may be kohya's metadata.
     """
@@ -68,7 +68,7 @@ class DataFiles:
             self.others[name] = path
 
     def image(self, table: Path, written: str) -> tuple[str, Path] | str:
-        """The image that a table means, by its name below the folder and its path; or what is wrong with it."""
+        """The image that a table names, as its name below the folder and its path; or the problem with it."""
         if not written or "\0" in written:
             return "it names no image"
         path = paths.inside(table.parent, written)
@@ -82,13 +82,13 @@ class DataFiles:
             return found, self.images[found]
         if not path.is_file():
             return f"the image {written!r} does not exist"
-        # Of another suffix, or behind a link to what is found elsewhere in the folder.
+        # It has another suffix, or is a link to another file of the folder.
         real = path.resolve()
         below = name_below(self.folder, real) if real.is_relative_to(self.folder) else ""
         return (below, self.images[below]) if below in self.images else (name, path)
 
     def caption(self, image: str) -> str | None:
-        """The text beside an image, the first that is not empty; None if there is none."""
+        """The first text beside an image that is not empty; None without one."""
         caption = None
         for name in self._texts_of(image):
             self._texts_read.add(name)
@@ -97,14 +97,14 @@ class DataFiles:
         return caption
 
     def is_captioned(self, other: str) -> bool:
-        """Whether there is a text beside a file that is not an image, and no image which that text is of."""
+        """Whether a text lies beside a file that is not an image, and belongs to no image."""
         own = set(self._texts_of(other)) - self._texts_taken
         self._texts_read |= own
         return bool(own)
 
     @property
     def unused(self) -> int:
-        """Texts that have not been asked for."""
+        """The number of texts that were never requested."""
         return len(self.texts.keys() - self._texts_read)
 
     def _texts_of(self, image: str) -> list[str]:
@@ -115,14 +115,14 @@ class DataFiles:
         return [name for name in found if isinstance(name, str)]
 
     def _without_suffix(self, name: str) -> str | list[str] | None:
-        """The image that kohya's metadata name so, without its suffix."""
+        """The image that kohya's metadata names without its suffix."""
         if PurePosixPath(name).suffix.lower() in formats.SUFFIXES:
             return None
         return _one_of(self._stems.get(_spelling(name), []))
 
 
 def _spelling(name: str) -> str:
-    """The same for all names that are the same file to one system or another."""
+    """A spelling that is equal for all names that some system treats as the same file."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).replace("\\", "/")
 
 
@@ -134,7 +134,7 @@ def _by_spelling(names: Iterable[str], stems: bool = False) -> dict[str, list[st
 
 
 def _only(name: str, exact: dict[str, Path], spellings: dict[str, list[str]]) -> str | list[str] | None:
-    """The file of just this name, else the one that differs in spelling alone, or the several that do."""
+    """The file with exactly this name, else the one that differs only in spelling, or the several that do."""
     return name if name in exact else _one_of(spellings.get(_spelling(name), []))
 
 

@@ -1,4 +1,4 @@
-"""Which image files are read: raster formats, by the names that Pillow and its plugins give them."""
+"""The supported image formats: raster formats, by their names in Pillow and its plugins."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ SUFFIXES = {
 """A file's suffix and its format; of animations, the first image is read."""
 
 FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
-"""No others: some that Pillow knows run programs (EPS) or hold no pixels."""
+"""No other formats are opened: some that Pillow knows run programs (EPS) or contain no pixels."""
 
 UNMARKED = "TGA"
-"""The format that has no mark at its beginning, so that only a file of that suffix is taken for it."""
+"""A format without a signature, accepted only for files with its suffix."""
 
 FROM_MACHINES = ("PNG", "JPEG", "WEBP")
-"""What a host sends of the images that it makes."""
+"""The formats of images that a host sends."""
 
 
 class Plugin(NamedTuple):
-    """A package that teaches Pillow a format: its name for people and for Python, and what registers it."""
+    """A package that adds a format to Pillow: its name, its module, and the function that registers it."""
 
     package: str
     module: str
@@ -62,7 +62,7 @@ PLUGINS = {
     "JXL": Plugin("pillow-jxl-plugin", "pillow_jxl", lambda module: None),
     "AVIF": Plugin("pillow-avif-plugin", "pillow_avif", lambda module: None),
 }
-"""Taken where they are installed, and where Pillow does not know the format by itself."""
+"""Used if they are installed and Pillow does not support the format itself."""
 
 
 def pillow() -> ModuleType:
@@ -80,7 +80,7 @@ def pillow() -> ModuleType:
 
 @functools.cache
 def known() -> frozenset[str]:
-    """Those of FORMATS that can be read here."""
+    """The formats of FORMATS that can be read here."""
     module = pillow()
     module.init()
     for name, plugin in PLUGINS.items():
@@ -93,7 +93,7 @@ def known() -> frozenset[str]:
 
 
 def of_suffix(suffix: str) -> tuple[str, ...]:
-    """The formats that a file of this suffix may have here, as `formats` of Pillow's open."""
+    """The possible formats of a file with this suffix, as the argument `formats` of Pillow's open."""
     return tuple(
         name for name in FORMATS if name in known() and (name != UNMARKED or SUFFIXES.get(suffix.lower()) == UNMARKED)
     )

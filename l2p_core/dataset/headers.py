@@ -1,4 +1,4 @@
-"""The sizes of a data set's images, read off their headers and remembered in an index file."""
+"""The sizes of a data set's images, read from their headers and cached in an index file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .problems import Problem
 from .readers import Sample
 
 _VERSION = 1
-_THREADS = 8  # opening files on a network waits far more than it computes
+_THREADS = 8  # opening files on a network is mostly waiting
 
 Known = dict[str, list[int]]
 """Image name -> bytes and modification time (ns) of its file, width, height."""
@@ -61,7 +61,7 @@ def sizes(
 
 
 def _look(path: Path, entry: list[int] | None) -> list[int] | str:
-    """The image's entry, the one of the index where its file has not changed; or what is wrong with it."""
+    """The image's entry, from the index if its file has not changed; or the problem with it."""
     try:
         stat = path.stat()
         if entry and entry[:2] == [stat.st_size, stat.st_mtime_ns]:
@@ -74,7 +74,7 @@ def _look(path: Path, entry: list[int] | None) -> list[int] | str:
 
 
 def _load(index: Path) -> Known:
-    """The index, or an empty one: it only saves time."""
+    """The index, or an empty one: it is only a cache."""
     try:
         content = parse_json(index.read_text(encoding="utf-8"))
         if content["version"] != _VERSION:

@@ -1,4 +1,4 @@
-"""A data folder made ready for training: every sample with its size and its bucket, and a word on what is odd."""
+"""A data folder prepared for training: every sample with its size and bucket, and notes on irregularities."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ProgressCallback = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Image:
-    """A sample with (width, height) of its file as it is shown, and the bucket it goes to."""
+    """A sample with the displayed (width, height) of its file and its bucket."""
 
     sample: Sample
     size: Size
@@ -32,7 +32,7 @@ class Image:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """What there is to train on.
+    """The data to train on.
 
     Attributes:
         folder: the data folder, absolute.
@@ -58,7 +58,7 @@ class ImageFolder:
 
     @property
     def sizes(self) -> dict[Size, int]:
-        """How many images each bucket has, the fullest first."""
+        """The number of images in each bucket, largest first."""
         return dict(Counter(image.bucket for image in self.images).most_common())
 
 
@@ -73,7 +73,7 @@ def open_folder(
     index: Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> ImageFolder:
-    """Read a data folder, look at its images' headers and sort them into buckets; nothing is decoded.
+    """Read a data folder, read its images' headers and sort them into buckets; nothing is decoded.
 
     Args:
         source: the folder, or one table in it; see `readers.read`.
@@ -86,7 +86,7 @@ def open_folder(
         progress: called with (images looked at, images in all).
 
     Raises:
-        ValueError: if there is no such folder or nothing in it to train on.
+        ValueError: if the folder does not exist or contains nothing to train on.
         TooManyProblems: a ValueError with the list, if more than the allowed share of samples is bad.
     """
     listing = read(source)
@@ -143,7 +143,7 @@ def _notes(
 
 
 def _of_other_trainers(listing: Listing) -> list[str]:
-    """What a folder holds for other tools, and is not used here."""
+    """Notes on files for other tools that are not used here."""
     notes = []
     if listing.skipped:
         kinds = [f"{count} {suffix}" for suffix, count in listing.skipped.most_common()]

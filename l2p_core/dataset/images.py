@@ -1,7 +1,8 @@
-"""Image files as pixels of a wanted size.
+"""Image files as pixels of a requested size.
 
-Headers are read without decoding; decoding happens once, straight to the wanted size. Pillow is imported on first use,
-for nothing else of the core needs it. Colour profiles are left aside, as published trainers do: pixels count as sRGB.
+Headers are read without decoding; an image is decoded once, directly to the requested size. Pillow is imported on first
+use, because nothing else in the core needs it. Colour profiles are ignored, as in published trainers: pixels are
+treated as sRGB.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
 _WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
 _TURNED = (5, 6, 7, 8)
 _WORD = 257  # 65535 / 255, from 16 bits to 8
-_DRAFT_GAP = 2  # a JPEG is decoded at a smaller scale where that leaves at least this many pixels for each wanted one
+_DRAFT_GAP = 2  # a JPEG is decoded at a smaller scale if that leaves at least this many pixels per output pixel
 
 
 class BrokenImage(ValueError):
-    """An image file whose content cannot be decoded; the message says what is wrong with it, without its name."""
+    """An image file whose content cannot be decoded; the message describes the problem without the file's name."""
 
 
 def size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image file as it is to be shown, from its header alone.
+    """The displayed (width, height) of an image file, from its header alone.
 
     Raises:
-        BrokenImage: if it is not an image, or of more pixels than Pillow's guard against decompression bombs lets pass
+        BrokenImage: if it is not an image, or has more pixels than Pillow's guard against decompression bombs allows
             (179 million; a square of 10240 pixels is 105 million, at which it warns once).
-        OSError: if the file cannot be read, as when a disk fails.
+        OSError: if the file cannot be read, for example because a disk fails.
     """
     with opened(path) as image:
         width, height = _shown_size(image)
@@ -46,17 +47,18 @@ def size(path: Path) -> tuple[int, int]:
 
 
 def load(path: Path, width: int, height: int) -> Tensor:
-    """Decode an image, turn it upright, cut its middle to the wanted shape and resize that: (3, height, width) uint8.
+    """Decode an image, rotate it upright, crop it centrally to the requested shape and resize: (3, height, width)
+    uint8.
 
-    Transparent pixels lie on white. Resizing averages over the area that becomes a pixel (Lanczos). Memory: 4 bytes for
-    each pixel of the file, and as much again where it must be converted or has transparent pixels.
+    Transparent pixels are composited on white. Resizing averages over the source area of each pixel (Lanczos). Memory:
+    4 bytes for each pixel of the file, and the same again if it must be converted or has transparent pixels.
 
     Raises:
         BrokenImage: if the file is not an image, is truncated or damaged, or holds too many pixels.
-        OSError: if the file cannot be read, as when a disk fails.
+        OSError: if the file cannot be read, for example because a disk fails.
     """
     with opened(path) as image:
-        # Before decoding: that may add what comes later in the file, which the header's reader did not see.
+        # Before decoding, which may add metadata from later in the file that the header's reader did not see.
         orientation = _orientation(image)
         shown = (height, width) if orientation in _TURNED else (width, height)
         _draft(image, shown)
@@ -88,8 +90,8 @@ def opened(file: Path | IO[bytes], wanted: Sequence[str] | None = None) -> Image
         wanted: the formats that it may have, by Pillow's names; None are all that are read (`formats`) of its suffix.
 
     Raises:
-        BrokenImage: if it is of none of them, damaged, or of too many pixels.
-        OSError: if the file cannot be read, as when a disk fails.
+        BrokenImage: if it has none of these formats, is damaged, or has too many pixels.
+        OSError: if the file cannot be read, for example because a disk fails.
     """
     if wanted is None:
         wanted = formats.of_suffix(file.suffix if isinstance(file, Path) else "")
@@ -103,7 +105,7 @@ def opened(file: Path | IO[bytes], wanted: Sequence[str] | None = None) -> Image
 
 
 def _verdict(error: Exception, wanted: Sequence[str] = ()) -> Exception:
-    """Pillow's many kinds of errors as one, apart from those of the disk, which say nothing about the image."""
+    """Pillow's various errors as one class, except those of the disk, which say nothing about the image."""
     module = pillow()
     if isinstance(error, module.DecompressionBombError | module.DecompressionBombWarning):
         return BrokenImage("it has more pixels than are safe to decode: make it smaller")
@@ -115,11 +117,11 @@ def _verdict(error: Exception, wanted: Sequence[str] = ()) -> Exception:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that pixels are still to be turned by, 1 to 8; of a damaged header, 1."""
+    """The EXIF orientation by which pixels must still be rotated, 1 to 8; 1 for a damaged header."""
     if image.format == "TIFF":
         return 1  # Pillow turns these itself when it decodes
     try:
-        # The base class's method: that of PNG decodes the whole image to look behind it.
+        # The base class's method: that of PNG would decode the whole image to read what follows it.
         value = pillow().Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except MemoryError:
         raise
@@ -130,7 +132,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
     if image.format == "TIFF":
-        # Whether an undecoded image's own size is that of the turned one depends on Pillow's version.
+        # Whether an undecoded image's size is that of the rotated one depends on Pillow's version.
         tags = image.tag_v2  # type: ignore[attr-defined]
         width, height, orientation = tags[_WIDTH_TAG], tags[_HEIGHT_TAG], tags.get(_ORIENTATION_TAG, 1)
     else:
@@ -139,7 +141,7 @@ def _shown_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _draft(image: Image.Image, wanted: tuple[int, int]) -> None:
-    """Let a JPEG much larger than wanted be decoded at 1/2, 1/4 or 1/8."""
+    """Make a JPEG much larger than requested decode at 1/2, 1/4 or 1/8."""
     box = _box(image.size, wanted)
     scale = min((box[2] - box[0]) / wanted[0], (box[3] - box[1]) / wanted[1]) / _DRAFT_GAP
     if scale >= 2:
@@ -147,7 +149,7 @@ def _draft(image: Image.Image, wanted: tuple[int, int]) -> None:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """The decoded image as RGB, or as RGBA where it has transparent pixels."""
+    """The decoded image as RGB, or as RGBA if it has transparent pixels."""
     image.load()
     if image.mode == "F":
         raise BrokenImage("it holds floating point numbers: save it with 8 bits a channel")
@@ -164,7 +166,7 @@ def _resized(image: Image.Image, wanted: tuple[int, int]) -> Image.Image:
 
 
 def _box(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest middle part of an image that has the wanted shape: left, top, right, bottom."""
+    """The largest central part of an image with the requested shape: left, top, right, bottom."""
     scale = min(size[0] / wanted[0], size[1] / wanted[1])
     width, height = min(size[0], wanted[0] * scale), min(size[1], wanted[1] * scale)
     left, top = (size[0] - width) / 2, (size[1] - height) / 2

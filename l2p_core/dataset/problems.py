@@ -1,4 +1,4 @@
-"""What is wrong with single samples of a data set, and how much of that a run puts up with."""
+"""Problems of single samples of a data set, and the share of them that a run tolerates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN = 50
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that was left out.
+    """Something that was skipped.
 
     Attributes:
         where: an image's name, or a table's name and line.
@@ -28,19 +28,19 @@ class Problem:
 
 
 class TooManyProblems(ValueError):
-    """More of a data set is bad than a run is to put up with; the message lists what."""
+    """More of a data set is bad than a run tolerates; the message lists the problems."""
 
 
 def count(problems: Sequence[Problem]) -> int:
-    """Samples that the problems cost."""
+    """The number of samples that the problems cost."""
     return sum(problem.count for problem in problems)
 
 
 def check_share(problems: Sequence[Problem], total: int, max_share: float) -> None:
-    """Stop where more than `max_share` of `total` samples are bad.
+    """Stop if more than `max_share` of `total` samples are bad.
 
     Raises:
-        TooManyProblems: naming them, the first 50 where they are more.
+        TooManyProblems: naming them, at most the first 50.
     """
     bad = count(problems)
     if bad <= max_share * total:

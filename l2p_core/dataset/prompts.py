@@ -1,4 +1,4 @@
-"""Lists of prompts to make images of: a text, a text file, or a table."""
+"""Lists of prompts for image generation: a text, a text file, or a table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _SHOWN = 3
 
 
 def read(path: Path) -> list[str]:
-    """The prompts of a file, each once, in their order.
+    """The prompts of a file, each once, in order.
 
-    A text file has one a line, and comments in lines that begin with #; a CSV, TSV or JSON-lines file has them in a
-    column named prompt, text or caption.
+    A text file has one prompt per line, and comments in lines that begin with #; a CSV, TSV or JSON-lines file has them
+    in a column named prompt, text or caption.
 
     Raises:
-        ValueError: if there is no such file, it has another suffix, or a row cannot be read, or there is no prompt.
+        ValueError: if the file does not exist, has another suffix, has an unreadable row, or contains no prompt.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} is not a list of prompts: give a file of the kind {', '.join(SUFFIXES)}.")
@@ -33,10 +33,10 @@ def read(path: Path) -> list[str]:
 
 
 def from_text(text: str) -> list[str]:
-    """The prompts of a text, one a line, each once; empty lines and comments (`comments`) do not count.
+    """The prompts of a text, one per line, each once; empty lines and comments (`comments`) are skipped.
 
     Raises:
-        ValueError: if the text holds what no file can, half a character.
+        ValueError: if the text contains half a character, which no file can hold.
     """
     if not tables.is_text(text):
         raise ValueError("The prompts hold half a character (a lone surrogate): type them anew.")
@@ -44,12 +44,12 @@ def from_text(text: str) -> list[str]:
 
 
 def comments(text: str) -> list[str]:
-    """The lines of a text that are no prompts: they begin with #, as in the lists of other trainers."""
+    """The comment lines of a text: they begin with #, as in the lists of other trainers."""
     return [line.strip() for line in _lines(text) if _is_comment(line)]
 
 
 def skipped(path: Path) -> str | None:
-    """A sentence on the comments in a text file of prompts; None if there are none."""
+    """A sentence about the comments in a text file of prompts; None without any."""
     found = comments(tables.decoded(path)) if path.suffix.lower() == ".txt" else []
     if not found:
         return None

@@ -1,6 +1,6 @@
-"""What a data folder holds: images with captions, read from tables, JSON lines and text files beside the images.
+"""The content of a data folder: captioned images from tables, JSON lines and text files beside the images.
 
-Read are, in every folder below the given one and in any mix:
+In every folder below the given one, and in any mix, it reads:
 
 - CSV files with a column for the image and one for the caption: ``image,prompt,seed`` (the published 1k trainer's),
   ``file_name,text`` (the published README's and Hugging Face's);
@@ -9,8 +9,8 @@ Read are, in every folder below the given one and in any mix:
   and ``portrait.caption`` of other trainers;
 - ``metadata.json`` as kohya's tools write it, for images that have no other caption.
 
-An image that a table names needs no text file; one that no table names is read with its own. What is not read is named
-in the listing.
+An image in a table needs no text file; other images are read with their own. Files that are not read are reported in
+the listing.
 """
 
 from __future__ import annotations
@@ -78,13 +78,14 @@ def read(source: Path | str) -> Listing:
     become problems of the listing.
 
     Raises:
-        ValueError: if there is no such folder, a file named metadata cannot be read as one, or no sample is found.
+        ValueError: if the folder does not exist, a file named metadata is not readable as metadata, or no sample is
+            found.
     """
     source = Path(source)
     if not source.exists():
         raise ValueError(f"The data folder {source} does not exist: check the name.")
     only = source.absolute() if source.is_file() else None
-    # The table itself may be a link, as in the cache of a hub: its images lie beside the link.
+    # The table itself may be a link, as in a hub's cache: its images lie beside the link.
     folder = only.parent.resolve() if only else source.resolve()
     listing = Listing(folder)
     files = DataFiles(folder, listing.problems)
@@ -113,7 +114,7 @@ class _Reading:
         self._covered: set[str] = set()
 
     def add_table(self, table: Path, required: bool) -> None:
-        """The samples of a table; a file that is another kind of table is passed over, unless it is required."""
+        """Add a table's samples; another kind of table is skipped, unless this one is required."""
         content = tables.read(table, required)
         if content is None:
             self.listing.skipped[table.name] += 1
@@ -124,7 +125,7 @@ class _Reading:
             self._add_row(table, row)
 
     def add_metadata(self, table: Path) -> None:
-        """The samples of kohya's metadata: of images that nothing else describes, as before that was read."""
+        """Add the samples of kohya's metadata, for images that have no other caption, as before it was supported."""
         content = tables.read(table, required=False)
         if content is None:
             self.listing.skipped[table.suffix.lower()] += 1
@@ -136,7 +137,7 @@ class _Reading:
                 self._add_row(table, row)
 
     def add_captioned(self) -> None:
-        """Images that no table names, with the text beside them; then what is beside a text and cannot be read."""
+        """Add images that no table names, with the text beside them; then unreadable files beside a text."""
         for name, path in self.files.images.items():
             if name not in self._named:
                 self._add_captioned(name, path)

@@ -1,8 +1,8 @@
-"""A data folder in the making: images of prompts and seeds that a source model makes, with their metadata.csv.
+"""A data folder that is being generated: a source model's images of prompts and seeds, with their metadata.csv.
 
-Every image is one of a list that follows from the prompts alone, under a name that follows from its prompt and number,
-so that work which was stopped, or shared between machines, goes on with what is missing. Published L2P trains on such
-images (arXiv 2605.12013) and draws the noise of each from the seed that the source drew it from.
+The list of images follows from the prompts alone, and each file name from its prompt and index, so that interrupted
+work, or work shared between machines, continues with the missing images. Published L2P trains on such images (arXiv
+2605.12013) and draws the noise of each from the seed that the source used.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 TABLE = "metadata.csv"
 COLUMNS = ("image", "prompt", "seed")
 TEXT_KEY = "l2p"
-"""The field of a PNG file that says what its image was made of, as JSON."""
-_SEED_BYTES = 6  # 2**48: exact in every program that keeps numbers as floats
+"""The field of a PNG file with the settings of its image, as JSON."""
+_SEED_BYTES = 6  # 2**48: exact in programs that store numbers as floats
 _SLUG = 40  # letters of the prompt in a file's name
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 Settings = Mapping[str, str | int | float]
-"""What the images depend on beside prompt and seed, by name."""
+"""The settings of the images besides prompt and seed, by name."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image to make.
+    """An image to generate.
 
     Attributes:
         prompt: its caption.
@@ -56,11 +56,11 @@ class Item:
 
 
 def items(prompts: Iterable[str], per_prompt: int, first: int = 0) -> list[Item]:
-    """The images to make of prompts, those of a prompt one after the other.
+    """The images to generate for these prompts, those of a prompt in sequence.
 
-    The seeds are drawn from the prompt and the image's number, `first` to `first + per_prompt - 1`: images of different
-    prompts share no noise, which training would otherwise see again and again, and no prompt's images depend on which
-    others there are.
+    Seeds are derived from the prompt and the image's index, `first` to `first + per_prompt - 1`: images of different
+    prompts share no noise, which training would otherwise see repeatedly, and a prompt's images do not depend on the
+    other prompts.
     """
     return [_item(prompt, number) for prompt in dict.fromkeys(prompts) for number in range(first, first + per_prompt)]
 
@@ -73,10 +73,10 @@ def _item(prompt: str, number: int) -> Item:
 
 
 class SynthesisFolder:
-    """A data folder that takes images as they are made.
+    """A data folder that receives images as they are generated.
 
-    A kill at any moment leaves whole images and a table that names no missing one: an image appears whole or not at
-    all, then its row is added. What a kill left between the two is found again at the next start.
+    A kill at any moment leaves complete images and a table without missing ones: an image is written atomically, then
+    its row is added. An image without a row is recovered at the next start.
 
     Args:
         folder: made where it is missing; images of other prompts with the same settings stay.
@@ -84,7 +84,7 @@ class SynthesisFolder:
         settings: what else the images depend on, by the names of the table's further columns.
 
     Raises:
-        ValueError: if the folder's table was written by something else or for other settings, or cannot be written.
+        ValueError: if the folder's table was written by another program or with other settings, or cannot be written.
     """
 
     def __init__(self, folder: Path, wanted: Sequence[Item], settings: Settings):
@@ -101,12 +101,12 @@ class SynthesisFolder:
 
     @property
     def todo(self) -> list[Item]:
-        """What is still to be made, in its order."""
+        """The images still to be generated, in order."""
         return [item for item in self.wanted if item.name not in self._rows]
 
     @property
     def done(self) -> list[Item]:
-        """What has been made of the wanted images."""
+        """The requested images that exist."""
         return [item for item in self.wanted if item.name in self._rows]
 
     def path(self, item: Item) -> Path:
@@ -138,7 +138,7 @@ class SynthesisFolder:
         return json.dumps({"prompt": item.prompt, "seed": item.seed, **self.settings})
 
     def _recovered(self) -> dict[str, list[str]]:
-        """The table's rows whose image is whole, by the image's name, with rows for images that have lost theirs."""
+        """The table's rows whose image is complete, by the image's name, with new rows for images without one."""
         written = self._table.read_bytes() if self._table.exists() else b""
         rows = {row[0]: row for row in self._read() if _is_whole(self.folder / row[0])}
         for item in self.wanted:
@@ -164,7 +164,7 @@ class SynthesisFolder:
                 f"{self._table} has the columns {','.join(header)[:200]}, not {','.join(self._header)}: it was made by "
                 "something else, so choose another name for this data set."
             )
-        # A power cut may have left a part of the last row.
+        # A power failure may have truncated the last row.
         if rows and (len(rows[-1]) != len(header) or not text.endswith("\n")):
             rows.pop()
         for number, row in enumerate(rows, start=1):
@@ -182,7 +182,7 @@ class SynthesisFolder:
                 )
 
     def _is_ours(self, item: Item) -> bool:
-        """Whether there is a whole image of just this item and these settings."""
+        """Whether a complete image with exactly this item and these settings exists."""
         path = self.path(item)
         if not _is_whole(path):
             return False
@@ -194,10 +194,10 @@ class SynthesisFolder:
 
 
 def read_image(content: bytes) -> Image.Image:
-    """Decode an image file that another machine has sent, to RGB: PNG, JPEG or WebP, nothing else.
+    """Decode an image file that another machine has sent, to RGB; only PNG, JPEG and WebP are accepted.
 
     Raises:
-        BrokenImage: if it is none, damaged, or of more pixels than are safe to decode.
+        BrokenImage: if it is not an image, is damaged, or has more pixels than are safe to decode.
     """
     with opened(io.BytesIO(content), FROM_MACHINES) as image:
         try:
@@ -224,7 +224,7 @@ def _lines(rows: Iterable[Sequence[str]]) -> bytes:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Add to a file, all of it or nothing."""
+    """Append to a file, completely or not at all."""
     try:
         with path.open("r+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Tables of captioned images: CSV, JSON lines and kohya's metadata.json, as people's tools write them."""
+"""Tables of captioned images: CSV, JSON lines and kohya's metadata.json, as users' tools write them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .problems import Problem
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 JSON_SUFFIX = ".json"
-"""Of kohya's metadata; other tools keep other things in such files, so that only some names are looked at."""
+"""Of kohya's metadata; other tools use such files for other data, so only some names are read."""
 IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "path")
 CAPTION_COLUMNS = ("prompt", "text", "caption")
 SEED_COLUMN = "seed"
@@ -25,7 +25,7 @@ MAX_SEED = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Row:
-    """A row as it was written, stripped: `line` counts from 1 (in JSON, its entries), `image` is a path beside or below
+    """A row's values, stripped: `line` counts from 1 (in JSON, its entries), `image` is a path beside or below
     the table."""
 
     line: int
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass
 class Table:
-    """The rows of a table, the lines that are none, and whether it has the columns that are needed."""
+    """The rows of a table, its invalid lines, and whether it has the required columns."""
 
     rows: list[Row] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -75,7 +75,7 @@ def read_captions(path: Path) -> Table:
 
 
 def _complain(path: Path, table: Table, lacks: str) -> None:
-    """Refuse a file that is no table of what is needed, for what stands in its way."""
+    """Refuse a file that is not a table of the required kind, with the reason."""
     if table.known:
         return
     if table.problems and all(problem.reason.startswith(_NOT_JSON) for problem in table.problems):
@@ -85,7 +85,7 @@ def _complain(path: Path, table: Table, lacks: str) -> None:
 
 
 def decoded(path: Path) -> str:
-    """A text file's content: UTF-8 with or without a byte order mark, or UTF-16, which is detected without one too.
+    """A text file's content: UTF-8 with or without a byte order mark, or UTF-16, which is also detected without one.
 
     Raises:
         ValueError: if it is neither, or cannot be read.
@@ -106,7 +106,7 @@ def decoded(path: Path) -> str:
 def _encoding(raw: bytes) -> str:
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    # UTF-16 without a mark: text has no NUL characters, and the other byte of common letters is one.
+    # UTF-16 without a mark: text has no NUL characters, and the high byte of common letters is zero.
     sample = raw[:_SAMPLE]
     if len(raw) % 2 == 0 and b"\0" in sample:
         even, odd = sample[::2].count(0), sample[1::2].count(0)
@@ -116,7 +116,7 @@ def _encoding(raw: bytes) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Whether a text can be written as UTF-8; escapes in JSON and file names on Linux can hold what cannot."""
+    """Whether a text can be written as UTF-8; escapes in JSON and file names on Linux may contain text that cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -125,10 +125,10 @@ def is_text(text: str) -> bool:
 
 
 _OF_IMAGES = {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS}
-"""What a table of images must have, each under one of these names."""
+"""The required columns of a table of images, each with its possible names."""
 _NOT_JSON = "it is not valid JSON"
 _MARK = "\ufeff"
-_SAMPLE = 1 << 16  # bytes that tell a text's encoding
+_SAMPLE = 1 << 16  # bytes for detecting a text's encoding
 
 
 def _read_csv(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
@@ -146,7 +146,7 @@ def _read_csv(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
 
 def _csv_rows(text: str, delimiter: str, columns: Mapping[str, int]) -> Table:
     table = Table(known=True)
-    # Strict: a stray quote would otherwise swallow the rows up to the next one without a word.
+    # Strict: a stray quote would otherwise silently swallow the rows up to the next quote.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     width = 0
     while True:
@@ -172,7 +172,7 @@ def _csv_rows(text: str, delimiter: str, columns: Mapping[str, int]) -> Table:
 
 
 def _malformed(table: Table, first: int, last: int, error: str) -> None:
-    """One problem for the lines of a broken row; the quote that swallows lines costs as many samples."""
+    """One problem for the lines of a broken row; a quote that swallows lines costs that many samples."""
     lines = f"line {first}" if last <= first else f"lines {first} to {last}"
     table.problems.append(Problem(lines, f"the quotes do not match ({error})", max(1, last - first + 1)))
 
@@ -180,7 +180,7 @@ def _malformed(table: Table, first: int, last: int, error: str) -> None:
 def _read_lines(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
     table = Table()
     for number, line in enumerate(text.split("\n"), start=1):
-        line = line.strip().strip(_MARK)  # files that were put together have one in the middle
+        line = line.strip().strip(_MARK)  # concatenated files have one in the middle
         if not line:
             continue
         try:
@@ -199,7 +199,7 @@ def _json_fault(line: str) -> str:
 
 
 def _read_json(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
-    """kohya's metadata, {image: {"caption": ..., "tags": ...}}, or a list of objects as those of JSON lines."""
+    """kohya's metadata, {image: {"caption": ..., "tags": ...}}, or a list of objects like those of JSON lines."""
     table = Table()
     try:
         values = json.loads(text)
@@ -218,7 +218,7 @@ def _read_json(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
 
 
 def _kohya_caption(entry: Mapping[str, Any]) -> str:
-    """A caption with its tags after it, as kohya's trainers join them."""
+    """A caption followed by its tags, joined as in kohya's trainers."""
     texts = [entry.get("caption"), entry.get("tags")]
     return ", ".join(text for text in texts if isinstance(text, str) and text.strip())
 
@@ -241,7 +241,7 @@ _READERS = {".jsonl": _read_lines, JSON_SUFFIX: _read_json}
 
 
 def _columns(names: Sequence[str], needed: Mapping[str, Sequence[str]]) -> dict[str, int] | None:
-    """Which of the columns hold what is needed, and seeds; None unless all that is needed is there."""
+    """The columns that hold the required values, and seeds; None unless all required ones exist."""
     plain = [name.strip().lower() for name in names]
     columns = {}
     for kind, accepted in needed.items():
@@ -272,7 +272,7 @@ def _add(table: Table, line: int, values: Mapping[str, Any]) -> None:
 
 
 def _seed(value: Any) -> int | None:
-    """A seed as tables write it: empty, 17, "17", or 17.0 where a table program made numbers of a column with gaps."""
+    """A seed as tables contain it: empty, 17, "17", or 17.0 if a program converted a column with gaps to numbers."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -1,7 +1,7 @@
-"""What a run needs of its disk, known before anything is loaded, and what to change where it is not there.
+"""A run's disk usage, planned before anything is loaded, and what to change if the disk is too small.
 
-A save is written beside the one before, which is removed when the new one is whole: so there is room for two states,
-the larger of what is saved. Caption features are added when the data has been looked at. Sizes are in bytes; in
+A save is written beside the previous one, which is removed when the new one is complete, so the plan includes two
+states, the larger of the saved files. Caption features are added once the data has been read. Sizes are in bytes; in
 sentences 1 GB is 10^9.
 """
 
@@ -26,7 +26,7 @@ CAPTIONS = "caption features to encode"
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """Bytes that a run needs of the disk at its worst moment.
+    """Bytes that a run needs on the disk at its peak.
 
     Attributes:
         folder: of the run.
@@ -54,32 +54,32 @@ class DiskPlan:
 
     @property
     def missing(self) -> int:
-        """Bytes that the run folder's disk must have free."""
+        """Free bytes that the run folder's disk must have."""
         return max(0, self.bytes - self.present)
 
     def sentence(self) -> str:
-        """What is needed, in words."""
+        """The needs as a sentence."""
         there = f", of which {gigabytes(self.present)} are there already" if self.present else ""
         return f"Needs about {gigabytes(self.bytes)} GB of the disk: {listed(self.parts)}{there}."
 
     def with_captions(self, folder: Path, size: int) -> DiskPlan:
-        """The plan with caption features that are still to be encoded into a folder, which may be on another disk."""
+        """The plan including caption features still to be encoded into a folder, which may be on another disk."""
         same = _disk(folder) == _disk(self.folder)
         parts = {**self.parts, CAPTIONS: size} if same else self.parts
         return dataclasses.replace(self, parts=parts, captions=(folder, size))
 
     def refuse_if_too_much(self, processes: int = 1) -> None:
-        """Hold the plan to what is free.
+        """Check the plan against the free space.
 
         Raises:
-            ValueError: if a disk has too little room, with the least change that would make the run fit.
+            ValueError: if a disk has too little space, with the smallest change that would make the run fit.
         """
         complaint = self.complaint(processes)
         if complaint:
             raise ValueError(f"{self.sentence()} {complaint}")
 
     def complaint(self, processes: int = 1) -> str:
-        """What is wrong with the disks and what to do, in words; empty if they have room."""
+        """The problem with the disks and what to do, as a sentence; empty if there is enough space."""
         free, copy = _free(self.folder), self._copy_elsewhere()
         if copy:
             there = _free(copy)
@@ -109,20 +109,20 @@ class DiskPlan:
         )
 
     def parts_of(self, training: TrainingConfig) -> dict[str, int]:
-        """`parts` with the saves of another training."""
+        """`parts` with the saves of another training configuration."""
         state, delta = saved_sizes(self.config, training)
         saves = {"state": state, "the state before it, until a save succeeds": state, "delta": delta}
-        # What weighs most comes first.
+        # The largest come first.
         parts = {"initialisation": self.parts["initialisation"]} | saves
         parts |= {what: size for what, size in self.parts.items() if what not in parts}
         return parts | ({"its published copy": delta} if "its published copy" in self.parts else {})
 
     def _copy_elsewhere(self) -> Path | None:
-        """Where a copy of the delta goes that is on another disk."""
+        """The target of the delta's copy if it is on another disk."""
         return self.published.parent if self.published and "its published copy" not in self.parts else None
 
     def _smaller(self, processes: int) -> Iterator[tuple[str, int]]:
-        """Changes that need less, the least first: their words, and the bytes that are needed then."""
+        """Changes that need less space, the smallest first: their description, and the bytes needed then."""
         if self.resumed:
             return
         eight, none = ("optimiser_bits", 8), ("ema_decay", 0.0)
@@ -149,7 +149,7 @@ def planned(
     published: Path | None = None,
     initialisation: int | None = None,
 ) -> DiskPlan:
-    """What a run needs.
+    """Plan a run's disk usage.
 
     Args:
         recipe: of the run, with absolute paths.
@@ -174,7 +174,8 @@ def planned(
 
 
 def captions_complaint(folder: Path, size: int) -> str:
-    """What is wrong with the disk that caption features go to and what to do, in words; empty if it has room."""
+    """The problem with the disk of the caption features and what to do, as a sentence; empty if there is enough
+    space."""
     free = _free(folder)
     if size <= free:
         return ""
@@ -185,7 +186,7 @@ def captions_complaint(folder: Path, size: int) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that there is."""
+    """The path, or the nearest existing folder above it."""
     path = path.resolve()
     return next(found for found in (path, *path.parents) if found.exists())
 
