@@ -1,4 +1,4 @@
-"""Which of the files in the models folders suits an input, so that the one chosen at first works.
+"""Chooses a default among the files in the models folders that suits an input.
 
 Headers alone are read, each once for as long as its file stays the same, and nothing is imported that checks a model.
 """
@@ -21,7 +21,7 @@ _PIXEL_KEY = "local_decoder.out_conv.weight"
 
 
 def first(*kinds: str, folders: tuple[str, ...] = ()) -> str | None:
-    """The name of the first file of the first of some kinds that there is in the folders (diffusion_models)."""
+    """The name of the first file of the first kind that exists in the folders (diffusion_models)."""
     found: dict[str, str] = {}
     for name in files.choices(*folders):
         kind = _kind(name, folders, *files.fingerprint(name))

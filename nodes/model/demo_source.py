@@ -1,6 +1,6 @@
 """The bundled tiny latent source as the host's MODEL, CLIP and VAE.
 
-The host's own loader knows Z-Image in one size only, and no autoencoder of ours, so both are set up here.
+The host's own loader supports only one size of Z-Image, and not our autoencoder, so both are set up here.
 """
 
 from __future__ import annotations

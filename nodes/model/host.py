@@ -1,4 +1,5 @@
-"""L2P as a MODEL of the host: what ComfyUI needs to know of a diffusion model, and nothing of files or nodes.
+"""L2P as a MODEL of the host: everything that ComfyUI needs to know about a diffusion model, independent of files and
+nodes.
 
 The host builds a model of a state dict by a row of its list of supported models. Ours, `L2PModelConfig`, serves both
 the host's own loaders, in whose list `stock` puts it, and `build_model`, whose steps are those of
@@ -57,7 +58,7 @@ def shrink_for_preview(pixels: Tensor) -> Tensor:
 
 
 class L2PModelConfig(L2PRow):
-    """What the host asks about an L2P checkpoint; a ZImage for its key prefixes, which its family shares."""
+    """The host's configuration of an L2P checkpoint; a ZImage for its key prefixes, which its family shares."""
 
     latent_format = PixelFormat
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
@@ -65,17 +66,17 @@ class L2PModelConfig(L2PRow):
     asked_for_8_bits = False
 
     def __init__(self, unet_config: Mapping[str, Any] | None = None, head_tile: int | None = None):
-        # The sizes that the host detects are the latent model's: `get_model` reads them off the weights.
+        # The sizes that the host detects are the latent model's: `get_model` reads L2P's from the weights.
         super().__init__({"image_model": "l2p", "head_tile": head_tile})
 
     def set_inference_dtype(self, dtype: torch.dtype, manual_cast_dtype: torch.dtype | None, **_: Any) -> None:
-        """As the host's; 8 bits, which it would give to all weights, are left to `get_model`."""
+        """As the host's, except that 8 bits, which it would use for all weights, are left to `get_model`."""
         self.asked_for_8_bits = dtype.itemsize == 1
         self.unet_config["dtype"], self.manual_cast_dtype = dtype, manual_cast_dtype
 
     @plain_errors()
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> L2PBaseModel:
-        """The model that these weights are of, without them; `state_dict` is brought to its names, in place.
+        """The model for these weights, without them; `state_dict` is converted to its key names, in place.
 
         Raises:
             ValueError: if weights are missing, as they are from a delta.
@@ -118,7 +119,7 @@ class L2PModelConfig(L2PRow):
         self._compute_quantised(weights)
 
     def _compute_quantised(self, weights: dict[str, Tensor]) -> None:
-        """Let the host know that layers have formats of their own, which it asked before they had."""
+        """Tell the host that layers have their own formats, which it checked before they had."""
         self.quant_config = comfy.utils.detect_layer_quantization(weights, "")
         device = comfy.model_management.get_torch_device()
         self.manual_cast_dtype = comfy.model_management.unet_manual_cast(None, device, self.supported_inference_dtypes)
@@ -129,7 +130,7 @@ class L2PModelConfig(L2PRow):
         return row.clip_target(self, {} if state_dict is None else state_dict)
 
     def process_vae_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """For Load Checkpoint's VAE output: the host's VAE for pixels, as Load VAE's "pixel_space" is."""
+        """For Load Checkpoint's VAE output: the host's VAE for pixels, like Load VAE's "pixel_space"."""
         return {"pixel_space_vae": torch.tensor(1.0)}
 
 
@@ -154,14 +155,14 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         return self.diffusion_model.l2p
 
     def load_model_weights(self, sd: dict[str, Tensor], unet_prefix: str = "", assign: bool = False) -> L2PBaseModel:
-        """As the host's, which has made its patcher by then."""
+        """As the host's, which has created its patcher by then."""
         super().load_model_weights(sd, unet_prefix, assign)
         for patcher in patchers_of(self):
             adopt(patcher)
         return self
 
     def process_timestep(self, timestep: Tensor, **_: Any) -> Tensor:
-        """Sigma in [0, 1], whatever scale a sampling node (ModelSamplingSD3: 1000) has put it on.
+        """Sigma in [0, 1], on whatever scale a sampling node (ModelSamplingSD3: 1000) has put it.
 
         Those that have no scale (ModelSamplingFlux) hand sigma on.
         """
@@ -177,7 +178,7 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         transformer_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """A step of the host's; the head's tile for it is chosen by the memory that is free."""
+        """A step of the host's; the head's tile is chosen by free memory."""
         options = dict(transformer_options or {})
         if self.diffusion_model.head_tile is None:
             caption = 0 if c_crossattn is None else c_crossattn.shape[1]
@@ -193,7 +194,7 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         return choose_tile(self.l2p, height, width, caption, itemsize, batch, free, spare)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """As the host's, of captions that this model can read.
+        """As the host's, after checking that this model can read the captions.
 
         Raises:
             ValueError: for those of another text encoder, naming the one to use.
@@ -210,7 +211,7 @@ class L2PBaseModel(comfy.model_base.Lumina2):
     def memory_required(
         self, input_shape: Iterable[int], cond_shapes: Mapping[str, list[list[int]]] | None = None, **_: Any
     ) -> float:
-        """Bytes a forward pass of (B, 3, H, W) needs beside the weights, see `sampling_memory`."""
+        """Bytes that a forward pass of (B, 3, H, W) needs beside the weights, see `sampling_memory`."""
         shape = list(input_shape)
         check_pixels(shape)
         batch, _channels, height, width = shape
@@ -225,7 +226,7 @@ class L2PBaseModel(comfy.model_base.Lumina2):
 
 
 def _memory_for_a_step(device: torch.device, patcher: Any) -> tuple[float, float]:
-    """Bytes of a device that a step can have, and those of them that nothing else is waiting for.
+    """Bytes of a device that a step can use, and those of them that nothing else needs.
 
     Under dynamic VRAM weights fill what is free, and give way to a step; but those of the model itself come back in
     every step. Memory that everything on the computer shares counts as free only as far as a step is promised it.
@@ -236,12 +237,12 @@ def _memory_for_a_step(device: torch.device, patcher: Any) -> tuple[float, float
     if patcher is None or not patcher.is_dynamic():
         return free, free
     empty, loaded = comfy.model_management.get_free_memory(device), patcher.loaded_size()
-    # Older hosts do not count what gives way as free.
+    # Older hosts do not count memory of offloadable weights as free.
     return max(free, empty + loaded), max(0.0, empty - max(0, patcher.model_size() - loaded))
 
 
 def _fused_attention() -> bool:
-    """Whether the host's attention never holds its scores."""
+    """Whether the host's attention never materialises its scores."""
     return comfy.model_management.pytorch_attention_enabled() or comfy.model_management.xformers_enabled()
 
 
@@ -252,7 +253,7 @@ def build_model(
     head_tile: int | None = None,
     disable_dynamic: bool = False,
 ) -> Any:
-    """Put an L2P state dict (no prefix) into a ModelPatcher. Takes the tensors out of `state`.
+    """Put an L2P state dict (no prefix) into a ModelPatcher. Removes the tensors from `state`.
 
     Quantised layers have their markers, see `quantised.mark_layers`.
     """

@@ -24,11 +24,11 @@ PREFIX = "diffusion_model."
 
 _HEAD = f"{PREFIX}{HEAD}."
 _ONCE_A_FILE = f"{_HEAD}out_conv.bias"
-"""A name that the host asks for once a file, and of L2P models only."""
+"""A name that the host looks up once per file, for L2P models only."""
 
 
 class L2PParts:
-    """Stands among a file's patches for what the host does not look for in it.
+    """Stands among a file's patches for tensors that the host does not look for.
 
     Args:
         patches: of the patch embedder, under names that the host does not know.
@@ -43,7 +43,7 @@ class L2PParts:
 
 
 class L2PNames:
-    """In the host's list of formats: any of the others, under names of L2P's own parts."""
+    """An entry in the host's list of formats: any of the others, under names of L2P's own parts."""
 
     @classmethod
     def load(
@@ -54,7 +54,7 @@ class L2PNames:
         dora_scale: Tensor | None,
         loaded_keys: set[str] | None = None,
     ) -> Any:
-        """What the file has for the weight that the host calls `x`, None if nothing."""
+        """The file's adapter for the weight that the host calls `x`, None without one."""
         if not x.startswith(_HEAD):
             return None
         if x == _ONCE_A_FILE:
@@ -86,21 +86,21 @@ def _parts(lora: Mapping[str, Tensor]) -> L2PParts | None:
 
 
 def _unknown_to_the_host(source: Source) -> list[str]:
-    """The names that a source's patch embedder has in files and that the host does not look for."""
+    """The file names of a source's patch embedder that the host does not look for."""
     # The latent source's embedder is found too, so that it is skipped for its shape and not reported as unknown.
     sizes = [source.latent.patch_size, *(row.patch_size for row in VARIANTS.values())]
     published = {
         source.layout.to_diffusers(source.embedder_weight, size)[0].removesuffix(".weight"): 0 for size in sizes
     }
     names = [form for name in published if name != source.embedder for form in _spellings(name)]
-    # By its own name the host finds it under the first and third spelling itself.
+    # The host itself finds its own name in the first and third spelling.
     known = (f"{PREFIX}{source.embedder}", f"lora_unet_{source.embedder}")
     return names + [name for name in _spellings(source.embedder) if name not in known]
 
 
 @cache
 def _output_pattern(source: Source) -> re.Pattern[str]:
-    """What is in the names of a source's output projection, in any layout and spelling."""
+    """Substrings of the names of a source's output projection, in any layout and spelling."""
     layer = next(iter(source.projection(source.config()).state_dict()))
     published = source.layout.to_diffusers(f"{source.output}.{layer}", source.latent.patch_size)[0]
     names = "|".join(re.escape(name) for name in dict.fromkeys((source.output, published.partition(".")[0])))
@@ -116,7 +116,7 @@ def _whole_tensor(source: Source) -> re.Pattern[str]:
 
 
 def _adapter(names: list[str], lora: Mapping[str, Tensor]) -> Any:
-    """What the file has under one of some names, by any of the host's formats; None if nothing."""
+    """The file's adapter under one of these names, in any of the host's formats; None without one."""
     for name in names:
         if not any(key.startswith(name) for key in lora):
             continue

@@ -23,16 +23,16 @@ from ...l2p_core.sources import source_of
 from ...l2p_core.sources.next_dit import NextDiT as OwnNextDiT
 
 LATENT_CHANNELS = 16
-"""Channels of the latent that patches made for Z-Image expect to see."""
+"""Latent channels that patches made for Z-Image expect."""
 
 TILE_OPTION = "l2p_head_tile"
-"""Key of `transformer_options` under which a model tells its network the automatic tile for a step; None for whole."""
+"""Key of `transformer_options` that carries the automatic tile of a step to the network; None for whole."""
 
 Patch = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class SizedNextDiT(NextDiT):
-    """The host's backbone in the sizes of a checkpoint, with the traits of its source."""
+    """The host's backbone with the sizes of a checkpoint and the traits of its source."""
 
     def __init__(self, sizes: ModelConfig, device: Any = None, dtype: Any = None, operations: Any = None):
         backbone = source_of(sizes).backbone
@@ -122,7 +122,7 @@ class L2PNextDiT(SizedNextDiT):
         caption = caption_lengths[0]
         tokens = self._joint_blocks(tokens, mask, rope.to(tokens.device), t, caption, pixels, options)
         features = rearrange(tokens[:, caption : caption + rows * columns], "b (h w) d -> b d h w", h=rows, w=columns)
-        # What is free is asked outside, where a compiler does not look.
+        # Free memory is queried outside, where a compiler does not trace.
         tile = self.head_tile if self.head_tile is not None else options.get(TILE_OPTION)
         # The head returns x0 - noise (arXiv 2605.12013 section 3.2), the sampler wants noise - x0.
         return velocity_of(self.local_decoder(pixels, features, tile or None))[..., :height, :width]
@@ -183,7 +183,7 @@ def _with_latent_view(options: dict[str, Any], rows: int, columns: int) -> dict[
 def _sees_latent(patch: Patch, rows: int, columns: int) -> Patch:
     def call(args: dict[str, Any]) -> dict[str, Any]:
         pixels: Tensor = args["x"]
-        # Patches read the size, dtype and device; an expanded view of one number holds no memory.
+        # Patches read the size, dtype and device; an expanded view of one element takes no memory.
         view = torch.zeros(1, dtype=pixels.dtype, device=pixels.device)
         latent = view.expand(pixels.shape[0], LATENT_CHANNELS, 2 * rows, 2 * columns)
         return patch({**args, "x": latent})

@@ -1,8 +1,8 @@
 """The host's own loaders, Load Diffusion Model and Load Checkpoint, with L2P files.
 
-They ask the rows of `comfy.supported_models.models` in turn, and would take L2P for the latent Z-Image: a wrong image
-of 129 GB. A row of ours at the head of that list answers for files with a Detailer Head, and for no others. Where a
-host knows L2P itself, its row is left to answer.
+They ask the rows of `comfy.supported_models.models` in turn and would treat L2P as the latent Z-Image: a wrong image of
+129 GB. A row of ours at the head of that list accepts files with a Detailer Head and no others. If a host supports L2P
+itself, its own row is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OTHER_PIXEL_MODEL = "dec_net."
 """In files of another pixel model on the same backbone, which the host knows."""
 
 BACKBONE = "lumina2"
-"""What the host calls the backbone that L2P shares with latent models."""
+"""The host's name of the backbone that L2P shares with latent models."""
 
 
 class L2PRow(comfy.supported_models.ZImage):
@@ -51,7 +51,7 @@ class L2PRow(comfy.supported_models.ZImage):
 
 
 def register() -> None:
-    """Put our row at the head of the host's list, once."""
+    """Insert our row at the head of the host's list, once."""
     if L2PRow not in comfy.supported_models.models:
         comfy.supported_models.models.insert(0, L2PRow)
 
