@@ -177,7 +177,7 @@ def test_a_lost_process_ends_the_others_with_a_sentence(folder: Path) -> None:
 LEAVES = """
 import os, sys
 import torch.distributed as dist
-from comfyui_l2p.l2p_core import parallel
+from comfyui_l2p.l2p_core.distributed import ranks as parallel
 from comfyui_l2p.l2p_core.distributed.ranks import ProcessLost
 rank = os.environ["RANK"]
 wrong = ValueError("a mistake") if rank == "0" else RuntimeError("NCCL error: Cuda failure 2 'out of memory'")
