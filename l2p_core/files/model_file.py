@@ -11,11 +11,8 @@ from typing import NamedTuple
 from ..config import ModelConfig
 from ..layouts import target_shapes
 from .atomic import atomic_file
-from .safetensors_header import CheckpointError, header_room, nbytes
+from .safetensors_header import SUFFIXES, CheckpointError, header_room, nbytes
 from .tensor_io import TensorWriter, itemsize
-
-SUFFIXES = (".safetensors", ".sft")
-"""Endings of the names of safetensors files."""
 
 
 class Slot(NamedTuple):

@@ -44,6 +44,9 @@ _MAGIC = (
     (b"<", "a web page, not a model: the download went wrong, download the file itself"),
 )
 
+SUFFIXES = (".safetensors", ".sft")
+"""Endings of the names of safetensors files."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or used for this purpose; the message is one sentence for its user."""

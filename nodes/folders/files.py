@@ -8,8 +8,7 @@ from pathlib import Path, PurePath
 import folder_paths
 
 from ...l2p_core.files import paths
-from ...l2p_core.files.model_file import SUFFIXES
-from ...l2p_core.files.safetensors_header import CheckpointError
+from ...l2p_core.files.safetensors_header import SUFFIXES, CheckpointError
 from ...l2p_core.files.shards import files_of, index_of
 from .names import below
 

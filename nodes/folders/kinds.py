@@ -1,6 +1,6 @@
 """Chooses a default among the files in the models folders that suits an input.
 
-Headers alone are read, each once for as long as its file stays the same, and nothing is imported that checks a model.
+Headers alone are read, each once for as long as its file stays the same.
 """
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from ...l2p_core.config import COMFY_PREFIX
 from ...l2p_core.files.safetensors_header import read_header
 from ...l2p_core.files.shards import files_of
-from ...l2p_core.sources.recognition import recognised
 from . import files
 
 DELTA, INITIAL, PIXEL, LATENT, OTHER = "delta", "pixel-init", "pixel", "latent", "other"
@@ -43,4 +41,8 @@ def _kind(name: str, folders: tuple[str, ...], *_state: str) -> str:
     keys = [key for header in headers for key in header.tensors]
     if any(key.endswith(_PIXEL_KEY) for key in keys):
         return PIXEL
+    # The rows of the sources hold networks, which take a while to import: only where there is such a file.
+    from ...l2p_core.config import COMFY_PREFIX
+    from ...l2p_core.sources.recognition import recognised
+
     return LATENT if recognised(key.removeprefix(COMFY_PREFIX) for key in keys) else OTHER

@@ -14,7 +14,7 @@ from typing import Any
 import comfy.sd
 
 from ...l2p_core.checkpoint import check_exact, open_checkpoint
-from ...l2p_core.files.model_file import SUFFIXES
+from ...l2p_core.files.safetensors_header import SUFFIXES
 from ...l2p_core.model import key_shapes
 from ..messages.errors import plain_errors
 

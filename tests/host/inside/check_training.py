@@ -120,7 +120,9 @@ def check_a_full_disk_is_named_and_nothing_half_written(host: Path, monkeypatch:
         publish(delta, target)
 
     monkeypatch.setattr(run_files, "publish", published)
-    with pytest.raises(ValueError, match="models/diffusion_models/other.safetensors needs .* make room") as caught:
+    with pytest.raises(
+        ValueError, match="models/diffusion_models/other.safetensors needs .* free some space"
+    ) as caught:
         train(filename="other")
     assert str(host) not in str(caught.value)
     assert is_left_alone() and not list((host / "diffusion_models").iterdir())
@@ -150,7 +152,7 @@ def check_sentences_name_the_hosts_folders_as_its_user_knows_them(
     notes: list[str] = []
     monkeypatch.setattr(Live, "note", lambda live, text: notes.append(text))
     train(anew=True, overwrite=True)
-    assert any("lies in output/l2p_runs/run/earlier-1 now" in note for note in notes), notes
+    assert any("was moved to output/l2p_runs/run/earlier-1" in note for note in notes), notes
     assert not [note for note in notes if str(tmp_path) in note]
     said = sentences.by_folders(f"{host / 'output' / 'l2p_runs' / 'run'}, {host / 'datasets' / 'shapes' / '0.png'}")
     assert said.replace(os.sep, "/") == "output/l2p_runs/run, datasets/shapes/0.png"
