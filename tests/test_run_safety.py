@@ -83,7 +83,7 @@ def test_a_run_that_begins_anew_moves_the_old_one_aside(
     train(folder, "run", steps=4)
     before = content(folder / "run")
     code = main(["train", str(folder / "recipe.toml"), "--output", str(folder / "run"), "--restart"])
-    assert code == 0 and f"lies in {folder / 'run' / 'earlier-1'} now" in capsys.readouterr().err
+    assert code == 0 and f"was moved to {folder / 'run' / 'earlier-1'}" in capsys.readouterr().err
     aside = folder / "run" / "earlier-1"
     assert content(aside) == before and len(read_metrics(RunFolder(folder / "run").metrics)) == 4
     delta.load_model(aside / "delta.safetensors", aside / "init.safetensors")

@@ -101,7 +101,7 @@ def _of(block: Block, part: str) -> Tensor:
 
 def _attention(layer: Attention, x: Tensor, rope: Tensor) -> Tensor:
     q, k, v = (
-        rearrange(F.linear(x, weight), "b n (h d) -> b n h d", h=layer.n_heads) for weight in layer.qkv.weight.chunk(3)
+        rearrange(F.linear(x, weight), "b n (h d) -> b n h d", d=layer.head_dim) for weight in layer.qkv.weight.chunk(3)
     )
     q, k = _rotated(_norm(q, layer.q_norm.weight), rope), _rotated(_norm(k, layer.k_norm.weight), rope)
     x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
