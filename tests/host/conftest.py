@@ -49,30 +49,37 @@ def host() -> Host:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def inside(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str] | None]:
-    """The checks inside the host, begun before the first of the host's tests: they take minutes, mostly of one core."""
+def inside(request: pytest.FixtureRequest) -> Iterator[list[subprocess.Popen[str]]]:
+    """The checks inside the host, in two processes that start before the first of the host's tests: they take minutes,
+    each mostly of one core."""
     wanted = any(item.path.name == "test_inside.py" for item in request.session.items)
     found = find_host()
     if not wanted or found is None:
-        yield None
+        yield []
         return
+    files = sorted(INSIDE.glob("check_*.py"))
+    processes = [_checks(found, files[half::2]) for half in range(2)]
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _checks(host: Host, files: list[Path]) -> subprocess.Popen[str]:
     command = [
-        *(found.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull),
+        *(host.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull),
         *("--rootdir", INSIDE, "--confcutdir", INSIDE, "--import-mode=importlib"),
-        *("-o", "python_files=check_*.py", "-o", "python_functions=check_*", INSIDE),
+        *("-o", "python_files=check_*.py", "-o", "python_functions=check_*", *files),
     ]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [str(part) for part in command],
         # Of several threads on busy cores each waits for the others.
-        env=os.environ | {"COMFYUI_PATH": str(found.path), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"COMFYUI_PATH": str(host.path), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
     )
-    yield process
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 
+import pytest
 from host_server import Host
 
 
-def test_checks_inside_the_host(host: Host, inside: subprocess.Popen[str]) -> None:
-    output, errors = inside.communicate(timeout=3600)
-    assert inside.returncode == 0, f"{output[-8000:]}\n{errors[-2000:]}"
+@pytest.mark.parametrize("half", range(2))
+def test_checks_inside_the_host(host: Host, inside: list[subprocess.Popen[str]], half: int) -> None:
+    output, errors = inside[half].communicate(timeout=3600)
+    assert inside[half].returncode == 0, f"{output[-8000:]}\n{errors[-2000:]}"
     assert " passed" in output
