@@ -38,14 +38,37 @@ def sigmas(steps: int, shift: float = 3.0, denoise: float = 1.0) -> Tensor:
     Raises:
         ValueError: for values outside these ranges.
     """
-    if steps < 1:
-        raise ValueError(f"Sampling needs at least 1 step, not {steps}.")
-    if not 0 < shift < math.inf:
-        raise ValueError(f"The shift must be above 0, not {shift}; 3 is the published value.")
+    _check_schedule(steps, shift)
     if not 0 < denoise <= 1:
         raise ValueError(f"Denoise must be above 0 and at most 1, not {denoise}.")
     u = torch.linspace(denoise, 0, steps + 1, dtype=torch.float64)
     return (shift * u / (1 + (shift - 1) * u)).float()
+
+
+def _check_schedule(steps: int, shift: float) -> None:
+    if steps < 1:
+        raise ValueError(f"Sampling needs at least 1 step, not {steps}.")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"The shift must be above 0, not {shift}; 3 is the published value.")
+
+
+def sigmas_between(start: float, end: float, steps: int, shift: float = 3.0) -> Tensor:
+    """The part of the shifted schedule from noise level `start` down to `end`; u falls linearly between them.
+
+    Returns:
+        (steps + 1,) float32.
+
+    Raises:
+        ValueError: unless 0 <= end < start <= 1, for steps below 1 and for a shift that is not above 0.
+    """
+    if not 0 <= end < start <= 1:
+        raise ValueError(f"Noise levels must fall between 1 and 0, not from {start} to {end}.")
+    _check_schedule(steps, shift)
+    first, last = (sigma / (shift - (shift - 1) * sigma) for sigma in (start, end))
+    u = torch.linspace(first, last, steps + 1, dtype=torch.float64)
+    schedule = shift * u / (1 + (shift - 1) * u)
+    schedule[0], schedule[-1] = start, end
+    return schedule.float()
 
 
 def training_sigmas(shift: float = 3.0) -> Tensor:
@@ -94,13 +117,36 @@ def euler(
     progress: Progress | None = None,
 ) -> Tensor:
     """Integrate the flow along `sigmas` and return its end, unclamped; arguments as for `sample`."""
+    x = noise.float() if init is None else add_noise(init, noise, sigmas[:1].to(noise.device).expand(len(noise)))
+    return integrate(model, x, captions, sigmas=sigmas, cfg=cfg, negative=negative, progress=progress)[0]
+
+
+@torch.no_grad()
+def integrate(
+    model: FlowModel,
+    x: Tensor,
+    captions: Sequence[Caption],
+    *,
+    sigmas: Tensor,
+    cfg: float = 1.0,
+    negative: Sequence[Caption] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Euler steps from x at sigmas[0], (B, C, H, W) float32, to sigmas[-1], which need not be 0.
+
+    Returns:
+        x there, and the velocity of the last step: x - sigmas[-1] velocity is its estimate of the clean image.
+
+    Raises:
+        ValueError: if guidance is requested without negative captions.
+    """
     if not math.isfinite(cfg):
         raise ValueError(f"Guidance (cfg) must be a finite number, not {cfg}.")
     if cfg != 1.0 and negative is None:
         raise ValueError("Guidance (cfg other than 1) needs a negative caption for each image; it may be empty text.")
     captions, negative = _refined(model, captions), None if cfg == 1.0 else _refined(model, negative)
     steps = sigmas.tolist()
-    x = noise.float() if init is None else add_noise(init, noise, sigmas[:1].to(noise.device).expand(len(noise)))
+    velocity = x  # until the first step
     for i, (sigma, following) in enumerate(zip(steps, steps[1:], strict=False)):
         level = torch.full((len(x),), sigma, dtype=torch.float32, device=x.device)
         velocity = model(x, level, captions).float()
@@ -111,7 +157,7 @@ def euler(
         if progress:
             progress(i + 1, len(steps) - 1, x - sigma * velocity)
         x = x + (following - sigma) * velocity
-    return x
+    return x, velocity
 
 
 def _refined(model: FlowModel, captions: Any) -> Any:

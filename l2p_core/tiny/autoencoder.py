@@ -39,6 +39,9 @@ class Autoencoder(nn.Module):
     The latents are normalised, so a diffusion model needs no scale or shift of its own.
     """
 
+    downscale = DOWNSCALE
+    channels = LATENT_CHANNELS
+
     def __init__(self, width: int = 64, deep_width: int = 96):
         super().__init__()
         self.encoder = nn.Conv2d(3, LATENT_CHANNELS, DOWNSCALE, stride=DOWNSCALE)
