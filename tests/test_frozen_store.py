@@ -17,10 +17,12 @@ from comfyui_l2p.l2p_core.checkpoint import load_model, save
 from comfyui_l2p.l2p_core.device import accelerator
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.freeze import trainable_names
-from comfyui_l2p.l2p_core.memory import block_store, frozen_store
+from comfyui_l2p.l2p_core.memory import block_store
 from comfyui_l2p.l2p_core.memory.block_stream import BlockStream, allocations, pinned_bytes
-from comfyui_l2p.l2p_core.memory.frozen_store import FLOAT8, FrozenLinear, quantised
+from comfyui_l2p.l2p_core.memory.frozen_store import FrozenLinear
 from comfyui_l2p.l2p_core.model import L2PModel
+from comfyui_l2p.l2p_core.ops import eight_bit
+from comfyui_l2p.l2p_core.ops.eight_bit import FLOAT8, packed
 from comfyui_l2p.l2p_core.training import loading as training_model
 from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
@@ -75,7 +77,7 @@ def test_float8_trains_as_plain_layers_with_the_rounded_weights_do() -> None:
     with torch.no_grad():
         for name, weight in rounded.named_parameters():
             if name.startswith("layers.") and name not in trained and weight.ndim == 2:
-                kept = weight.bfloat16() if "adaLN" in name else quantised(weight).as_dtype(torch.float32)
+                kept = weight.bfloat16() if "adaLN" in name else packed(weight, FLOAT8).as_dtype(torch.float32)
                 weight.copy_(kept)
     plain = run(dataclasses.replace(chosen, frozen="full"), model=rounded)
     assert same(plain, run(chosen)) and same(plain, run(dataclasses.replace(chosen, stream=True)))
@@ -93,8 +95,8 @@ def test_float8_errs_by_a_sixteenth_at_most() -> None:
     weight = torch.randn(40, 333, generator=generator) * torch.logspace(-26, 30, 40)[:, None]
     weight[3] = 0
     weight[4, 5:] *= 1e-4
-    kept = quantised(weight)
-    assert kept.numbers.dtype == FLOAT8 and kept.scale is not None and kept.scale.shape == (40, 1)
+    kept = packed(weight, FLOAT8)
+    assert kept.elements.dtype == FLOAT8 and kept.scale is not None and kept.scale.shape == (40, 1)
     error = (kept.as_dtype(torch.float32) - weight).abs()
     bound = torch.maximum(weight.abs() / 16, weight.abs().amax(1, keepdim=True) * 2.0**-17)
     assert bool((error <= bound).all()) and float(error.max()) > 0
@@ -103,11 +105,11 @@ def test_float8_errs_by_a_sixteenth_at_most() -> None:
 
 
 def test_converting_piece_by_piece_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = quantised(torch.randn(13, 17))
+    kept = packed(torch.randn(13, 17), FLOAT8)
     whole = kept.as_dtype(torch.float32)
-    monkeypatch.setattr(frozen_store, "_AT_ONCE", 7)
+    monkeypatch.setattr(eight_bit, "_AT_ONCE", 7)
     assert torch.equal(kept.as_dtype(torch.float32), whole)
-    assert kept.scale is not None and torch.equal(kept.numbers.float() * kept.scale, whole)
+    assert kept.scale is not None and torch.equal(kept.elements.float() * kept.scale, whole)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -14,10 +14,11 @@ from comfyui_l2p.l2p_core.checkpoint import open_checkpoint, save
 from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig
 from comfyui_l2p.l2p_core.deltas.low_rank import LowRank
 from comfyui_l2p.l2p_core.device import accelerator
-from comfyui_l2p.l2p_core.memory.frozen_store import FrozenLinear, quantised
+from comfyui_l2p.l2p_core.memory.frozen_store import FrozenLinear
 from comfyui_l2p.l2p_core.memory.plan import GB
 from comfyui_l2p.l2p_core.memory.sampling_model import Form, load, weight_memory
 from comfyui_l2p.l2p_core.model import L2PModel
+from comfyui_l2p.l2p_core.ops.eight_bit import FLOAT8, packed
 from comfyui_l2p.train import sample_memory
 from comfyui_l2p.train.sample_memory import Need, place
 
@@ -62,7 +63,7 @@ def test_float8_computes_what_the_rounded_weights_do(path: Path) -> None:
     for name in layers:
         weight = rounded.get_parameter(f"{name}.weight")
         if "adaLN" not in name:
-            weight.copy_(quantised(weight).as_dtype(torch.bfloat16))
+            weight.copy_(packed(weight, FLOAT8).as_dtype(torch.bfloat16))
     assert torch.equal(velocity(kept), velocity(rounded)) and not torch.equal(plain, velocity(kept))
     assert torch.equal(velocity(in_form(path, STREAMED_FP8)), velocity(kept))
 

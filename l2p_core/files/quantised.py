@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..config import COMFY_PREFIX
@@ -278,9 +279,9 @@ def _unmarked(marker: Stored | None, dtype: str) -> dict[str, Any]:
     return {"format": FLOAT8_FORMATS[dtype], **({"full_precision_matrix_mult": True} if exact else {})}
 
 
-def marker_bytes(values: Mapping[str, Any]) -> bytes:
-    """A layer's settings as its marker holds them."""
-    return json.dumps(values).encode("utf-8")
+def marker(values: Mapping[str, Any]) -> Tensor:
+    """A layer's settings as the tensor that marks it."""
+    return torch.tensor(list(json.dumps(values).encode("utf-8")), dtype=torch.uint8)
 
 
 def _comfy_layer(layer: str, source: Source) -> str:

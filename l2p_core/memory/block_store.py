@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
+from ..ops.eight_bit import FLOAT8
 from ..sources import source_of
 from ..sources.source import Source
 from ..training_config import TrainingConfig
 from .block_stream import BlockStream, StreamedTensor
-from .frozen_store import FLOAT8, FrozenLinear, Resident, Streamed
+from .frozen_store import FrozenLinear, Resident, Streamed
 from .trained_linear import TrainedLinear
 
 Put = Callable[[Tensor], None]

@@ -14,6 +14,7 @@ from ..deltas import low_rank as lora
 from ..device.accelerator import has_own_memory
 from ..freeze import trainable_names
 from ..model import key_shapes
+from ..ops.eight_bit import FACTOR_BYTES
 from ..sources import source_of
 from ..training_config import TrainingConfig
 from . import activations
@@ -164,7 +165,7 @@ class _Planner:
             else:
                 device[kind] += size
             if self._is_float8(name):
-                device[kind] += 4 * shape[0]  # one factor per row, which is never streamed
+                device[kind] += FACTOR_BYTES * shape[0]  # one factor per row, which is never streamed
         if blocks:
             homes = list(blocks.values())
             device["streamed weights"] = 2 * max(homes)

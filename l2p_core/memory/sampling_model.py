@@ -19,13 +19,10 @@ from ..config import ModelConfig
 from ..deltas.low_rank import LowRank
 from ..files.tensor_io import DTYPE_NAMES, ProgressCallback
 from ..model import L2PModel, key_shapes
+from ..ops.eight_bit import FACTOR_BYTES, FLOAT8, ROUNDING_BYTES
 from ..training_config import TrainingConfig
 from . import block_store
 from .block_stream import block_bytes, pinned_bytes
-from .frozen_store import FLOAT8
-
-_FACTOR_BYTES = 4  # per row of a float8 weight
-_ROUNDING_BYTES = 4 + 4 + 1  # per element during rounding to float8: in float32, scaled, rounded
 
 
 @dataclass(frozen=True)
@@ -78,14 +75,14 @@ def weight_memory(config: ModelConfig, form: Form) -> WeightMemory:
     stored = [layer for block in blocks for layer in block]
     plain = sum(sizes.values()) - sum(sizes[f"{layer.key}.weight"] for layer in stored)
     device = plain * form.dtype.itemsize
-    device += sum(_FACTOR_BYTES * layer.linear.out_features for layer in stored if layer.dtype == FLOAT8)
+    device += sum(FACTOR_BYTES * layer.linear.out_features for layer in stored if layer.dtype == FLOAT8)
     ram = 0
     if form.streamed:
         homes = [block_bytes([(layer.dtype, layer.linear.weight.shape) for layer in block]) for block in blocks]
         device, ram = device + 2 * max(homes), pinned_bytes(homes)
     else:
         device += sum(layer.dtype.itemsize * sizes[f"{layer.key}.weight"] for layer in stored)
-    loading = largest * (form.dtype.itemsize + (_ROUNDING_BYTES if form.float8 else 0)) if stored else 0
+    loading = largest * (form.dtype.itemsize + (ROUNDING_BYTES if form.float8 else 0)) if stored else 0
     return WeightMemory(device, ram, loading, largest * form.dtype.itemsize if form.float8 else 0)
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 import comfy.model_management
 import torch
 from torch import Tensor
 
 from ...l2p_core.device.accelerator import is_out_of_memory
+from ...l2p_core.files.quantised import MARKER, marker
+from ...l2p_core.ops.eight_bit import FLOAT8, ROUNDING_BYTES
+from ...l2p_core.ops.eight_bit import quantised as rounded
 from ...l2p_core.sources import SOURCES
 from ..messages.jobs import progress_bar
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = torch.finfo(FP8).max
-
-_FORMAT = json.dumps({"format": "float8_e4m3fn", "full_precision_matrix_mult": True}).encode()
+_SETTINGS = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
 """Weights are dequantised for the matrix product."""
 
 
@@ -35,7 +33,7 @@ def quantise_backbone(state: dict[str, Tensor]) -> None:
         done += state[key].nbytes
         layer = key.removesuffix(".weight")
         state[key], state[f"{layer}.weight_scale"] = quantised(state[key], device)
-        state[f"{layer}.comfy_quant"] = torch.tensor(list(_FORMAT), dtype=torch.uint8)
+        state[f"{layer}.{MARKER}"] = marker(_SETTINGS)
         report(done, total)
 
 
@@ -46,37 +44,30 @@ def quantised(weight: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         weight: of any floating dtype; one in 8 bits stays unchanged.
         device: to compute on, if it supports 8 bits and has memory for a copy of this weight.
     """
-    if weight.dtype == FP8:
+    if weight.dtype == FLOAT8:
         return weight, torch.ones((), device=weight.device)
     if not _has_room(weight, device):
-        return _rounded(weight)
+        return rounded(weight, by_row=False)
     try:
-        rounded, scale = _rounded(weight.to(device))
+        elements, scale = rounded(weight.to(device), by_row=False)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return _rounded(weight)
-    return rounded.to(weight.device), scale.to(weight.device)
-
-
-def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    numbers = weight.to(torch.float32, copy=True)
-    least, most = numbers.aminmax()
-    scale = (torch.maximum(most, -least) / FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-    return numbers.div_(scale).to(FP8), scale
+        return rounded(weight, by_row=False)
+    return elements.to(weight.device), scale.to(weight.device)
 
 
 def _has_room(weight: Tensor, device: torch.device) -> bool:
     """Whether a device has memory for a weight as it is, in float32 and in 8 bits."""
-    if not comfy.model_management.supports_cast(device, FP8):
+    if not comfy.model_management.supports_cast(device, FLOAT8):
         return False
-    needed = weight.numel() * (weight.element_size() + torch.float32.itemsize + FP8.itemsize)
+    needed = weight.numel() * (weight.element_size() + ROUNDING_BYTES)
     return needed <= comfy.model_management.get_free_memory(device)
 
 
 def _is_plain(state: dict[str, Tensor], key: str) -> bool:
     """Whether a layer is not already quantised in another format."""
-    return f"{key.removesuffix('.weight')}.comfy_quant" not in state and state[key].dtype.is_floating_point
+    return f"{key.removesuffix('.weight')}.{MARKER}" not in state and state[key].dtype.is_floating_point
 
 
 def is_backbone_linear(key: str) -> bool:

@@ -17,7 +17,7 @@ from ...l2p_core.files.quantised import (
     formats,
     layer_of,
     leaf_of,
-    marker_bytes,
+    marker,
     read_marker,
     unmarked_settings,
 )
@@ -36,7 +36,7 @@ def mark_layers(state: dict[str, Tensor], settings: LayerSettings) -> None:
         if leaf_of(key) != "scale_input" or scale.item() != 1.0:
             state[f"{layer_of(key)}.{OLD_NAMES[leaf_of(key)]}"] = scale
     for layer, values in settings.items():
-        state[f"{layer}.{MARKER}"] = torch.tensor(list(marker_bytes(values)), dtype=torch.uint8)
+        state[f"{layer}.{MARKER}"] = marker(values)
 
 
 def settings_of(state: Mapping[str, Tensor]) -> LayerSettings:
