@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from . import ranges
 from .freeze import POLICIES
 
@@ -111,6 +113,11 @@ class TrainingConfig:
     parallel: str = "auto"
     noise: str = "seeded"
     seed: int = 0
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What `precision` computes in."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

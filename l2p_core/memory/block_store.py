@@ -1,4 +1,4 @@
-"""Stores the linear layers of a model's blocks in the form that a training configuration asks for.
+"""Puts layers of its own in place of the linear layers that `placement` keeps in fewer bits or in RAM.
 
 Frozen layers become `FrozenLinear`, in fewer bits or streamed. Trained layers become `TrainedLinear` if they are
 offloaded to RAM anyway and blocks are streamed. All share one stream, in the order in which blocks are computed.
@@ -6,92 +6,72 @@ offloaded to RAM anyway and blocks are streamed. All share one stream, in the or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..ops.eight_bit import FLOAT8
-from ..sources import source_of
-from ..sources.source import Source
-from ..training_config import TrainingConfig
+from ..checkpoint import Checkpoint
+from ..files.tensor_io import DTYPE_NAMES
 from .block_stream import BlockStream, StreamedTensor
 from .frozen_store import FrozenLinear, Resident, Streamed
+from .placement import Weight, Weights
 from .trained_linear import TrainedLinear
 
 Put = Callable[[Tensor], None]
 """Sets a weight or bias from a tensor of any float dtype, on any device."""
 
 
-def wanted(config: TrainingConfig) -> bool:
-    """Whether a run stores its blocks other than as the model's own layers."""
-    return config.frozen == "fp8" or config.stream
+class _Layer(NamedTuple):
+    """A linear layer to be replaced, with its name in the model and how its weight is kept."""
 
-
-def streams(config: TrainingConfig, trained: bool) -> bool:
-    """Whether blocks that train, or frozen ones, are copied to the device one by one."""
-    return config.stream and (config.offload or not trained)
-
-
-class Layer(NamedTuple):
-    """A linear layer to be replaced: its block, its name there, and the dtype to store it in."""
-
-    block: str
     name: str
     linear: nn.Linear
-    trained: bool
-    dtype: torch.dtype
-
-    @property
-    def key(self) -> str:
-        return f"{self.block}.{self.name}"
+    weight: Weight
 
 
-def store(model: Backbone, trained: Collection[str], config: TrainingConfig, device: torch.device) -> dict[str, Put]:
-    """Replace every linear layer that the training stores in another form.
+def store(model: Backbone, weights: Weights, device: torch.device) -> dict[str, Put]:
+    """Replace every linear layer that the model's own layers do not keep.
 
     Args:
         model: on any device, even "meta".
-        trained: names of the parameters that train. A block with none of them is frozen.
-        config: `frozen` and `precision` choose the dtype of weights; `stream` puts them into RAM, pinned if the device
-            is a GPU.
+        weights: how each is kept. Streamed ones are in RAM, pinned if the device is a GPU.
         device: to compute on.
 
     Returns:
         For each key of a frozen layer, which the model's state dict no longer has, the function that sets its weight.
     """
-    blocks = layers_of(model, trained, config)
-    streamed = _streamed(blocks, config, device)
+    layers = list(_layers(model, weights))
+    homes = _homes(layers, device)
     puts: dict[str, Put] = {}
-    for layer in (layer for layers in blocks for layer in layers):
-        key = layer.key
-        if layer.trained:
-            new: nn.Module = TrainedLinear(layer.linear, streamed[key])
+    for name, linear, kept in layers:
+        if kept.trains:
+            new: nn.Module = TrainedLinear(linear, homes[name])
         else:
-            here = key in streamed
-            weight = Streamed(layer.dtype, device, streamed[key]) if here else Resident(layer.dtype, device)
-            new = FrozenLinear(layer.linear, weight, device)
-            puts[f"{key}.weight"] = weight.put
-            if layer.linear.bias is not None:
-                puts[f"{key}.bias"] = new.put_bias
-        parent, _, child = key.rpartition(".")
+            here = Streamed(kept.dtype, device, homes[name]) if kept.streamed else Resident(kept.dtype, device)
+            new = FrozenLinear(linear, here, device)
+            puts[f"{name}.weight"] = here.put
+            if linear.bias is not None:
+                puts[f"{name}.bias"] = new.put_bias
+        parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new)
     return puts
 
 
-def layers_of(model: Backbone, trained: Collection[str], config: TrainingConfig) -> list[list[Layer]]:
-    """The linear layers that `store` replaces, by block in the order in which blocks are computed."""
-    # Empty for a model whose layers are already stored, see `training.loading`.
-    return [layers for layers in _blocks(model, trained, config) if layers]
-
-
-def store_loaded(model: Backbone, trained: Collection[str], config: TrainingConfig, device: torch.device) -> None:
+def store_loaded(model: Backbone, weights: Weights, device: torch.device) -> None:
     """`store` for a model that has its weights; each is released as soon as it is stored."""
-    weights = model.state_dict()
-    for key, put in store(model, trained, config, device).items():
-        put(weights.pop(key))
+    state = model.state_dict()
+    for key, put in store(model, weights, device).items():
+        put(state.pop(key))
+
+
+def read_as(checkpoint: Checkpoint, weights: Weights, keys: Iterable[str], puts: Collection[str]) -> dict[str, str]:
+    """The dtypes to read these weights in: for those that `store` has a place for the file's own, so that weights are
+    rounded only once."""
+    return {key: checkpoint.tensors[key].dtype if key in puts else DTYPE_NAMES[weights[key].loaded_as] for key in keys}
 
 
 def trained_linears(model: nn.Module) -> dict[str, TrainedLinear]:
@@ -106,33 +86,25 @@ def bytes_in_computer(model: nn.Module) -> int:
     return frozen + sum(layer.working.nbytes for layer in trained_linears(model).values())
 
 
-def _blocks(model: Backbone, trained: Collection[str], config: TrainingConfig) -> Iterator[list[Layer]]:
-    """The layers of each block that are stored in another form, in the order in which blocks are computed."""
-    source = source_of(model.config)
-    for block, module in list(model.blocks()):
-        trains = any(own.startswith(f"{block}.") for own in trained)
-        if trains and not streams(config, trained=True):
-            continue
-        yield [
-            Layer(block, name, linear, trains, _dtype(name, trains, config, source))
-            for name, linear in module.named_modules()
-            if isinstance(linear, nn.Linear)
-        ]
+def _layers(model: Backbone, weights: Weights) -> Iterator[_Layer]:
+    """The layers to be replaced, in the order in which blocks are computed."""
+    for block, module in model.blocks():
+        for inside, linear in list(module.named_modules()):
+            kept = weights.get(f"{block}.{inside}.weight")
+            # A model whose layers are already stored (`training.loading`) has no such linear layers.
+            if isinstance(linear, nn.Linear) and kept is not None and kept.replaced:
+                yield _Layer(f"{block}.{inside}", linear, kept)
 
 
-def _dtype(name: str, trains: bool, config: TrainingConfig, source: Source) -> torch.dtype:
-    if config.frozen == "fp8" and not trains:
-        return torch.bfloat16 if source.is_never_8_bit(name) else FLOAT8
-    return torch.bfloat16 if config.precision == "bf16" else torch.float32
-
-
-def _streamed(blocks: list[list[Layer]], config: TrainingConfig, device: torch.device) -> dict[str, StreamedTensor]:
+def _homes(layers: list[_Layer], device: torch.device) -> dict[str, StreamedTensor]:
     """The positions of streamed weights, by their layers' names."""
-    if not config.stream or not blocks:
+    streamed = [layer for layer in layers if layer.weight.streamed]
+    if not streamed:
         return {}
-    stream = BlockStream([[(layer.dtype, layer.linear.weight.shape) for layer in layers] for layers in blocks], device)
+    blocks = [list(block) for _, block in groupby(streamed, lambda layer: layer.weight.block)]
+    stream = BlockStream([[(kept.dtype, linear.weight.shape) for _, linear, kept in block] for block in blocks], device)
     return {
-        layer.key: stream.tensor(number, position)
-        for number, layers in enumerate(blocks)
-        for position, layer in enumerate(layers)
+        layer.name: stream.tensor(number, position)
+        for number, block in enumerate(blocks)
+        for position, layer in enumerate(block)
     }

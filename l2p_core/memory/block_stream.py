@@ -22,7 +22,7 @@ from torch import Tensor
 from ..device import accelerator
 
 _ALIGNMENT = 256  # bytes, of each tensor within its block
-_SLOTS = 2
+SLOTS = 2
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,15 @@ class BlockStream:
         sizes = [block_bytes(tensors) for tensors in blocks]
         self._homes = [home for group in allocations(sizes) for home in _cpu_memory(sum(group), device).split(group)]
         largest = max(len(home) for home in self._homes)
-        self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(_SLOTS)]
-        self._held: list[int | None] = [None] * _SLOTS
-        self._stale: list[set[_Span]] = [set() for _ in range(_SLOTS)]
+        self._slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
+        self._held: list[int | None] = [None] * SLOTS
+        self._stale: list[set[_Span]] = [set() for _ in range(SLOTS)]
         self._lock = threading.Lock()
         self._last = 0
         self._direction = 1
         self._gpu: Any = accelerator.module(device) if accelerator.has_own_memory(device.type) else None
         self._copying = self._gpu.Stream(device) if self._gpu else None
-        self._arrived: list[Any] = [None] * _SLOTS
+        self._arrived: list[Any] = [None] * SLOTS
 
     def tensor(self, block: int, position: int) -> StreamedTensor:
         """One of a block's tensors; fill it before reading it."""
@@ -67,7 +67,7 @@ class BlockStream:
 
     def write(self, block: int, span: _Span, tensor: Tensor) -> None:
         """Set a tensor's elements, from any thread; do not read it before this returns."""
-        slot = block % _SLOTS
+        slot = block % SLOTS
         with self._lock:
             held = self._held[slot] == block
             arrived = self._arrived[slot]
@@ -103,7 +103,7 @@ class BlockStream:
 
     def _bring(self, block: int) -> int:
         """Start copying a block unless it is on the device; returns its slot."""
-        slot = block % _SLOTS
+        slot = block % SLOTS
         if self._held[slot] == block:
             return slot
         home = self._homes[block]

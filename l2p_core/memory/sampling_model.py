@@ -8,7 +8,6 @@ ever holds more than the weights that stay there and the one being read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,37 +16,13 @@ import torch
 from ..checkpoint import Checkpoint, empty_model, read_weights
 from ..config import ModelConfig
 from ..deltas.low_rank import LowRank
-from ..files.tensor_io import DTYPE_NAMES, ProgressCallback
-from ..model import L2PModel, key_shapes
-from ..ops.eight_bit import FACTOR_BYTES, FLOAT8, ROUNDING_BYTES
-from ..training_config import TrainingConfig
+from ..files.tensor_io import ProgressCallback
+from ..model import L2PModel
+from ..ops.eight_bit import ROUNDING_BYTES
 from . import block_store
-from .block_stream import block_bytes, pinned_bytes
-
-
-@dataclass(frozen=True)
-class Form:
-    """How weights are stored.
-
-    Attributes:
-        dtype: of all weights except those in float8, and of the computation.
-        float8: whether the blocks' linear layers are stored in float8, with one factor per row.
-        streamed: whether they are stored in RAM and copied to the device block by block.
-    """
-
-    dtype: torch.dtype
-    float8: bool = False
-    streamed: bool = False
-
-    @property
-    def storage(self) -> TrainingConfig:
-        """The training configuration that stores frozen weights in this form."""
-        precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
-        return TrainingConfig(precision=precision, frozen="fp8" if self.float8 else "full", stream=self.streamed)
-
-    def __post_init__(self) -> None:
-        kept = self.float8 or self.streamed
-        assert not kept or self.dtype in (torch.bfloat16, torch.float32), "blocks are stored in what training stores"
+from .block_stream import pinned_bytes
+from .placement import Form as Form
+from .placement import device_bytes, for_sampling, streamed_bytes
 
 
 @dataclass(frozen=True)
@@ -69,21 +44,13 @@ class WeightMemory:
 
 def weight_memory(config: ModelConfig, form: Form) -> WeightMemory:
     """The memory of a model's weights in a form, from shapes alone."""
-    sizes = {key: math.prod(shape) for key, shape in key_shapes(config).items()}
-    largest = max(sizes.values())
-    blocks = _stored(config, form)
-    stored = [layer for block in blocks for layer in block]
-    plain = sum(sizes.values()) - sum(sizes[f"{layer.key}.weight"] for layer in stored)
-    device = plain * form.dtype.itemsize
-    device += sum(FACTOR_BYTES * layer.linear.out_features for layer in stored if layer.dtype == FLOAT8)
-    ram = 0
-    if form.streamed:
-        homes = [block_bytes([(layer.dtype, layer.linear.weight.shape) for layer in block]) for block in blocks]
-        device, ram = device + 2 * max(homes), pinned_bytes(homes)
-    else:
-        device += sum(layer.dtype.itemsize * sizes[f"{layer.key}.weight"] for layer in stored)
-    loading = largest * (form.dtype.itemsize + (ROUNDING_BYTES if form.float8 else 0)) if stored else 0
-    return WeightMemory(device, ram, loading, largest * form.dtype.itemsize if form.float8 else 0)
+    weights = for_sampling(config, form)
+    homes = streamed_bytes(weights)
+    largest = max(weight.elements for weight in weights.values()) * form.dtype.itemsize
+    rounding = largest // form.dtype.itemsize * ROUNDING_BYTES if form.float8 else 0
+    loading = largest + rounding if form.float8 or form.streamed else 0
+    device, ram = sum(device_bytes(weights).values()), pinned_bytes(homes)
+    return WeightMemory(device, ram, loading, largest if form.float8 else 0)
 
 
 def load(
@@ -108,10 +75,9 @@ def load(
     checkpoint.pixel_config()
     model = empty_model(checkpoint)
     assert isinstance(model, L2PModel)
-    names = dict.fromkeys(model.state_dict(), DTYPE_NAMES[form.dtype])
-    puts = block_store.store(model, (), form.storage, device) if form.float8 or form.streamed else {}
-    # The file's own dtype, so that weights are rounded only once.
-    names |= {key: checkpoint.tensors[key].dtype for key in puts}
+    weights, keys = for_sampling(model.config, form), list(model.state_dict())
+    puts = block_store.store(model, weights, device)
+    names = block_store.read_as(checkpoint, weights, keys, puts)
     state = {}
     for key, weight in read_weights(checkpoint, names, progress):
         adapter = (adapters or {}).get(key.removesuffix(".weight"))
@@ -122,12 +88,3 @@ def load(
             state[key] = weight.to(device)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
-
-
-def _stored(config: ModelConfig, form: Form) -> list[list[block_store.Layer]]:
-    """The layers that a form stores other than the model does, by block."""
-    if not form.float8 and not form.streamed:
-        return []
-    with torch.device("meta"):
-        model = L2PModel(config)
-    return block_store.layers_of(model, (), form.storage)

@@ -15,8 +15,7 @@ from torch import nn
 from ..checkpoint import Checkpoint, empty_model, open_checkpoint, read_weights
 from ..distributed.ranks import Ranks
 from ..files.tensor_io import DTYPE_NAMES, ByteCounter, ProgressCallback
-from ..freeze import trainable_names
-from ..memory import block_store
+from ..memory import block_store, placement
 from ..model import L2PModel
 from ..training_config import TrainingConfig
 
@@ -40,14 +39,10 @@ def load(
     checkpoint.pixel_config()
     model = empty_model(checkpoint)
     assert isinstance(model, L2PModel)
-    trained = trainable_names(model.config, config.blocks, config.policy)
-    frozen_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    names = {key: DTYPE_NAMES[torch.float32 if key in trained else frozen_dtype] for key in model.state_dict()}
-    puts = {}
-    if block_store.wanted(config):
-        puts = block_store.store(model, trained, config, ranks.device)
-        # The file's own dtype, so that weights are rounded only once.
-        names |= {key: checkpoint.tensors[key].dtype for key in puts}
+    weights = placement.of_run(model.config, config)
+    keys = list(model.state_dict())
+    puts = block_store.store(model, weights, ranks.device)
+    names = block_store.read_as(checkpoint, weights, keys, puts)
     counter = ByteCounter(sum(checkpoint.tensors[key].nbytes for key in names), progress)
     shared = ranks.count > 1 and config.parallel != "ddp"
     if shared:
@@ -59,7 +54,7 @@ def load(
         if key in puts:
             puts[key](weight)
         else:
-            state[key] = weight.to(of_trained if key in trained else ranks.device)
+            state[key] = weight.to(of_trained if weights[key].trains else ranks.device)
     model.load_state_dict(state, strict=not shared, assign=True)
     return model
 

@@ -47,7 +47,7 @@ class OffloadedWeights(EarlyWeights):
         self.steps_early = config.accumulate == 1
         self._device = device
         self._streamed = streamed
-        self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        self._dtype = config.compute_dtype
         sizes = [parameter.numel() for parameter in parameters.values()]
         vectors = sum(parameter.numel() for parameter in parameters.values() if parameter.ndim == 1)
         self._exchange = exchange.make(device, max(*sizes, vectors), self._dtype)

@@ -23,8 +23,8 @@ from ..deltas import low_rank as lora
 from ..distributed import sharding
 from ..distributed.ranks import Ranks
 from ..distributed.together import check_together
-from ..freeze import freeze_all_but, trainable_names
-from ..memory import block_store, compiled
+from ..freeze import freeze_all_but
+from ..memory import block_store, compiled, placement
 from ..memory.checkpointing import kept_blocks
 from ..model import L2PModel
 from ..training_config import TrainingConfig
@@ -177,23 +177,21 @@ class Trainer:
     def _prepare_parameters(self) -> dict[str, Tensor]:
         """Freeze the weights that do not train, add the policy's adapters; trained weights become float32."""
         config = self.config
-        names = trainable_names(self.model.config, config.blocks, config.policy)
-        if block_store.wanted(config):
-            block_store.store_loaded(self.model, names, config, self.device)
+        weights = placement.of_run(self.model.config, config)
+        names = {name for name, weight in weights.items() if weight.trains}
+        block_store.store_loaded(self.model, weights, self.device)
         if config.policy == "lora":
-            layers = lora.adapted_layers(self.model.config, names)
-            names |= lora.attach(
+            lora.attach(
                 self.model,
-                layers,
+                lora.layers_of(filter(lora.is_adapter, weights)),
                 rank=config.lora_rank,
                 alpha=config.lora_alpha,
                 seed=config.seed,
                 device=self.device if self.model.read_part else self.model.embedder_weight.device,
             )
         freeze_all_but(self.model, names)
-        frozen_dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         for name, parameter in self.model.named_parameters():
-            parameter.data = parameter.data.to(torch.float32 if name in names else frozen_dtype)
+            parameter.data = parameter.data.to(weights[name].loaded_as)
         return {name: parameter for name, parameter in self.model.named_parameters() if name in names}
 
     def _numbers(self) -> Iterator[int]:
@@ -269,7 +267,7 @@ class Trainer:
         if self.config.precision == "fp32":
             return nullcontext()
         # Each weight is used once per pass: caching its bfloat16 copy would only take memory.
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        return torch.autocast(self.device.type, self.config.compute_dtype, cache_enabled=False)
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then constant or cosine down to a tenth, for the step about to be made."""

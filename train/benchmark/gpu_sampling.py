@@ -11,9 +11,9 @@ from torch import Tensor
 from ...l2p_core import checkpoint
 from ...l2p_core.memory import block_store
 from ...l2p_core.memory.compiled import compile_blocks
+from ...l2p_core.memory.placement import Form, for_sampling
 from ...l2p_core.memory.sampling_memory import choose_tile, step_bytes
 from ...l2p_core.model import L2PModel
-from ...l2p_core.training_config import TrainingConfig
 from .gpu_measure import Bench, Figures, counted, relative_error, timed
 from .gpu_weights import random_input, random_model, with_variant
 from .published import published_velocity
@@ -38,13 +38,13 @@ class Sampling:
     compiled: bool
 
     def make(self, bench: Bench) -> L2PModel:
-        frozen = TrainingConfig(frozen="fp8" if self.weights == "fp8" else "full")
+        form = Form(torch.bfloat16, float8=self.weights == "fp8")
         if bench.model is None:
-            model = random_model(bench.scale.config("1k"), bench.device, frozen)
+            config = bench.scale.config("1k")
+            model = random_model(config, bench.device, for_sampling(config, form))
         else:
             model = checkpoint.load_model(bench.model, torch.bfloat16)
-            if block_store.wanted(frozen):
-                block_store.store_loaded(model, (), frozen, bench.device)
+            block_store.store_loaded(model, for_sampling(model.config, form), bench.device)
             model.to(bench.device)
         model.eval().requires_grad_(False)
         if self.compiled:

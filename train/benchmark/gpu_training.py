@@ -12,8 +12,9 @@ import psutil
 import torch
 
 from ...l2p_core.checkpoint import open_checkpoint
+from ...l2p_core.device.accelerator import CPU
 from ...l2p_core.distributed.ranks import Ranks
-from ...l2p_core.freeze import trainable_names
+from ...l2p_core.memory import placement
 from ...l2p_core.memory.activations import Workload
 from ...l2p_core.memory.checkpointing import kept_blocks
 from ...l2p_core.memory.fit import Room, free_memory, keeping_what_fits
@@ -64,8 +65,8 @@ class Training:
         if bench.model is not None:
             model = training_model.load(bench.model, training, ranks)
         else:
-            trained = trainable_names(config, training.blocks, training.policy)
-            model = random_model(config, bench.device, training, trained)
+            weights = placement.of_run(config, training)
+            model = random_model(config, bench.device, weights, CPU if training.offload else None)
         trainer = Trainer(model, training, ranks=ranks)
         step = _steps(trainer, _OneImage(work, config.caption_dim))
         figures = timed(bench, step, rounds=3, warm_up=2)

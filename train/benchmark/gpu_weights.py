@@ -7,39 +7,35 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from ...l2p_core.config import ModelConfig
 from ...l2p_core.memory import block_store
-from ...l2p_core.model import L2PModel, key_shapes
-from ...l2p_core.training_config import TrainingConfig
+from ...l2p_core.memory.placement import Weights
+from ...l2p_core.model import L2PModel
 
 
 def random_model(
-    config: ModelConfig, device: torch.device, training: TrainingConfig, trained: Collection[str] = ()
+    config: ModelConfig, device: torch.device, weights: Weights, trained_on: torch.device | None = None
 ) -> L2PModel:
-    """A model in bfloat16.
+    """A model with random weights.
 
     Args:
         config: its sizes.
         device: to compute on.
-        training: `frozen`, `stream` and `offload` choose the storage of linear layers.
-        trained: names of parameters that train: float32, and with `offload` on the CPU.
+        weights: how each is kept.
+        trained_on: where those that train lie, if not on the device.
     """
     with torch.device("meta"):
         model = L2PModel(config)
-    puts = block_store.store(model, trained, training, device) if block_store.wanted(training) else {}
-    shapes = key_shapes(config)
-    for key, put in puts.items():
-        put(random_weight(key, shapes[key], torch.bfloat16, device))
+    for key, put in block_store.store(model, weights, device).items():
+        put(random_weight(key, weights[key].shape, torch.bfloat16, device))
     state = {}
     for key in model.state_dict():
-        dtype = torch.float32 if key in trained else torch.bfloat16
-        weight = random_weight(key, shapes[key], dtype, device)
-        state[key] = weight.cpu() if training.offload and key in trained else weight
+        weight = random_weight(key, weights[key].shape, weights[key].loaded_as, device)
+        state[key] = weight.to(trained_on) if trained_on and weights[key].trains else weight
     model.load_state_dict(state, assign=True)
     return model
 
