@@ -45,6 +45,7 @@ ORDER = {
         ("dataset",),
         ("tiny",),
         ("run",),
+        ("prompts",),
     ),
     "nodes": (
         ("options", "training_choices", "limited"),

@@ -44,7 +44,8 @@ def test_what_is_missing_or_too_old_is_said_with_what_it_is_for(monkeypatch: pyt
     assert sorted(doctor.examine()["missing"]) == [
         "safetensors 0.4.2 or newer is not installed; needed for everything.",
         "torch 2.3.1+cu121 is too old for everything: it needs torch 2.4 or newer.",
-        "transformers 4.51 or newer is not installed; optional for text encoders on the command line: --encoder.",
+        "transformers 4.51 or newer is not installed; optional for language models on the command line: --encoder, l2p "
+        "prompts --model.",
     ]
 
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 from ..l2p_core.files.paths import typed
 from ..l2p_core.ranges import SEED
 from ..l2p_core.version import __version__
-from . import file_commands, image_commands, run_commands
+from . import file_commands, image_commands, prompt_commands, run_commands
 from .arguments import Commands as _Commands
 from .arguments import Number
 from .arguments import command as _command
@@ -77,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_demo,
         file_commands.add_inspect,
         file_commands.add_convert,
+        prompt_commands.add_prompts,
         image_commands.add_synth,
         run_commands.add_cache,
         run_commands.add_plan,

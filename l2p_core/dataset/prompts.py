@@ -21,15 +21,20 @@ def read(path: Path) -> list[str]:
     Raises:
         ValueError: if the file does not exist, has another suffix, has an unreadable row, or contains no prompt.
     """
+    return _each_once(read_all(path))
+
+
+def read_all(path: Path) -> list[str]:
+    """The prompts of a file in order, with repeated ones; otherwise like `read`."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} is not a list of prompts: give a file of the kind {', '.join(SUFFIXES)}.")
     if path.suffix.lower() == ".txt":
-        return _some(from_text(tables.decoded(path)), path)
+        return _some([line for line in _lines(tables.decoded(path)) if not _is_comment(line)], path)
     table = tables.read_captions(path)
     if table.problems:
         named = "; ".join(str(problem) for problem in table.problems[:_SHOWN])
         raise ValueError(f"{len(table.problems)} rows of {path} cannot be read: {named}.")
-    return _some(_each_once(row.caption for row in table.rows), path)
+    return _some([row.caption for row in table.rows], path)
 
 
 def from_text(text: str) -> list[str]:
@@ -69,7 +74,8 @@ def _each_once(prompts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(prompt.strip() for prompt in prompts if prompt.strip()))
 
 
-def _some(prompts: list[str], path: Path) -> list[str]:
-    if not prompts:
+def _some(prompts: Iterable[str], path: Path) -> list[str]:
+    found = [prompt.strip() for prompt in prompts if prompt.strip()]
+    if not found:
         raise ValueError(f"{path} holds no prompt: write one a line.")
-    return prompts
+    return found

@@ -21,7 +21,7 @@ class FolderInUse(ValueError):
 
 
 @contextmanager
-def held(folder: Path, name: str) -> Iterator[bool]:
+def held(folder: Path, name: str, does: str = "trains") -> Iterator[bool]:
     """Hold a folder within the block; False, and not held, on file systems without locks.
 
     The file stays: its lock counts, not its existence, so nothing has to be removed after a kill.
@@ -29,6 +29,7 @@ def held(folder: Path, name: str) -> Iterator[bool]:
     Args:
         folder: created if missing.
         name: of the file in it that is locked; it names the holder.
+        does: what a holder does there, as the refusal says it.
 
     Raises:
         FolderInUse: if another process holds it.
@@ -40,7 +41,7 @@ def held(folder: Path, name: str) -> Iterator[bool]:
         except OSError as error:
             if error.errno in _HELD:
                 raise FolderInUse(
-                    f"{folder} is in use: {_holder(file)} trains there. Wait until it ends, or choose another folder; "
+                    f"{folder} is in use: {_holder(file)} {does} there. Wait until it ends, or choose another folder; "
                     "nothing was touched."
                 ) from error
             yield False

@@ -1,0 +1,34 @@
+"""A list of prompts that exists, checked against the published style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from . import checks
+from .near_duplicates import Seen
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A prompt with everything that is wrong with it, of `reasons`, and the earlier prompt that it repeats."""
+
+    text: str
+    reasons: tuple[str, ...]
+    like: str = ""
+
+
+def check(prompts: Iterable[str]) -> list[Checked]:
+    """Every prompt with its problems, in order; the first of several that are alike has none for that.
+
+    Raises:
+        ValueError: if datasketch is missing.
+    """
+    seen, found = Seen(), []
+    for prompt in prompts:
+        alike = seen.check(prompt)
+        if not alike:
+            seen.add(prompt)
+        reason, like = alike or ("", "")
+        found.append(Checked(prompt, (*checks.problems(prompt), *([reason] if reason else [])), like))
+    return found

@@ -1,0 +1,163 @@
+"""The journal of written texts: JSON lines that are only ever appended to, each on disk before the next is written.
+
+Everything else follows from it: what is still to write, the list of prompts, the report. A kill at any moment costs the
+text that was being written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NAME = "journal.jsonl"
+FORMAT = 1
+_KIND = "l2p_prompts"
+"""The key that marks the first line."""
+
+_START = f'{{"{_KIND}"'.encode()
+
+Settings = Mapping[str, str | int | float]
+"""What the texts depend on besides their slots, by name."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A text that the model gave.
+
+    Attributes:
+        slot: the key of the slot that it was written for.
+        attempt: counts from 0 in each slot.
+        text: cleaned.
+        reason: why it was rejected, of `reasons`; "" for a prompt that was kept.
+        of, kind: class and sub-class; "" for a rewritten prompt.
+        short: the prompt that was rewritten; "" for a new one.
+        corrects: whether it is a correction of the attempt before.
+        like: the earlier prompt of which it is a duplicate; "" otherwise.
+    """
+
+    slot: str
+    attempt: int
+    text: str
+    reason: str
+    of: str = ""
+    kind: str = ""
+    short: str = ""
+    corrects: bool = False
+    like: str = ""
+
+
+class Journal:
+    """The journal in a folder.
+
+    Args:
+        folder: exists.
+        settings: of the work. A journal of other settings is not continued.
+
+    Attributes:
+        entries: all texts, in order.
+
+    Raises:
+        ValueError: if the journal is not one, is damaged, was written with other settings, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: Settings):
+        self.path = folder / NAME
+        self.entries: list[Entry] = []
+        if self.path.exists():
+            self._read(settings)
+        else:
+            _append(self.path, {_KIND: FORMAT, **settings})
+
+    def add(self, entry: Entry) -> None:
+        """Append a text, and wait until it is on disk.
+
+        Raises:
+            ValueError: if the disk is full or the system refuses to write; nothing of it is then in the file.
+        """
+        _append(self.path, dataclasses.asdict(entry))
+        self.entries.append(entry)
+
+    def _read(self, settings: Settings) -> None:
+        content = _content(self.path)
+        whole, _, cut = content.rpartition(b"\n")
+        lines = whole.split(b"\n") if whole else []
+        if not lines and cut[: len(_START)] != _START[: len(cut)]:
+            raise ValueError(f"{self.path} is not a journal of prompts: choose another folder.")
+        if cut:  # a power failure within the last line
+            _truncate(self.path, len(content) - len(cut))
+        if not lines:
+            _append(self.path, {_KIND: FORMAT, **settings})
+            return
+        _check_settings(self.path, _parsed(self.path, 1, lines[0]), settings)
+        for number, line in enumerate(lines[1:], start=2):
+            values = _parsed(self.path, number, line)
+            try:
+                self.entries.append(Entry(**values))
+            except TypeError as error:
+                raise _damaged(self.path, number) from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, number) from error
+    if not isinstance(values, dict):
+        raise _damaged(path, number)
+    return values
+
+
+def _damaged(path: Path, number: int) -> ValueError:
+    return ValueError(f"Line {number} of {path} is damaged: repair or remove it, or choose another folder.")
+
+
+def _check_settings(path: Path, there: Mapping[str, Any], wanted: Settings) -> None:
+    if there.get(_KIND) != FORMAT:
+        raise ValueError(f"{path} is not a journal of prompts of this version: choose another folder.")
+    for name, value in wanted.items():
+        if there.get(name) != value:
+            raise ValueError(
+                f"The prompts in {path.parent} were written with {name} {there.get(name)}, not {value}: take the same "
+                "to go on, or choose another folder."
+            )
+
+
+def _append(path: Path, values: Mapping[str, Any]) -> None:
+    """Append a line, completely or not at all."""
+    line = json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+    try:
+        with open(path, "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(line) != len(line):
+                    raise OSError("the disk is full")
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise ValueError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
+def _truncate(path: Path, size: int) -> None:
+    try:
+        os.truncate(path, size)
+    except OSError as error:
+        raise ValueError(f"{path} could not be written: {error.strerror}.") from error
+
+
+def kept(entries: Sequence[Entry]) -> dict[str, Entry]:
+    """The prompts, by slot."""
+    return {entry.slot: entry for entry in entries if not entry.reason}

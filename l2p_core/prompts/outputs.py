@@ -1,0 +1,56 @@
+"""What users take from the work: the list of prompts as a table, and the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..files.atomic import write_bytes
+from . import report
+from .journal import Entry, Settings
+from .scheme import Slot
+
+TABLE, REPORT = "prompts.csv", "report.html"
+HEADER = ("prompt", "class", "sub_class", "short")
+"""Synthesis reads the first column; `short` is the prompt that was rewritten."""
+
+
+def write_table(folder: Path, prompts: Sequence[Entry]) -> None:
+    """Replace the folder's table; without a prompt there is none.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    if prompts:
+        write_bytes(folder / TABLE, table([(entry.text, entry.of, entry.kind, entry.short) for entry in prompts]))
+    else:
+        (folder / TABLE).unlink(missing_ok=True)
+
+
+def table(rows: Sequence[Sequence[str]]) -> bytes:
+    """The content of a table with these rows below HEADER."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a table that `table` made, from its first line."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(200).strip() == ",".join(HEADER).encode()
+    except OSError:
+        return False
+
+
+def write_report(folder: Path, slots: Sequence[Slot], entries: Sequence[Entry], settings: Settings) -> None:
+    """Replace the folder's report.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    write_bytes(folder / REPORT, report.of_work(folder.resolve().name, slots, entries, settings))

@@ -1,0 +1,25 @@
+"""Why a text is no prompt: the names in the journal, and what reports call them."""
+
+from __future__ import annotations
+
+EMPTY, REFUSAL, LIST, MARKUP, REMARK = "empty", "refusal", "list", "markup", "remark"
+LANGUAGE, QUOTES, REPETITION, UNFINISHED = "language", "quotes", "repetition", "unfinished"
+SHORT, LONG, LOST, SAME, NEAR = "short", "long", "lost", "same", "near"
+
+TEXTS = {
+    EMPTY: "empty",
+    REFUSAL: "a refusal, not a prompt",
+    LIST: "several paragraphs or a list",
+    MARKUP: "markup, brackets to fill in, or characters that cannot be shown",
+    REMARK: "a remark about the prompt in it",
+    LANGUAGE: "not English sentences",
+    QUOTES: "quotation marks that do not match",
+    REPETITION: "repeats itself",
+    UNFINISHED: "ends within a sentence",
+    SHORT: "too short",
+    LONG: "too long",
+    LOST: "lost what the short prompt names",
+    SAME: "a prompt that is there already",
+    NEAR: "nearly a prompt that is there already",
+}
+"""Every reason with its words, in the order in which they are looked for."""

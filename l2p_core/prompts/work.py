@@ -1,0 +1,240 @@
+"""Writing prompts until every slot has one: the loop, for the command line and the node alike."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from ..run.lock import held
+from . import checks, instructions, journal, outputs, reasons
+from .journal import Entry, Journal
+from .near_duplicates import Seen
+from .scheme import Slot
+from .writer import Request, Writer
+
+ATTEMPTS = 12
+"""Texts that a slot gets in one run; a slot that has no prompt then stays open until the next run."""
+HOPELESS = 60
+"""Texts in a row of which none was a prompt: the model cannot do it."""
+PUBLISHED_EVERY = 60.0  # seconds between updates of table and report
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the work is.
+
+    Attributes:
+        done: prompts that exist, of the wanted ones.
+        wanted: prompts to be written.
+        rejected: texts rejected so far, those of earlier runs included.
+        seconds_left: until the last prompt, at this run's speed; None before the first.
+    """
+
+    done: int
+    wanted: int
+    rejected: int
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left.
+
+    Attributes:
+        folder: with `outputs.TABLE`, `outputs.REPORT` and the journal.
+        prompts: in the order of the slots.
+        wanted: slots in all.
+        now: prompts written by this run.
+        rejected: reasons of the texts rejected so far, with their number, the most frequent first.
+        stopped: whether it was told to stop.
+    """
+
+    folder: Path
+    prompts: list[str]
+    wanted: int
+    now: int
+    rejected: dict[str, int]
+    stopped: bool
+
+    def summary(self) -> str:
+        """A sentence or three for the user."""
+        many = f"{len(self.prompts)} of {self.wanted} prompts, {self.now} of them written now."
+        if self.rejected:
+            named = ", ".join(f"{reasons.TEXTS[reason]}: {count}" for reason, count in self.rejected.items())
+            many += f" {sum(self.rejected.values())} texts were rejected ({named})."
+        if len(self.prompts) < self.wanted:
+            many += " Run it again for the rest."
+        return many
+
+
+def write(
+    folder: Path,
+    slots: Sequence[Slot],
+    writer: Writer,
+    settings: journal.Settings,
+    *,
+    seed: int,
+    progress: Callable[[Progress], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Have prompts written for the slots that have none yet.
+
+    Args:
+        folder: of the work, made where it is missing. Work of the same settings in it is continued.
+        slots: of `scheme.slots` or `rewriting.slots`; more or fewer of them than last time are fine.
+        writer: the language model.
+        settings: what else the texts depend on; the seed and the writer's name are added.
+        seed: of the texts.
+        progress: called at the start and after every text.
+        stopped: asked before every text; the work ends there. An exception of `progress` ends it as well.
+
+    Raises:
+        ValueError: if datasketch is missing, the folder cannot be used or was written with other settings, the disk is
+            full, or the model cannot answer or writes nothing that is a prompt. What was written stays.
+    """
+    with held(folder, _LOCK, "writes prompts"):
+        seen = Seen()
+        own = {
+            "task": "rewrite" if slots and slots[0].short else "write",
+            "seed": seed,
+            "model": writer.name,
+            **settings,
+        }
+        work = _Work(folder, slots, Journal(folder, own), seen, seed)
+        try:
+            work.keep_what_fits()
+            progress(work.progress())
+            while work.waiting and not stopped():
+                work.take(_written(work, writer))
+                progress(work.progress())
+            return work.result(stopped=bool(work.waiting))
+        finally:
+            work.publish(own)
+
+
+def _written(work: _Work, writer: Writer) -> list[str]:
+    try:
+        return writer.write([work.request(slot) for slot in work.next(writer.at_once)])
+    except ValueError as error:
+        many = work.progress()
+        raise ValueError(
+            f"{error} {many.done} of {many.wanted} prompts are written; run it again for the rest."
+        ) from error
+
+
+class _Work:
+    """One run of the work. Everything but its clock follows from the journal."""
+
+    def __init__(self, folder: Path, slots: Sequence[Slot], record: Journal, seen: Seen, seed: int):
+        self.folder, self.slots, self.seed = folder, list(slots), seed
+        self._record, self._seen = record, seen
+        self._last = {entry.slot: entry for entry in record.entries}
+        self._kept = journal.kept(record.entries)
+        for entry in self._kept.values():
+            seen.add(entry.text)
+        self.waiting = deque(slot for slot in slots if slot.key not in self._kept)
+        self._tries: Counter[str] = Counter()
+        self._now = self._settled = self._in_vain = 0
+        self._begun = time.monotonic()
+        self._published = self._begun
+
+    def keep_what_fits(self) -> None:
+        """Keep prompts to rewrite that are in the wanted style already."""
+        for slot in self.waiting:
+            text = checks.cleaned(slot.short)
+            if slot.short and slot.key not in self._last and not checks.problem(text) and not self._seen.check(text):
+                self._note(slot, Entry(slot.key, 0, text, "", short=slot.short))
+        self.waiting = deque(slot for slot in self.waiting if slot.key not in self._kept)
+
+    def next(self, count: int) -> list[Slot]:
+        """The slots to write for now."""
+        return list(islice(self.waiting, count))
+
+    def request(self, slot: Slot) -> Request:
+        """What the model is asked for a slot: a new text, or the last one with its length corrected."""
+        last = self._last.get(slot.key)
+        correct = (last.text, last.reason) if last and self._is_correctable(last) else None
+        return instructions.request(slot, self.seed, last.attempt + 1 if last else 0, correct)
+
+    def take(self, answers: Sequence[str]) -> None:
+        """Judge and record the answers for the slots of `next`."""
+        slots = [self.waiting.popleft() for _ in answers]
+        again = []
+        for slot, answer in zip(slots, answers, strict=True):
+            last = self._last.get(slot.key)
+            entry = self._judged(slot, answer, last)
+            self._note(slot, entry)
+            self._tries[slot.key] += 1
+            self._in_vain = self._in_vain + 1 if entry.reason else 0
+            if entry.reason and self._tries[slot.key] < ATTEMPTS:
+                again.append(slot)
+            else:
+                self._settled += 1
+        self.waiting.extendleft(reversed(again))
+        if self._in_vain >= HOPELESS:
+            self._give_up()
+        if time.monotonic() - self._published >= PUBLISHED_EVERY:
+            outputs.write_table(self.folder, self._prompts())
+            self._published = time.monotonic()
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        done = sum(slot.key in self._kept for slot in self.slots)
+        took = time.monotonic() - self._begun
+        left = took / self._settled * len(self.waiting) if self._settled else None
+        return Progress(done, len(self.slots), sum(bool(entry.reason) for entry in self._record.entries), left)
+
+    def result(self, stopped: bool) -> Result:
+        """What there is now."""
+        counts = Counter(entry.reason for entry in self._record.entries if entry.reason)
+        texts = [entry.text for entry in self._prompts()]
+        return Result(self.folder, texts, len(self.slots), self._now, dict(counts.most_common()), stopped)
+
+    def publish(self, settings: journal.Settings) -> None:
+        """Write table and report."""
+        outputs.write_table(self.folder, self._prompts())
+        outputs.write_report(self.folder, self.slots, self._record.entries, settings)
+
+    def _prompts(self) -> list[Entry]:
+        return [self._kept[slot.key] for slot in self.slots if slot.key in self._kept]
+
+    def _judged(self, slot: Slot, answer: str, last: Entry | None) -> Entry:
+        text = checks.cleaned(answer)
+        reason, like = checks.problem(text, short=slot.short), ""
+        if not reason and (found := self._seen.check(text)):
+            reason, like = found
+        return Entry(
+            slot=slot.key,
+            attempt=last.attempt + 1 if last else 0,
+            text=text,
+            reason=reason or "",
+            of=slot.kind.of if slot.kind else "",
+            kind=slot.kind.name if slot.kind else "",
+            short=slot.short,
+            corrects=bool(last and self._is_correctable(last)),
+            like=like,
+        )
+
+    def _is_correctable(self, last: Entry) -> bool:
+        return last.reason in instructions.CORRECTIONS and not last.corrects
+
+    def _note(self, slot: Slot, entry: Entry) -> None:
+        self._record.add(entry)
+        self._last[slot.key] = entry
+        if not entry.reason:
+            self._kept[slot.key] = entry
+            self._seen.add(entry.text)
+            self._now += 1
+
+    def _give_up(self) -> None:
+        recent = Counter(entry.reason for entry in self._record.entries[-HOPELESS:])
+        named = ", ".join(f"{reasons.TEXTS[reason]}: {count}" for reason, count in recent.most_common(3))
+        raise ValueError(
+            f"None of the model's last {HOPELESS} texts is a prompt ({named}): take a larger model that follows "
+            "instructions, such as Qwen3-4B, or a lower temperature; the journal has the texts."
+        )

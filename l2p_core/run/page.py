@@ -1,0 +1,70 @@
+"""Self-contained HTML pages: one style for light and dark, pictures inside the file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..dataset.images import opened
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+WIDEST = 1536
+"""Pixels that pictures are shrunk to."""
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --shade: #f4f4f4; --line: #ddd; }
+@media (prefers-color-scheme: dark) { :root { --ink: #ddd; --paper: #1b1b1d; --shade: #29292c; --line: #444; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+  color: var(--ink); background: var(--paper); }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; } td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; }
+.lined tr { border-bottom: 1px solid var(--line); } .scroll { overflow-x: auto; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.charts { display: flex; flex-wrap: wrap; gap: 1rem; } svg { max-width: 100%; height: auto; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
+.pairs img { width: 50%; vertical-align: top; } .pairs .three img { width: 33.3%; }
+figure { margin: 0 0 1.5rem; } img { max-width: 100%; }
+pre { background: var(--shade); padding: .8rem; overflow-x: auto; font-size: 13px; }
+"""
+
+
+def page(title: str, parts: Iterable[str]) -> bytes:
+    """The file of a page that needs nothing else; `parts` are HTML."""
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{viewport}<title>{text(title)}</title><style>{_STYLE}</style>'
+    body = "\n".join(parts)
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'.encode()
+
+
+def text(plain: str) -> str:
+    """Text as it is written into a page."""
+    return html.escape(plain)
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """A table of names and values."""
+    return "<table>" + "".join(f"<tr><td>{text(a)}</td><td>{text(b)}</td></tr>" for a, b in rows) + "</table>"
+
+
+def png_url(path: Path) -> str:
+    """A PNG file inside the page; large ones are reduced and stored as JPEG, or a page would have hundreds of
+    megabytes."""
+    with opened(path, ("PNG",)) as image:
+        if image.width <= WIDEST:
+            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        return jpeg_url(image, WIDEST)
+
+
+def jpeg_url(image: Image.Image, widest: int) -> str:
+    """A picture inside the page, as JPEG of at most so many pixels across; the image itself may be shrunk."""
+    if max(image.size) > widest:
+        image.thumbnail((widest, 1 << 16))
+    content = io.BytesIO()
+    image.convert("RGB").save(content, format="JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
