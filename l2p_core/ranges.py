@@ -110,3 +110,5 @@ NORM = _above(0, 1e12)
 DIVERGENCE = _above(1, 1e9)
 GIGABYTES = _above(0, 1e6)
 SECONDS = Range(0, 1e6)
+PATCH = _whole(2, 1024)
+"""Side in pixels of the patches whose borders are looked for in images."""

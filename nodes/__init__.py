@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .compare_node import CompareL2P
 from .convert_nodes import ConvertToL2P, MergeDelta, SaveDelta
+from .evaluate_node import EvaluateL2P
 from .load_nodes import Demo, DemoSource, Loader
 from .messages import routes as routes  # must be registered when the server starts
 from .model import stock
@@ -38,6 +40,8 @@ class L2PExtension(ComfyExtension):
             MergeDelta,
             SynthesizeDataset,
             TrainL2P,
+            CompareL2P,
+            EvaluateL2P,
             Demo,
             DemoSource,
         ]

@@ -21,7 +21,7 @@ from ..l2p_core.checkpoint import open_checkpoint
 from ..l2p_core.dataset.images import opened
 from ..l2p_core.device.accelerator import CPU, has_own_memory
 from ..l2p_core.distributed.ranks import Ranks
-from ..l2p_core.run import loop
+from ..l2p_core.run import card, loop
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.changes import changed, read_changes
 from ..l2p_core.run.find import find
@@ -143,6 +143,7 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
         if live.is_empty:
             _begin(live, folder, result.step + 1)
         run_files.publish(folder.delta, target)
+        card.write(target, card.of_run(folder, recipes.load(folder.recipe), result.saved))
     except comfy.model_management.InterruptProcessingException:
         if live.state["status"] != "stopped":
             live.end("stopped", "Stopped; run it again to resume from the last save.")

@@ -45,7 +45,7 @@ ORDER = {
         ("dataset",),
         ("tiny",),
         ("run",),
-        ("prompts",),
+        ("prompts", "evaluate"),
     ),
     "nodes": (
         ("options", "training_choices", "limited"),
@@ -53,8 +53,18 @@ ORDER = {
         ("messages",),
         ("model",),
         ("pixels", "sizes", "clip_captions"),
-        ("sampling", "synthesis", "training"),
-        ("convert_nodes", "load_nodes", "pixel_nodes", "sampler_node", "synthesize_node", "train_node"),
+        ("sampling", "synthesis", "training", "evaluation"),
+        ("comparison",),
+        (
+            "compare_node",
+            "convert_nodes",
+            "evaluate_node",
+            "load_nodes",
+            "pixel_nodes",
+            "sampler_node",
+            "synthesize_node",
+            "train_node",
+        ),
     ),
 }
 """The rooms and flat files of a part, the lowest first: each imports from those before it and from its own line."""

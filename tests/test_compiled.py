@@ -135,8 +135,8 @@ def test_sample_compiles_where_it_is_asked_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[L2PModel] = []
-    monkeypatch.setattr("comfyui_l2p.train.sample.compile_blocks", asked.append)
-    monkeypatch.setattr("comfyui_l2p.train.sample.check_compiler", lambda device: None)
+    monkeypatch.setattr("comfyui_l2p.train.sampler.compile_blocks", asked.append)
+    monkeypatch.setattr("comfyui_l2p.train.sampler.check_compiler", lambda device: None)
     command = [
         "sample",
         "--prompt",

@@ -18,7 +18,7 @@ from torch import Tensor
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.device import accelerator
-from comfyui_l2p.train import qwen, sample, sample_captions
+from comfyui_l2p.train import qwen, sample_captions, sampler
 from comfyui_l2p.train.cli import main
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -84,14 +84,14 @@ def command(model: Path, target: Path, *words: str) -> list[str]:
 def test_a_prompt_makes_the_image_of_its_features(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = sample._load
+    load = sampler._load
 
     def loaded(*arguments: Any) -> Any:
         assert not Encoder.living, "the text encoder is in memory while the model is loaded"
         return load(*arguments)
 
     monkeypatch.setattr(qwen, "QwenEncoder", Encoder)
-    monkeypatch.setattr(sample, "_load", loaded)
+    monkeypatch.setattr(sampler, "_load", loaded)
     made = [tmp_path / f"{i}.png" for i in range(3)]
     assert main(command(published, made[0], "--prompt", "a fox", "--negative", "blurred", "--cfg", "3")) == 0
     features = tmp_path / "features.safetensors"
@@ -105,7 +105,7 @@ def test_the_encoder_is_checked_before_anything_is_loaded(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qwen, "QwenEncoder", None)
-    monkeypatch.setattr(sample, "_load", None)
+    monkeypatch.setattr(sampler, "_load", None)
     target = tmp_path / "image.png"
     write_encoder(tmp_path / "other", DIM + 8)
     asked = command(published, target, "--prompt", "a fox")

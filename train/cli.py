@@ -15,7 +15,7 @@ from typing import NoReturn
 from ..l2p_core.files.paths import typed
 from ..l2p_core.ranges import SEED
 from ..l2p_core.version import __version__
-from . import file_commands, image_commands, prompt_commands, run_commands
+from . import evaluate_commands, file_commands, image_commands, prompt_commands, run_commands
 from .arguments import Commands as _Commands
 from .arguments import Number
 from .arguments import command as _command
@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         file_commands.add_merge,
         file_commands.add_delta,
         image_commands.add_sample,
+        evaluate_commands.add_evaluate,
         _add_benchmark,
         _add_doctor,
     ):

@@ -11,6 +11,7 @@ from ..l2p_core import convert, delta
 from ..l2p_core.files.metadata import broken_text
 from ..l2p_core.files.model_file import check_name
 from ..l2p_core.files.units import bytes_text
+from ..l2p_core.run import card
 from ..l2p_core.tiny.bundled import resolve
 from .console import byte_progress
 
@@ -45,6 +46,8 @@ def delta_command(args: argparse.Namespace) -> None:
     with byte_progress("comparing") as progress:
         delta.extract(args.trained, resolve(args.base), args.target, overwrite=args.overwrite, progress=progress)
     _written(args.target)
+    described = card.write(args.target)
+    print(f"{described} written." if described else f"{card.place(args.target)} is your own model card and was kept.")
 
 
 def merge_command(args: argparse.Namespace) -> None:

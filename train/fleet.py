@@ -7,11 +7,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, Queue
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..l2p_core.dataset.images import BrokenImage
-from ..l2p_core.dataset.synthesis import Item, SynthesisFolder, read_image
+from ..l2p_core.dataset.synthesis import Item, read_image
 from .host_client import HostClient, HostGone, HostRefused, ImageFailed, Stopped
 from .workflow import Workflow
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IN_FLIGHT = 2
 """Workflows queued on a host at once: one runs while the other's image is fetched and written."""
@@ -22,6 +26,19 @@ RETURNS = 10
 _LOOK = 0.2  # seconds between checks whether the user wants to stop
 
 Note = Callable[[str], None]
+
+
+class Receiver(Protocol):
+    """A folder that receives images: of a data set, or of a benchmark."""
+
+    @property
+    def todo(self) -> Sequence[Item]:
+        """The images still to be generated."""
+        ...
+
+    def write(self, item: Any, image: Image.Image) -> None:
+        """Add an image; `item` is one of `todo`."""
+        ...
 
 
 class Fleet:
@@ -48,7 +65,7 @@ class Fleet:
         self._stop = threading.Event()
         self._error: BaseException | None = None
 
-    def make(self, made: SynthesisFolder, wanted_stop: Callable[[], bool]) -> Iterator[Item]:
+    def make(self, made: Receiver, wanted_stop: Callable[[], bool]) -> Iterator[Item]:
         """Generate the missing images; yields each image's item once it is written.
 
         Raises:
@@ -81,7 +98,7 @@ class Fleet:
                 worker.join()
         self._complain(made)
 
-    def _write(self, made: SynthesisFolder, item: Item, content: bytes, host: HostClient) -> bool:
+    def _write(self, made: Receiver, item: Item, content: bytes, host: HostClient) -> bool:
         try:
             image = read_image(content)
         except BrokenImage as error:
@@ -98,7 +115,7 @@ class Fleet:
         self._wake()
         return True
 
-    def _complain(self, made: SynthesisFolder) -> None:
+    def _complain(self, made: Receiver) -> None:
         if self._error:
             raise self._error
         missing = len(made.todo)

@@ -56,7 +56,9 @@ def add_sample(commands: Commands) -> None:
     parser.add_argument("--delta", type=typed, default=None, help="delta to merge into MODEL, its base")
     _add_captions(parser)
     _add_images(parser)
-    _add_sampling(parser)
+    add_sampling(parser).add_argument(
+        "--denoise", type=Number(ranges.DENOISE), default=1.0, help="with --init: share of the schedule, above 0 to 1"
+    )
 
     def run(args: argparse.Namespace) -> None:
         from .sample import sample_command
@@ -70,6 +72,16 @@ def _add_captions(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("caption")
     group.add_argument("--prompt", default=None, help="caption as text; a large model also needs --encoder")
     group.add_argument("--negative", default=None, help="caption to guide away from (default: the empty one)")
+    add_encoder(group)
+    group.add_argument(
+        "--caption-features", type=typed, default=None, metavar="FILE",
+        help="in place of --prompt: safetensors file with text encoder states 'positive' and, for guidance, "
+        "'negative', each (L, width)",
+    )  # fmt: skip
+
+
+def add_encoder(group: argparse._ActionsContainer) -> None:
+    """The options that name a large model's text encoder."""
     group.add_argument(
         "--encoder", type=typed, default=None, metavar="PATH",
         help="text encoder of a large model, Qwen3-4B: folder or safetensors file "
@@ -78,11 +90,6 @@ def _add_captions(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tokenizer", type=typed, default=None, metavar="FOLDER", help="its tokenizer, if it is elsewhere"
     )
-    group.add_argument(
-        "--caption-features", type=typed, default=None, metavar="FILE",
-        help="in place of --prompt: safetensors file with text encoder states 'positive' and, for guidance, "
-        "'negative', each (L, width)",
-    )  # fmt: skip
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +106,8 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace images that exist")
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The options of sampling; returns their group."""
     group = parser.add_argument_group("sampling")
     of_variant = "(default: the variant's)"
     group.add_argument(
@@ -107,9 +115,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--cfg", type=Number(ranges.CFG), default=None, help=f"guidance; 1 disables it {of_variant}")
     group.add_argument("--shift", type=Number(ranges.SHIFT), default=None, help=f"shift of the schedule {of_variant}")
-    group.add_argument(
-        "--denoise", type=Number(ranges.DENOISE), default=1.0, help="with --init: share of the schedule, above 0 to 1"
-    )
     group.add_argument(
         "--tile", type=Number(ranges.TILE), default=None,
         help="side of the Detailer Head's tiles in pixels, from 64 (default: as free memory allows)",
@@ -126,3 +131,4 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--device", default=None,
         help="torch device, such as cpu, cuda:1 or mps (default: a GPU if there is one with enough memory)",
     )  # fmt: skip
+    return group

@@ -55,7 +55,7 @@ def caption_reader(
         words = tiny.load_words()
         features = words.encode(args.prompt), words.encode(args.negative or "")
         return lambda device: features
-    files = _encoder(args, base, config)
+    files = encoder_files(args, base, config)
     captions = [args.prompt] if cfg == 1 else [args.prompt, args.negative or ""]
     return lambda device: _encoded(files, captions, device)
 
@@ -85,7 +85,12 @@ def _from_file(path: Path, config: ModelConfig, cfg: float) -> Captions:
     return tensors["positive"], tensors.get("negative")
 
 
-def _encoder(args: argparse.Namespace, base: Path, config: ModelConfig) -> qwen.QwenFiles:
+def encoder_files(args: argparse.Namespace, base: Path, config: ModelConfig) -> qwen.QwenFiles:
+    """The text encoder of a large model: the one given, else the one beside the model.
+
+    Raises:
+        ValueError: if there is none, or it is another model's.
+    """
     folder, encoder = args.encoder or _beside(base), source_of(config).encoder
     if folder is None:
         raise ValueError(
@@ -110,16 +115,22 @@ def _beside(base: Path) -> Path | None:
 
 def _encoded(files: qwen.QwenFiles, captions: list[str], device: torch.device) -> Captions:
     """The captions' features on the CPU; the encoder is unloaded."""
-    needed = qwen.weight_bytes(files) + _ENCODER_SPARE
-    if accelerator.has_own_memory(device.type) and accelerator.free_bytes(device) < needed:
-        print(
-            f"The text encoder needs {gigabytes(needed)} GB, which {device} does not have free: it runs on the CPU.",
-            file=sys.stderr,
-        )
-        device = accelerator.CPU
+    device = encoder_device(files, device)
     encoder = qwen.QwenEncoder(files, device)
     positive, *negative = encoder.encode(captions)
     del encoder
     gc.collect()
     accelerator.empty_cache(device)
     return positive, negative[0] if negative else None
+
+
+def encoder_device(files: qwen.QwenFiles, device: torch.device) -> torch.device:
+    """The device, or the CPU if a text encoder does not fit beside what is there, which a line on stderr says."""
+    needed = qwen.weight_bytes(files) + _ENCODER_SPARE
+    if accelerator.has_own_memory(device.type) and accelerator.free_bytes(device) < needed:
+        print(
+            f"The text encoder needs {gigabytes(needed)} GB, which {device} does not have free: it runs on the CPU.",
+            file=sys.stderr,
+        )
+        return accelerator.CPU
+    return device

@@ -1,7 +1,10 @@
-// Shows the report of Convert to L2P, Save L2P Delta and Merge L2P Delta in the node itself.
+// Shows the report of Convert to L2P, Save and Merge L2P Delta and Evaluate L2P in the node itself, and a link to its page.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { element } from "./graph.js";
+import { say } from "./words.js";
 
-const NODES = new Set(["L2PConvert", "L2PSaveDelta", "L2PMergeDelta"]);
+const NODES = new Set(["L2PConvert", "L2PSaveDelta", "L2PMergeDelta", "L2PEvaluate"]);
 const NAME = "report";
 
 function reportWidget(node) {
@@ -17,6 +20,26 @@ function reportWidget(node) {
   return widget;
 }
 
+function pageLink(node, name) {
+  if (!node.l2pPage) {
+    const link = element("a", "font:12px sans-serif;color:inherit;text-decoration:underline;display:block;padding:4px;", {
+      target: "_blank",
+      rel: "noopener",
+    });
+    const widget = node.addDOMWidget("page", "l2p_page", link, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => 24,
+      getMaxHeight: () => 24,
+    });
+    widget.serialize = false;
+    node.l2pPage = link;
+  }
+  node.l2pPage.textContent = say("Open the report");
+  // The number keeps a browser from showing the page of an earlier run.
+  node.l2pPage.href = api.apiURL(`/l2p/evaluation?${new URLSearchParams({ name, t: Date.now() })}`);
+}
+
 app.registerExtension({
   name: "L2P.Report",
   beforeRegisterNodeDef(nodeType, nodeData) {
@@ -26,6 +49,7 @@ app.registerExtension({
       onExecuted?.apply(this, arguments);
       const text = message?.text;
       if (!text) return;
+      if (message.l2p_page) pageLink(this, message.l2p_page[0]);
       reportWidget(this).value = Array.isArray(text) ? text.join("\n") : text;
       const [width, height] = this.computeSize();
       this.setSize([Math.max(this.size[0], width), Math.max(this.size[1], height + 120)]);

@@ -140,7 +140,7 @@ class SynthesisFolder:
     def _recovered(self) -> dict[str, list[str]]:
         """The table's rows whose image is complete, by the image's name, with new rows for images without one."""
         written = self._table.read_bytes() if self._table.exists() else b""
-        rows = {row[0]: row for row in self._read() if _is_whole(self.folder / row[0])}
+        rows = {row[0]: row for row in self._read() if is_whole(self.folder / row[0])}
         for item in self.wanted:
             if item.name not in rows and self._is_ours(item):
                 rows[item.name] = self._row(item)
@@ -184,7 +184,7 @@ class SynthesisFolder:
     def _is_ours(self, item: Item) -> bool:
         """Whether a complete image with exactly this item and these settings exists."""
         path = self.path(item)
-        if not _is_whole(path):
+        if not is_whole(path):
             return False
         try:
             with opened(path, ("PNG",)) as image:
@@ -206,7 +206,7 @@ def read_image(content: bytes) -> Image.Image:
             raise BrokenImage(f"it is damaged ({error})") from error
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether a PNG file has its beginning and its end."""
     try:
         with path.open("rb") as file:

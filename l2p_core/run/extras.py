@@ -18,6 +18,8 @@ from .folder import RunFolder
 from .recipe import Recipe
 
 MONTAGES = "montages"
+_COPIES = 2
+"""Files of a montage's size beside the montages: the source's images, and the picture of the model card."""
 _METRICS_BYTES = 1200
 """Of a step's line of metrics, all losses by sigma in it."""
 _EVENT_BYTES = 2400
@@ -55,8 +57,11 @@ def _montages(recipe: Recipe, one: int, folder: RunFolder, fresh: bool) -> tuple
         return 0, 0
     count = -(-recipe.training.steps // recipe.watch.montage_every)
     present = [] if fresh else folder.montages()
-    there = _bytes(present)
-    return there + one * (max(0, count - len(present)) + _has_events() * count), there
+    # The source's images are laid out as another montage; another is copied beside the model card.
+    extra = [] if fresh else [path for path in (folder.source_images, folder.card_picture) if path.is_file()]
+    there = _bytes([*present, *extra])
+    missing = max(0, count - len(present)) + _COPIES - len(extra)
+    return there + one * (missing + _has_events() * count), there
 
 
 def _images(recipe: Recipe) -> int:

@@ -50,6 +50,10 @@ class RunFolder:
         self.index = path / "sizes.json"
         self.metrics = path / "metrics.jsonl"
         self.problems = path / "left-out.txt"
+        self.source_images = path / "source-images.png"
+        self.about_source = path / "source-images.json"
+        self.card = path / "delta.md"
+        self.card_picture = path / "delta-montage.png"
         self.events = path / "events"
         self.state = path / "state.safetensors"
         self.delta = path / "delta.safetensors"
@@ -169,7 +173,8 @@ class RunFolder:
     def _files(self) -> list[Path]:
         """The files of this run alone, existing or not, the state first."""
         files = (self.state, self.delta, self.recipe, self.identity, self.plan, self.init, self.metrics, self.problems)
-        return [*files, self.report, *self.montages()]
+        shown = (self.source_images, self.about_source, self.card, self.card_picture)
+        return [*files, self.report, *shown, *self.montages()]
 
     def montage(self, step: int) -> Path:
         """The path of a step's montage."""

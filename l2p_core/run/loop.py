@@ -18,7 +18,7 @@ from ..files.atomic import write_bytes
 from ..training import loading as training_model
 from ..training.soundness import all_finite
 from ..training.trainer import Trainer, TrainingDiverged
-from . import data, montage, preparation, report
+from . import card, data, montage, preparation, report, source_images
 from .base import pixel_config
 from .caption_source import CaptionSource
 from .data import RunData
@@ -202,6 +202,7 @@ class Run:
         done = f"after {self.trainer.step} of {self.recipe.training.steps} steps"
         again = f"Stopped {done}; started again, it {self.saves.start_again()}."
         self._write_report(f"Finished {done}." if finished else again)
+        self._write_card()
         return finished
 
     def _go(self, after_step: AfterStep | None) -> bool:
@@ -256,6 +257,11 @@ class Run:
         if self.ranks.first:
             report.write(self.folder, status, self.recipe.watch.prompts)
 
+    def _write_card(self) -> None:
+        """The model card of the last save's delta."""
+        if self.ranks.first and self.saves.step:
+            card.write(self.folder.delta, card.of_run(self.folder, self.recipe, self.saves.step))
+
     def _montage_is_due(self, finished: bool) -> bool:
         due = finished or self.trainer.step % self.recipe.watch.montage_every == 0
         return due and bool(self.recipe.watch.prompts)
@@ -279,6 +285,7 @@ class Run:
                 pixels = montage.sample(model, features, watch, side, self.ranks, self._montage_step)
         except _Stopped:
             return False
+        self.ranks.first_only(lambda: source_images.write(self.folder, self.recipe, self.data, side))
         target = self.folder.montage(self.trainer.step)
         self.ranks.first_only(lambda: write_bytes(target, montage.file_content(pixels)))
         if self.ranks.first:

@@ -119,5 +119,12 @@ def shape(count: int, side: int) -> tuple[int, int]:
     return _scale(side) * (columns * (side + GAP) - GAP), _scale(side) * (rows * (side + GAP) - GAP)
 
 
+def places(count: int, side: int) -> tuple[int, list[tuple[int, int]]]:
+    """The side in pixels of an image in a file with so many, and the left and top of each."""
+    scale, columns = _scale(side), min(COLUMNS, count)
+    pitch = scale * (side + GAP)
+    return scale * side, [(i % columns * pitch, i // columns * pitch) for i in range(count)]
+
+
 def _scale(side: int) -> int:
     return max(1, _LEAST_SIDE // side)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..dataset.images import opened
+from ..dataset.pictures import png
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +30,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 .charts { display: flex; flex-wrap: wrap; gap: 1rem; } svg { max-width: 100%; height: auto; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 .pairs img { width: 50%; vertical-align: top; } .pairs .three img { width: 33.3%; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; font-size: 13px; }
 figure { margin: 0 0 1.5rem; } img { max-width: 100%; }
 pre { background: var(--shade); padding: .8rem; overflow-x: auto; font-size: 13px; }
 """
@@ -59,6 +61,13 @@ def png_url(path: Path) -> str:
         if image.width <= WIDEST:
             return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
         return jpeg_url(image, WIDEST)
+
+
+def picture_url(image: Image.Image, exact: bool) -> str:
+    """A picture inside the page as it is: as PNG if its pixels matter, else as JPEG."""
+    if not exact:
+        return jpeg_url(image, max(image.size))
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
 
 
 def jpeg_url(image: Image.Image, widest: int) -> str:

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from .. import ranges, training_config
@@ -285,6 +285,22 @@ def with_paths(recipe: Recipe, beside: Path) -> Recipe:
         recipe,
         model=replace(recipe.model, base=absolute(recipe.model.base)),
         data=replace(recipe.data, path=absolute(recipe.data.path)),
+        captions=CaptionsSection(**captions),
+    )
+
+
+def without_folders(recipe: Recipe) -> Recipe:
+    """The recipe with the last part of each path alone, to be shown to others."""
+
+    def name(text: str) -> str:
+        return text if text == TINY else PurePath(text).name
+
+    replace = dataclasses.replace
+    captions = {key: name(value) for key, value in dataclasses.asdict(recipe.captions).items()}
+    return replace(
+        recipe,
+        model=replace(recipe.model, base=name(recipe.model.base)),
+        data=replace(recipe.data, path=name(recipe.data.path)),
         captions=CaptionsSection(**captions),
     )
 

@@ -62,6 +62,10 @@ class Words:
         rows = [0, *(self._index[word] for word in words if word in self._index)]
         return self.table[rows]
 
+    def knows(self, text: str) -> bool:
+        """Whether every word of a caption is in the vocabulary."""
+        return all(word in self._index for word in _split(text))
+
     def save(self, path: Path) -> None:
         """Write a safetensors file with the vocabulary in its metadata, replacing an existing one."""
         save({"table": self.table}, path, {"l2p.kind": "words", "words": json.dumps(self.vocabulary)}, overwrite=True)

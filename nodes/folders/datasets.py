@@ -70,8 +70,8 @@ def name_of(path: Path) -> str:
 
 def input_files(suffixes: tuple[str, ...]) -> list[str]:
     """Names of the files with these suffixes in the host's input folder."""
-    entries = _entries(Path(folder_paths.get_input_directory()))
-    return sorted(e.name for e in entries if e.name.lower().endswith(suffixes) and not paths.is_folder(e))
+    found = entries(Path(folder_paths.get_input_directory()))
+    return sorted(e.name for e in found if e.name.lower().endswith(suffixes) and not paths.is_folder(e))
 
 
 def input_file(name: str) -> Path:
@@ -99,16 +99,16 @@ def input_fingerprint(name: str | None) -> str:
 
 
 def _folders(parent: Path, depth: int) -> Iterator[str]:
-    for entry in _entries(parent) if depth else ():
+    for entry in entries(parent) if depth else ():
         if not entry.name.startswith(".") and paths.is_folder(entry):
             yield entry.name
             yield from (f"{entry.name}/{inner}" for inner in _folders(parent / entry.name, depth - 1))
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries(folder: Path) -> list[os.DirEntry[str]]:
     """The entries of a folder; empty if it cannot be listed."""
     try:
-        with os.scandir(folder) as entries:
-            return list(entries)
+        with os.scandir(folder) as found:
+            return list(found)
     except OSError:
         return []

@@ -9,6 +9,7 @@ import comfy.utils
 
 from ...l2p_core import convert, delta
 from ...l2p_core.files.tensor_io import ProgressCallback
+from ...l2p_core.run import card
 from .sentences import by_listed_names
 
 
@@ -31,7 +32,9 @@ def extract_delta(trained: str, base: str, target: Path, overwrite: bool) -> str
         ValueError: for files that do not belong together, or a target that cannot be written.
     """
     report = delta.extract(trained, base, target, overwrite=overwrite, progress=progress_bar())
-    return _by_name(report.summary(), target)
+    described = card.write(target)
+    said = f"{described.name}: the model card" if described else f"{card.place(target).name} is your own and was kept"
+    return f"{_by_name(report.summary(), target)}\n{said}"
 
 
 @by_listed_names()

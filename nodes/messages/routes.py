@@ -42,6 +42,19 @@ async def _report(request: web.Request) -> web.StreamResponse:
     return web.FileResponse(report, headers=_PAGE)
 
 
+async def _evaluation(request: web.Request) -> web.StreamResponse:
+    """A report of Evaluate L2P as a page."""
+    from ..folders.evaluations import page
+
+    try:
+        report = page(request.query.get("name", ""))
+    except ValueError:
+        raise web.HTTPNotFound from None
+    if not report.is_file():
+        raise web.HTTPNotFound
+    return web.FileResponse(report, headers=_PAGE)
+
+
 def _run(request: web.Request) -> str:
     return request.query.get("run", "").strip()
 
@@ -52,7 +65,7 @@ async def _doctor(_: web.Request) -> web.Response:
     return web.Response(text=report())
 
 
-ROUTES = {"/l2p/training": _training, "/l2p/report": _report, "/l2p/doctor": _doctor}
+ROUTES = {"/l2p/training": _training, "/l2p/report": _report, "/l2p/evaluation": _evaluation, "/l2p/doctor": _doctor}
 
 if running_server() is not None:
     for address, answer in ROUTES.items():

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import folder_paths
+
 from ...l2p_core.files.safetensors_header import CheckpointError
 from ..folders import datasets, files, run_files
 
@@ -27,12 +29,14 @@ def by_listed_names() -> Iterator[None]:
 
 
 def by_folders(text: str) -> str:
-    """A sentence about a run, with the host's folders named as users know them: output/l2p_runs, datasets, models.
+    """A sentence about a run, with the host's folders named as users know them: output, input, datasets, models.
 
     The folders' own paths and the targets of links in them count as the same places.
     """
     known = {folder: f"output/{run_files.RUNS}" for folder in _spellings(run_files.root())}
     known |= dict.fromkeys(_spellings(datasets.root()), datasets.FOLDER)
+    known |= dict.fromkeys(_spellings(Path(folder_paths.get_output_directory()).absolute()), "output")
+    known |= dict.fromkeys(_spellings(Path(folder_paths.get_input_directory()).absolute()), "input")
     for kind in files.WHOLE_MODELS:
         known |= dict.fromkeys(_spellings(*files.roots(kind)), f"models/{kind}")
     for folder in sorted(known, key=len, reverse=True):

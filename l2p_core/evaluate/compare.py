@@ -1,0 +1,171 @@
+"""What transfer keeps: the statistics of a source's images beside those of the pixel model, over pairs of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..dataset.images import BrokenImage
+from .duplicates import LIMIT, distances, near_duplicates
+from .measure import PATCH, Array, Measured, grid_ratio, measure, radial_frequencies, window_for
+from .pairs import Pair, Picture, check_sizes
+
+FINE = 0.25
+"""Cycles per pixel from which on a spectrum's power counts as fine detail: structures of 4 pixels and less."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A statistic of both sides.
+
+    Attributes:
+        name: as shown.
+        source, pixel: the means over all images.
+        kept: the pixel model's value over the source's; None where that says nothing (shares near 0, counts).
+        meaning: what the number is, and what a large difference looks like.
+        form: of the two values, a format specification.
+    """
+
+    name: str
+    source: float
+    pixel: float
+    kept: float | None
+    meaning: str
+    form: str = ".4f"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found.
+
+    Attributes:
+        pairs: the images compared.
+        patch: side of the patches whose borders were looked for, in pixels.
+        frequencies: of the spectra, in cycles per pixel.
+        source, pixel: statistics of each image, in the order of `pairs`.
+        repeats: near-duplicates among the source's images, and among the pixel model's: pairs of indices.
+        difference: root mean square difference of the thumbnails of each pair, in [0, 1].
+    """
+
+    pairs: Sequence[Pair]
+    patch: int
+    frequencies: Array
+    source: Sequence[Measured]
+    pixel: Sequence[Measured]
+    repeats: tuple[list[tuple[int, int]], list[tuple[int, int]]]
+    difference: Array
+
+    @property
+    def spectra(self) -> tuple[Array, Array]:
+        """The mean spectra of both sides."""
+        first, second = (np.mean([one.spectrum for one in side], 0) for side in (self.source, self.pixel))
+        return first, second
+
+    @property
+    def grids(self) -> tuple[Array, Array]:
+        """The mean squared differences by position in a patch of both sides."""
+        first, second = (np.mean([one.grid for one in side], 0) for side in (self.source, self.pixel))
+        return first, second
+
+    @property
+    def rows(self) -> list[Row]:
+        """The table of statistics."""
+        return _rows(self)
+
+
+def compare(pairs: Sequence[Pair], patch: int = PATCH, progress: Progress | None = None) -> Comparison:
+    """Measure every image of the pairs.
+
+    Args:
+        pairs: one or more, see `pairs.of_folders`.
+        patch: side in pixels of the pixel model's patches.
+        progress: called with (images measured, images in all); an exception from it stops the work.
+
+    Raises:
+        ValueError: for pairs of unequal sizes, and for an image that cannot be read or is too small.
+    """
+    assert pairs
+    check_sizes(pairs)
+    window = window_for([side for pair in pairs for side in pair.source.size])
+    done, total = 0, 2 * len(pairs)
+    sides: tuple[list[Measured], list[Measured]] = ([], [])
+    for pair in pairs:
+        for side, picture in zip(sides, (pair.source, pair.pixel), strict=True):
+            side.append(_measured(picture, patch, window))
+            done += 1
+            if progress:
+                progress(done, total)
+    thumbnails = [np.stack([one.thumbnail for one in side]) for side in sides]
+    return Comparison(
+        pairs,
+        patch,
+        radial_frequencies(window),
+        *sides,
+        repeats=(near_duplicates(thumbnails[0]), near_duplicates(thumbnails[1])),
+        difference=distances(*thumbnails),
+    )
+
+
+def _measured(picture: Picture, patch: int, window: int) -> Measured:
+    with picture.opened() as image:
+        try:
+            return measure(image, patch, window)
+        except BrokenImage as error:
+            raise ValueError(f"{picture.name} cannot be compared: {error}.") from error
+
+
+def _rows(found: Comparison) -> list[Row]:
+    def mean(value: Callable[[Measured], float]) -> tuple[float, float]:
+        first, second = (float(np.mean([value(one) for one in side])) for side in (found.source, found.pixel))
+        return first, second
+
+    def row(name: str, value: Callable[[Measured], float], meaning: str, compared: bool = True) -> Row:
+        source, pixel = mean(value)
+        return Row(name, source, pixel, pixel / source if compared and source > 0 else None, meaning)
+
+    grids = [grid_ratio(grid) for grid in found.grids]
+    fine = [float(spectrum[found.frequencies >= FINE].mean()) for spectrum in found.spectra]
+    return [
+        Row(
+            f"Grid of {found.patch} pixels",
+            grids[0],
+            grids[1],
+            grids[1] / grids[0] if grids[0] > 0 else None,
+            "energy of differences across the borders of patches over that inside them; 1 is no grid",
+            ".3f",
+        ),
+        Row(
+            "Fine detail",
+            fine[0],
+            fine[1],
+            fine[1] / fine[0] if fine[0] > 0 else None,
+            "mean power of structures of 4 pixels and less; less is blur, more is noise",
+            ".3g",
+        ),
+        row("Sharpness", lambda one: one.sharpness, "standard deviation of the Laplacian of luma"),
+        row("Brightness", lambda one: one.brightness, "mean luma, 0 to 1"),
+        row("Contrast", lambda one: one.contrast, "standard deviation of luma"),
+        row("Colourfulness", lambda one: one.chroma, "mean of a pixel's largest minus its smallest value"),
+        *(
+            row(name, lambda one, i=i: one.colour[i], "mean, 0 to 1")  # type: ignore[misc]
+            for i, name in enumerate(("Red", "Green", "Blue"))
+        ),
+        *(
+            row(f"{name} spread", lambda one, i=i: one.spread[i], "standard deviation")  # type: ignore[misc]
+            for i, name in enumerate(("Red", "Green", "Blue"))
+        ),
+        row("At black", lambda one: one.black, "share of all values that are 0: shadows that are cut off", False),
+        row("At white", lambda one: one.white, "share of all values that are 255: lights that are cut off", False),
+        Row(
+            "Near-duplicates",
+            len(found.repeats[0]),
+            len(found.repeats[1]),
+            None,
+            f"images that look like an earlier one of their folder (thumbnails within {LIMIT * 255:.0f} of 255)",
+            ".0f",
+        ),
+    ]

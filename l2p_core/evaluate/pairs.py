@@ -1,0 +1,166 @@
+"""Pairs of images to compare: a source's and a pixel model's of the same prompts and seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..dataset import formats
+from ..dataset.images import BrokenImage, opened
+from ..dataset.synthesis import TEXT_KEY
+from ..files import paths
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_SHOWN = 3
+
+
+class Picture(Protocol):
+    """An image that is decoded when it is looked at."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        ...
+
+    def opened(self) -> Any:
+        """A context manager that gives the image."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilePicture:
+    """An image file.
+
+    Attributes:
+        path: of the file.
+        name: its path in its folder, with forward slashes.
+        size: (width, height) in pixels, as stored.
+        about: prompt, seed and settings that our own files state; empty for others.
+    """
+
+    path: Path
+    name: str
+    size: tuple[int, int]
+    about: dict[str, Any]
+
+    @contextmanager
+    def opened(self) -> Iterator[Image.Image]:
+        """The image, closed again after the block.
+
+        Raises:
+            ValueError: naming the file, if it cannot be read.
+        """
+        with named(self.path), opened(self.path) as image:
+            yield image
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image of the source and one of the pixel model, and their prompt if it is known."""
+
+    name: str
+    source: Picture
+    pixel: Picture
+    prompt: str = ""
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Adds the file's name to errors about an image."""
+    try:
+        yield
+    except BrokenImage as error:
+        raise ValueError(f"{path} cannot be compared: {error}.") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def of_folders(source: Path, pixel: Path) -> tuple[list[Pair], str]:
+    """The pairs of two folders, and a sentence on how they were paired, empty if by name.
+
+    Images are paired by their path in the folder without suffix. If the folders have no name in common but equally many
+    images, they are paired in the order of their names. Only headers are read.
+
+    Raises:
+        ValueError: if a folder is missing or empty, an image is missing or unreadable, or a pair differs in size, or in
+            the prompt or seed that its files state.
+    """
+    if source.resolve() == pixel.resolve():
+        raise ValueError(f"{source} was given twice: name the folder of the source and that of the pixel model.")
+    first, second = _images(source), _images(pixel)
+    if not first.keys() & second.keys() and len(first) == len(second):
+        said = "The folders have no name in common, so images were paired in the order of their names."
+        return [_pair(*both) for both in zip(first, first.values(), second.values(), strict=True)], said
+    for here, there, held, missing in ((source, pixel, first, second), (pixel, source, second, first)):
+        if gone := [name for name in held if name not in missing]:
+            raise ValueError(
+                f"{there} lacks {len(gone)} of the {len(held)} images of {here} ({_some(gone)}): make both of the same "
+                "prompts and seeds, or take the others out."
+            )
+    return [_pair(name, first[name], second[name]) for name in first], ""
+
+
+def check_sizes(pairs: Sequence[Pair]) -> None:
+    """Refuse a pair whose images differ in size, whose statistics would differ for that reason alone."""
+    for pair in pairs:
+        if pair.source.size != pair.pixel.size:
+            a, b = ("{} x {}".format(*picture.size) for picture in (pair.source, pair.pixel))
+            raise ValueError(
+                f"{pair.name} is {a} pixels from the source and {b} from the pixel model: make both at the same size."
+            )
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """The image files of a folder and its subfolders by their path without suffix, in order."""
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}: give a folder of images.")
+    found: dict[str, Path] = {}
+    files = (Path(entry.path) for _, entries in paths.walk(folder) for entry in entries)
+    for path in sorted(path for path in files if path.suffix.lower() in formats.SUFFIXES):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(f"{folder} holds {found[name].name} and {path.name}: keep one of the two.")
+        found[name] = path
+    if not found:
+        raise ValueError(f"{folder} holds no images: give a folder with the images of one model.")
+    return found
+
+
+def _pair(name: str, source: Path, pixel: Path) -> Pair:
+    a, b = _read(source), _read(pixel)
+    for what in ("prompt", "seed"):
+        if what in a.about and what in b.about and a.about[what] != b.about[what]:
+            raise ValueError(
+                f"{source} states the {what} {str(a.about[what])[:80]!r} and {pixel} {str(b.about[what])[:80]!r}: "
+                "compare images of the same prompts and seeds."
+            )
+    return Pair(name, a, b, str(a.about.get("prompt", b.about.get("prompt", ""))))
+
+
+def _read(path: Path) -> FilePicture:
+    with named(path), opened(path) as image:
+        return FilePicture(path, path.name, image.size, _about(image.info.get(TEXT_KEY)))
+
+
+def _about(text: object) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if isinstance(text, str) else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,203 @@
+"""`l2p evaluate geneval` and `dpg`: the images of a benchmark, by a model of this machine or by running hosts."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..l2p_core import tiny
+from ..l2p_core.dataset.caption_cache import MAX_TOKENS
+from ..l2p_core.dataset.pictures import picture
+from ..l2p_core.dataset.synthesis import Settings
+from ..l2p_core.evaluate import benchmark_report
+from ..l2p_core.evaluate.benchmarks import BENCHMARKS, PER_PROMPT, Benchmark, Prompt, Shot, noise_rule, shots
+from ..l2p_core.evaluate.layouts import FOLDERS, BenchmarkFolder
+from ..l2p_core.run.caption_source import CaptionSource
+from ..l2p_core.tiny.bundled import TinySource, is_tiny
+from ..l2p_core.tiny.generate import CFG, STEPS
+from ..l2p_core.tiny.shapes import IMAGE_SIZE
+from . import qwen
+from .console import bar, count_progress
+from .fleet import Fleet
+from .host_client import HostClient
+from .interrupt import deferred_interrupt
+from .sample_captions import encoder_device, encoder_files
+from .sampler import Sampler
+from .workflow import Workflow
+
+TINY_SOURCE = "tiny-source"
+_BATCH = 32
+_OF_MODEL = ("delta", "side", "encoder", "tokenizer", "steps", "cfg", "shift", "tile", "device")
+"""Options that a workflow takes the place of."""
+
+Stopped = Callable[[], bool]
+
+
+def benchmark_command(args: argparse.Namespace, key: str) -> None:
+    """Generate the missing images of a benchmark, and write the report beside them.
+
+    Raises:
+        ValueError: for unusable prompts, model, workflow or hosts, or a folder with other images.
+        KeyboardInterrupt: after Ctrl-C; finished images are complete.
+    """
+    benchmark = BENCHMARKS[key]
+    _check(args)
+    prompts = benchmark.read(args.prompts)
+    make = _hosts if args.workflow else _tiny_source if str(args.model) == TINY_SOURCE else _model
+    made, images = make(args, benchmark, prompts)
+    _note_count(benchmark, prompts)
+    started, before = time.monotonic(), len(made.done)
+    try:
+        with (
+            deferred_interrupt() as interrupt,
+            bar("images", unit="image", total=len(made.wanted), initial=before) as progress,
+        ):
+            for _ in images(lambda: interrupt.requested) if made.todo else ():
+                progress.update()
+                if interrupt.requested:
+                    raise KeyboardInterrupt
+    finally:
+        page = benchmark_report.write(made, len(made.done) - before, time.monotonic() - started)
+    print(f"{made.folder}: {len(made.done)} images, {len(made.done) - before} of them made now. {page} describes them.")
+
+
+def _check(args: argparse.Namespace) -> None:
+    if (args.model is None) == (args.workflow is None):
+        raise ValueError("Give the model as --model FILE, or a ComfyUI workflow as --workflow FILE, one of the two.")
+    if args.workflow and not args.host:
+        raise ValueError(f"{args.workflow} needs a running ComfyUI: give its address with --host 127.0.0.1:8188.")
+    if args.model and args.host:
+        raise ValueError("--host goes with --workflow: remove it, or give a workflow in place of --model.")
+    if args.workflow:
+        for name in _OF_MODEL:
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} goes with --model: the workflow has its own settings, so set it there.")
+
+
+def _note_count(benchmark: Benchmark, prompts: Sequence[Prompt]) -> None:
+    if len(prompts) != benchmark.count:
+        print(
+            f"{benchmark.title} as published has {benchmark.count} prompts and this copy {len(prompts)}: the scores "
+            "will not compare with published ones.",
+            file=sys.stderr,
+        )
+
+
+Images = Callable[[Stopped], Iterator[object]]
+"""Generates the missing images; yields after each, when it is written."""
+Made = tuple[BenchmarkFolder, Images]
+
+
+def _folder(
+    args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Prompt], settings: Settings, own_seeds: bool
+) -> BenchmarkFolder:
+    wanted = shots(benchmark, prompts, args.seed, own_seeds)
+    about = {**settings, "seed": noise_rule(args.seed, own_seeds)}
+    return FOLDERS[benchmark.key](args.output, benchmark, wanted, about)
+
+
+def _hosts(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Prompt]) -> Made:
+    workflow = Workflow.load(args.workflow)
+    hosts = [HostClient(address) for address in dict.fromkeys(args.host)]
+    made = _folder(args, benchmark, prompts, workflow.settings(), own_seeds=True)
+
+    def images(stopped: Stopped) -> Iterator[object]:
+        yield from Fleet(hosts, workflow, args.patience, partial(tqdm.write, file=sys.stderr)).make(made, stopped)
+
+    return made, images
+
+
+def _tiny_source(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Prompt]) -> Made:
+    for name in ("delta", "side", "encoder", "tokenizer", "shift", "tile", "device"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} does not concern the tiny source: remove it.")
+    source = TinySource()
+    for prompt in prompts:
+        source.words.encode(prompt.text)  # unknown words are reported before anything is generated
+    steps, cfg = args.steps or STEPS, CFG if args.cfg is None else args.cfg
+    settings = {"model": source.name(steps, cfg), "steps": steps, "cfg": cfg, "side": IMAGE_SIZE}
+    made = _folder(args, benchmark, prompts, settings, own_seeds=True)
+
+    def images(_: Stopped) -> Iterator[object]:
+        todo = made.todo
+        for start in range(0, len(todo), _BATCH):
+            batch = todo[start : start + _BATCH]
+            pixels = source.images([shot.prompt for shot in batch], [shot.seed for shot in batch], steps, cfg)
+            for shot, image in zip(batch, pixels, strict=True):
+                made.write(shot, picture(image))
+                yield shot
+
+    return made, images
+
+
+def _model(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Prompt]) -> Made:
+    sampler = Sampler(args)
+    side = args.side or sampler.side
+    captions = _captions(args, sampler, prompts)
+    settings = {
+        "model": sampler.identity,
+        **{name: value for name, value in sampler.settings._asdict().items() if name != "denoise"},
+        "side": side,
+        "weights": args.weights,
+    }
+    made = _folder(args, benchmark, prompts, settings, own_seeds=False)
+
+    def images(_: Stopped) -> Iterator[object]:
+        device = sampler.place(side, side)
+        features = captions(device, made)
+        sampler.load(MAX_TOKENS)
+        negative = None if sampler.settings.cfg == 1 else features("")
+        for prompt, missing in itertools.groupby(made.todo, key=lambda shot: shot.of):
+            positive = features(prompt.text)
+            for shot, noise in _with_noise(list(missing), side):
+                made.write(shot, picture(sampler.image(positive, negative, noise, f"{prompt.name} {shot.number}")))
+                yield shot
+
+    return made, images
+
+
+def _with_noise(missing: Sequence[Shot], side: int) -> Iterator[tuple[Shot, Tensor]]:
+    """The missing images of a prompt with their noise, the generator's draw of their number."""
+    wanted = {shot.number: shot for shot in missing}
+    generator = torch.Generator().manual_seed(missing[0].seed)
+    for number in range(PER_PROMPT):
+        noise = torch.randn(1, 3, side, side, generator=generator)
+        if number in wanted:
+            yield wanted[number], noise
+
+
+Captions = Callable[[torch.device, BenchmarkFolder], Callable[[str], Tensor]]
+"""Encodes all captions on a device, kept beside the images; gives the function that reads a caption's features."""
+
+
+def _captions(args: argparse.Namespace, sampler: Sampler, prompts: Sequence[Prompt]) -> Captions:
+    """How captions are encoded; all checks are done before it is called."""
+    if is_tiny(sampler.config):
+        for option in ("encoder", "tokenizer"):
+            if getattr(args, option) is not None:
+                raise ValueError(f"The tiny model has its own text encoder: remove --{option}.")
+        words = tiny.load_words()
+        for prompt in prompts:
+            words.encode(prompt.text)
+        return lambda device, made: words.encode
+    files = encoder_files(args, sampler.base, sampler.config)
+
+    def encoded(device: torch.device, made: BenchmarkFolder) -> Callable[[str], Tensor]:
+        source = CaptionSource(
+            made.beside / "captions",
+            qwen.identity(files),
+            lambda: qwen.QwenEncoder(files, encoder_device(files, device)),
+            itemsize=qwen.DTYPE.itemsize,
+        )
+        with count_progress("encoding captions", "caption") as progress:
+            return source.fill([prompt.text for prompt in prompts], progress).read
+
+    return encoded
