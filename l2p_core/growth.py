@@ -100,8 +100,8 @@ def _planes(images: Tensor) -> Tensor:
 
 def _ratio(old: Size, new: Size) -> float:
     (height, width), (new_height, new_width) = old, new
-    # Sizes are whole, so an aspect ratio is kept as long as neither side is a pixel off.
-    if abs(new_height - height * new_width / width) >= 1 and abs(new_width - width * new_height / height) >= 1:
+    # Sizes are whole, so an aspect ratio is kept as long as less than a cell of a side is missing.
+    if abs(new_height * width - height * new_width) >= new_height + new_width:
         raise ValueError(
             f"An image of {width} x {height} cannot grow to {new_width} x {new_height}: growing keeps the aspect ratio;"
             f" {round(width * new_height / height)} x {new_height} has it."

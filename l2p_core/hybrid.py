@@ -77,15 +77,16 @@ def pixels_to_latents(pixels: Tensor, sigma: float, noise: Tensor, codec: Codec)
     """The other way: clean pixels (B, 3, H, W) in [-1, 1] to noisy latents (B, C, h, w) of the noise's size."""
     side = codec.downscale
     size = (noise.shape[-2] * side, noise.shape[-1] * side)
-    return add_noise(codec.encode(_resized(pixels, size)), noise, _level(sigma, noise))
+    return add_noise(codec.encode(resized(pixels, size)), noise, _level(sigma, noise))
 
 
 def renoise(pixels: Tensor, sigma: float, noise: Tensor) -> Tensor:
     """Clean pixels (B, 3, h, w) at the noise's size and noise level: (B, 3, H, W) float32."""
-    return add_noise(_resized(pixels, (noise.shape[-2], noise.shape[-1])), noise, _level(sigma, noise))
+    return add_noise(resized(pixels, (noise.shape[-2], noise.shape[-1])), noise, _level(sigma, noise))
 
 
-def _resized(pixels: Tensor, size: Size) -> Tensor:
+def resized(pixels: Tensor, size: Size) -> Tensor:
+    """Clean pixels (B, 3, h, w) in [-1, 1] at another size, bicubic; as they are at their own."""
     if tuple(pixels.shape[-2:]) == size:
         return pixels
     # Antialiasing matters where the image becomes smaller; it does not change enlarging.

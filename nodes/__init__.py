@@ -11,6 +11,8 @@ from comfy_api.latest import ComfyExtension, io
 from .compare_node import CompareL2P
 from .convert_nodes import ConvertToL2P, MergeDelta, SaveDelta
 from .evaluate_node import EvaluateL2P
+from .hybrid_nodes import HybridSampler
+from .hybrid_part_nodes import GrowPixels, LatentToPixels, PartSigmas, PixelsToLatent
 from .load_nodes import Demo, DemoSource, Loader
 from .messages import routes as routes  # must be registered when the server starts
 from .model import stock
@@ -32,9 +34,14 @@ class L2PExtension(ComfyExtension):
         return [
             Loader,
             PixelSampler,
+            HybridSampler,
             EmptyPixels,
             ImageToPixels,
             PixelsToImage,
+            LatentToPixels,
+            PixelsToLatent,
+            GrowPixels,
+            PartSigmas,
             ConvertToL2P,
             SaveDelta,
             MergeDelta,

@@ -26,6 +26,9 @@ POLICIES = ("shallow", "all", "lora")
 PROMPT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
 """These three equal those of `l2p_core`, which takes longer to import; a test compares them."""
 
+HYBRID_TASKS = ("auto", "fast", "detail", "large", "edit", "restore", "upscale", "custom")
+"""What Hybrid Sampler can be asked for, see `hybrid_tasks`."""
+
 OF_MODEL = 0
 """The width or height that means the side that the model was trained at."""
 

@@ -74,11 +74,11 @@ class SourceModel(comfy.model_base.Lumina2):
             self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=SourceNetwork
         )
         self.memory_usage_factor_conds = ("ref_latents",)
-        self._sizes = model_config.unet_config["sizes"]
+        self.sizes = model_config.unet_config["sizes"]
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         """As the host's, of captions that this model can read; a ValueError names the encoder to use for others."""
-        check_caption(kwargs.get("cross_attn"), self._sizes)
+        check_caption(kwargs.get("cross_attn"), self.sizes)
         conds: dict[str, Any] = super().extra_conds(**kwargs)
         return conds
 

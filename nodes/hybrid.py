@@ -1,0 +1,195 @@
+"""Hand-over between spaces and growth between sizes in the host's terms: LATENT, SIGMAS, VAE and MODEL.
+
+The host's flow samplers return x / (1 - sigma) for a sampling that stops at sigma, and multiply by 1 - sigma when they
+start at it (`CONST` in comfy/model_sampling.py). So a clean image and a noise level are all that the next sampler needs
+after a change of space, with noise of its own; a grown image is already noisy, and is sampled without new noise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sample
+import torch
+from torch import Tensor
+
+from ..l2p_core import flow
+from ..l2p_core.growth import grow, safe_sigma
+from ..l2p_core.hybrid import latent_sigma, pixel_sigma, resized
+from .model.host import L2PBaseModel
+from .model.limits import check_memory, check_pixels, image_bytes
+from .pixels import image_to_pixels, pixels_to_image
+
+Latent = dict[str, Any]
+
+_ROUNDING = 1e-4
+"""Of noise levels that come as float32."""
+
+_HELD = 4
+"""Images of the new size that growing on a device may take: three, and room for others."""
+
+
+def latent_to_pixels(
+    denoised: Latent,
+    vae: Any,
+    sigmas: Tensor,
+    model: Any,
+    *,
+    shift: float,
+    steps: int,
+    end: float,
+    width: int,
+    height: int,
+) -> tuple[Latent, Tensor]:
+    """Latents on their way to an image as the LATENT and SIGMAS of a pixel model's sampling to `end`.
+
+    Args:
+        denoised: the latent sampler's estimate of the clean image (`denoised_output`).
+        sigmas: of the latent sampling; the last is the noise level at which it stopped.
+        model: the pixel MODEL, whose schedule the SIGMAS follow.
+        shift: m of `pixel_sigma`.
+        width, height: of the image, 0 for that of the latents.
+
+    Raises:
+        ValueError: for a VAE of other latents, a model that is not L2P, or a noise level that cannot be handed over.
+    """
+    require_l2p(model)
+    check_vae(vae, denoised["samples"].shape[1])
+    start = pixel_sigma(stopped_at(sigmas), shift)
+    clean = image_to_pixels(images(vae.decode(denoised["samples"])))
+    return _sized(clean, width, height, denoised), schedule(model, start, end, steps)
+
+
+def pixels_to_latent(
+    denoised: Latent, vae: Any, sigmas: Tensor, model: Any, *, shift: float, steps: int, end: float
+) -> tuple[Latent, Tensor]:
+    """The other way: pixels on their way to an image as the LATENT and SIGMAS of a latent model's sampling.
+
+    Raises:
+        ValueError: for latents in place of pixels, a VAE of another model, or a noise level that cannot be handed over.
+    """
+    if isinstance(model.model, L2PBaseModel):
+        raise ValueError("Pixels to Latent needs the latent model that samples next, and this is an L2P pixel model.")
+    check_vae(vae, model.model.latent_format.latent_channels)
+    start = latent_sigma(stopped_at(sigmas), shift)
+    clean = {"samples": vae.encode(pixels_to_image(denoised)), **_mask_of(denoised)}
+    return clean, schedule(model, start, end, steps)
+
+
+def grow_pixels(
+    pixels: Latent, sigmas: Tensor, model: Any, *, width: int, height: int, steps: int, end: float, seed: int
+) -> tuple[Latent, Tensor, str]:
+    """Half-finished pixels at a larger size, for a sampler that adds no noise, with a sentence if it is too late.
+
+    Args:
+        pixels: the sampler's `output`, which stopped at the last of `sigmas`.
+        model: the pixel MODEL that samples next, of the same or a larger variant.
+        width, height: of the larger image, 0 for twice the side.
+
+    Raises:
+        ValueError: for a model that is not L2P, another aspect ratio, a smaller size, or a finished image.
+    """
+    require_l2p(model)
+    check_pixels(pixels["samples"].shape)
+    sigma = stopped_at(sigmas)
+    samples = pixels["samples"]
+    batch, _, old_height, old_width = samples.shape
+    height, width = height or 2 * old_height, width or 2 * old_width
+    check_memory(model, batch, height, width)
+    noise = comfy.sample.prepare_noise(torch.zeros(1).expand(batch, 3, height, width), seed)
+    device = _device_for(batch, height, width)
+    grown, level = grow(samples.to(device, torch.float32) * (1.0 - sigma), sigma, noise.to(device))
+    del noise
+    latent: Latent = {"samples": grown.div_(1.0 - level).cpu(), "downscale_ratio_spacial": 1, **_mask_of(pixels)}
+    safe = safe_sigma((old_height, old_width), (height, width))
+    late = (
+        f"Growing to {width} x {height} at noise level {sigma:.2f}: below {safe:.2f} the image may lack fine detail."
+        if sigma < safe - _ROUNDING
+        else ""
+    )
+    return latent, schedule(model, level, end, steps), late
+
+
+def schedule(model: Any, start: float, end: float, steps: int) -> Tensor:
+    """The noise levels (steps + 1,) of a MODEL's own schedule from `start` down to `end`.
+
+    Raises:
+        ValueError: for a model that is not one of flow matching, or levels that do not fall.
+    """
+    return flow.sigmas_between(start, end, steps, _shift(model))
+
+
+def _shift(model: Any) -> float:
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, comfy.model_sampling.CONST):
+        raise ValueError(
+            f"{type(model.model).__name__} is not a flow matching model, and the spaces can change only between those: "
+            "use Z-Image, Lumina-2 or another source of L2P."
+        )
+    # ModelSamplingFlux keeps the logarithm.
+    is_flux = isinstance(sampling, comfy.model_sampling.ModelSamplingFlux)
+    return float(math.exp(sampling.shift) if is_flux else sampling.shift)
+
+
+def stopped_at(sigmas: Tensor) -> float:
+    """The noise level at which the sampling of these SIGMAS stopped.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if not len(sigmas):
+        raise ValueError(
+            "The SIGMAS are empty: connect those of the sampling that stopped half-way, from Split Sigmas."
+        )
+    return float(sigmas[-1])
+
+
+def check_vae(vae: Any, channels: int) -> None:
+    """Refuse a VAE of other latents.
+
+    Raises:
+        ValueError: naming the channels of both.
+    """
+    of_vae = getattr(vae, "latent_channels", channels)
+    if of_vae != channels:
+        raise ValueError(
+            f"This VAE's latents have {of_vae} channels and the model's {channels}: load the VAE that belongs to the "
+            "latent model."
+        )
+
+
+def require_l2p(model: Any) -> None:
+    """Raises ValueError unless the MODEL works on pixels."""
+    if not isinstance(model.model, L2PBaseModel):
+        raise ValueError(
+            f"This model is a {type(model.model).__name__}, which works on latents: connect an L2P model, from L2P "
+            "Loader or L2P Demo."
+        )
+
+
+def images(decoded: Tensor) -> Tensor:
+    """What a VAE decoded as an IMAGE (B, H, W, 3): one for videos adds frames."""
+    return decoded.reshape(-1, *decoded.shape[-3:])
+
+
+def _sized(clean: Latent, width: int, height: int, of: Latent) -> Latent:
+    samples = clean["samples"]
+    size = (height or samples.shape[-2], width or samples.shape[-1])
+    return {**clean, "samples": resized(samples, size), **_mask_of(of)}
+
+
+def _mask_of(latent: Latent) -> Latent:
+    """The noise mask goes along: the host fits it to any size."""
+    return {"noise_mask": latent["noise_mask"]} if "noise_mask" in latent else {}
+
+
+def _device_for(batch: int, height: int, width: int) -> torch.device:
+    device = comfy.model_management.get_torch_device()
+    # Complex arithmetic is not there on every other kind of device.
+    if device.type != "cuda":
+        return torch.device("cpu")
+    fits = comfy.model_management.get_free_memory(device) > _HELD * image_bytes(batch, height, width)
+    return device if fits else torch.device("cpu")

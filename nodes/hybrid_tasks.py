@@ -1,0 +1,238 @@
+"""What Hybrid Sampler does for each task: which model samples at which size, from which noise level to which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..l2p_core.growth import Size, Space, grown_sigma, safe_sigma
+from ..l2p_core.hybrid import pixel_sigma
+from .options import HYBRID_TASKS
+
+Start = Literal["noise", "image", "space", "growth", "on"]
+"""What a part starts from: noise alone, an image, the part before it in the other space, smaller, or as it is."""
+
+SWITCH = 0.5
+RESTORED = 0.3
+UPSCALED = 0.5
+"""Noise levels: where latents hand over, and from where finished and enlarged images are sampled again. The first was
+best in the tiny world; the others are those of common two-stage graphs, and were not measured with real weights."""
+
+UPSCALED_SIDE = 4096
+LARGEST_GROWTH = 2.0
+"""Growing to more than twice the side at once leaves a veil (SPEED)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model's part of a sampling; sizes are (height, width) in pixels of the image.
+
+    Attributes:
+        large: whether the model for large images samples it, if there is one.
+    """
+
+    space: Space
+    size: Size
+    begins: Start
+    start: float
+    end: float
+    steps: int = 1
+    large: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the node was given; sizes are (height, width).
+
+    Attributes:
+        own: the side of the images that the pixel model was trained on, or that the latent model makes.
+        size: as typed, 0 for "not typed".
+        image: size of the image to start from, None without.
+        steps, latent_steps: evaluations of both models for a whole image.
+        switch: noise level, None for the task's own.
+        shift: m of `pixel_sigma`.
+    """
+
+    task: str
+    latent: bool
+    pixels: bool
+    own: int
+    size: Size
+    image: Size | None
+    mask: bool
+    steps: int
+    latent_steps: int
+    switch: float | None
+    shift: float
+
+
+def parts(asked: Asked) -> list[Part]:
+    """The parts in their order.
+
+    Raises:
+        ValueError: if a model, an image or a mask is missing or of no use to the task.
+    """
+    task = _automatic(asked) if asked.task == "auto" else asked.task
+    _check(task, asked)
+    return _with_steps(_PLANS[task](asked), asked)
+
+
+def in_words(planned: Sequence[Part], cfgs: Sequence[float]) -> str:
+    """What the parts are, for the node: their models, sizes, noise levels and evaluations."""
+    said, total = [], 0
+    for part, cfg in zip(planned, cfgs, strict=True):
+        evaluations = part.steps * (1 if cfg == 1.0 else 2)
+        total += evaluations
+        height, width = part.size
+        said.append(
+            f"{'latents' if part.space == 'latent' else 'pixels'} {width} x {height}, noise {part.start:.2f} to "
+            f"{part.end:.2f}, {part.steps} steps"
+        )
+    return f"{'; '.join(said)}. {total} evaluations in all."
+
+
+def _automatic(asked: Asked) -> str:
+    """The task that fits what is connected."""
+    if asked.image:
+        if asked.mask:
+            return "edit"
+        return "upscale" if _area(asked.size) > _area(asked.image) else "restore"
+    if asked.pixels and _area(asked.size) > 2 * asked.own**2:
+        return "large"
+    return "fast" if asked.latent else "detail"
+
+
+def _check(task: str, asked: Asked) -> None:
+    if not (asked.latent or asked.pixels):
+        raise ValueError("No model is connected: connect a latent model with its VAE, an L2P model, or both.")
+    if task not in ("fast", "custom") and not asked.pixels:
+        raise ValueError(f"The task {task} needs an L2P pixel model: connect one, or choose fast.")
+    if task in ("edit", "restore", "upscale") and not asked.image:
+        raise ValueError(f"The task {task} needs an image: connect one.")
+    if task not in ("edit", "restore", "upscale") and asked.image:
+        raise ValueError(
+            f"The task {task} starts from noise: disconnect the image, or choose edit, restore or upscale."
+        )
+    if task == "edit" and not asked.mask:
+        raise ValueError("The task edit needs a mask of what may change: connect one, or choose restore.")
+    if task != "edit" and asked.mask:
+        raise ValueError(f"The task {task} changes the whole image and cannot keep a mask's: choose edit.")
+    if task == "custom" and not (asked.latent and asked.pixels):
+        raise ValueError("The task custom switches from a latent model to a pixel model: connect both.")
+
+
+def _fast(asked: Asked) -> list[Part]:
+    size = _size(asked)
+    if not asked.pixels:
+        return [Part("latent", size, "noise", 1.0, 0.0)]
+    if not asked.latent:
+        return [Part("pixels", size, "noise", 1.0, 0.0)]
+    return _switched(asked, size)
+
+
+def _switched(asked: Asked, size: Size) -> list[Part]:
+    switch = SWITCH if asked.switch is None else asked.switch
+    return [
+        Part("latent", size, "noise", 1.0, switch),
+        Part("pixels", size, "space", pixel_sigma(switch, asked.shift), 0.0),
+    ]
+
+
+def _detail(asked: Asked) -> list[Part]:
+    height, width = _size(asked)
+    small = (math.ceil(height / 2), math.ceil(width / 2))
+    return _grown([Part("pixels", small, "noise", 1.0, 0.0)], (height, width), asked)
+
+
+def _large(asked: Asked) -> list[Part]:
+    height, width = asked.size[0] or 2 * asked.own, asked.size[1] or 2 * asked.own
+    shrunk = min(1.0, asked.own / math.sqrt(height * width))
+    first = (round(height * shrunk), round(width * shrunk))
+    return _grown(
+        _switched(asked, first) if asked.latent else [Part("pixels", first, "noise", 1.0, 0.0)], (height, width), asked
+    )
+
+
+def _grown(planned: list[Part], target: Size, asked: Asked) -> list[Part]:
+    """The parts with growth to the target behind them, by at most a factor of two at a time."""
+    ratio = math.sqrt(_area(target) / _area(planned[-1].size))
+    times = math.ceil(math.log(ratio, LARGEST_GROWTH) - 1e-6) if ratio > 1 else 0
+    for left in range(times - 1, -1, -1):
+        before = planned[-1]
+        size = target if left == 0 else _scaled(target, ratio ** (-left / times))
+        # Where the image is grown already before its level is safe, it grows at once.
+        leave = min(safe_sigma(before.size, size), before.start * 0.999)
+        planned[-1] = replace(before, end=leave)
+        level = grown_sigma(leave, before.size, size)
+        planned.append(Part("pixels", size, "growth", level, 0.0, large=max(size) > asked.own))
+    return planned
+
+
+def _edit(asked: Asked) -> list[Part]:
+    assert asked.image
+    return [Part("pixels", asked.image, "image", 1.0 if asked.switch is None else asked.switch, 0.0)]
+
+
+def _restore(asked: Asked) -> list[Part]:
+    assert asked.image
+    return [Part("pixels", asked.image, "image", RESTORED if asked.switch is None else asked.switch, 0.0)]
+
+
+def _upscale(asked: Asked) -> list[Part]:
+    assert asked.image
+    height, width = asked.image
+    factor = UPSCALED_SIDE / max(height, width)
+    size = (asked.size[0] or round(height * factor), asked.size[1] or round(width * factor))
+    if _area(size) < _area(asked.image):
+        raise ValueError(
+            f"{size[1]} x {size[0]} is smaller than the image's {width} x {height} pixels: type a larger size."
+        )
+    return [Part("pixels", size, "image", UPSCALED if asked.switch is None else asked.switch, 0.0, large=True)]
+
+
+_PLANS: dict[str, Callable[[Asked], list[Part]]] = {
+    "fast": _fast,
+    "detail": _detail,
+    "large": _large,
+    "edit": _edit,
+    "restore": _restore,
+    "upscale": _upscale,
+    "custom": _fast,
+}
+assert {"auto", *_PLANS} == set(HYBRID_TASKS)
+
+
+def _with_steps(planned: list[Part], asked: Asked) -> list[Part]:
+    """Each part's share of its model's steps, by the share of the schedule's even steps that it takes."""
+    return [
+        replace(
+            part,
+            steps=max(
+                1,
+                round(
+                    (asked.latent_steps if part.space == "latent" else asked.steps)
+                    * (_even(part.start) - _even(part.end))
+                ),
+            ),
+        )
+        for part in planned
+    ]
+
+
+def _even(sigma: float, shift: float = 3.0) -> float:
+    """u of the published schedule at a noise level: sigma = shift u / (1 + (shift - 1) u)."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
+def _size(asked: Asked) -> Size:
+    return asked.size[0] or asked.own, asked.size[1] or asked.own
+
+
+def _scaled(size: Size, factor: float) -> Size:
+    return round(size[0] * factor), round(size[1] * factor)
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]

@@ -1,0 +1,204 @@
+"""Sampling in both spaces in the host: Hybrid Sampler against the same parts wired from nodes, and against the core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, RandomNoise, SamplerCustomAdvanced
+from torch import Tensor
+
+import nodes
+from comfyui_l2p.l2p_core import delta, hybrid, tiny
+from comfyui_l2p.l2p_core.growth import safe_sigma
+from comfyui_l2p.l2p_core.hybrid import Stage
+from comfyui_l2p.l2p_core.tiny import judge
+from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
+from comfyui_l2p.nodes.hybrid import grow_pixels, latent_to_pixels, pixels_to_latent, schedule
+from comfyui_l2p.nodes.hybrid_sampling import HybridSettings, Models, Prompts, sample_hybrid
+from comfyui_l2p.nodes.hybrid_tasks import Asked, parts
+from comfyui_l2p.nodes.model.demo import load_demo
+from comfyui_l2p.nodes.model.demo_source import load_demo_source
+from comfyui_l2p.nodes.pixels import empty_pixels, pixels_to_image
+
+CAPTION = evaluation_captions(1)[0]
+SETTINGS = HybridSettings(seed=5, steps=8, cfg=2.0, latent_steps=8, latent_cfg=2.0)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Models, Prompts]:
+    source, clip, vae = load_demo_source()
+    pixels, _ = load_demo()
+    encode = nodes.CLIPTextEncode().encode
+    with torch.inference_mode():
+        return Models(source, vae, pixels), Prompts(encode(clip, CAPTION)[0], encode(clip, "")[0])
+
+
+def run(loaded: tuple[Models, Prompts], task: str, said: list[str] | None = None, **changed: Any) -> Tensor:
+    models, prompts = loaded
+    size = {name: changed.pop(name, 0) for name in ("width", "height")}
+    models = changed.pop("models", models)
+    given = {name: changed.pop(name, None) for name in ("image", "mask")}
+    settings = HybridSettings(**{**vars(SETTINGS), **changed})
+    tell = (said if said is not None else []).append
+    with torch.inference_mode():
+        return sample_hybrid(task, models, prompts, settings, **size, **given, tell=tell)
+
+
+def sampled(model: Any, prompts: Prompts, latent: dict[str, Any], sigmas: Tensor, seed: int | None) -> Any:
+    """What the nodes of the host make of a part; without a seed they add no noise."""
+    guider = CFGGuider.execute(model, prompts.positive, prompts.negative, 2.0).result[0]
+    noise = (DisableNoise.execute() if seed is None else RandomNoise.execute(seed)).result[0]
+    with torch.inference_mode():
+        return SamplerCustomAdvanced.execute(
+            noise, guider, comfy.samplers.sampler_object("euler"), sigmas, latent
+        ).result
+
+
+def check_hybrid_sampler_is_its_parts_bit_for_bit(loaded: tuple[Models, Prompts]) -> None:
+    models, prompts = loaded
+    said: list[str] = []
+    image = run(loaded, "fast", said)
+    assert "latents 64 x 64, noise 1.00 to 0.50, 6 steps; pixels 64 x 64, noise 0.50 to 0.00, 2 steps" in said[0]
+    assert "16 evaluations in all" in said[0]
+    sigmas = schedule(models.latent, 1.0, 0.5, 6)
+    empty = {"samples": torch.zeros(1, 16, 8, 8)}
+    _, denoised = sampled(models.latent, prompts, empty, sigmas, 5)
+    half, sigmas = latent_to_pixels(
+        denoised, models.vae, sigmas, models.pixels, shift=1.0, steps=2, end=0.0, width=0, height=0
+    )
+    output, _ = sampled(models.pixels, prompts, half, sigmas, 6)
+    assert torch.equal(pixels_to_image(output), image)
+
+
+def check_growth_is_its_parts_bit_for_bit(loaded: tuple[Models, Prompts]) -> None:
+    models, prompts = loaded
+    said: list[str] = []
+    image = run(loaded, "detail", said, width=128, height=96)
+    assert image.shape == (1, 96, 128, 3)
+    first, second = said[0].split("; ")
+    assert first.startswith("pixels 64 x 48, noise 1.00 to") and second.startswith("pixels 128 x 96")
+    end, steps = (
+        safe_sigma((48, 64), (96, 128)),
+        [int(part.split(" steps")[0].split(" ")[-1]) for part in (first, second)],
+    )
+    sigmas = schedule(models.pixels, 1.0, end, steps[0])
+    output, _ = sampled(models.pixels, prompts, empty_pixels(64, 48, 1), sigmas, 5)
+    grown, sigmas, late = grow_pixels(
+        output, sigmas, models.pixels, width=128, height=96, steps=steps[1], end=0.0, seed=6
+    )
+    assert not late
+    output, _ = sampled(models.pixels, prompts, grown, sigmas, None)
+    assert torch.equal(pixels_to_image(output), image)
+
+
+def check_the_core_makes_the_same_image(loaded: tuple[Models, Prompts]) -> None:
+    words = tiny.load_words()
+    models, _ = loaded
+    stages = [
+        Stage(tiny.load_source(), "latent", (64, 64), 6, end=0.5, cfg=2.0),
+        Stage(delta.load_model(tiny.DELTA_PATH, tiny.SOURCE_PATH, dtype=torch.float32), "pixels", (64, 64), 2, cfg=2.0),
+    ]
+    wanted = hybrid.sample(
+        stages, [words.encode(CAPTION)], seed=5, negative=[words.encode("")], codec=tiny.load_autoencoder()
+    )
+    image = run(loaded, "fast").movedim(-1, 1) * 2 - 1
+    assert float((image - wanted).abs().mean()) < 0.01
+    assert judge.score(image, [CAPTION]).whole == 1
+
+
+def asked(task: str, **changed: Any) -> Asked:
+    given = {"latent": False, "pixels": True, "own": 1024, "size": (0, 0), "image": None, "mask": False}
+    given |= {"steps": 30, "latent_steps": 8, "switch": None, "shift": 1.0}
+    return Asked(task=task, **{**given, **changed})
+
+
+def check_large_images_take_their_layout_at_the_models_size_and_double() -> None:
+    planned = parts(asked("auto", latent=True, size=(2160, 3840)))
+    assert [part.space for part in planned] == ["latent", "pixels", "pixels", "pixels"]
+    assert planned[0].size == planned[1].size and planned[-1].size == (2160, 3840)
+    assert abs(planned[0].size[0] * planned[0].size[1] / 1024**2 - 1) < 0.01
+    assert [part.large for part in planned] == [False, False, True, True]
+    for before, part in zip(planned[1:], planned[2:], strict=False):
+        assert part.size[0] / before.size[0] <= 2.01 and part.start > before.end
+    assert [part.end for part in planned][-1] == 0 and planned[0].steps < 8
+    assert parts(asked("large"))[-1].size == (2048, 2048)
+
+
+def check_a_10k_image_is_planned_from_the_1k_layout() -> None:
+    planned = parts(asked("large", size=(10240, 10240)))
+    assert [part.size[0] for part in planned] == [1024, 1821, 3238, 5758, 10240]
+
+
+def check_pixels_go_back_to_latents(loaded: tuple[Models, Prompts]) -> None:
+    models, prompts = loaded
+    sigmas = schedule(models.pixels, 1.0, 0.6, 5)
+    _, denoised = sampled(models.pixels, prompts, empty_pixels(64, 64, 1), sigmas, 5)
+    latent, sigmas = pixels_to_latent(denoised, models.vae, sigmas, models.latent, shift=1.0, steps=4, end=0.0)
+    assert latent["samples"].shape == (1, 16, 8, 8) and float(sigmas[0]) == pytest.approx(0.6)
+    output, _ = sampled(models.latent, prompts, latent, sigmas, 6)
+    with torch.inference_mode():
+        image = models.vae.decode(output["samples"]).movedim(-1, 1) * 2 - 1
+    assert judge.score(image, [CAPTION]).whole == 1
+
+
+def check_edit_keeps_what_is_not_painted_exactly(loaded: tuple[Models, Prompts]) -> None:
+    image, mask = torch.rand(1, 64, 64, 3), torch.zeros(1, 64, 64)
+    mask[:, 20:40, 20:40] = 1
+    said: list[str] = []
+    edited = run(loaded, "auto", said, image=image, mask=mask)
+    keep = mask[0] == 0
+    assert torch.equal(edited[0][keep], image[0][keep]) and not torch.equal(edited, image)
+    assert said[0].startswith("pixels 64 x 64, noise 1.00 to 0.00")
+
+
+def check_finished_images_are_restored_and_enlarged(loaded: tuple[Models, Prompts]) -> None:
+    image, said = run(loaded, "fast"), []
+    restored = run(loaded, "auto", said, image=image)
+    assert restored.shape == image.shape and "noise 0.30 to 0.00" in said[0]
+    larger = run(loaded, "auto", said, image=image, width=96, height=96)
+    assert larger.shape == (1, 96, 96, 3) and "noise 0.50 to 0.00" in said[1]
+
+
+def check_either_model_may_be_left_out(loaded: tuple[Models, Prompts]) -> None:
+    models, _ = loaded
+    latents = run(loaded, "auto", models=Models(models.latent, models.vae), width=60, height=50)
+    pixels = run(loaded, "fast", models=Models(pixels=models.pixels), width=60, height=50)
+    assert latents.shape == pixels.shape == (1, 50, 60, 3)
+
+
+@pytest.mark.parametrize(
+    ("task", "changed", "words"),
+    [
+        ("restore", {}, "needs an image"),
+        ("fast", {"image": torch.ones(1, 64, 64, 3)}, "starts from noise"),
+        ("edit", {"image": torch.ones(1, 64, 64, 3)}, "needs a mask"),
+        ("restore", {"image": torch.ones(1, 64, 64, 3), "mask": torch.ones(1, 64, 64)}, "cannot keep a mask"),
+        ("upscale", {"image": torch.ones(1, 64, 64, 3), "width": 32, "height": 32}, "smaller than the image"),
+        ("fast", {"switch": 1.0}, "Spaces change at a noise level of 0 or more and below 1"),
+        ("fast", {"steps": 0}, "steps is 0"),
+    ],
+)
+def check_what_does_not_fit_is_a_sentence(
+    loaded: tuple[Models, Prompts], task: str, changed: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        run(loaded, task, **changed)
+
+
+def check_models_that_do_not_fit_are_named(loaded: tuple[Models, Prompts]) -> None:
+    models, prompts = loaded
+    wrong = [
+        (Models(), "No model is connected"),
+        (Models(models.latent), "needs its VAE"),
+        (Models(models.pixels, models.vae), "connect it as pixel_model"),
+        (Models(pixels=models.latent), "which works on latents"),
+    ]
+    for given, words in wrong:
+        with pytest.raises(ValueError, match=words):
+            run((given, prompts), "fast")
+    other = Prompts([[torch.zeros(1, 4, 7), {}]], prompts.negative)
+    with pytest.raises(ValueError, match="text encoder"):
+        run((models, other), "fast")
