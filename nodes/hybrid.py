@@ -138,11 +138,16 @@ def stopped_at(sigmas: Tensor) -> float:
     """The noise level at which the sampling of these SIGMAS stopped.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are none, or it went to its end.
     """
     if not len(sigmas):
         raise ValueError(
             "The SIGMAS are empty: connect those of the sampling that stopped half-way, from Split Sigmas."
+        )
+    if sigmas[-1] <= 0:
+        raise ValueError(
+            "That sampling went to its end, so there is no noise to go on from: stop it half-way with Sigmas of a Part, or "
+            "use Hybrid Sampler's restore or upscale for a finished image."
         )
     return float(sigmas[-1])
 

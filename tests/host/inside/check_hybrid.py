@@ -199,6 +199,17 @@ def check_models_that_do_not_fit_are_named(loaded: tuple[Models, Prompts]) -> No
     for given, words in wrong:
         with pytest.raises(ValueError, match=words):
             run((given, prompts), "fast")
+    with pytest.raises(ValueError, match="went to its end"):
+        grow_pixels(
+            empty_pixels(64, 64, 1),
+            torch.tensor([1.0, 0.0]),
+            models.pixels,
+            width=0,
+            height=0,
+            steps=2,
+            end=0.0,
+            seed=1,
+        )
     other = Prompts([[torch.zeros(1, 4, 7), {}]], prompts.negative)
     with pytest.raises(ValueError, match="text encoder"):
         run((models, other), "fast")
