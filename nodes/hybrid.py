@@ -146,7 +146,7 @@ def stopped_at(sigmas: Tensor) -> float:
         )
     if sigmas[-1] <= 0:
         raise ValueError(
-            "That sampling went to its end, so there is no noise to go on from: stop it half-way with Sigmas of a Part, or "
+            "That sampling went to its end, so no noise is left: stop it half-way with Sigmas of a Part, or "
             "use Hybrid Sampler's restore or upscale for a finished image."
         )
     return float(sigmas[-1])
