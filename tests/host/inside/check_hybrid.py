@@ -155,7 +155,8 @@ def check_edit_keeps_what_is_not_painted_exactly(loaded: tuple[Models, Prompts])
 
 
 def check_finished_images_are_restored_and_enlarged(loaded: tuple[Models, Prompts]) -> None:
-    image, said = run(loaded, "fast"), []
+    said: list[str] = []
+    image = run(loaded, "fast")
     restored = run(loaded, "auto", said, image=image)
     assert restored.shape == image.shape and "noise 0.30 to 0.00" in said[0]
     larger = run(loaded, "auto", said, image=image, width=96, height=96)
