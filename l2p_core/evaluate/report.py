@@ -143,19 +143,25 @@ def _caption(pair: Pair) -> str:
 
 
 def _image(picture: Picture, alt: str) -> str:
-    with picture.opened() as image:
-        small = image.convert("RGB")
-    return f'<img alt="{text(alt)}" src="{_url(small)}">'
+    return f'<img alt="{text(alt)}" src="{_url(_small(picture))}">'
 
 
 def _difference(pair: Pair) -> str:
     from PIL import ImageChops
 
-    with pair.source.opened() as first, pair.pixel.opened() as second:
-        image = ImageChops.difference(first.convert("RGB"), second.convert("RGB"))
+    image = ImageChops.difference(_small(pair.source), _small(pair.pixel))
     return f'<img alt="difference" src="{_url(image)}">'
 
 
+def _small(picture: Picture) -> Image.Image:
+    """An image as the page shows it, RGB; the file's own pixels are let go, for large ones take hundreds of MB."""
+    with picture.opened() as image:
+        shown = image if image.mode == "RGB" else image.convert("RGB")
+        shown.thumbnail((_SIDE, _SIDE))
+        small: Image.Image = shown.copy()
+    return small
+
+
 def _url(image: Image.Image) -> str:
-    """A shrunk picture; tiny ones are enlarged by repeating pixels, which browsers would blur."""
+    """Tiny pictures are enlarged by repeating pixels, which browsers would blur."""
     return jpeg_url(enlarged(image, max(1, _SMALLEST // max(image.size))), _SIDE)

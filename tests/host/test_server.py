@@ -39,6 +39,8 @@ NODES = {
     "L2PMergeDelta",
     "L2PSynthesizeDataset",
     "L2PTrain",
+    "L2PCompare",
+    "L2PEvaluate",
     "L2PDemo",
     "L2PDemoSource",
 }

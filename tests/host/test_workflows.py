@@ -22,6 +22,7 @@ FRONTEND_ONLY = {"MarkdownNote"}
 SMALL: dict[str, dict[str, Any]] = {
     "L2PSynthesizeDataset": {"images_per_prompt": 1, "steps": 2},
     "L2PPixelSampler": {"steps": 2},
+    "L2PCompare": {"source_steps": 2, "pixel_steps": 2},
     "L2PTrain": {"steps": 2, "batch_size": 2, "changes": "[watch]\nsteps = 1"},
 }
 """What would take minutes, in seconds."""
