@@ -257,6 +257,8 @@ def test_delta_saved_loaded_and_merged(server: Server, models: Path) -> None:
     run = server.run({"1": {"class_type": "L2PSaveDelta", "inputs": save}})
     assert run.error is None, run.error
     assert (models / "change.safetensors").stat().st_size < (models / "trained.safetensors").stat().st_size / 2
+    assert "change.md: the model card" in run.outputs["1"]["text"][0]
+    assert "1 trained tensors here" in (models / "change.md").read_text(encoding="utf-8")
     first = {
         name: spec[1]["default"]
         for name, spec in server.get("/object_info/L2PMergeDelta")["L2PMergeDelta"]["input"]["required"].items()

@@ -68,6 +68,10 @@ def test_it_trains_and_its_delta_is_loaded_and_sampled_from(server: Server, mode
     assert picture(server, run, "3").shape[:2] == (128, 128 * 2 + 4)
     assert folder.report.is_file() and (models / "first" / "run.safetensors").read_bytes() == folder.delta.read_bytes()
     assert [line["step"] for line in read_metrics(folder.metrics)] == [1, 2, 3]
+    card = (models / "first" / "run.md").read_text(encoding="utf-8")
+    assert "Trained for 3 of 3 steps" in card and "![Montage of step 3](<run-montage.png>)" in card
+    assert (models / "first" / "run-montage.png").is_file() and str(server.base) not in card
+    assert "sampled from the source" in folder.report.read_text(encoding="utf-8")
     (live,) = run.outputs["2"]["l2p_training"]
     assert live["status"] == "finished" and live["curves"]["steps"] == [1, 2, 3]
     assert live in server.get("/l2p/training")
