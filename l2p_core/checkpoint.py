@@ -11,23 +11,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from .config import COMFY_PREFIX, ModelConfig
+from .config import COMFY_PREFIX, ModelConfig, PixelConfig
 from .files.metadata import DELTA, KIND, stored_config
-from .files.quantised import FLOAT_DTYPES, LayerSettings, check_layers, layer_settings, summary, unpacked
+from .files.quantised import LayerSettings, check_layers, layer_settings, summary, unpacked
 from .files.recognise import is_beside, is_unused, other_kind, unknown_prefix
 from .files.safetensors_header import CheckpointError, Entry, Header, read_header, shown
 from .files.shards import files_of
 from .files.tensor_file import load_tensors, save
-from .files.tensor_io import DTYPE_NAMES, TORCH_DTYPES, ByteCounter, ChunkReader, Piece, ProgressCallback, Stored
+from .files.tensor_io import DTYPE_NAMES, ByteCounter, ChunkReader, ProgressCallback, Stored, joined
 from .layouts import comfy_sources
-from .model import L2PModel, LatentModel, build, key_shapes
+from .model import L2PModel, LatentModel, key_shapes
 from .sources import source_of
 from .sources.recognition import known_models, nearest
 
 __all__ = ["Checkpoint", "CheckpointError", "load_any", "load_latent", "load_model", "load_tensors", "save"]
+
+_Model = TypeVar("_Model", L2PModel, LatentModel)
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,7 @@ class Checkpoint:
 
     def _agrees(self, stated: ModelConfig, found: ModelConfig) -> bool:
         """Whether the tensors are those of a stated configuration, which may differ where weights are filled up."""
-        known = [(config.source, config.variant, source_of(config).blocks(config)) for config in (stated, found)]
-        counted = known[0] == known[1]
+        counted = _kind(stated) == _kind(found)
         try:
             if counted and stated != found:
                 check_exact(self, key_shapes(stated))
@@ -119,14 +121,14 @@ class Checkpoint:
             )
         return self.config()
 
-    def pixel_config(self) -> ModelConfig:
+    def pixel_config(self) -> PixelConfig:
         """`plain_config` of what must be an L2P pixel model.
 
         Raises:
             CheckpointError: as that, and for a latent model.
         """
         config = self.plain_config()
-        if config.head is None:
+        if not isinstance(config, PixelConfig):
             raise CheckpointError(
                 f"{self.path} is a latent model, not an L2P pixel model: give one, or convert it to L2P first."
             )
@@ -165,7 +167,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     inside, outside = _split_prefix(entries)
     try:
         sources = comfy_sources(inside)
-        tensors = {name: _stored(name, [entries[key] for key in keys]) for name, keys in sources.items()}
+        tensors = {name: joined(name, [entries[key] for key in keys]) for name, keys in sources.items()}
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Checkpoint(path, headers, tensors, outside, headers[0].metadata if len(headers) == 1 else {})
@@ -189,10 +191,7 @@ def load_model(
         CheckpointError: if it is not a complete L2P model, or is quantised.
     """
     checkpoint = _opened(path)
-    checkpoint.pixel_config()
-    model = load_any(checkpoint, dtype, device, progress)
-    assert isinstance(model, L2PModel)
-    return model
+    return _filled(empty_model(checkpoint), checkpoint, dtype, device, progress)
 
 
 def load_latent(
@@ -203,11 +202,13 @@ def load_latent(
 ) -> LatentModel:
     """Load a latent source model; arguments and errors as for `load_model`."""
     checkpoint = _opened(path)
-    if checkpoint.plain_config().head is not None:
+    config = checkpoint.plain_config()
+    if isinstance(config, PixelConfig):
         raise CheckpointError(f"{checkpoint.path} is an L2P pixel model, but its latent source was expected.")
-    model = load_any(checkpoint, dtype, device, progress)
-    assert isinstance(model, LatentModel)
-    return model
+    check_exact(checkpoint, key_shapes(config))
+    with torch.device("meta"):
+        model = LatentModel(config)
+    return _filled(model, checkpoint, dtype, device, progress)
 
 
 def load_any(
@@ -218,23 +219,34 @@ def load_any(
 ) -> L2PModel | LatentModel:
     """Load a pixel or latent model, whichever it is; arguments and errors as for `load_model`."""
     checkpoint = _opened(path)
-    model = empty_model(checkpoint)
+    load = load_model if isinstance(checkpoint.plain_config(), PixelConfig) else load_latent
+    return load(checkpoint, dtype, device, progress)
+
+
+def empty_model(checkpoint: Checkpoint) -> L2PModel:
+    """The pixel model that a checkpoint holds the weights of, without any (on the device "meta").
+
+    Raises:
+        CheckpointError: if the checkpoint is not one complete L2P model, or is quantised.
+    """
+    config = checkpoint.pixel_config()
+    check_exact(checkpoint, key_shapes(config))
+    with torch.device("meta"):
+        return L2PModel(config)
+
+
+def _filled(
+    model: _Model,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    progress: ProgressCallback | None,
+) -> _Model:
+    """A model with the weights of its checkpoint."""
     name = checkpoint.input_dtype if dtype is None else DTYPE_NAMES[dtype]
     weights = read_weights(checkpoint, dict.fromkeys(model.state_dict(), name), progress)
     model.load_state_dict({key: weight.to(device) for key, weight in weights}, assign=True)
     return model
-
-
-def empty_model(checkpoint: Checkpoint) -> L2PModel | LatentModel:
-    """The model that a checkpoint holds the weights of, without any (on the device "meta").
-
-    Raises:
-        CheckpointError: if the checkpoint is not one complete model, or is quantised.
-    """
-    config = checkpoint.plain_config()
-    check_exact(checkpoint, key_shapes(config))
-    with torch.device("meta"):
-        return build(config)
 
 
 def read_weights(
@@ -320,6 +332,11 @@ def some(keys: Sequence[str]) -> str:
     return shown(keys[0]) + more
 
 
+def _kind(config: ModelConfig) -> tuple[object, ...]:
+    """What a stated configuration and the tensors must agree in."""
+    return type(config), config.variant if isinstance(config, PixelConfig) else None, source_of(config).blocks(config)
+
+
 def _opened(path: str | Path | Checkpoint) -> Checkpoint:
     return path if isinstance(path, Checkpoint) else open_checkpoint(path)
 
@@ -329,22 +346,3 @@ def _split_prefix(keys: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
     keys = list(keys)
     inside = [key for key in keys if key.startswith(COMFY_PREFIX)]
     return (inside, tuple(key for key in keys if not key.startswith(COMFY_PREFIX))) if inside else (keys, ())
-
-
-def _stored(name: str, parts: list[tuple[Header, Entry]]) -> Stored:
-    """Join the tensors of a file, stacked along the first dimension; the widest dtype holds them all."""
-    first = parts[0][1]
-    if any(entry.shape[1:] != first.shape[1:] or not entry.shape for _, entry in parts[1:]):
-        raise ValueError(f"The q, k and v of {shown(name)} do not have the same shape: the model is damaged.")
-    shape = first.shape if len(parts) == 1 else (sum(entry.shape[0] for _, entry in parts), *first.shape[1:])
-    dtypes = {entry.dtype for _, entry in parts}
-    dtype = first.dtype
-    if len(dtypes) > 1:
-        if not dtypes <= set(FLOAT_DTYPES):
-            raise ValueError(f"The q, k and v of {shown(name)} have the types {', '.join(sorted(dtypes))}.")
-        promoted = TORCH_DTYPES[dtype]
-        for other in dtypes:
-            promoted = torch.promote_types(promoted, TORCH_DTYPES[other])
-        dtype = DTYPE_NAMES[promoted]
-    pieces = tuple(Piece(header.path, entry.start, entry.stop, entry.dtype) for header, entry in parts)
-    return Stored(name, dtype, shape, pieces)

@@ -10,7 +10,9 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 from .ranges import HEAD_WIDTH
 
@@ -56,16 +58,22 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A published L2P geometry with its published sampling settings; `pixels` is the side it was trained at."""
+class Sampling:
+    """Published sampling settings: Euler steps, guidance, and the shift of the noise levels."""
+
+    steps: int
+    cfg: float
+    shift: float = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant(Sampling):
+    """A published L2P geometry with the sampling settings of Z-Image's; `pixels` is the side it was trained at."""
 
     name: str
     patch_size: int
     head: HeadConfig
     pixels: int
-    steps: int
-    cfg: float
-    shift: float = 3.0
 
 
 _STAGES_1K = (
@@ -83,16 +91,16 @@ _STAGES_10K = (
 )
 
 VARIANTS: dict[str, Variant] = {
-    "1k": Variant("1k", 16, HeadConfig(_STAGES_1K, 512), pixels=1024, steps=30, cfg=2.0),
-    "4k": Variant("4k", 64, HeadConfig(_STAGES_4K, 512), pixels=4096, steps=50, cfg=4.0),
-    "8k": Variant("8k", 128, HeadConfig(_STAGES_8K, 512), pixels=8192, steps=50, cfg=4.0),
-    "10k": Variant("10k", 160, HeadConfig(_STAGES_10K, 512), pixels=10240, steps=50, cfg=4.0),
+    "1k": Variant(name="1k", patch_size=16, head=HeadConfig(_STAGES_1K, 512), pixels=1024, steps=30, cfg=2.0),
+    "4k": Variant(name="4k", patch_size=64, head=HeadConfig(_STAGES_4K, 512), pixels=4096, steps=50, cfg=4.0),
+    "8k": Variant(name="8k", patch_size=128, head=HeadConfig(_STAGES_8K, 512), pixels=8192, steps=50, cfg=4.0),
+    "10k": Variant(name="10k", patch_size=160, head=HeadConfig(_STAGES_10K, 512), pixels=10240, steps=50, cfg=4.0),
 }
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Every size of an L2P model, or of a latent source where `head` is None.
+    """The sizes of a backbone: of a latent source or, as `PixelConfig`, of a pixel model.
 
     The defaults are those of the 6B Z-Image (arXiv 2605.12013 section 4.1) as its latent source. Another architecture
     has a subclass, with its own defaults and what sizes it has beside these.
@@ -109,10 +117,11 @@ class ModelConfig:
     t_freq_dim: int = 256
     t_hidden_dim: int = 1024
     t_dim: int = 256
-    variant: str | None = None
-    head: HeadConfig | None = None
     source: str = "z-image"
     """The architecture, a name of `sources.SOURCES`."""
+
+    if not TYPE_CHECKING:  # type checkers ask for a `PixelConfig`; readers of version 0.1 find None in a latent source
+        variant = head = None
 
     @property
     def n_heads(self) -> int:
@@ -131,10 +140,10 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """Heights and widths are padded to a multiple of this many pixels (latent cells for a source)."""
-        return math.lcm(self.patch_size, self.head.stride if self.head else 1)
+        """Heights and widths are padded to a multiple of this many latent cells, or pixels."""
+        return self.patch_size
 
-    def with_head(self, variant: str, head_width: float = 1.0) -> ModelConfig:
+    def with_head(self, variant: str, head_width: float = 1.0) -> PixelConfig:
         """This backbone as a pixel model of `variant`, its head's widths multiplied by `head_width`.
 
         Raises:
@@ -142,17 +151,18 @@ class ModelConfig:
         """
         row = variant_row(variant)
         HEAD_WIDTH.check("head_width", head_width)
-        return dataclasses.replace(
-            self,
-            patch_size=row.patch_size,
-            in_channels=PIXEL_CHANNELS,
-            variant=variant,
-            head=row.head.scaled(head_width),
-        )
+        return self.of_pixels(row, row.head.scaled(head_width))
+
+    def of_pixels(self, variant: Variant, head: HeadConfig) -> PixelConfig:
+        """This backbone as a pixel model of `variant` with a head of these sizes."""
+        kind: type = type(self)
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        pixels = {"patch_size": variant.patch_size, "in_channels": PIXEL_CHANNELS}
+        return _pixel_type(kind)(**own | pixels | {"variant": variant.name, "head": head})
 
     def to_json(self) -> str:
         """The configuration as JSON text, as kept in the metadata of the files we write."""
-        stated = dataclasses.asdict(self)
+        stated = dataclasses.asdict(self) | ({} if isinstance(self, PixelConfig) else {"variant": None, "head": None})
         if self.source == ModelConfig.source:
             del stated["source"]  # files of this one are the same, byte for byte, as before there were others
         return json.dumps(stated, separators=(",", ":"))
@@ -161,6 +171,9 @@ class ModelConfig:
     def from_shapes(cls, shapes: Shapes) -> ModelConfig:
         """Read the configuration off a checkpoint's shapes, in ComfyUI or diffusers layout, prefix or none.
 
+        Returns:
+            A `PixelConfig` if there is a Detailer Head.
+
         Raises:
             ValueError: if the keys are not those of a known source or L2P model, or its shapes contradict each other.
         """
@@ -168,6 +181,29 @@ class ModelConfig:
         from .sources.recognition import read_config
 
         return read_config(shapes)
+
+
+@dataclass(frozen=True)
+class PixelConfig(ModelConfig):
+    """The sizes of a pixel model: those of its backbone, its variant and its Detailer Head's."""
+
+    variant: str = field(kw_only=True)
+    head: HeadConfig = field(kw_only=True)
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths are padded to a multiple of this many pixels."""
+        return math.lcm(self.patch_size, self.head.stride)
+
+
+@cache
+def _pixel_type(kind: type) -> type[PixelConfig]:
+    """The type of a source's pixel models: a `PixelConfig` with what the source's own type has beside a ModelConfig."""
+    if issubclass(kind, PixelConfig):
+        return kind
+    if kind is ModelConfig:
+        return PixelConfig
+    return make_dataclass(f"Pixel{kind.__name__}", [], bases=(PixelConfig, kind), frozen=True)
 
 
 def variant_row(variant: str) -> Variant:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, check_exact, open_checkpoint
-from .config import ModelConfig, variant_row
+from .config import ModelConfig, PixelConfig, variant_row
 from .files import metadata
 from .files.model_file import Slot, model_file, refuse_own_source
 from .files.recognise import is_unused
@@ -121,10 +121,10 @@ def convert(
     SEED.check("seed", seed)
     HEAD_WIDTH.check("head_width", head_width)
     check_init(init)
-    row = variant_row(variant)
+    variant_row(variant)
     checkpoint = open_checkpoint(source)
     source_config = checkpoint.plain_config()
-    if source_config.variant == row.name:
+    if isinstance(source_config, PixelConfig) and source_config.variant == variant:
         raise CheckpointError(f"{source} is a {variant} pixel model already: there is nothing to convert.")
     check_exact(checkpoint, key_shapes(source_config))
     refuse_own_source(target, [header.path for header in checkpoint.files])
@@ -161,7 +161,7 @@ def check_init(init: str) -> None:
         raise ValueError(f"There is no initialisation {init!r}; choose one of {', '.join(INITS)}.")
 
 
-def _fates(checkpoint: Checkpoint, source: ModelConfig, target: ModelConfig, how: str) -> tuple[Fate, ...]:
+def _fates(checkpoint: Checkpoint, source: ModelConfig, target: PixelConfig, how: str) -> tuple[Fate, ...]:
     """Every key's fate: first those of the result in its order, then what is left of the source."""
     held, wanted, row = checkpoint.shapes, key_shapes(target), source_of(source)
     # Published names hold the patch size: an embedder of another one is another layer, bias included.

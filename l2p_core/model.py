@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .backbone import Backbone, Captions
-from .config import ModelConfig
+from .config import ModelConfig, PixelConfig
 from .detailer import DetailerHead, velocity_of
 from .patch import pad_to_multiple, patchify, unpatchify
 from .sources import source_of
@@ -56,8 +56,10 @@ class L2PModel(_OnBackbone):
         ValueError: if the configuration has no head.
     """
 
+    config: PixelConfig
+
     def __init__(self, config: ModelConfig):
-        if config.head is None:
+        if not isinstance(config, PixelConfig):
             raise ValueError("This is a latent model, which has no Detailer Head: convert it to L2P first.")
         super().__init__(config)
         self.tile: int | None = None
@@ -98,7 +100,7 @@ class LatentModel(_OnBackbone):
     """
 
     def __init__(self, config: ModelConfig):
-        if config.head is not None:
+        if isinstance(config, PixelConfig):
             raise ValueError("This is an L2P pixel model, not a latent source: load it as one.")
         super().__init__(config)
         self.add_module(self.source.output, self.source.projection(config))
@@ -114,11 +116,6 @@ class LatentModel(_OnBackbone):
         return velocity[..., :height, :width].to(latents.dtype)
 
 
-def build(config: ModelConfig) -> L2PModel | LatentModel:
-    """The model that a configuration describes."""
-    return L2PModel(config) if config.head else LatentModel(config)
-
-
 def key_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every key of the model's state dict (ComfyUI layout) with its shape, without allocating any weight."""
     return dict(_key_shapes(config))
@@ -127,5 +124,5 @@ def key_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 @lru_cache(maxsize=16)
 def _key_shapes(config: ModelConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
     with torch.device("meta"):
-        model = build(config)
+        model = L2PModel(config) if isinstance(config, PixelConfig) else LatentModel(config)
     return tuple((key, tuple(tensor.shape)) for key, tensor in model.state_dict().items())

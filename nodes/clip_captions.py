@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..l2p_core.dataset.caption_cache import MAX_TOKENS, CaptionCache
+from ..l2p_core.config import ModelConfig
+from ..l2p_core.dataset.caption_cache import CaptionCache
 from ..l2p_core.run.caption_source import CaptionSource
+from ..l2p_core.sources import source_of
 from .model.content import content_digest
+from .model.host_rows import HOST_ROWS
 
 PROBE = "A fox (asleep:1.2), seen from above."
 """A caption whose tokens reveal the tokenizer, its template, and whether it parses weights in a text."""
 
 
-def host_captions(clip: Any, folder: Path) -> CaptionSource:
-    """The caption cache in `folder` for this CLIP.
+def host_captions(clip: Any, folder: Path, config: ModelConfig) -> CaptionSource:
+    """The caption cache in `folder` for this CLIP and the captions of a model.
 
     The text encoder leaves the GPU first: its weights there may carry patches of other models.
 
@@ -28,14 +32,25 @@ def host_captions(clip: Any, folder: Path) -> CaptionSource:
         ValueError: as for `identity_of`.
     """
     unload(clip)
-    identity = identity_of(clip)
-    return HostCaptions(folder, identity, lambda: ClipEncoder(clip, identity), clip)
+    published = source_of(config).encoder
+    text = _as_typed if HOST_ROWS[config.source].has_template else published.text
+    identity = identity_of(clip, text)
+    make = partial(ClipEncoder, clip, identity, published.max_tokens, text)
+    return HostCaptions(folder, identity, make, clip, max_tokens=published.max_tokens)
 
 
-def identity_of(clip: Any) -> str:
+def _as_typed(caption: str) -> str:
+    return caption
+
+
+def identity_of(clip: Any, text: Callable[[str], str] = _as_typed) -> str:
     """The identity of a caption cache: weights, their patches, tokenizer, template and layer.
 
     It is the same after every start. Only samples of each weight are read, so that 8 GB take a moment.
+
+    Args:
+        clip: the host's.
+        text: what is encoded of a caption.
 
     Raises:
         ValueError: if the CLIP has hooks, which change it during sampling.
@@ -45,20 +60,27 @@ def identity_of(clip: Any) -> str:
             "This CLIP has hooks, which may change it during sampling, but training needs one text encoder "
             "throughout: connect the CLIP without them."
         )
-    use = [clip.tokenize(PROBE), clip.layer_idx, clip.tokenizer_options]
+    use = [clip.tokenize(text(PROBE)), clip.layer_idx, clip.tokenizer_options]
     digest = content_digest([use, clip.patcher.model_state_dict(), clip.patcher.patches])
     return f"ComfyUI {type(clip.cond_stage_model).__name__.rstrip('_')} {digest[:32]}"
 
 
 class ClipEncoder:
-    """A CLIP as a `TextEncoder` of `l2p_core.dataset.caption_cache`."""
+    """A CLIP as a `TextEncoder` of `l2p_core.dataset.caption_cache`.
 
-    def __init__(self, clip: Any, identity: str):
+    Args:
+        clip: the host's.
+        identity: see `identity_of`.
+        max_tokens: at which captions are cut.
+        text: what is encoded of a caption.
+    """
+
+    def __init__(self, clip: Any, identity: str, max_tokens: int, text: Callable[[str], str]):
         self.identity = identity
-        self._clip = clip
+        self._clip, self._max_tokens, self._text = clip, max_tokens, text
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """Features of each caption, (L_i, caption_dim), on the CPU; cut at MAX_TOKENS.
+        """Features of each caption, (L_i, caption_dim), on the CPU, cut.
 
         Raises:
             ValueError: if the CLIP does not encode a caption as one sequence of vectors.
@@ -66,16 +88,19 @@ class ClipEncoder:
         with torch.inference_mode():
             features = [self._features(caption) for caption in captions]
         # Copies made outside inference mode are ordinary tensors, which can be used in training.
-        return [matrix[:MAX_TOKENS].clone() for matrix in features]
+        return [matrix[: self._max_tokens].clone() for matrix in features]
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption in its template, before it is cut."""
-        tokens = [self._clip.tokenize(caption) for caption in captions]
+        tokens = [self._tokens(caption) for caption in captions]
         return [max(sum(map(len, parts)) for parts in of_caption.values()) for of_caption in tokens]
+
+    def _tokens(self, caption: str) -> Any:
+        return self._clip.tokenize(self._text(caption))
 
     def _features(self, caption: str) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        conditioning = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption), show_pbar=False)
+        conditioning = self._clip.encode_from_tokens_scheduled(self._tokens(caption), show_pbar=False)
         (features, extra), *more = conditioning
         if more or features.ndim != 3 or features.shape[0] != 1:
             raise ValueError(

@@ -14,7 +14,8 @@ import latent_preview
 from torch import Tensor
 
 from ..l2p_core import flow
-from ..l2p_core.config import VARIANTS, Variant
+from ..l2p_core.config import Sampling
+from ..l2p_core.sources import sampling_of
 from .model.host import L2PBaseModel
 from .model.limits import check_memory
 from .options import AS_TYPED, FROM_MODEL, PUBLISHED, UNTRAINED, steps_problem
@@ -58,7 +59,7 @@ def sample_image(
         ValueError: for a model that is not L2P, no steps, a negative cfg, a mask without an image or of another size, a
             denoise below 1 without an image, or a size that the device's memory cannot hold.
     """
-    variant = variant_of(model)
+    published = published_settings(model)
     problem = steps_problem(settings.steps)
     if problem:
         raise ValueError(problem)
@@ -84,7 +85,7 @@ def sample_image(
     samples = latent["samples"]
     tell(" ".join(filter(None, warnings_of(model, *samples.shape[:-3:-1]))))
     noise = comfy.sample.prepare_noise(samples, settings.seed)
-    samples = denoise_pixels(model, positive, negative, noise, latent, settings, variant)
+    samples = denoise_pixels(model, positive, negative, noise, latent, settings, published)
     result = pixels_to_image({"samples": samples})
     return result if image is None or mask is None else keep_unmasked(result, image, mask)
 
@@ -102,14 +103,14 @@ def denoise_pixels(
     noise: Tensor,
     latent: dict[str, Any],
     settings: SamplerSettings,
-    variant: Variant,
+    published: Sampling,
 ) -> Tensor:
     """Run the host's sampler from `noise` and `latent`, both (B, 3, H, W), with live previews."""
-    schedule = schedule_of(model, settings, variant)
+    schedule = schedule_of(model, settings, published)
     return comfy.sample.sample_custom(
         model,
         noise,
-        variant.cfg if settings.cfg == FROM_MODEL else settings.cfg,
+        published.cfg if settings.cfg == FROM_MODEL else settings.cfg,
         comfy.samplers.sampler_object(settings.sampler),
         schedule,
         positive,
@@ -122,9 +123,9 @@ def denoise_pixels(
     )
 
 
-def schedule_of(model: Any, settings: SamplerSettings, variant: Variant) -> Tensor:
+def schedule_of(model: Any, settings: SamplerSettings, published: Sampling) -> Tensor:
     """The noise levels: L2P's own with the model's shift, or those that KSampler would use."""
-    steps = variant.steps if settings.steps == FROM_MODEL else settings.steps
+    steps = published.steps if settings.steps == FROM_MODEL else settings.steps
     if settings.scheduler == PUBLISHED:
         # The model's current shift: ModelSamplingAuraFlow may have changed it.
         shift = model.get_model_object("model_sampling").shift
@@ -140,7 +141,7 @@ def schedule_of(model: Any, settings: SamplerSettings, variant: Variant) -> Tens
     ).sigmas
 
 
-def variant_of(model: Any) -> Variant:
+def published_settings(model: Any) -> Sampling:
     """The published settings of an L2P MODEL.
 
     Raises:
@@ -151,6 +152,4 @@ def variant_of(model: Any) -> Variant:
             f"This model is a {type(model.model).__name__}, not L2P: load an L2P file with L2P Loader, or create one "
             "with Convert to L2P."
         )
-    name = model.model.l2p.variant
-    assert name is not None
-    return VARIANTS[name]
+    return sampling_of(model.model.l2p)

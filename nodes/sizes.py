@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..l2p_core.config import VARIANTS, ModelConfig
+from ..l2p_core.config import VARIANTS, PixelConfig
+from ..l2p_core.sources import sampling_of
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from .options import AS_TYPED, ASPECTS, MIN_SIDE, OF_MODEL
@@ -16,17 +17,16 @@ _FAR = 2.0
 _DEFAULT_SIDE = 1024
 
 
-def own_side(config: ModelConfig | None) -> int:
+def own_side(config: PixelConfig | None) -> int:
     """The side in pixels of the images that a model was trained on; that of the 1k models without a model."""
     if config is None:
         return _DEFAULT_SIDE
     if is_tiny(config):
         return IMAGE_SIZE
-    assert config.variant is not None
     return VARIANTS[config.variant].pixels
 
 
-def chosen_size(config: ModelConfig | None, width: int, height: int, aspect: str = AS_TYPED) -> tuple[int, int]:
+def chosen_size(config: PixelConfig | None, width: int, height: int, aspect: str = AS_TYPED) -> tuple[int, int]:
     """Width and height in pixels.
 
     Args:
@@ -52,7 +52,7 @@ def chosen_size(config: ModelConfig | None, width: int, height: int, aspect: str
     return width or side, height or side
 
 
-def far_from_trained(config: ModelConfig, width: int, height: int) -> str:
+def far_from_trained(config: PixelConfig, width: int, height: int) -> str:
     """A warning for sizes at which the model was not trained, otherwise empty."""
     side = own_side(config)
     factor = math.sqrt(width * height) / side
@@ -65,15 +65,15 @@ def far_from_trained(config: ModelConfig, width: int, height: int) -> str:
     )
 
 
-def settings_of(config: ModelConfig) -> str:
+def settings_of(config: PixelConfig) -> str:
     """The loaded model and the KSampler settings for it, in one line."""
-    assert config.variant is not None
-    variant, side = VARIANTS[config.variant], own_side(config)
+    published, side = sampling_of(config), own_side(config)
     name = "Tiny L2P model" if is_tiny(config) else f"L2P {config.variant} model"
-    return f"{name}, {side} x {side} pixels. In KSampler: {variant.steps} steps, cfg {variant.cfg:g}, euler, simple."
+    settings = f"{published.steps} steps, cfg {published.cfg:g}, euler, simple"
+    return f"{name}, {side} x {side} pixels. In KSampler: {settings}."
 
 
-def l2p_config(model: Any) -> ModelConfig | None:
+def l2p_config(model: Any) -> PixelConfig | None:
     """The sizes of an L2P MODEL, None for any other."""
     return getattr(getattr(model, "model", None), "l2p", None)
 

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from ..l2p_core.checkpoint import open_checkpoint
+from ..l2p_core.config import PixelConfig
 from ..l2p_core.dataset.images import opened
 from ..l2p_core.device.accelerator import CPU, has_own_memory
 from ..l2p_core.distributed.ranks import Ranks
 from ..l2p_core.run import card, loop
 from ..l2p_core.run import recipe as recipes
+from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.changes import changed, read_changes
 from ..l2p_core.run.find import find
 from ..l2p_core.run.folder import RunFolder
@@ -123,7 +125,8 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
     live = Live(node_id, choices.run_name.strip())
     try:
         with _memory_of_the_host():
-            captions = host_captions(clip, run_files.caption_folder())
+            config = pixel_config(recipe.model, None if choices.anew else folder.init)
+            captions = host_captions(clip, run_files.caption_folder(), config)
             hooks = _hooks(live, folder)
             ranks = Ranks(device=_device_of_the_host())
             result = loop.train(
@@ -177,7 +180,7 @@ def _fitting_recipe(base: str) -> str:
         raise ValueError(
             f"There is no bundled recipe for a {source_of(config).title} model: choose a recipe file of your own."
         )
-    return f"{recipes}-{config.variant if config.head is not None else '1k'}"
+    return f"{recipes}-{config.variant if isinstance(config, PixelConfig) else '1k'}"
 
 
 def _hooks(live: Live, folder: RunFolder) -> Hooks:

@@ -16,10 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from comfyui_l2p.l2p_core.backbone import Backbone, Caption, Captions, Conditioning, check_count
-from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig, Sampling
 from comfyui_l2p.l2p_core.sources.key_layout import KeyLayout, Stacked
 from comfyui_l2p.l2p_core.sources.shape_reader import ShapeReader
-from comfyui_l2p.l2p_core.sources.source import Latent, Source, Stack
+from comfyui_l2p.l2p_core.sources.source import Latent, PublishedEncoder, Source, Stack
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ OTHER = Source(
     output="img_out",
     stacks=(Stack("pair", "n_layers", _LINEARS), Stack("solo", "n_solos", _LINEARS)),
     trained=("img_in", "txt_in", "vector_in", "time_in"),
-    encoder="a text encoder with a pooled output",
+    encoder=PublishedEncoder("a text encoder with a pooled output", "Other", "other", max_tokens=7, template="say {}"),
+    sampling=dict.fromkeys(VARIANTS, Sampling(steps=3, cfg=1.5, shift=2.0)),
     latent=Latent(order="c p q", sign=1),
     never_8_bit=("tune",),
 )

@@ -23,6 +23,7 @@ from comfyui_l2p.l2p_core import checkpoint
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_any, load_latent, load_model, open_checkpoint
 from comfyui_l2p.l2p_core.files import tensor_io
 from comfyui_l2p.l2p_core.layouts import to_diffusers
+from comfyui_l2p.l2p_core.model import LatentModel
 
 PIXELS = weights(pixel_config())
 
@@ -85,7 +86,7 @@ def test_loaded_weights_train_and_progress_is_reported(tmp_path: Path) -> None:
 def test_latent_and_pixel_models_are_told_apart(tmp_path: Path) -> None:
     latent = write(weights(), tmp_path / "latent.safetensors")
     pixel = _comfy(tmp_path)
-    assert load_any(latent).config.variant is None and load_any(pixel).config.variant == "1k"
+    assert isinstance(load_any(latent), LatentModel) and load_model(pixel).config.variant == "1k"
     assert same(load_latent(latent).state_dict(), weights())
     with pytest.raises(CheckpointError, match="convert it to L2P first"):
         load_model(latent)

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from comfyui_l2p.l2p_core import tiny
-from comfyui_l2p.l2p_core.dataset.caption_cache import MAX_TOKENS, CaptionCache, TextEncoder
+from comfyui_l2p.l2p_core.dataset.caption_cache import CaptionCache, TextEncoder
 from comfyui_l2p.l2p_core.files.tensor_file import save
 from comfyui_l2p.l2p_core.tiny.word_encoder import WordEncoder
 
 pytestmark = pytest.mark.usefixtures("unflushed")
+
+MAX_TOKENS = 300
 
 
 class Letters:
@@ -44,7 +46,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_captions_are_encoded_once_with_the_empty_one(tmp_path: Path) -> None:
-    encoder, cache = Letters(), CaptionCache(tmp_path, "letters")
+    encoder, cache = Letters(), CaptionCache(tmp_path, "letters", MAX_TOKENS)
     captions = ["fox", "hare", "fox"]
     assert cache.missing(captions) == ["", "fox", "hare"]
     assert cache.fill(captions, lambda: encoder) == 3
@@ -57,14 +59,14 @@ def test_captions_are_encoded_once_with_the_empty_one(tmp_path: Path) -> None:
 
 
 def test_runs_share_what_is_there(tmp_path: Path) -> None:
-    CaptionCache(tmp_path, "letters").fill(["fox", "hare"], Letters)
+    CaptionCache(tmp_path, "letters", MAX_TOKENS).fill(["fox", "hare"], Letters)
     encoder = Letters()
-    assert CaptionCache(tmp_path, "letters").fill(["hare", "owl"], lambda: encoder) == 1
+    assert CaptionCache(tmp_path, "letters", MAX_TOKENS).fill(["hare", "owl"], lambda: encoder) == 1
     assert encoder.asked == [["owl"]]
 
 
 def test_encoders_stay_apart(tmp_path: Path) -> None:
-    one, other = CaptionCache(tmp_path, "one"), CaptionCache(tmp_path, "other")
+    one, other = CaptionCache(tmp_path, "one", MAX_TOKENS), CaptionCache(tmp_path, "other", MAX_TOKENS)
     one.fill(["fox"], lambda: Letters("one"))
     assert other.missing(["fox"]) == ["", "fox"]
     with pytest.raises(ValueError, match="is for captions of other, not of one"):
@@ -74,7 +76,7 @@ def test_encoders_stay_apart(tmp_path: Path) -> None:
 
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     captions = [f"{'x' * i}" for i in range(1, 20)]
-    cache, seen = CaptionCache(tmp_path, "letters"), []
+    cache, seen = CaptionCache(tmp_path, "letters", MAX_TOKENS), []
 
     def stop(done: int, total: int) -> None:
         seen.append((done, total))
@@ -91,12 +93,12 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 
 def test_the_longest_come_first(tmp_path: Path) -> None:
     encoder = Letters()
-    CaptionCache(tmp_path, "letters").fill(["a", "long one", "mid"], lambda: encoder, batch_size=2)
+    CaptionCache(tmp_path, "letters", MAX_TOKENS).fill(["a", "long one", "mid"], lambda: encoder, batch_size=2)
     assert encoder.asked == [["long one", "mid"], ["a", ""]]
 
 
 def test_a_file_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
-    cache = CaptionCache(tmp_path, "letters")
+    cache = CaptionCache(tmp_path, "letters", MAX_TOKENS)
     cache.fill(["fox"], Letters)
     path = cache.path("fox")
     path.write_bytes(path.read_bytes()[:-3])
@@ -108,7 +110,7 @@ def test_a_file_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_caption_is_not_believed(tmp_path: Path) -> None:
-    cache = CaptionCache(tmp_path, "letters")
+    cache = CaptionCache(tmp_path, "letters", MAX_TOKENS)
     cache.fill(["fox", "owl"], Letters)
     cache.path("fox").write_bytes(cache.path("owl").read_bytes())
     with pytest.raises(ValueError, match="is not the file of the caption 'fox': delete it"):
@@ -119,12 +121,12 @@ def test_a_file_of_another_caption_is_not_believed(tmp_path: Path) -> None:
 
 def test_a_caption_that_was_never_encoded_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"caption 'x+\.\.\.' has no features .*: encode the captions first"):
-        CaptionCache(tmp_path, "letters").read("x" * 500)
+        CaptionCache(tmp_path, "letters", MAX_TOKENS).read("x" * 500)
 
 
 @pytest.mark.parametrize("caption", ["Ünïcode 狐", "a/../b\\c", "line\nline", "\x00", "x" * 5000, "CON"])
 def test_any_text_is_a_caption(tmp_path: Path, caption: str) -> None:
-    cache = CaptionCache(tmp_path, "letters")
+    cache = CaptionCache(tmp_path, "letters", MAX_TOKENS)
     cache.fill([caption], Letters)
     assert len(cache.read(caption)) == min(len(caption) + 1, MAX_TOKENS)
     assert all(path.is_relative_to(tmp_path) for path in files(tmp_path))
@@ -138,7 +140,7 @@ def test_features_that_are_none_are_not_kept(tmp_path: Path, wrong: Tensor) -> N
         def encode(self, captions: Sequence[str]) -> list[Tensor]:
             return [wrong for _ in captions]
 
-    cache = CaptionCache(tmp_path, "letters")
+    cache = CaptionCache(tmp_path, "letters", MAX_TOKENS)
     with pytest.raises(ValueError, match="caption 'fox' are not a matrix of finite numbers"):
         cache.fill(["fox"], Broken)
     assert not files(tmp_path)
@@ -154,7 +156,7 @@ def test_the_encoder_is_let_go_of(tmp_path: Path) -> None:
         alive.append(weakref.ref(encoder))
         return encoder
 
-    CaptionCache(tmp_path, "letters").fill(["fox"], make)
+    CaptionCache(tmp_path, "letters", MAX_TOKENS).fill(["fox"], make)
     assert alive[0]() is None
 
 
@@ -164,7 +166,7 @@ def test_several_at_once_leave_whole_files(tmp_path: Path) -> None:
 
     def fill() -> None:
         try:
-            CaptionCache(tmp_path, "letters").fill(captions, Letters, batch_size=3)
+            CaptionCache(tmp_path, "letters", MAX_TOKENS).fill(captions, Letters, batch_size=3)
         except BaseException as error:
             errors.append(error)
 
@@ -175,7 +177,7 @@ def test_several_at_once_leave_whole_files(tmp_path: Path) -> None:
         thread.join()
     assert not errors
     assert len(files(tmp_path)) == 31
-    cache = CaptionCache(tmp_path, "letters")
+    cache = CaptionCache(tmp_path, "letters", MAX_TOKENS)
     assert all(len(cache.read(caption)) == len(caption) + 1 for caption in captions)
 
 
@@ -186,10 +188,11 @@ sys.path[:0] = {[str(Path(__file__).parent)]!r}
 from test_dataset_captions import Letters, CaptionCache
 def kill(done, total):
     if done == 6: os._exit(9)
-CaptionCache({str(tmp_path)!r}, "letters").fill(["x" * i for i in range(20)], Letters, batch_size=2, progress=kill)
+cache = CaptionCache({str(tmp_path)!r}, "letters", {MAX_TOKENS})
+cache.fill(["x" * i for i in range(20)], Letters, batch_size=2, progress=kill)
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == 9
-    cache = CaptionCache(tmp_path, "letters")
+    cache = CaptionCache(tmp_path, "letters", MAX_TOKENS)
     captions = ["x" * i for i in range(20)]
     assert len(cache.missing(captions)) == 14
     assert cache.fill(captions, Letters) == 14
@@ -198,7 +201,7 @@ CaptionCache({str(tmp_path)!r}, "letters").fill(["x" * i for i in range(20)], Le
 def test_words_are_the_same_from_the_cache(tmp_path: Path) -> None:
     words = tiny.load_words()
     encoder: TextEncoder = WordEncoder(words)
-    cache = CaptionCache(tmp_path, encoder.identity)
+    cache = CaptionCache(tmp_path, encoder.identity, MAX_TOKENS)
     caption = "a small red circle"
     known = " ".join(word for word in caption.split() if word in words.vocabulary)
     assert known
@@ -211,16 +214,16 @@ def test_words_are_the_same_from_the_cache(tmp_path: Path) -> None:
 
 def test_long_captions_are_cut_and_counted(tmp_path: Path) -> None:
     """The same for an encoder that cuts by itself and one that does not, now and at the next start."""
-    cache, long, full = CaptionCache(tmp_path, "letters"), "x" * MAX_TOKENS, "y" * (MAX_TOKENS - 1)
+    cache, long, full = CaptionCache(tmp_path, "letters", MAX_TOKENS), "x" * MAX_TOKENS, "y" * (MAX_TOKENS - 1)
     cache.fill([long, full, "fox"], Letters)
-    for found in (cache, CaptionCache(tmp_path, "letters")):
+    for found in (cache, CaptionCache(tmp_path, "letters", MAX_TOKENS)):
         found.fill([long, full, "fox"], never if found is not cache else Letters)
         assert found.cut([full, long, "fox", ""]) == {long: MAX_TOKENS + 1}
         assert found.read(long).shape == (MAX_TOKENS, 2) == found.read(full).shape
 
 
 def test_longer_features_of_version_0_1_are_cut_too(tmp_path: Path) -> None:
-    cache = CaptionCache(tmp_path, "letters")
+    cache = CaptionCache(tmp_path, "letters", MAX_TOKENS)
     said = {"l2p.kind": "caption", "l2p.encoder": "letters", "l2p.caption": "fox"}
     path = cache.path("fox")
     path.parent.mkdir(parents=True)

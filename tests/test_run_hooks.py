@@ -42,7 +42,7 @@ def test_a_run_is_watched_stopped_and_gone_on_with(folder: Path) -> None:  # noq
         loaded.append(encoder)
         return encoder
 
-    captions = CaptionSource(folder / "features", encoder.identity, make_encoder)
+    captions = CaptionSource(folder / "features", encoder.identity, make_encoder, max_tokens=512)
     shown: list[RunMetrics] = []
     montages: list[tuple[int, Tensor]] = []
     worked: list[str] = []

@@ -262,7 +262,7 @@ def test_a_smaller_variant_is_converted_and_one_of_the_same_is_not(folder: Path)
     source = folder / "source.safetensors"
     smaller = base.initialisation(ModelSection(str(source), "1k", 0.125), folder / "1k.safetensors")
     larger = base.initialisation(ModelSection(str(smaller), "4k", 0.125), folder / "4k.safetensors")
-    assert larger == folder / "4k.safetensors" and open_checkpoint(larger).config().variant == "4k"
+    assert larger == folder / "4k.safetensors" and open_checkpoint(larger).pixel_config().variant == "4k"
     for variant in ("1k", "4k"):
         section = ModelSection(str(larger), variant)
         assert base.initialisation(section, folder / "unused.safetensors") == larger

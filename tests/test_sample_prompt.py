@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_dataset_qwen
+import test_text_encoder
 import tiny_checkpoints
 import torch
 from PIL import Image
@@ -18,7 +18,8 @@ from torch import Tensor
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.device import accelerator
-from comfyui_l2p.train import qwen, sample_captions, sampler
+from comfyui_l2p.l2p_core.sources.z_image import Z_IMAGE
+from comfyui_l2p.train import sample_captions, sampler, text_encoder
 from comfyui_l2p.train.cli import main
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -58,11 +59,11 @@ class Encoder:
 
     living: weakref.WeakSet[Encoder] = weakref.WeakSet()
 
-    def __init__(self, files: qwen.QwenFiles, device: torch.device):
+    def __init__(self, files: text_encoder.EncoderFiles, device: torch.device):
         self.device = device
         self.living.add(self)
 
-    def encode(self, captions: Sequence[str]) -> list[Tensor]:
+    def encode(self, captions: Sequence[str], negative: bool = False) -> list[Tensor]:
         return [features_of(caption) for caption in captions]
 
 
@@ -90,7 +91,7 @@ def test_a_prompt_makes_the_image_of_its_features(
         assert not Encoder.living, "the text encoder is in memory while the model is loaded"
         return load(*arguments)
 
-    monkeypatch.setattr(qwen, "QwenEncoder", Encoder)
+    monkeypatch.setattr(text_encoder, "TransformersEncoder", Encoder)
     monkeypatch.setattr(sampler, "_load", loaded)
     made = [tmp_path / f"{i}.png" for i in range(3)]
     assert main(command(published, made[0], "--prompt", "a fox", "--negative", "blurred", "--cfg", "3")) == 0
@@ -104,7 +105,7 @@ def test_a_prompt_makes_the_image_of_its_features(
 def test_the_encoder_is_checked_before_anything_is_loaded(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qwen, "QwenEncoder", None)
+    monkeypatch.setattr(text_encoder, "TransformersEncoder", None)
     monkeypatch.setattr(sampler, "_load", None)
     target = tmp_path / "image.png"
     write_encoder(tmp_path / "other", DIM + 8)
@@ -121,10 +122,10 @@ def test_the_encoder_is_checked_before_anything_is_loaded(
 def test_an_encoder_that_a_gpu_has_no_room_for_runs_on_the_cpu(
     published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(qwen, "QwenEncoder", Encoder)
+    monkeypatch.setattr(text_encoder, "TransformersEncoder", Encoder)
     monkeypatch.setattr(accelerator, "free_bytes", lambda device: 10**9)
-    files = qwen.find(published.parents[1])
-    positive, negative = sample_captions._encoded(files, ["a fox"], torch.device("cuda"))
+    files = text_encoder.find(published.parents[1], None, Z_IMAGE.encoder)
+    positive, negative = sample_captions._encoded(files, "a fox", None, torch.device("cuda"))
     assert torch.equal(positive, features_of("a fox")) and negative is None
     assert "it runs on the CPU" in capsys.readouterr().err
 
@@ -139,12 +140,13 @@ def test_with_the_real_library_it_is_one_command(published: Path, tmp_path: Path
     )  # fmt: skip
     root = tmp_path / "encoder"
     library.Qwen3ForCausalLM(config).save_pretrained(root / "text_encoder")
-    test_dataset_qwen.write_tokenizer(library, root / "tokenizer")
+    test_text_encoder.write_tokenizer(library, root / "tokenizer")
     target = tmp_path / "image.png"
     assert main(command(published, target, "--prompt", "a red fox", "--encoder", str(root))) == 0
-    files = qwen.find(root)
+    files = text_encoder.find(root, None, Z_IMAGE.encoder)
     features = tmp_path / "features.safetensors"
-    positive, negative = qwen.QwenEncoder(files, "cpu").encode(["a red fox", ""])
+    encoder = text_encoder.TransformersEncoder(files, "cpu")
+    (positive,), (negative,) = encoder.encode(["a red fox"]), encoder.encode([""])
     save({"positive": positive, "negative": negative}, features)
     assert load_tensors(features)[0]["positive"].shape[1] == DIM
     other = tmp_path / "other.png"

@@ -84,8 +84,8 @@ def add_encoder(group: argparse._ActionsContainer) -> None:
     """The options that name a large model's text encoder."""
     group.add_argument(
         "--encoder", type=typed, default=None, metavar="PATH",
-        help="text encoder of a large model, Qwen3-4B: folder or safetensors file "
-        "(default: the one beside MODEL, as Z-Image is published)",
+        help="text encoder that a large model was published with: folder or safetensors file "
+        "(default: the one beside MODEL, as published)",
     )  # fmt: skip
     group.add_argument(
         "--tokenizer", type=typed, default=None, metavar="FOLDER", help="its tokenizer, if it is elsewhere"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..l2p_core import freeze
 from ..l2p_core.checkpoint import Checkpoint, check_exact, open_checkpoint
-from ..l2p_core.config import COMFY_PREFIX, ModelConfig
+from ..l2p_core.config import COMFY_PREFIX, PixelConfig
 from ..l2p_core.deltas.low_rank import is_adapter
 from ..l2p_core.files.metadata import stored_config
 from ..l2p_core.files.units import bytes_text
@@ -62,10 +62,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     facts["parameters"] = sum(math.prod(shape) for shape in key_shapes(config).values())
     if checkpoint.quantisation:
         facts["quantised"] = checkpoint.quantisation
-    facts |= {"kind": "pixel model" if config.head else "latent source", "variant": config.variant}
-    facts["config"] = dataclasses.asdict(config)
-    if config.head:
-        facts["trained"] = _trained(config)
+    facts |= {"kind": "latent source", "variant": None, "config": dataclasses.asdict(config)}
+    if isinstance(config, PixelConfig):
+        facts |= {"kind": "pixel model", "variant": config.variant, "trained": _trained(config)}
     return facts
 
 
@@ -74,7 +73,7 @@ def _about_delta(checkpoint: Checkpoint) -> dict[str, Any]:
     stated = stored_config(checkpoint.metadata)
     shapes = key_shapes(stated) if stated else {}
     full = {name: shape for name, shape in checkpoint.shapes.items() if not is_adapter(name)}
-    if stated is None or any(shapes.get(name) != shape for name, shape in full.items()):
+    if not isinstance(stated, PixelConfig) or any(shapes.get(name) != shape for name, shape in full.items()):
         return {}
     return {"variant": stated.variant, "config": dataclasses.asdict(stated)}
 
@@ -96,7 +95,7 @@ def _bytes_by_dtype(checkpoint: Checkpoint) -> dict[str, int]:
     return dict(total.most_common())
 
 
-def _trained(config: ModelConfig) -> dict[str, int]:
+def _trained(config: PixelConfig) -> dict[str, int]:
     """Number of parameters that the published policy trains, and of those in the head."""
     names = freeze.trainable_names(config)
     sizes = {name: math.prod(shape) for name, shape in key_shapes(config).items() if name in names}

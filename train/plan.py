@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..l2p_core.config import ModelConfig
+from ..l2p_core.config import ModelConfig, PixelConfig
 from ..l2p_core.device.accelerator import CPU, default_device
 from ..l2p_core.distributed.ranks import Ranks
 from ..l2p_core.distributed.together import check_together, go_together
@@ -68,7 +68,7 @@ def plan_command(name: str, places: Places, gpu_memory: float | None, cards: boo
 
 
 def _print_disk_and_time(
-    config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path, processes: int
+    config: PixelConfig, training: TrainingConfig, recipe: Recipe, folder: Path, processes: int
 ) -> None:
     print(_of_the_disk(config, training, recipe, folder, processes))
     # On the device that `l2p train` would select.
@@ -94,7 +94,7 @@ def _of_each(training: TrainingConfig, processes: int) -> str:
     return f'Each of {processes} processes, with parallel = "{training.parallel}": ' if processes > 1 else ""
 
 
-def _of_the_disk(config: ModelConfig, training: TrainingConfig, recipe: Recipe, folder: Path, processes: int) -> str:
+def _of_the_disk(config: PixelConfig, training: TrainingConfig, recipe: Recipe, folder: Path, processes: int) -> str:
     """The run's disk usage as a sentence, and what to change if its disk has too little space."""
     base = recipe.model.base
     there = base == TINY or Path(base).exists()
@@ -103,7 +103,7 @@ def _of_the_disk(config: ModelConfig, training: TrainingConfig, recipe: Recipe, 
     return f"{found.sentence()} {found.complaint(processes)}".strip()
 
 
-def card_table(config: ModelConfig, recipe: Recipe, processes: int = 1) -> str:
+def card_table(config: PixelConfig, recipe: Recipe, processes: int = 1) -> str:
     """The changes to a recipe for each common GPU, and each process's memory then, as a Markdown table."""
     rows = []
     work = workload(recipe, config, _parts(recipe, processes))
@@ -124,7 +124,7 @@ def card_table(config: ModelConfig, recipe: Recipe, processes: int = 1) -> str:
     return table(["GPU", *(["parallel"] if processes > 1 else []), "changes", "GPU memory", "RAM"], rows)
 
 
-def _config(recipe: Recipe, folder: Path, given: bool) -> ModelConfig:
+def _config(recipe: Recipe, folder: Path, given: bool) -> PixelConfig:
     base = recipe.model.base
     if base == TINY or given or Path(base).exists():
         return pixel_config(recipe.model, folder / "init.safetensors")

@@ -27,7 +27,8 @@ from ..l2p_core.run.hooks import Hooks
 from ..l2p_core.run.metrics import RunMetrics
 from ..l2p_core.run.preparation import caption_folder
 from ..l2p_core.run.recipe import Recipe
-from . import qwen
+from ..l2p_core.sources import source_of
+from . import text_encoder
 from .console import bar, train_progress
 from .interrupt import deferred_interrupt
 
@@ -71,7 +72,7 @@ def train(
     """
     with parallel.process_group(device=None if device is None else named(device)) as ranks:
         recipe, folder = read_recipe(name, output, places or Places())
-        captions = captions_of(recipe, caption_folder(recipe, folder), ranks.device)
+        captions = captions_of(recipe, folder, ranks.device, restart)
         with shown(recipe.training.steps) as hooks:
             result = loop.train(recipe, folder, captions=captions, hooks=hooks, ranks=ranks, restart=restart)
         if not result.finished:
@@ -90,7 +91,7 @@ def cache(name: str, output: Path | None = None, places: Places | None = None, d
     recipe, folder = read_recipe(name, output, places or Places())
     if recipe.data.kind != "folder":
         raise ValueError(f"Data of kind {recipe.data.kind!r} brings its captions: there is nothing to cache.")
-    captions, run = captions_of(recipe, caption_folder(recipe, folder), of_encoder), RunFolder(folder)
+    captions, run = captions_of(recipe, folder, of_encoder), RunFolder(folder)
     with shown(0) as hooks:
         folder.mkdir(parents=True, exist_ok=True)
         found = preparation.prepare_data(recipe, run, pixel_config(recipe.model, run.init), captions, hooks)
@@ -113,17 +114,25 @@ def read_recipe(name: str, output: Path | None, places: Places) -> tuple[Recipe,
     return recipes.with_paths(recipe, beside(path)), output or of_run
 
 
-def captions_of(recipe: Recipe, folder: Path, device: torch.device | None = None) -> CaptionSource | None:
-    """The cache in `folder` and the recipe's text encoder on `device`; None if it names none.
+def captions_of(
+    recipe: Recipe, folder: Path, device: torch.device | None = None, restart: bool = False
+) -> CaptionSource | None:
+    """The caption cache of a run in `folder`, and the recipe's text encoder on `device`; None if it names none.
 
     Raises:
-        ValueError: if the encoder does not exist.
+        ValueError: if the encoder does not exist, or the base cannot be read.
     """
     if not recipe.captions.encoder:
         return None
-    files = qwen.find(recipe.captions.encoder, recipe.captions.tokenizer or None)
+    config = pixel_config(recipe.model, None if restart else RunFolder(folder).init)
+    published = source_of(config).encoder
+    files = text_encoder.find(recipe.captions.encoder, recipe.captions.tokenizer or None, published)
     return CaptionSource(
-        folder, qwen.identity(files), lambda: qwen.QwenEncoder(files, device), itemsize=qwen.DTYPE.itemsize
+        caption_folder(recipe, folder),
+        text_encoder.identity(files),
+        lambda: text_encoder.TransformersEncoder(files, device),
+        max_tokens=published.max_tokens,
+        itemsize=text_encoder.DTYPE.itemsize,
     )
 
 

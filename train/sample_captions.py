@@ -18,7 +18,8 @@ from ..l2p_core.device import accelerator
 from ..l2p_core.memory.plan import gigabytes
 from ..l2p_core.sources import source_of
 from ..l2p_core.tiny.bundled import is_tiny
-from . import qwen
+from . import text_encoder
+from .text_encoder import EncoderFiles
 
 Captions = tuple[Tensor, Tensor | None]
 """Features (L, caption_dim) of the caption, and of the negative caption."""
@@ -56,8 +57,8 @@ def caption_reader(
         features = words.encode(args.prompt), words.encode(args.negative or "")
         return lambda device: features
     files = encoder_files(args, base, config)
-    captions = [args.prompt] if cfg == 1 else [args.prompt, args.negative or ""]
-    return lambda device: _encoded(files, captions, device)
+    negative = None if cfg == 1 else args.negative or ""
+    return lambda device: _encoded(files, args.prompt, negative, device)
 
 
 def _refuse_unused_encoder(args: argparse.Namespace, config: ModelConfig) -> None:
@@ -85,24 +86,24 @@ def _from_file(path: Path, config: ModelConfig, cfg: float) -> Captions:
     return tensors["positive"], tensors.get("negative")
 
 
-def encoder_files(args: argparse.Namespace, base: Path, config: ModelConfig) -> qwen.QwenFiles:
+def encoder_files(args: argparse.Namespace, base: Path, config: ModelConfig) -> EncoderFiles:
     """The text encoder of a large model: the one given, else the one beside the model.
 
     Raises:
         ValueError: if there is none, or it is another model's.
     """
-    folder, encoder = args.encoder or _beside(base), source_of(config).encoder
+    folder, published = args.encoder or _beside(base), source_of(config).encoder
     if folder is None:
         raise ValueError(
-            f"--prompt needs this model's text encoder, {encoder}: give its folder or file with --encoder (and with "
-            "--tokenizer its tokenizer, if that is elsewhere), or give --caption-features."
+            f"--prompt needs this model's text encoder, {published.title}: give its folder or file with --encoder (and "
+            "with --tokenizer its tokenizer, if that is elsewhere), or give --caption-features."
         )
-    files = qwen.find(folder, args.tokenizer)
-    width = qwen.caption_dim(files)
+    files = text_encoder.find(folder, args.tokenizer, published)
+    width = text_encoder.caption_dim(files)
     if width != config.caption_dim:
         raise ValueError(
             f"The text encoder {folder} gives features of width {width}, but this model takes {config.caption_dim}: "
-            f"use the one that it was made with, {encoder}."
+            f"use the one that it was made with, {published.title}."
         )
     return files
 
@@ -113,20 +114,21 @@ def _beside(base: Path) -> Path | None:
     return next((folder for folder in folders if (folder / "text_encoder").is_dir()), None)
 
 
-def _encoded(files: qwen.QwenFiles, captions: list[str], device: torch.device) -> Captions:
+def _encoded(files: EncoderFiles, prompt: str, negative: str | None, device: torch.device) -> Captions:
     """The captions' features on the CPU; the encoder is unloaded."""
     device = encoder_device(files, device)
-    encoder = qwen.QwenEncoder(files, device)
-    positive, *negative = encoder.encode(captions)
+    encoder = text_encoder.TransformersEncoder(files, device)
+    positive = encoder.encode([prompt])[0]
+    features = positive, None if negative is None else encoder.encode([negative], negative=True)[0]
     del encoder
     gc.collect()
     accelerator.empty_cache(device)
-    return positive, negative[0] if negative else None
+    return features
 
 
-def encoder_device(files: qwen.QwenFiles, device: torch.device) -> torch.device:
+def encoder_device(files: EncoderFiles, device: torch.device) -> torch.device:
     """The device, or the CPU if a text encoder does not fit beside what is there, which a line on stderr says."""
-    needed = qwen.weight_bytes(files) + _ENCODER_SPARE
+    needed = text_encoder.weight_bytes(files) + _ENCODER_SPARE
     if accelerator.has_own_memory(device.type) and accelerator.free_bytes(device) < needed:
         print(
             f"The text encoder needs {gigabytes(needed)} GB, which {device} does not have free: it runs on the CPU.",

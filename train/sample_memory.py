@@ -9,14 +9,14 @@ from functools import cached_property
 
 import torch
 
-from ..l2p_core.config import ModelConfig
+from ..l2p_core.config import PixelConfig
 from ..l2p_core.device import accelerator
 from ..l2p_core.device.system_memory import available_memory, free_memory_and_swap
 from ..l2p_core.memory.plan import GB, gigabytes
 from ..l2p_core.memory.sampling_memory import choose_tile, step_bytes
 from ..l2p_core.memory.sampling_model import Form, WeightMemory, weight_memory
 from ..l2p_core.ops.head_tiles import TILES
-from ..l2p_core.run.memory_plan import MAX_CAPTION
+from ..l2p_core.sources import source_of
 
 _SPARE = 300 * 10**6
 """Bytes that a device's libraries take."""
@@ -57,7 +57,7 @@ class Need:
         dtype: of the model's file.
     """
 
-    config: ModelConfig
+    config: PixelConfig
     height: int
     width: int
     dtype: torch.dtype
@@ -69,7 +69,8 @@ class Need:
     def on_device(self, form: Form) -> int:
         """The least device memory that suffices: the weights, and a step with the smallest tiles."""
         weights = self.weights(form)
-        step = step_bytes(self.config, self.height, self.width, MAX_CAPTION, form.dtype.itemsize, tile=TILES[-1])
+        caption = source_of(self.config).encoder.max_tokens
+        step = step_bytes(self.config, self.height, self.width, caption, form.dtype.itemsize, tile=TILES[-1])
         return weights.device + max(weights.loading, weights.computing + step) + _SPARE
 
     def tile(self, form: Form, caption: int, free: int) -> int | None:

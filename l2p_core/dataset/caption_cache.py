@@ -24,9 +24,6 @@ KIND_KEY, KIND = "l2p.kind", "caption"
 ENCODER_KEY, CAPTION_KEY = "l2p.encoder", "l2p.caption"
 TOKENS_KEY = "l2p.tokens"
 FEATURES = "features"
-MAX_TOKENS = 512
-"""Maximum tokens of a caption, the template's included, as in the published trainer and Z-Image. In a causal text
-encoder such as Qwen3, the cut does not change the features of the first tokens."""
 EMPTY = ""
 """The caption for guidance and caption dropout; every cache holds it."""
 
@@ -38,15 +35,16 @@ _FILE_BYTES = 4096
 """Of a caption's file, beside its features: the header, and what is left of the disk's last block."""
 
 
-def bytes_of_features(captions: Iterable[str], width: int, itemsize: int) -> int:
+def bytes_of_features(captions: Iterable[str], max_tokens: int, width: int, itemsize: int) -> int:
     """About how many bytes of a disk the features of captions will take.
 
     Args:
         captions: not encoded yet.
+        max_tokens: where they are cut.
         width: of the features.
-        itemsize: bytes of a number.
+        itemsize: bytes of an element.
     """
-    tokens = (min(MAX_TOKENS, len(caption.encode()) // _TEXT_BYTES + _TEMPLATE_TOKENS) for caption in captions)
+    tokens = (min(max_tokens, len(caption.encode()) // _TEXT_BYTES + _TEMPLATE_TOKENS) for caption in captions)
     return sum(count * width * itemsize + _FILE_BYTES for count in tokens)
 
 
@@ -59,7 +57,7 @@ class TextEncoder(Protocol):
         ...
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """Features of each caption, (L_i, caption_dim), L_i at most MAX_TOKENS, of any float type on any device."""
+        """Features of each caption, (L_i, caption_dim), cut, of any float type on any device."""
         ...
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
@@ -73,10 +71,12 @@ class CaptionCache:
     Args:
         folder: shared by encoders and data sets; created if missing.
         identity: the encoder's, see `TextEncoder`.
+        max_tokens: at which captions are cut, their template included. In a causal text encoder the cut does not
+            change the features of the first tokens.
     """
 
-    def __init__(self, folder: Path | str, identity: str):
-        self.identity = identity
+    def __init__(self, folder: Path | str, identity: str, max_tokens: int):
+        self.identity, self.max_tokens = identity, max_tokens
         self.folder = Path(folder) / hashlib.sha256(identity.encode()).hexdigest()[:16]
         self._lengths: dict[str, int] = {}
 
@@ -90,9 +90,9 @@ class CaptionCache:
         return [caption for caption in dict.fromkeys([EMPTY, *captions]) if not self._is_there(caption)]
 
     def cut(self, captions: Iterable[str]) -> dict[str, int]:
-        """The captions that are cut at MAX_TOKENS, with their numbers of tokens; known once `fill` has seen them."""
+        """The captions that are cut, with their numbers of tokens; known once `fill` has seen them."""
         lengths = {caption: self._lengths.get(caption, 0) for caption in captions}
-        return {caption: length for caption, length in lengths.items() if length > MAX_TOKENS}
+        return {caption: length for caption, length in lengths.items() if length > self.max_tokens}
 
     def fill(
         self,
@@ -138,7 +138,7 @@ class CaptionCache:
         return len(missing)
 
     def read(self, caption: str) -> Tensor:
-        """Features of a caption, (L, caption_dim), L at most MAX_TOKENS, float32.
+        """Features of a caption, (L, caption_dim), L at most `max_tokens`, float32.
 
         Raises:
             ValueError: if they are not in the cache or their file is damaged.
@@ -154,7 +154,7 @@ class CaptionCache:
             raise ValueError(
                 f"{path} is not the file of the caption {_short(caption)}: delete it; it will be created again."
             )
-        return tensors[FEATURES][:MAX_TOKENS].float()  # version 0.1 stored all tokens that ComfyUI encodes
+        return tensors[FEATURES][: self.max_tokens].float()  # version 0.1 stored all tokens that ComfyUI encodes
 
     def _is_there(self, caption: str) -> bool:
         """Whether the file is complete: copies of a cache may be truncated."""
@@ -167,7 +167,7 @@ class CaptionCache:
         rows = header.tensors[FEATURES].shape[0]
         # Files of version 0.1 do not state the caption's length: those at the limit count as cut.
         said = header.metadata.get(TOKENS_KEY, "")
-        self._lengths[caption] = int(said) if said.isdecimal() else rows + (rows == MAX_TOKENS)
+        self._lengths[caption] = int(said) if said.isdecimal() else rows + (rows == self.max_tokens)
         return True
 
     def _write(self, caption: str, features: Tensor, length: int) -> None:
@@ -186,7 +186,7 @@ class CaptionCache:
         }
         self._lengths[caption] = length
         try:
-            save({FEATURES: features[:MAX_TOKENS]}, path, metadata, overwrite=True)
+            save({FEATURES: features[: self.max_tokens]}, path, metadata, overwrite=True)
         except CheckpointError:
             # On Windows a file that another process has open cannot be replaced; it then has the same content.
             if not self._is_there(caption):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from ..config import VARIANTS, HeadConfig, ModelConfig, Stage
+from ..config import VARIANTS, HeadConfig, ModelConfig, PixelConfig, Stage
 from ..sources import SOURCES
 from ..version import __version__
 from .safetensors_header import parse_json
@@ -41,7 +41,7 @@ def describe(kind: str, config: ModelConfig, **fields: str) -> dict[str, str]:
     return {
         "format": "pt",
         KIND: kind,
-        VARIANT: config.variant or "latent",
+        VARIANT: config.variant if isinstance(config, PixelConfig) else "latent",
         CONFIG: config.to_json(),
         VERSION: __version__,
         **{f"l2p.{name}": value for name, value in fields.items()},
@@ -62,14 +62,15 @@ def stored_config(metadata: Mapping[str, str]) -> ModelConfig | None:
     """The configuration that a file states, None if it states none or an invalid one; see `Checkpoint.config`."""
     try:
         stated = parse_json(metadata.get(CONFIG, ""))
-        head = stated.pop("head")
+        head, variant = stated.pop("head"), stated.pop("variant")
         source = SOURCES[stated.get("source", ModelConfig.source)]
-        config = source.config(**{**stated, "head": head and _stored_head(head)})
+        config = source.config(**stated)
+        if head or variant:
+            config = config.of_pixels(VARIANTS[variant], _stored_head(head))
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     sizes = [getattr(config, field.name) for field in fields(config) if field.name not in ("variant", "head", "source")]
-    known = (config.variant is None) == (config.head is None) and (config.variant or "1k") in VARIANTS
-    if not known or not all(map(_is_size, sizes)) or config.dim % config.head_dim:
+    if not all(map(_is_size, sizes)) or config.dim % config.head_dim:
         return None
     return config if max(getattr(config, stack.count) for stack in source.stacks) <= _MAX_BLOCKS else None
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..ops.finite import is_finite
-from .safetensors_header import DTYPE_BITS, CheckpointError, Entry, header_bytes, nbytes
+from .safetensors_header import DTYPE_BITS, CheckpointError, Entry, Header, header_bytes, nbytes, shown
 
 # Small enough to stay in the processor's cache for hashing and writing: chunks of 8 MiB take twice the time.
 CHUNK_BYTES = 1 << 20
@@ -91,6 +91,29 @@ class Stored:
                 count -= here
                 first += here
             first -= held
+
+
+def joined(name: str, parts: list[tuple[Header, Entry]]) -> Stored:
+    """The tensors of a file as one, stacked along the first dimension; the widest dtype holds them all.
+
+    Raises:
+        ValueError: if they do not fit together.
+    """
+    first = parts[0][1]
+    if any(entry.shape[1:] != first.shape[1:] or not entry.shape for _, entry in parts[1:]):
+        raise ValueError(f"The q, k and v of {shown(name)} do not have the same shape: the model is damaged.")
+    shape = first.shape if len(parts) == 1 else (sum(entry.shape[0] for _, entry in parts), *first.shape[1:])
+    dtypes = {entry.dtype for _, entry in parts}
+    dtype = first.dtype
+    if len(dtypes) > 1:
+        if not all(other in TORCH_DTYPES and TORCH_DTYPES[other].is_floating_point for other in dtypes):
+            raise ValueError(f"The q, k and v of {shown(name)} have the types {', '.join(sorted(dtypes))}.")
+        promoted = TORCH_DTYPES[dtype]
+        for other in dtypes:
+            promoted = torch.promote_types(promoted, TORCH_DTYPES[other])
+        dtype = DTYPE_NAMES[promoted]
+    pieces = tuple(Piece(header.path, entry.start, entry.stop, entry.dtype) for header, entry in parts)
+    return Stored(name, dtype, shape, pieces)
 
 
 class ByteCounter:

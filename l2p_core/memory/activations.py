@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Segment
-from ..config import HEAD, PIXEL_CHANNELS, ModelConfig
+from ..config import HEAD, PIXEL_CHANNELS, PixelConfig
 from ..deltas import low_rank as lora
 from ..freeze import freeze_all_but, trainable_names
 from ..model import L2PModel
@@ -104,13 +104,13 @@ def peak(
 
 @lru_cache(maxsize=32)
 def parts_of(
-    config: ModelConfig, work: Workload, precision: str, policy: str, blocks: int, rank: int, offload: bool
+    config: PixelConfig, work: Workload, precision: str, policy: str, blocks: int, rank: int, offload: bool
 ) -> tuple[StepPart, ...]:
     """The parts of a training step; the arguments after `work` are those of the training's configuration."""
     return _Parts(config, work, precision, policy, blocks, rank, offload).all()
 
 
-def parts_for(config: ModelConfig, training: TrainingConfig, work: Workload) -> tuple[StepPart, ...]:
+def parts_for(config: PixelConfig, training: TrainingConfig, work: Workload) -> tuple[StepPart, ...]:
     """`parts_of` a configuration."""
     return parts_of(
         config, work, training.precision, training.policy, training.blocks, training.lora_rank, training.offload
@@ -119,7 +119,7 @@ def parts_for(config: ModelConfig, training: TrainingConfig, work: Workload) -> 
 
 class _Parts:
     def __init__(
-        self, config: ModelConfig, work: Workload, precision: str, policy: str, blocks: int, rank: int, offload: bool
+        self, config: PixelConfig, work: Workload, precision: str, policy: str, blocks: int, rank: int, offload: bool
     ):
         self.config, self.work = config, work
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -188,8 +188,6 @@ class _Parts:
     def _head(self) -> Iterable[StepPart]:
         head, work = self.model.local_decoder, self.work
         rows: list[tuple[Any, Any, Tensor]] = []
-        head_config = self.config.head
-        assert head_config is not None
         image = (work.height, work.width)
         whole = Region(0, work.height, 0, work.width)
         regions, _ = stage_regions(whole, whole, len(head.stages))
@@ -211,7 +209,7 @@ class _Parts:
             features = self._map(self.config.dim, image)
         part = self._part(("local_decoder.bottleneck.",), head._fuse, [x, features])
         yield StepPart(part.names, part.traced, True, reaches_back=size)
-        x = self._map(head_config.bottleneck, image)
+        x = self._map(self.config.head.bottleneck, image)
         for stage, at, skip in reversed(rows):
             names = (f"local_decoder.up{stage.name}.", f"local_decoder.dec{stage.name}.")
             part = self._part(names, _Bound(head._decode, stage, at, fusion=Fusion(wanted=False)), [x, skip])

@@ -6,13 +6,13 @@ computing. A block that keeps its activations instead takes some fifteen times a
 
 from __future__ import annotations
 
-from ..config import ModelConfig
+from ..config import PixelConfig
 from ..freeze import trainable_names
 from ..sources import source_of
 from ..training_config import TrainingConfig
 
 
-def kept_blocks(config: ModelConfig, training: TrainingConfig) -> frozenset[int]:
+def kept_blocks(config: PixelConfig, training: TrainingConfig) -> frozenset[int]:
     """The trunk's blocks that keep their activations, by their numbers in it: as many as `keep_activations` says.
 
 
@@ -26,7 +26,7 @@ def kept_blocks(config: ModelConfig, training: TrainingConfig) -> frozenset[int]
     return frozenset(order[: max(0, training.keep_activations)])
 
 
-def kept_sentence(config: ModelConfig, training: TrainingConfig) -> str:
+def kept_sentence(config: PixelConfig, training: TrainingConfig) -> str:
     """The end of a plan's sentence; empty if every block is checkpointed."""
     if not training.gradient_checkpointing:
         return " Nothing is checkpointed."

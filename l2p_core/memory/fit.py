@@ -9,7 +9,7 @@ from itertools import combinations
 
 import torch
 
-from ..config import ModelConfig
+from ..config import PixelConfig
 from ..device import accelerator
 from ..distributed.together import go_together
 from ..ranges import BATCH
@@ -35,7 +35,7 @@ class Room:
     device_type: str = "cuda"
     processes: int = 1
 
-    def plan(self, config: ModelConfig, training: TrainingConfig, work: Workload) -> Plan:
+    def plan(self, config: PixelConfig, training: TrainingConfig, work: Workload) -> Plan:
         """How much memory a run needs here; arguments as for `plan.plan`."""
         return plan(config, training, work, device_type=self.device_type, processes=self.processes)
 
@@ -129,7 +129,7 @@ def _scaled(side: int, share: float) -> int:
 
 
 def fitting(
-    config: ModelConfig,
+    config: PixelConfig,
     training: TrainingConfig,
     work: Workload,
     room: Room,
@@ -145,7 +145,7 @@ def fitting(
 
 
 def refuse_if_too_much(
-    config: ModelConfig,
+    config: PixelConfig,
     training: TrainingConfig,
     work: Workload,
     room: Room,
@@ -173,7 +173,7 @@ def refuse_if_too_much(
 
 
 def keeping_what_fits(
-    config: ModelConfig,
+    config: PixelConfig,
     training: TrainingConfig,
     work: Workload,
     room: Room,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..config import ModelConfig
+from ..config import PixelConfig
 from ..deltas import low_rank as lora
 from ..freeze import trainable_names
 from ..model import key_shapes
@@ -76,7 +76,7 @@ Weights = Mapping[str, Weight]
 
 
 @lru_cache(maxsize=64)
-def of_run(config: ModelConfig, training: TrainingConfig) -> Weights:
+def of_run(config: PixelConfig, training: TrainingConfig) -> Weights:
     """The weights of a training run; `attach` adds those of adapters to the model."""
     trained = trainable_names(config, training.blocks, training.policy)
     adapters: dict[str, tuple[int, int]] = {}
@@ -87,12 +87,12 @@ def of_run(config: ModelConfig, training: TrainingConfig) -> Weights:
 
 
 @lru_cache(maxsize=64)
-def for_sampling(config: ModelConfig, form: Form) -> Weights:
+def for_sampling(config: PixelConfig, form: Form) -> Weights:
     """The weights of a model that only samples."""
     return _placed(config, form, set(), {})
 
 
-def _placed(config: ModelConfig, form: Form, trained: set[str], adapters: Mapping[str, tuple[int, int]]) -> Weights:
+def _placed(config: PixelConfig, form: Form, trained: set[str], adapters: Mapping[str, tuple[int, int]]) -> Weights:
     source = source_of(config)
     trained_blocks = {source.block_of(name) for name in trained}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ..config import ModelConfig
+from ..config import PixelConfig
 from ..device.accelerator import has_own_memory
 from ..sources import source_of
 from ..training_config import TrainingConfig
@@ -55,7 +55,7 @@ class Plan:
 
 
 def plan(
-    config: ModelConfig, training: TrainingConfig, work: Workload, *, device_type: str = "cuda", processes: int = 1
+    config: PixelConfig, training: TrainingConfig, work: Workload, *, device_type: str = "cuda", processes: int = 1
 ) -> Plan:
     """Plan a run.
 
@@ -69,7 +69,7 @@ def plan(
     return _Planner(config, training, work, device_type, processes).plan()
 
 
-def saved_sizes(config: ModelConfig, training: TrainingConfig) -> tuple[int, int]:
+def saved_sizes(config: PixelConfig, training: TrainingConfig) -> tuple[int, int]:
     """Bytes of a run's state and of its delta on disk; arguments as for `plan`."""
     planner = _Planner(config, training, Workload(1, 0, 0, 0), "cpu", 1)
     of_each = len(planner.trained) * _HEADER_BYTES
@@ -80,7 +80,7 @@ def saved_sizes(config: ModelConfig, training: TrainingConfig) -> tuple[int, int
 
 
 class _Planner:
-    def __init__(self, config: ModelConfig, training: TrainingConfig, work: Workload, device_type: str, processes: int):
+    def __init__(self, config: PixelConfig, training: TrainingConfig, work: Workload, device_type: str, processes: int):
         self.config, self.training, self.work = config, training, work
         self.device_type, self.processes = device_type, processes
         self.weights = placement.of_run(config, training)

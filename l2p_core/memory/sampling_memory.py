@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from ..config import PIXEL_CHANNELS, HeadConfig, ModelConfig
+from ..config import PIXEL_CHANNELS, HeadConfig, PixelConfig
 from ..ops.head_tiles import CHANNEL_MULTIPLE, TILES, countable
 from ..ops.region import Region, stage_regions
 from ..patch import padded_size
@@ -30,7 +30,7 @@ USED_OF_FREE = 0.8
 
 
 def step_bytes(
-    config: ModelConfig,
+    config: PixelConfig,
     height: int,
     width: int,
     caption: int,
@@ -57,7 +57,7 @@ def step_bytes(
     return batch * (image * itemsize + max(backbone, head, image * (itemsize + 4)))
 
 
-def tokens_of(config: ModelConfig, height: int, width: int, caption: int) -> int:
+def tokens_of(config: PixelConfig, height: int, width: int, caption: int) -> int:
     """Tokens of an image and its caption, each padded."""
     multiple, patch = config.size_multiple, config.patch_size
     grid = padded_size(height, multiple) // patch * (padded_size(width, multiple) // patch)
@@ -66,7 +66,7 @@ def tokens_of(config: ModelConfig, height: int, width: int, caption: int) -> int
 
 
 def backbone_bytes(
-    config: ModelConfig, height: int, width: int, caption: int, itemsize: int, fused_attention: bool = True
+    config: PixelConfig, height: int, width: int, caption: int, itemsize: int, fused_attention: bool = True
 ) -> int:
     """Peak activations of the backbone for one image."""
     tokens = tokens_of(config, height, width, caption)
@@ -81,12 +81,11 @@ def backbone_bytes(
 
 
 @lru_cache(maxsize=256)
-def head_bytes(config: ModelConfig, height: int, width: int, tile: int | None, itemsize: int) -> int:
+def head_bytes(config: PixelConfig, height: int, width: int, tile: int | None, itemsize: int) -> int:
     """Peak activations of the Detailer Head for one image, evaluated whole or in tiles of `tile` pixels.
 
     Follows `DetailerHead._region` tensor by tensor, for the piece of the image that needs most.
     """
-    assert config.head is not None
     multiple = config.size_multiple
     image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
     if tile is None or tile >= max(image.bottom, image.right):
@@ -99,7 +98,7 @@ def head_bytes(config: ModelConfig, height: int, width: int, tile: int | None, i
 
 
 def choose_tile(
-    config: ModelConfig,
+    config: PixelConfig,
     height: int,
     width: int,
     caption: int,
@@ -119,7 +118,6 @@ def choose_tile(
     if free is not None:
         budget = min(budget, free * USED_OF_FREE)
         budget = max(budget, (free if spare is None else min(spare, free)) * USED_OF_FREE)
-    assert config.head is not None
     multiple = config.size_multiple
     image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
     for tile in (None, *TILES):

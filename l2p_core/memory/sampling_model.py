@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ..checkpoint import Checkpoint, empty_model, read_weights
-from ..config import ModelConfig
+from ..config import PixelConfig
 from ..deltas.low_rank import LowRank
 from ..files.tensor_io import ProgressCallback
 from ..model import L2PModel
@@ -42,7 +42,7 @@ class WeightMemory:
     computing: int
 
 
-def weight_memory(config: ModelConfig, form: Form) -> WeightMemory:
+def weight_memory(config: PixelConfig, form: Form) -> WeightMemory:
     """The memory of a model's weights in a form, from shapes alone."""
     weights = for_sampling(config, form)
     homes = streamed_bytes(weights)
@@ -72,9 +72,7 @@ def load(
     Raises:
         CheckpointError: if it is not a complete L2P model, or is quantised.
     """
-    checkpoint.pixel_config()
     model = empty_model(checkpoint)
-    assert isinstance(model, L2PModel)
     weights, keys = for_sampling(model.config, form), list(model.state_dict())
     puts = block_store.store(model, weights, device)
     names = block_store.read_as(checkpoint, weights, keys, puts)

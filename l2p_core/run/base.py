@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import convert
 from ..checkpoint import check_complete, check_exact, open_checkpoint
-from ..config import VARIANTS, ModelConfig, variant_row
+from ..config import VARIANTS, ModelConfig, PixelConfig, variant_row
 from ..files.safetensors_header import nbytes
 from ..files.sampled_hash import add_samples
 from ..files.shards import files_of
@@ -48,7 +48,7 @@ def initialisation(model: ModelSection, target: Path, progress: ProgressCallback
     return target
 
 
-def pixel_config(model: ModelSection, target: Path | None) -> ModelConfig:
+def pixel_config(model: ModelSection, target: Path | None) -> PixelConfig:
     """The configuration of the model that training will start from, without converting anything.
 
     Args:
@@ -57,8 +57,9 @@ def pixel_config(model: ModelSection, target: Path | None) -> ModelConfig:
     """
     made = target is not None and target.exists()
     config = open_checkpoint(target if target is not None and made else resolve(model.base)).config()
-    converted = not made and _is_converted(config, model)
-    return config.with_head(model.variant, model.head_width) if converted else config
+    if isinstance(config, PixelConfig) and (made or not _is_converted(config, model)):
+        return config
+    return config.with_head(model.variant, model.head_width)
 
 
 def check(model: ModelSection) -> None:
@@ -89,9 +90,7 @@ def bytes_to_convert(model: ModelSection) -> int:
 
 
 def _is_converted(config: ModelConfig, model: ModelSection) -> bool:
-    if config.head is None:
-        return True
-    return variant_row(model.variant).pixels > VARIANTS[str(config.variant)].pixels
+    return not isinstance(config, PixelConfig) or (variant_row(model.variant).pixels > VARIANTS[config.variant].pixels)
 
 
 def fingerprint(path: Path) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import tiny
-from ..config import ModelConfig, variant_row
-from ..dataset.caption_cache import MAX_TOKENS
+from ..config import VARIANTS, PixelConfig
 from ..dataset.image_folder import ImageFolder, open_folder
 from ..dataset.loader import Loader
 from ..dataset.problems import Problem
 from ..distributed.ranks import Ranks
+from ..sources import source_of
 from ..tiny import bundled, image_set
 from ..tiny.image_set import ImageSet
 from ..tiny.shapes import IMAGE_SIZE
@@ -88,7 +88,7 @@ class Stream:
 
 def prepare(
     recipe: Recipe,
-    config: ModelConfig,
+    config: PixelConfig,
     images: Path,
     index: Path,
     captions: CaptionSource | None,
@@ -129,20 +129,20 @@ def tiny_images(section: DataSection, folder: Path, working: Working) -> ImageSe
     return image_set.generated(generate, section.images, section.seed, folder, name, progress)
 
 
-def image_side(recipe: Recipe, config: ModelConfig) -> int:
+def image_side(recipe: Recipe, config: PixelConfig) -> int:
     """The side in pixels of a square of the training images' area."""
     if recipe.data.kind != "folder":
         return IMAGE_SIZE
-    return recipe.data.size or variant_row(str(config.variant)).pixels
+    return recipe.data.size or VARIANTS[config.variant].pixels
 
 
 def _prepare_folder(
-    recipe: Recipe, config: ModelConfig, index: Path, captions: CaptionSource | None, working: Working, room: Room
+    recipe: Recipe, config: PixelConfig, index: Path, captions: CaptionSource | None, working: Working, room: Room
 ) -> RunData:
     if captions is None:
         raise ValueError(
-            f"This model takes captions of {config.caption_dim} values per token: name their text encoder under "
-            "[captions] encoder, for Z-Image the folder or file of Qwen3-4B."
+            f"This model takes captions of {config.caption_dim} values per token: name their text encoder, "
+            f"{source_of(config).encoder.title}, under [captions] encoder, as a folder or file."
         )
     folder = open_folder(
         recipe.data.path,
@@ -156,21 +156,21 @@ def _prepare_folder(
     room(captions.folder, captions.bytes_to_encode(texts, config.caption_dim))
     cache = captions.fill(texts, partial(working, "encoding captions"))
     _check_width(cache.read, config, f"The text encoder makes captions ({captions.identity})")
-    return RunData(folder, cache.read, _of_cut(cache.cut(texts), len(set(texts))))
+    return RunData(folder, cache.read, _of_cut(cache.cut(texts), len(set(texts)), cache.max_tokens))
 
 
-def _of_cut(cut: Mapping[str, int], total: int) -> list[str]:
+def _of_cut(cut: Mapping[str, int], total: int, max_tokens: int) -> list[str]:
     """A sentence on captions that are too long, if there are any."""
     if not cut:
         return []
     longest = max(cut, key=lambda caption: cut[caption])
     return [
-        f"{len(cut)} of {total} captions are longer than the {MAX_TOKENS} tokens that the model takes and are cut "
+        f"{len(cut)} of {total} captions are longer than the {max_tokens} tokens that the model takes and are cut "
         f"there; the longest, {longest[:60]!r}..., has {cut[longest]}."
     ]
 
 
-def _check_width(features: Features, config: ModelConfig, whose: str) -> None:
+def _check_width(features: Features, config: PixelConfig, whose: str) -> None:
     width = features("").shape[-1]
     if width != config.caption_dim:
         raise ValueError(

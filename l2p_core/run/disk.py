@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import ModelConfig
+from ..config import PixelConfig
 from ..memory.plan import gigabytes, listed, saved_sizes
 from ..training_config import TrainingConfig
 from . import base, extras
@@ -43,7 +43,7 @@ class DiskPlan:
     parts: dict[str, int]
     present: int
     published: Path | None
-    config: ModelConfig
+    config: PixelConfig
     training: TrainingConfig
     resumed: bool
     captions: tuple[Path, int] | None = None
@@ -142,7 +142,7 @@ class DiskPlan:
 
 def planned(
     recipe: Recipe,
-    config: ModelConfig,
+    config: PixelConfig,
     training: TrainingConfig,
     folder: RunFolder,
     fresh: bool = False,

@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..config import PIXEL_CHANNELS, ModelConfig
+from ..config import PIXEL_CHANNELS, PixelConfig
 from ..tiny import image_set
 from ..tiny.shapes import IMAGE_SIZE
 from . import montage, report
@@ -28,7 +28,7 @@ _SAMPLE_BYTES = 300
 """Of an image's caption and seed in the cache of images."""
 
 
-def sizes(recipe: Recipe, config: ModelConfig, folder: RunFolder, fresh: bool) -> tuple[dict[str, int], int]:
+def sizes(recipe: Recipe, config: PixelConfig, folder: RunFolder, fresh: bool) -> tuple[dict[str, int], int]:
     """Bytes of the disk by what they are for, and how many of them lie in the folder already.
 
     Args:

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from ..config import ModelConfig
+from ..config import PixelConfig
 from ..device.accelerator import has_own_memory
 from ..device.system_memory import available_memory, computer_memory, free_memory_and_swap
 from ..distributed.ranks import Ranks
@@ -15,15 +15,15 @@ from ..distributed.together import go_together
 from ..memory.activations import Workload
 from ..memory.fit import Change, Room, changes, fitting, free_memory, keeping_what_fits, refuse_if_too_much
 from ..memory.plan import Plan, gigabytes
+from ..sources import source_of
 from ..tiny.bundled import is_tiny
 from ..training.state import MAY_CHANGE
 from ..training_config import TrainingConfig
 from .data import image_side
 from .recipe import Recipe
 
-MAX_CAPTION = 512
-"""Maximum tokens of a caption from Z-Image's text encoder."""
 _MAX_WORDS = 32
+"""Tokens of the tiny model's longest captions."""
 _MOST_PIXELS = 1 << 40
 """Maximum pixels of a micro-batch: beyond it, sizes in bytes exceed torch's integers."""
 _LESS = 0.85
@@ -34,12 +34,13 @@ class MemoryRanOut(RuntimeError):
     """A device's memory ran out although the plan fitted; the message says what to change."""
 
 
-def workload(recipe: Recipe, config: ModelConfig, parts: int = 1) -> Workload:
+def workload(recipe: Recipe, config: PixelConfig, parts: int = 1) -> Workload:
     """A process's largest micro-batch, one of `parts` of the recipe's: no bucket is larger than the square, and no
     caption longer than the encoder's limit."""
     multiple = config.size_multiple
     side = max(multiple, image_side(recipe, config) // multiple * multiple)
-    tokens = _MAX_WORDS if recipe.data.kind != "folder" or is_tiny(config) else MAX_CAPTION
+    of_words = recipe.data.kind != "folder" or is_tiny(config)
+    tokens = _MAX_WORDS if of_words else source_of(config).encoder.max_tokens
     batch = max(1, recipe.data.batch_size // parts)
     if batch * side * side > _MOST_PIXELS:
         raise ValueError(
@@ -49,7 +50,7 @@ def workload(recipe: Recipe, config: ModelConfig, parts: int = 1) -> Workload:
     return Workload(batch, side, side, tokens)
 
 
-def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None = None) -> tuple[Plan, TrainingConfig]:
+def planned(recipe: Recipe, config: PixelConfig, ranks: Ranks, limit: int | None = None) -> tuple[Plan, TrainingConfig]:
     """The plan of this process, and the training's configuration with "auto" and -1 decided.
 
     Replicas ("ddp") communicate least and are chosen if they fit.
@@ -77,7 +78,7 @@ def planned(recipe: Recipe, config: ModelConfig, ranks: Ranks, limit: int | None
     return room.plan(config, training, work), training
 
 
-def decided(config: ModelConfig, training: TrainingConfig, work: Workload, room: Room) -> TrainingConfig:
+def decided(config: PixelConfig, training: TrainingConfig, work: Workload, room: Room) -> TrainingConfig:
     """The training with "auto" decided: replicas, which communicate least, if they fit.
 
     Raises:
@@ -92,7 +93,7 @@ def decided(config: ModelConfig, training: TrainingConfig, work: Workload, room:
     return dataclasses.replace(training, parallel="fsdp")
 
 
-def after_running_out(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> MemoryRanOut:
+def after_running_out(recipe: Recipe, config: PixelConfig, ranks: Ranks) -> MemoryRanOut:
     """The error, with a change to make, when a run that fitted by its plan runs out of memory.
 
     Args:
@@ -129,5 +130,5 @@ def _goes_on(change: Change, training: TrainingConfig, work: Workload, ranks: Ra
     return change.work == work and changed <= set(MAY_CHANGE)
 
 
-def _work(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> Workload:
+def _work(recipe: Recipe, config: PixelConfig, ranks: Ranks) -> Workload:
     return workload(recipe, config, ranks.part(recipe.training.accumulate, recipe.data.batch_size)[1])

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import flow
-from ..config import variant_row
 from ..dataset.pictures import GAP, enlarged, montage, picture, png
 from ..distributed.ranks import Ranks
 from ..files.tensor_io import ProgressCallback
 from ..model import L2PModel
+from ..sources import sampling_of
 from .data import Features
 from .recipe import WatchSection
 
@@ -49,7 +49,7 @@ def sample(
         ValueError: if an image is not finite; in the first process.
         SystemExit: in the others in that case.
     """
-    row = variant_row(str(model.config.variant))
+    row = sampling_of(model.config)
     steps, cfg = watch.steps or row.steps, row.cfg if watch.cfg is None else watch.cfg
     empty = features("").to(ranks.device)
     batches = _batches(len(watch.prompts), side)

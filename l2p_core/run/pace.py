@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..config import ModelConfig
+from ..config import PixelConfig
 from ..device.accelerator import name_of
 from ..training.state import saved_step
 from .data import image_side
@@ -53,7 +53,7 @@ class Pace:
     folder: Path
 
 
-def key_of(config: ModelConfig, recipe: Recipe, device: torch.device, processes: int = 1) -> str:
+def key_of(config: PixelConfig, recipe: Recipe, device: torch.device, processes: int = 1) -> str:
     """A key of everything that the time of a step depends on.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..config import ModelConfig
+from ..config import PixelConfig
 from ..distributed.ranks import Ranks
 from ..distributed.sharding import check_shards
 from ..files.atomic import remove, write_bytes
@@ -101,7 +101,7 @@ def prepare(
     return replace(found, recipe=replace(recipe, training=training))
 
 
-def _config(recipe: Recipe, folder: RunFolder, fresh: bool) -> ModelConfig:
+def _config(recipe: Recipe, folder: RunFolder, fresh: bool) -> PixelConfig:
     """The configuration of the model to train; also checks that its base is usable."""
     if fresh or not folder.init.exists():
         base.check(recipe.model)
@@ -150,7 +150,7 @@ def _enough_beside(plan: disk.DiskPlan, processes: int, hooks: Hooks, folder: Pa
 def prepare_data(
     recipe: Recipe,
     folder: RunFolder,
-    config: ModelConfig,
+    config: PixelConfig,
     captions: CaptionSource | None,
     hooks: Hooks,
     enough: Room = _enough,

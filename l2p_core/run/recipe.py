@@ -134,8 +134,8 @@ class CaptionsSection:
     """`[captions]`: how the captions of a data folder are encoded, once.
 
     Attributes:
-        encoder: the text encoder, for Z-Image the folder or file of Qwen3-4B; the tiny model needs none. A relative
-            path starts at the recipe's folder.
+        encoder: the text encoder that the model's source was published with, a folder or file; the tiny model needs
+            none. A relative path starts at the recipe's folder.
         tokenizer: its tokenizer's folder, if it lies elsewhere.
         cache: folder of the features, shared between runs; by default "captions" beside the run folder.
     """

@@ -5,13 +5,18 @@ What is true of one architecture alone is in its row, or is code in its file; ev
 
 from __future__ import annotations
 
-from ..config import ModelConfig
+from ..config import ModelConfig, PixelConfig, Sampling
 from .lumina2 import LUMINA2
 from .source import Source
 from .z_image import Z_IMAGE
 
 SOURCES: dict[str, Source] = {row.name: row for row in (Z_IMAGE, LUMINA2)}
 """Every source by its name; the first answers for files that no other one claims."""
+
+
+def sampling_of(config: PixelConfig) -> Sampling:
+    """Published sampling settings of a pixel model."""
+    return source_of(config).sampling[config.variant]
 
 
 def source_of(config: ModelConfig) -> Source:

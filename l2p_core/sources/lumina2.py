@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ModelConfig
+from ..config import VARIANTS, ModelConfig, Sampling
 from .key_layout import KeyLayout, Stacked
 from .next_dit import EMBEDDERS, LANDMARKS, MODULATION, STACKS, FinalLayer, NextDiT, Traits, sizes
 from .shape_reader import ShapeReader
-from .source import Source
+from .source import PublishedEncoder, Source
 
 TRAITS = Traits(time_scale=1.0, theta=10000.0, token_multiple=1, silu=True)
 
@@ -86,7 +86,23 @@ LUMINA2 = Source(
     output="final_layer",
     stacks=STACKS,
     trained=EMBEDDERS,
-    encoder="Gemma-2-2B",
+    # As in diffusers' pipeline and the host's CLIP Text Encode (Lumina 2), "superior".
+    encoder=PublishedEncoder(
+        "Gemma-2-2B",
+        family="Gemma-2",
+        model_type="gemma2",
+        max_tokens=256,
+        template=(
+            "You are an assistant designed to generate superior images with the superior degree of image-text "
+            "alignment based on textual prompts or user prompts. <Prompt Start> {}"
+        ),
+        plain_negative=True,
+        unseen=(("head_dim", 256), ("query_pre_attn_scalar", 256)),
+        # The host's network has no cap on attention scores, and some versions of transformers do not apply it.
+        settings=(("attn_logit_softcapping", None),),
+    ),
+    # Those of the latent model: nothing is published of its pixel models.
+    sampling=dict.fromkeys(VARIANTS, Sampling(steps=30, cfg=4.0, shift=6.0)),
     never_8_bit=(MODULATION,),
     token_multiple=TRAITS.token_multiple,
     unused=("norm_final.weight",),

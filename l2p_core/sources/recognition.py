@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..config import COMFY_PREFIX, PIXEL_CHANNELS, VARIANTS, ModelConfig, Shapes
+from ..config import COMFY_PREFIX, ModelConfig, PixelConfig, Shapes
 from . import SOURCES
 from .shape_reader import ShapeReader, variant_of
 from .source import Source
@@ -42,20 +42,17 @@ def read_config(shapes: Shapes) -> ModelConfig:
     read = ShapeReader(_joined(plain, row), known_models())
     head = read.head()
     dim, patch_numel = read.patch_embedder(row.embedder_weight)
+    patch_size = row.latent.patch_size
+    config = row.config(patch_size=patch_size, in_channels=patch_numel // patch_size**2, dim=dim, **row.sizes(read))
     if head:
-        variant = variant_of(head)
-        patch_size, in_channels = VARIANTS[variant].patch_size, PIXEL_CHANNELS
-    else:
-        variant = None
-        patch_size, in_channels = row.latent.patch_size, patch_numel // row.latent.patch_size**2
-    if patch_size**2 * in_channels != patch_numel:
+        config = config.of_pixels(variant_of(head), head)
+    taken = config.patch_size**2 * config.in_channels
+    if taken != patch_numel:
+        kind = config.variant if isinstance(config, PixelConfig) else "latent"
         raise ValueError(
-            f"The patch embedder takes {patch_numel} values a patch, but a "
-            f"{variant or 'latent'} model takes {patch_size**2 * in_channels}: this is not a {known_models()} file."
+            f"The patch embedder takes {patch_numel} values a patch, but a {kind} model takes {taken}: this is not a "
+            f"{known_models()} file."
         )
-    config = row.config(
-        patch_size=patch_size, in_channels=in_channels, dim=dim, variant=variant, head=head, **row.sizes(read)
-    )
     if config.head_dim == 0 or config.dim % config.head_dim or config.head_dim % 16:
         raise ValueError(
             f"Width {config.dim} with attention heads of {config.head_dim} is not a {row.title} backbone: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import HEAD, VARIANTS, HeadConfig, Stage
+from ..config import HEAD, VARIANTS, HeadConfig, Stage, Variant
 
 
 class ShapeReader:
@@ -85,7 +85,7 @@ class ShapeReader:
         return HeadConfig(stages, bottleneck=self[f"{HEAD}.bottleneck.0.weight"][0])
 
 
-def variant_of(head: HeadConfig) -> str:
+def variant_of(head: HeadConfig) -> Variant:
     """The variant whose head has these stages.
 
     Raises:
@@ -94,7 +94,7 @@ def variant_of(head: HeadConfig) -> str:
     names = [stage.name for stage in head.stages]
     for row in VARIANTS.values():
         if names == [stage.name for stage in row.head.stages]:
-            return row.name
+            return row
     raise ValueError(
         f"The Detailer Head has the stages {', '.join(names)}, which no known variant ({', '.join(VARIANTS)}) has."
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from ..backbone import Backbone
-from ..config import ModelConfig
+from ..config import VARIANTS, ModelConfig, Sampling
 from .key_layout import KeyLayout
 from .shape_reader import ShapeReader
 
@@ -48,6 +48,37 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class PublishedEncoder:
+    """The text encoder that a source was published with, and how captions become its features.
+
+    Attributes:
+        title: of the published model, in sentences.
+        family: the name of its kind of model.
+        model_type: that kind, as transformers calls it.
+        max_tokens: of a caption, the template's included; later ones are cut.
+        template: what is encoded, "{}" being the caption.
+        plain_negative: whether negative captions, and the empty one, are encoded without the template.
+        unseen: settings that the shapes of its files do not show, as transformers calls them.
+        settings: those that are set whatever the files say.
+        tokenizer_elsewhere: where its tokenizer is to be found beside the published folder, as the end of a sentence.
+    """
+
+    title: str
+    family: str
+    model_type: str
+    max_tokens: int
+    template: str
+    plain_negative: bool = False
+    unseen: tuple[tuple[str, float], ...] = ()
+    settings: tuple[tuple[str, object], ...] = ()
+    tokenizer_elsewhere: str = ""
+
+    def text(self, caption: str, negative: bool = False) -> str:
+        """What is encoded of a caption; the empty one is negative."""
+        return caption if self.plain_negative and (negative or not caption) else self.template.format(caption)
+
+
+@dataclass(frozen=True)
 class Source:
     """One architecture.
 
@@ -66,7 +97,8 @@ class Source:
         output: the name of `projection`.
         stacks: its blocks, in the order in which they are computed.
         trained: parts that always train, beside the blocks outside the trunk and the head.
-        encoder: the text encoder that its captions come from.
+        encoder: the text encoder that its captions come from; their width is `caption_dim` of `config`.
+        sampling: {variant: published settings of its pixel models}.
         pads: learned tokens that not every batch uses.
         never_8_bit: layers of blocks that are never stored in 8 bits, by pieces of their names.
         token_multiple: captions and images are each padded to a multiple of this many tokens.
@@ -89,7 +121,8 @@ class Source:
     output: str
     stacks: tuple[Stack, ...]
     trained: tuple[str, ...]
-    encoder: str
+    encoder: PublishedEncoder
+    sampling: Mapping[str, Sampling] = field(default_factory=lambda: VARIANTS)
     latent: Latent = Latent()
     pads: tuple[str, ...] = ()
     never_8_bit: tuple[str, ...] = ()

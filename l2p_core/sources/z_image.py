@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..config import ModelConfig
 from .key_layout import KeyLayout, Stacked
 from .next_dit import EMBEDDERS, LANDMARKS, MODULATION, STACKS, FinalLayer, NextDiT, Traits, sizes
-from .source import Source
+from .source import PublishedEncoder, Source
 
 TRAITS = Traits(time_scale=1000.0, theta=256.0, token_multiple=32, silu=False)
 
@@ -47,7 +47,17 @@ Z_IMAGE = Source(
     output="final_layer",
     stacks=STACKS,
     trained=(*EMBEDDERS, "x_pad_token", "cap_pad_token"),
-    encoder="Qwen3-4B",
+    encoder=PublishedEncoder(
+        "Qwen3-4B",
+        family="Qwen3",
+        model_type="qwen3",
+        max_tokens=512,
+        # The chat template for one user turn with the generation prompt, thinking allowed.
+        template="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        # https://huggingface.co/Qwen/Qwen3-4B/blob/main/config.json
+        unseen=(("rope_theta", 1_000_000.0), ("rms_norm_eps", 1e-6)),
+        tokenizer_elsewhere="; ComfyUI has one in comfy/text_encoders/qwen25_tokenizer",
+    ),
     pads=("x_pad_token", "cap_pad_token"),
     never_8_bit=(MODULATION,),
     token_multiple=TRAITS.token_multiple,

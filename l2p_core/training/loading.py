@@ -36,9 +36,7 @@ def load(
         CheckpointError: if it is not a complete L2P model, or is quantised.
     """
     checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
-    checkpoint.pixel_config()
     model = empty_model(checkpoint)
-    assert isinstance(model, L2PModel)
     weights = placement.of_run(model.config, config)
     keys = list(model.state_dict())
     puts = block_store.store(model, weights, ranks.device)

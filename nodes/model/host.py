@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...l2p_core.config import VARIANTS, ModelConfig
+from ...l2p_core.config import PixelConfig
 from ...l2p_core.device.accelerator import has_own_memory
 from ...l2p_core.memory.sampling_memory import choose_tile, step_bytes
+from ...l2p_core.sources import sampling_of
 from ..messages.errors import plain_errors
 from ..options import WEIGHT_DTYPES
 from . import lora_names
@@ -97,9 +98,8 @@ class L2PModelConfig(L2PRow):
             "n_layers": config.n_layers,
             "n_refiner_layers": config.n_refiner_layers,
         }
-        assert config.variant is not None
         # A multiplier of 1 hands the network sigma itself; ModelSamplingAuraFlow keeps it.
-        self.sampling_settings = {"multiplier": 1.0, "shift": VARIANTS[config.variant].shift}
+        self.sampling_settings = {"multiplier": 1.0, "shift": sampling_of(config).shift}
         logging.info("L2P: %s model, patch %d, %d blocks", config.variant, config.patch_size, config.n_layers)
         return L2PBaseModel(self, device=device)
 
@@ -127,7 +127,7 @@ class L2PModelConfig(L2PRow):
     def clip_target(self, state_dict: Mapping[str, Any] | None = None) -> Any:
         """For Load Checkpoint's CLIP output: the text encoder of the source that the model is of."""
         row = HOST_ROWS[self.unet_config["l2p"].source]
-        return row.clip_target(self, {} if state_dict is None else state_dict)
+        return row.supported.clip_target(self, {} if state_dict is None else state_dict)
 
     def process_vae_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """For Load Checkpoint's VAE output: the host's VAE for pixels, like Load VAE's "pixel_space"."""
@@ -150,7 +150,7 @@ class L2PBaseModel(comfy.model_base.Lumina2):
     """Whose header `WholeFile` has looked into."""
 
     @property
-    def l2p(self) -> ModelConfig:
+    def l2p(self) -> PixelConfig:
         """The sizes of this model."""
         return self.diffusion_model.l2p
 

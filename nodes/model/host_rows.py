@@ -1,19 +1,36 @@
-"""What the host has for each source: its row of supported models, which knows the text encoder, and a CLIP."""
+"""What the host has for each source."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.supported_models
 
-HOST_ROWS: dict[str, Any] = {
-    "z-image": comfy.supported_models.ZImage,
-    "lumina2": comfy.supported_models.Lumina2,
+
+class HostRow(NamedTuple):
+    """A source in the host.
+
+    Attributes:
+        supported: its row of supported models, which knows the text encoder.
+        clip: where its captions come from, in words that follow "the CLIP of".
+        has_template: whether its CLIP puts captions into the published template, which nodes have to do otherwise.
+    """
+
+    supported: Any
+    clip: str
+    has_template: bool
+
+
+HOST_ROWS = {
+    "z-image": HostRow(
+        comfy.supported_models.ZImage,
+        "Load CLIP with qwen_3_4b.safetensors and the type lumina2",
+        has_template=True,
+    ),
+    "lumina2": HostRow(
+        comfy.supported_models.Lumina2,
+        "Load CLIP with Gemma-2-2B and the type lumina2",
+        has_template=False,
+    ),
 }
 """By the names of `sources.SOURCES`."""
-
-CLIP = {
-    "z-image": "Load CLIP with qwen_3_4b.safetensors and the type lumina2",
-    "lumina2": "Load CLIP with Gemma-2-2B and the type lumina2",
-}
-"""Where a source's captions come from in the host, in words that follow "the CLIP of"."""

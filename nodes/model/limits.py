@@ -12,7 +12,7 @@ from torch import Tensor
 from ...l2p_core.config import PIXEL_CHANNELS, ModelConfig
 from ...l2p_core.sources import source_of
 from ...l2p_core.tiny.bundled import is_tiny
-from .host_rows import CLIP
+from .host_rows import HOST_ROWS
 
 SAMPLER_COPIES = 5
 """Float32 copies of the images that a sampler holds: noise, start, state, prediction, direction."""
@@ -97,7 +97,7 @@ def _encoder(config: ModelConfig) -> str:
     if is_tiny(config):
         return "L2P Demo"
     if config.caption_dim == source_of(config).config.caption_dim:
-        return CLIP[config.source]
+        return HOST_ROWS[config.source].clip
     return "the text encoder that the model was made for"
 
 

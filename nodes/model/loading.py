@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...l2p_core.checkpoint import check_exact, open_checkpoint
-from ...l2p_core.config import COMFY_PREFIX
+from ...l2p_core.config import COMFY_PREFIX, PixelConfig
 from ...l2p_core.deltas.checked_bases import Verified
 from ...l2p_core.deltas.delta_on_base import Merged, open_merged, verify
 from ...l2p_core.deltas.low_rank import is_adapter
@@ -77,7 +77,7 @@ def read_state(path: str, delta: str | None) -> dict[str, Tensor]:
         return _read_merged(path, delta)
     checkpoint = open_checkpoint(path)
     config = checkpoint.config()
-    if config.head is None:
+    if not isinstance(config, PixelConfig):
         if Path(path) == SOURCE_PATH:
             raise ValueError(
                 "The tiny source is a latent model: choose a delta that Train L2P trained on it, choose an L2P "

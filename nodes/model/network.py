@@ -16,7 +16,7 @@ from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 from einops import rearrange
 from torch import Tensor
 
-from ...l2p_core.config import NORM_EPS, ModelConfig
+from ...l2p_core.config import NORM_EPS, ModelConfig, PixelConfig
 from ...l2p_core.detailer import DetailerHead, velocity_of
 from ...l2p_core.patch import pad_to_multiple
 from ...l2p_core.sources import source_of
@@ -82,14 +82,13 @@ class L2PNextDiT(SizedNextDiT):
 
     def __init__(
         self,
-        l2p: ModelConfig,
+        l2p: PixelConfig,
         head_tile: int | None = None,
         device: Any = None,
         dtype: Any = None,
         operations: Any = None,
         **_: Any,
     ):
-        assert l2p.head is not None
         super().__init__(l2p, device, dtype, operations)
         del self.final_layer
         self.local_decoder = DetailerHead(l2p.head, l2p.dim, operations, device=device, dtype=dtype)

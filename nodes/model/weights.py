@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...l2p_core.checkpoint import check_tensors
-from ...l2p_core.config import COMFY_PREFIX, ModelConfig
+from ...l2p_core.config import COMFY_PREFIX, ModelConfig, PixelConfig
 from ...l2p_core.files.quantised import MARKER, layer_of, leaf_of, unpacked
 from ...l2p_core.layouts import comfy_sources
 from ...l2p_core.model import key_shapes
@@ -49,7 +49,7 @@ def _join_markers(state: dict[str, Tensor], prefix: str) -> None:
             del state[key]
 
 
-def sizes(weights: Mapping[str, Tensor]) -> ModelConfig:
+def sizes(weights: Mapping[str, Tensor]) -> PixelConfig:
     """The sizes of the model whose complete set of weights this is.
 
     Raises:
@@ -61,6 +61,8 @@ def sizes(weights: Mapping[str, Tensor]) -> ModelConfig:
         config = ModelConfig.from_shapes(unpacked({name: stored.shape for name, stored in tensors.items()}, settings))
     except ValueError as error:
         raise ValueError(_incomplete(str(error))) from error
+    if not isinstance(config, PixelConfig):
+        raise ValueError(_incomplete("the Detailer Head is missing."))
     expected = key_shapes(config)
     missing = next((name for name in expected if name not in weights), None)
     if missing:

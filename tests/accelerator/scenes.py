@@ -219,7 +219,7 @@ def sampling() -> dict[str, dict[str, float]]:
             model = sampling_model.load(checkpoint, form, DEVICE)
             loaded, peak = gpu.memory_allocated() - before, gpu.max_memory_allocated() - before
             difference = float((_velocity(model, DEVICE) - here).abs().max())
-            planned = weight_memory(checkpoint.config(), form)
+            planned = weight_memory(checkpoint.pixel_config(), form)
             found[name] = {
                 "planned": planned.device,
                 "loaded": loaded,

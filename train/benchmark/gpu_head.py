@@ -24,7 +24,6 @@ class Head:
 
     def make(self, bench: Bench) -> Scene:
         config = bench.scale.config(self.variant)
-        assert config.head is not None
         with torch.device("meta"):
             head = DetailerHead(config.head, config.dim)
         weights = {

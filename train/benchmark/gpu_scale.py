@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...l2p_core.config import VARIANTS, ModelConfig
+from ...l2p_core.config import VARIANTS, ModelConfig, PixelConfig
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Scale:
     matmul: int
     backend: str
 
-    def config(self, variant: str) -> ModelConfig:
+    def config(self, variant: str) -> PixelConfig:
         """The pixel model of a variant."""
         return self.source.with_head(variant, self.head_width)
 

@@ -11,14 +11,14 @@ import zlib
 import torch
 from torch import Tensor
 
-from ...l2p_core.config import ModelConfig
+from ...l2p_core.config import PixelConfig
 from ...l2p_core.memory import block_store
 from ...l2p_core.memory.placement import Weights
 from ...l2p_core.model import L2PModel
 
 
 def random_model(
-    config: ModelConfig, device: torch.device, weights: Weights, trained_on: torch.device | None = None
+    config: PixelConfig, device: torch.device, weights: Weights, trained_on: torch.device | None = None
 ) -> L2PModel:
     """A model with random weights.
 
@@ -40,7 +40,7 @@ def random_model(
     return model
 
 
-def with_variant(base: L2PModel, config: ModelConfig, device: torch.device) -> L2PModel:
+def with_variant(base: L2PModel, config: PixelConfig, device: torch.device) -> L2PModel:
     """A model of another variant around the same blocks, its patch embedder and head random."""
     with torch.device("meta"):
         model = L2PModel(config)

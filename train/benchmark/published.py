@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ...l2p_core.config import NORM_EPS, ModelConfig
+from ...l2p_core.config import NORM_EPS, PixelConfig
 from ...l2p_core.model import L2PModel
 from ...l2p_core.patch import padded_size, patchify
 from ...l2p_core.sources.next_dit import Attention, Block
@@ -57,7 +57,7 @@ def _padded(tokens: Tensor, pad: Tensor) -> Tensor:
 
 
 def _rotations(
-    config: ModelConfig, rows: int, columns: int, image: int, text: int, device: torch.device
+    config: PixelConfig, rows: int, columns: int, image: int, text: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Complex rotations (tokens, head_dim / 2) of `image` and of `text` tokens."""
     at = torch.zeros(image + text, 3, dtype=torch.float64)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from ...l2p_core.checkpoint import load_model, load_tensors, save
-from ...l2p_core.config import ModelConfig
+from ...l2p_core.config import ModelConfig, PixelConfig
 from ...l2p_core.dataset.images import to_uint8
 from ...l2p_core.device import accelerator
 from ...l2p_core.device.process_memory import peak_memory
@@ -65,7 +65,7 @@ IMAGES = 64
 class Scale:
     """The sizes of the benchmark."""
 
-    model: ModelConfig
+    model: PixelConfig
     side: int
     batch: int
     steps: int

@@ -12,7 +12,7 @@ import torch
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.checkpoint import load_model
 from comfyui_l2p.nodes.options import FROM_MODEL, PUBLISHED
-from comfyui_l2p.nodes.sampling import SamplerSettings, denoise_pixels, schedule_of, variant_of
+from comfyui_l2p.nodes.sampling import SamplerSettings, denoise_pixels, published_settings, schedule_of
 
 PARITY = 1e-5
 
@@ -55,7 +55,7 @@ def check_pixel_sampler_reproduces_published_sampling(tmp_path: Path) -> None:
     settings = SamplerSettings(0, config["steps"], config["cfg"], "euler", PUBLISHED, config["denoise"])
     with torch.inference_mode():
         pixels = denoise_pixels(
-            model, positive, negative, noise, {"samples": torch.zeros_like(noise)}, settings, variant_of(model)
+            model, positive, negative, noise, {"samples": torch.zeros_like(noise)}, settings, published_settings(model)
         )
     assert golden.relative_error(pixels[0], stored["final"]) < PARITY
     assert golden.relative_error(flow.to_image(pixels)[0], stored["image"]) < PARITY
@@ -65,13 +65,13 @@ def check_pixel_sampler_reproduces_published_sampling(tmp_path: Path) -> None:
 def check_settings_left_to_the_model_are_the_published_ones(tmp_path: Path, name: str, steps: int) -> None:
     model = kit.model(tmp_path, name)
     settings = SamplerSettings(0, FROM_MODEL, FROM_MODEL, "euler", PUBLISHED)
-    schedule = schedule_of(model, settings, variant_of(model))
+    schedule = schedule_of(model, settings, published_settings(model))
     assert torch.equal(schedule, flow.sigmas(steps, 3.0))
-    assert variant_of(model).cfg == (2.0 if name == "dit_16" else 4.0)
+    assert published_settings(model).cfg == (2.0 if name == "dit_16" else 4.0)
 
 
 def check_simple_scheduler_is_close_to_the_published_one(tmp_path: Path) -> None:
     model = kit.model(tmp_path)
     for steps, tolerance in ((50, 1e-6), (30, 2e-3)):
-        simple = schedule_of(model, SamplerSettings(0, steps, 1.0, "euler", "simple"), variant_of(model))
+        simple = schedule_of(model, SamplerSettings(0, steps, 1.0, "euler", "simple"), published_settings(model))
         assert (simple - flow.sigmas(steps, 3.0)).abs().max() < tolerance
