@@ -8,7 +8,8 @@ from torch import nn
 
 from .config import HEAD, ModelConfig
 from .model import key_shapes
-from .sources import SOURCES, source_of
+from .sources import source_of
+from .sources.source import Source
 
 POLICIES = ("shallow", "all", "lora")
 
@@ -44,9 +45,9 @@ def trainable_names(config: ModelConfig, blocks: int = 5, policy: str = "shallow
     }
 
 
-def is_new(name: str) -> bool:
+def is_new(name: str, source: Source) -> bool:
     """Whether a parameter has no counterpart in the source: the patch embedder and the head."""
-    return _is_of(name, (HEAD, *(source.embedder for source in SOURCES.values())))
+    return _is_of(name, (HEAD, source.embedder))
 
 
 def _is_of(name: str, parts: Iterable[str]) -> bool:

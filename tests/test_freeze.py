@@ -10,6 +10,7 @@ import tiny_models
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.freeze import freeze_all_but, is_new, trainable_names
 from comfyui_l2p.l2p_core.model import key_shapes
+from comfyui_l2p.l2p_core.sources import SOURCES
 
 
 def blocks_of(names: set[str]) -> set[int]:
@@ -55,7 +56,7 @@ def test_policy_all_is_all() -> None:
 def test_new_parts_are_those_the_source_lacks() -> None:
     pixel, source = key_shapes(tiny_models.SOURCE.with_head("1k")), key_shapes(tiny_models.SOURCE)
     without_counterpart = {name for name, shape in pixel.items() if source.get(name) != shape}
-    assert {name for name in pixel if is_new(name)} == without_counterpart | {"x_embedder.bias"}
+    assert {name for name in pixel if is_new(name, SOURCES["z-image"])} == without_counterpart | {"x_embedder.bias"}
 
 
 def test_frozen_layers_get_no_gradient() -> None:

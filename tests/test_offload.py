@@ -16,6 +16,7 @@ from tiny_models import RandomBatches, pixel_model
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.model import L2PModel
+from comfyui_l2p.l2p_core.sources import SOURCES
 from comfyui_l2p.l2p_core.training import adamw
 from comfyui_l2p.l2p_core.training import loading as training_model
 from comfyui_l2p.l2p_core.training.batch import Batch
@@ -299,7 +300,7 @@ def test_eight_bit_states_take_a_quarter() -> None:
     weights = {"layers.0.attention.out.weight": torch.zeros(512, 512)}
     sizes = []
     for bits in (32, 8):
-        optimiser = adamw.make(weights, config(optimiser_bits=bits))
+        optimiser = adamw.make(weights, config(optimiser_bits=bits), SOURCES["z-image"])
         moments = adamw.moments(optimiser, weights["layers.0.attention.out.weight"])
         sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in moments.values()))
     assert sizes[0] / sizes[1] == pytest.approx(4 / (1 + 4 / 256))

@@ -323,7 +323,7 @@ def test_the_command_plans_the_6b_model_without_its_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["plan", "z-image-1k-16gb", "--gpu-memory", "16"]) == 0
-    assert "planned for the 6B Z-Image" in (said := capsys.readouterr().out) and re.search(
+    assert "planned for Z-Image as published" in (said := capsys.readouterr().out) and re.search(
         r"Needs about 1[12]\.\d GB", said
     )
     assert main(["plan", "z-image-1k", "--gpu-memory", "80"]) == 0

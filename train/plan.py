@@ -1,5 +1,5 @@
-"""`l2p plan`: estimates a recipe's memory, disk and time without its data, and without its model if that is the 6B
-Z-Image."""
+"""`l2p plan`: estimates a recipe's memory, disk and time without its data, and without its model if that is a
+published source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..l2p_core.config import ModelConfig, PixelConfig
+from ..l2p_core.config import PixelConfig
 from ..l2p_core.device.accelerator import CPU, default_device
 from ..l2p_core.distributed.ranks import Ranks
 from ..l2p_core.distributed.together import check_together, go_together
@@ -23,6 +23,7 @@ from ..l2p_core.run.base import pixel_config
 from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.memory_plan import decided, workload
 from ..l2p_core.run.recipe import TINY, Recipe
+from ..l2p_core.sources import SOURCES
 from ..l2p_core.training_config import TrainingConfig
 from .console import table
 from .run import Places, read_recipe
@@ -47,7 +48,7 @@ def plan_command(name: str, places: Places, gpu_memory: float | None, cards: boo
             work.
     """
     recipe, folder = read_recipe(name, None, places)
-    config = _config(recipe, folder, given=places.base is not None)
+    config = _config(name, recipe, folder, given=places.base is not None)
     check_together(recipe.training, processes, _GPU)
     work = workload(recipe, config, _parts(recipe, processes))
     if cards:
@@ -124,9 +125,11 @@ def card_table(config: PixelConfig, recipe: Recipe, processes: int = 1) -> str:
     return table(["GPU", *(["parallel"] if processes > 1 else []), "changes", "GPU memory", "RAM"], rows)
 
 
-def _config(recipe: Recipe, folder: Path, given: bool) -> PixelConfig:
+def _config(name: str, recipe: Recipe, folder: Path, given: bool) -> PixelConfig:
     base = recipe.model.base
     if base == TINY or given or Path(base).exists():
         return pixel_config(recipe.model, folder / "init.safetensors")
-    print(f"{base} does not exist yet; planned for the 6B Z-Image.")
-    return ModelConfig().with_head(recipe.model.variant, recipe.model.head_width)
+    first, *others = SOURCES.values()
+    row = next((row for row in others if row.recipe and name.startswith(row.recipe)), first)
+    print(f"{base} does not exist yet; planned for {row.title} as published.")
+    return row.config().with_head(recipe.model.variant, recipe.model.head_width)

@@ -106,4 +106,5 @@ LUMINA2 = Source(
     never_8_bit=(MODULATION,),
     token_multiple=TRAITS.token_multiple,
     unused=("norm_final.weight",),
+    recipe="lumina2",
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..freeze import is_new
+from ..sources.source import Source
 from ..training_config import TrainingConfig
 
 _EIGHT_BIT_NAMES = {
@@ -35,7 +36,7 @@ def check_installed(config: TrainingConfig) -> None:
         )
 
 
-def make(parameters: Mapping[str, Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
+def make(parameters: Mapping[str, Tensor], config: TrainingConfig, source: Source) -> torch.optim.Optimizer:
     """AdamW over two groups, layers that conversion initialised and layers of the source, with moments of zero.
 
     Each group has the key "scale", its factor on the learning rate.
@@ -44,8 +45,8 @@ def make(parameters: Mapping[str, Tensor], config: TrainingConfig) -> torch.opti
         ValueError: if bitsandbytes is needed and missing.
     """
     check_installed(config)
-    new = [p for name, p in parameters.items() if is_new(name)]
-    known = [p for name, p in parameters.items() if not is_new(name)]
+    new = [p for name, p in parameters.items() if is_new(name, source)]
+    known = [p for name, p in parameters.items() if not is_new(name, source)]
     assert len(new) + len(known) == len(parameters)
     groups = [{"params": new, "scale": 1.0}, {"params": known, "scale": config.backbone_lr_scale}]
     groups = [group for group in groups if group["params"]]

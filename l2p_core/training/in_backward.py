@@ -21,6 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..sources.source import Source
 from ..training_config import TrainingConfig
 from . import adamw
 from .weights import TrainedWeights
@@ -32,8 +33,8 @@ class EarlyWeights(TrainedWeights):
     steps_early = True
     """Whether weights change during the backward pass; a subclass may sum several micro-batches instead."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig):
-        super().__init__(parameters, config)
+    def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig, source: Source):
+        super().__init__(parameters, config, source)
         self._arrived: set[str] = set()
         self._norms: list[Tensor] = []
         self._broken = torch.zeros((), device=next(iter(self.masters.values())).device)
@@ -56,7 +57,7 @@ class EarlyWeights(TrainedWeights):
         groups += [[name] for name in self.masters if name not in self._waiting]
         found: dict[str, torch.optim.Optimizer] = {}
         for names in groups:
-            optimiser = adamw.make({name: self.masters[name] for name in names}, self.config)
+            optimiser = adamw.make({name: self.masters[name] for name in names}, self.config, self.source)
             found |= dict.fromkeys(names, optimiser)
         return found
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..memory import exchange
 from ..memory.trained_linear import TrainedLinear
+from ..sources.source import Source
 from ..training_config import TrainingConfig
 from .in_backward import EarlyWeights
 
@@ -33,6 +34,7 @@ class OffloadedWeights(EarlyWeights):
     Args:
         parameters: the model's trained parameters by name, in float32 on any device; they become the working copies.
         config: of the training.
+        source: of the model.
         device: to compute on.
         streamed: layers whose working copies are streamed, by the names of their weights.
     """
@@ -41,6 +43,7 @@ class OffloadedWeights(EarlyWeights):
         self,
         parameters: Mapping[str, Tensor],
         config: TrainingConfig,
+        source: Source,
         device: torch.device,
         streamed: Mapping[str, TrainedLinear],
     ):
@@ -51,7 +54,7 @@ class OffloadedWeights(EarlyWeights):
         sizes = [parameter.numel() for parameter in parameters.values()]
         vectors = sum(parameter.numel() for parameter in parameters.values() if parameter.ndim == 1)
         self._exchange = exchange.make(device, max(*sizes, vectors), self._dtype)
-        super().__init__(parameters, config)
+        super().__init__(parameters, config, source)
         self._sums: dict[str, Tensor] = {}
 
     def _own(self) -> dict[str, Tensor]:

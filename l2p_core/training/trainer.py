@@ -104,11 +104,13 @@ class Trainer:
         shared_pads = model.source.pads if self.ranks.count > 1 else ()
         if config.offload:
             streamed = block_store.trained_linears(model)
-            self._weights: TrainedWeights = OffloadedWeights(self.parameters, config, self.device, streamed)
+            self._weights: TrainedWeights = OffloadedWeights(
+                self.parameters, config, model.source, self.device, streamed
+            )
         elif config.step_early:
-            self._weights = EarlyWeights(self.parameters, config)
+            self._weights = EarlyWeights(self.parameters, config, model.source)
         else:
-            self._weights = TrainedWeights(self.parameters, config, shared_pads)
+            self._weights = TrainedWeights(self.parameters, config, model.source, shared_pads)
         if config.compile:
             compiled.compile_blocks(model)
 

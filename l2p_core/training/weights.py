@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..distributed import sharding
 from ..distributed.sharding import local, whole
+from ..sources.source import Source
 from ..training_config import TrainingConfig
 from . import adamw
 
@@ -20,14 +21,21 @@ class TrainedWeights:
     Args:
         parameters: the model's trained parameters by name, in float32.
         config: of the training.
+        source: of the model.
         shared_pads: weights that not every batch uses but that always have a gradient, because several processes
             average it.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig, shared_pads: Sequence[str] = ()):
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        config: TrainingConfig,
+        source: Source,
+        shared_pads: Sequence[str] = (),
+    ):
         self.parameters = dict(parameters)
         self._shared_pads = shared_pads
-        self.config = config
+        self.config, self.source = config, source
         self.masters = self._own()
         self.optimiser_of = self._optimisers()
         self.optimisers = list(dict.fromkeys(self.optimiser_of.values()))
@@ -40,7 +48,7 @@ class TrainedWeights:
 
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimiser of each weight."""
-        return dict.fromkeys(self.masters, adamw.make(self.masters, self.config))
+        return dict.fromkeys(self.masters, adamw.make(self.masters, self.config, self.source))
 
     def state(self) -> dict[str, Tensor]:
         """All tensors of a save, by name; loading fills these very tensors and then calls `resumed`."""
