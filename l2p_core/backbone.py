@@ -160,8 +160,9 @@ class Backbone(nn.Module):
         """`_run` a block of the trunk, unless it keeps its activations."""
         return block(*inputs) if number in self.kept else self._run(block, *inputs)
 
-    def _check_captions(self, captions: Sequence[Caption], pooled: int | None = None) -> None:
-        """Refuse captions of another text encoder; `pooled` is the width of the vector beside them, None for none."""
+    def _check_captions(self, captions: Sequence[Caption]) -> None:
+        """Refuse captions of another text encoder."""
+        pooled = (self.config.pooled_dim,) if self.config.pooled_dim else None
         for caption in captions:
             features = features_of(caption)
             if features.ndim != 2 or len(features) == 0 or features.shape[1] != self.config.caption_dim:
@@ -170,10 +171,10 @@ class Backbone(nn.Module):
                     f"{self.config.caption_dim}): use the text encoder that belongs to it."
                 )
             beside = None if isinstance(caption, Tensor) or caption.pooled is None else tuple(caption.pooled.shape)
-            if beside != (None if pooled is None else (pooled,)):
+            if beside != pooled:
                 raise ValueError(
                     f"A caption's pooled vector has the shape {beside}, but this model takes "
-                    f"{'none' if pooled is None else (pooled,)}: use the text encoder that belongs to it."
+                    f"{'none' if pooled is None else pooled}: use the text encoder that belongs to it."
                 )
 
 
@@ -207,14 +208,6 @@ class Linear(nn.Linear):
         if not LACKED.get(dtype, False):
             return super().forward(x)
         return product(x.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
-
-
-def pad_tokens(tokens: Tensor, pad_token: Tensor, length: int, always: bool = False) -> Tensor:
-    """Extend (B, N, D) to (B, length, D) with a learned (1, D) token; `always` depends on it even if N is length."""
-    batch, n, dim = tokens.shape
-    if n == length and not always:
-        return tokens
-    return torch.cat([tokens, pad_token.to(tokens.dtype).expand(batch, length - n, dim)], dim=1)
 
 
 def runs_of(lengths: Sequence[int], before: int = 0) -> Runs | None:

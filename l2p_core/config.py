@@ -139,6 +139,11 @@ class ModelConfig:
         return self.head_dim // 4, 3 * self.head_dim // 8, 3 * self.head_dim // 8
 
     @property
+    def pooled_dim(self) -> int:
+        """Width of the vector that comes with a caption's features; 0 where there is none."""
+        return 0
+
+    @property
     def size_multiple(self) -> int:
         """Heights and widths are padded to a multiple of this many latent cells, or pixels."""
         return self.patch_size

@@ -65,7 +65,7 @@ def _name_problem(filename: str | None) -> bool | str:
 
 
 class ConvertToL2P(io.ComfyNode):
-    """A latent Z-Image model to the pixel initialisation that training starts from."""
+    """A latent source to the pixel initialisation that training starts from."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -73,7 +73,7 @@ class ConvertToL2P(io.ComfyNode):
             node_id="L2PConvert",
             display_name="Convert to L2P",
             category=CATEGORY,
-            description="Turns a latent Z-Image model (or a smaller L2P variant) into an L2P file with a new patch "
+            description="Turns a latent source (or a smaller L2P variant) into an L2P file with a new patch "
             "embedder and Detailer Head. Training starts from the result; before training it generates noise.",
             search_aliases=[
                 "convert checkpoint",
@@ -86,7 +86,7 @@ class ConvertToL2P(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                _file("source", "The latent Z-Image model, or an L2P model of a smaller variant.", LATENT),
+                _file("source", "The latent source, such as Z-Image, or an L2P model of a smaller variant.", LATENT),
                 io.Combo.Input(
                     "variant",
                     options=list(VARIANTS),

@@ -54,7 +54,7 @@ class TrainL2P(io.ComfyNode):
                     "model",
                     options=files.models(),
                     default=files.TINY,
-                    tooltip="From models/diffusion_models: a latent Z-Image model, which becomes a pixel model first, "
+                    tooltip="From models/diffusion_models: a latent source, which becomes a pixel model first, "
                     "or an L2P model to train on. The tiny source needs no download.",
                 ),
                 io.Clip.Input(

@@ -78,7 +78,7 @@ class OtherBackbone(Backbone):
     ) -> tuple[Tensor, Tensor]:
         check_count(conditioning, len(patches))
         assert isinstance(conditioning, Sequence)
-        self._check_captions(conditioning, self.config.pooled_dim)
+        self._check_captions(conditioning)
         image = self.img_in(patches) + _places(grid, self.config.dim).to(patches)
         time = self.time_in(sigma.to(image.dtype)[:, None])
         samples = [self._sample(image[i : i + 1], time[i : i + 1], caption) for i, caption in enumerate(conditioning)]

@@ -196,11 +196,11 @@ def _parts_in_old_spelling() -> State:
         (_with(weight=torch.zeros(80, 32).to(torch.float8_e4m3fn)), r"shape \(80, 32\)"),
         (_with(weight_zeros=torch.ones(())), "does not belong to float8_e4m3fn weights"),
         (_with(scale_weight=torch.ones(())), "does not belong"),
-        (_with(weight_scale_inv=torch.ones(())), "belongs to no layer"),
+        (_with(weight_scale_inv=torch.ones(())), "does not belong to a layer"),
         ({**PIXELS, "local_decoder.enc1.0.weight": PIXELS["local_decoder.enc1.0.weight"].char()}, "has no scale"),
         (
             {**PIXELS, "local_decoder.enc1.0.comfy_quant": quantised.marker(format="int8_tensorwise")},
-            "is no linear layer",
+            "is not a linear layer",
         ),
         (
             {**to_diffusers(PIXELS), "layers.0.attention.to_q.comfy_quant": quantised.marker(format="nvfp4")},

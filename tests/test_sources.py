@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,21 @@ from torch import Tensor
 from comfyui_l2p.l2p_core import delta, flow
 from comfyui_l2p.l2p_core.backbone import Conditioning
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_latent, load_model, load_tensors, open_checkpoint
-from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig, PixelConfig, Sampling
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.deltas.low_rank import adapted_layers
 from comfyui_l2p.l2p_core.files.metadata import stored_config
-from comfyui_l2p.l2p_core.freeze import trainable_names
+from comfyui_l2p.l2p_core.freeze import is_new, trainable_names
 from comfyui_l2p.l2p_core.layouts import to_comfy, to_diffusers
 from comfyui_l2p.l2p_core.memory.checkpointing import kept_blocks
 from comfyui_l2p.l2p_core.model import L2PModel, LatentModel, key_shapes
 from comfyui_l2p.l2p_core.patch import patchify, unpatchify
-from comfyui_l2p.l2p_core.sources import SOURCES
+from comfyui_l2p.l2p_core.run.memory_plan import workload
+from comfyui_l2p.l2p_core.run.recipe import parse
+from comfyui_l2p.l2p_core.sources import SOURCES, sampling_of
+from comfyui_l2p.l2p_core.sources.lumina2 import Lumina2Config
 from comfyui_l2p.l2p_core.sources.recognition import recognised
+from comfyui_l2p.l2p_core.training import adamw
 from comfyui_l2p.l2p_core.training.batch import Batch
 from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
@@ -208,3 +213,41 @@ def test_a_delta_of_one_source_is_refused_on_another(pixels: Path, tmp_path: Pat
     with pytest.raises(CheckpointError, match="made for another base"):
         delta.merge(tmp_path / "delta.safetensors", other, tmp_path / "merged.safetensors")
     assert open_checkpoint(pixels).config().source == "other"
+
+
+def test_new_layers_are_those_of_its_own_source() -> None:
+    """What another source calls its patch embedder is a layer like all others here."""
+    new = {name for name in key_shapes(CONFIG.with_head("1k", 0.125)) if is_new(name, OTHER)}
+    assert {name.partition(".")[0] for name in new} == {"img_in", "local_decoder"}
+    assert not is_new("x_embedder.weight", OTHER)
+    masters = {"x_embedder.weight": torch.zeros(2), "img_in.weight": torch.zeros(3)}
+    optimiser = adamw.make(masters, TrainingConfig(backbone_lr_scale=0.5), OTHER)
+    scales = {parameter.numel(): group["scale"] for group in optimiser.param_groups for parameter in group["params"]}
+    assert scales == {2: 0.5, 3: 1.0}
+
+
+def test_a_pixel_model_has_a_variant_and_a_head_by_its_type() -> None:
+    for row in SOURCES.values():
+        latent = row.config()
+        pixels = latent.with_head("1k", 0.125)
+        assert isinstance(pixels, PixelConfig) and isinstance(pixels, row.config)
+        assert not isinstance(latent, PixelConfig)
+        assert type(pixels) is type(row.config().with_head("4k")) is type(pixels.with_head("4k"))
+        assert pixels.with_head("4k") == latent.with_head("4k")
+        assert stored_config({"l2p.config": latent.to_json()}) == latent
+        assert (pixels.n_kv_heads, pixels.rope_dims) == (latent.n_kv_heads, latent.rope_dims)
+        for half in ("head", "variant"):
+            stated = json.loads(pixels.to_json()) | {half: None}
+            assert stored_config({"l2p.config": json.dumps(stated)}) is None
+
+
+def test_captions_are_planned_and_sampled_as_the_row_says() -> None:
+    config = CONFIG.with_head("1k", 0.125)
+    recipe = parse({"model": {"base": "m"}, "data": {"kind": "folder", "path": "d", "size": 64}})
+    assert workload(recipe, config).caption_tokens == OTHER.encoder.max_tokens == 7
+    assert workload(recipe, Lumina2Config().with_head("1k")).caption_tokens == 256
+    assert workload(recipe, ModelConfig().with_head("1k")).caption_tokens == 512
+    assert sampling_of(config) == Sampling(steps=3, cfg=1.5, shift=2.0)
+    assert sampling_of(ModelConfig().with_head("4k")) == VARIANTS["4k"]
+    assert sampling_of(Lumina2Config().with_head("4k")).shift == 6.0
+    assert OTHER.encoder.text("a fox") == "say a fox" and OTHER.encoder.text("") == "say "

@@ -185,7 +185,7 @@ def _load_tokenizer(transformers: Any, files: EncoderFiles) -> Any:
         return transformers.AutoTokenizer.from_pretrained(str(files.tokenizer), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{files.tokenizer} holds no tokenizer that can be read: use the one of {files.published.title}."
+            f"{files.tokenizer} has no readable tokenizer: use the one of {files.published.title}."
         ) from error
 
 

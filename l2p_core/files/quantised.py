@@ -2,8 +2,8 @@
 
 A quantised linear layer keeps its scales under its own name (``X.weight_scale``) and says its format in a marker: JSON
 in ``X.comfy_quant``, the header's ``_quantization_metadata``, or the older ``scaled_fp8`` beside ``X.scale_weight``.
-Formats and names are those of comfy/quant_ops.py and comfy/ops.py (`_load_quantized_module`). The host takes a weight
-whose scale it does not find as it is, and only logs the scale that it has no use for, so both are checked here.
+Formats and names are those of comfy/quant_ops.py and comfy/ops.py (`_load_quantized_module`). The host uses a weight
+unscaled if its scale is missing, and only logs a scale that belongs to nothing, so both are checked here.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Format:
 
     Attributes:
         dtypes: of the stored weight.
-        scales: what lies beside it, without which its numbers mean nothing.
-        optional: what may lie beside it.
-        shared: what lies beside all layers of a file, or none.
+        scales: tensors beside it, without which its values have no meaning.
+        optional: tensors that may be beside it.
+        shared: tensors that all layers of a file have beside their weights, or none.
         packed: elements in a stored number, along K.
         block: N and K are filled up to multiples of this.
         scale_sizes: how many numbers `weight_scale` has, "1", or "1 or N"; None where blocks have their own.
@@ -60,7 +60,7 @@ class Format:
 
     @property
     def leaves(self) -> tuple[str, ...]:
-        """All that may lie beside the weight."""
+        """All tensors that may be beside the weight."""
         return *self.scales, *self.optional, *self.shared
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def is_quantisation_key(key: str) -> bool:
 
 
 def layer_settings(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> LayerSettings:
-    """The quantised layers of a file and how each is quantised, whichever way the file says it.
+    """The quantised layers of a file and the format of each, in whichever way the file states it.
 
     Raises:
         CheckpointError: if what it says is not valid.
@@ -115,7 +115,7 @@ def layer_settings(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[
 
 
 def unmarked_settings(tensors: Mapping[str, Stored], marked: Collection[str]) -> LayerSettings:
-    """The float8 layers that have one scale and no marker of their own: the older spelling, and lost markers."""
+    """Float8 layers with one scale and no marker: in the older spelling, or with their marker lost."""
     found: LayerSettings = {}
     for key, scale in tensors.items():
         weight = tensors.get(f"{layer_of(key)}.weight")
@@ -145,7 +145,7 @@ def summary(tensors: Mapping[str, Stored], settings: LayerSettings) -> str | Non
 
 
 def unpacked(shapes: Mapping[str, tuple[int, ...]], settings: LayerSettings) -> dict[str, tuple[int, ...]]:
-    """The shapes of the model's weights, where several elements may share a stored number; filled up as stored."""
+    """The shapes of the model's weights, padded as stored; a stored number may hold several elements."""
     result = dict(shapes)
     for layer, name in formats(settings).items():
         key = f"{layer}.weight"
@@ -158,7 +158,7 @@ def unpacked(shapes: Mapping[str, tuple[int, ...]], settings: LayerSettings) -> 
 def check_layers(
     path: Path | str, tensors: Mapping[str, Stored], settings: LayerSettings, expected: Mapping[str, tuple[int, ...]]
 ) -> set[str]:
-    """Hold the quantised layers of a file to their formats.
+    """Check the quantised layers of a file against their formats.
 
     Returns:
         The keys that are accounted for: the layers' weights, and what lies beside them.
@@ -181,7 +181,7 @@ def check_layers(
         if key in accounted or key == OLD_MARKER:
             continue
         if is_quantisation_key(key):
-            raise CheckpointError(f"{path}: {shown(key)} belongs to no layer that is quantised so: {_ADVICE}")
+            raise CheckpointError(f"{path}: {shown(key)} does not belong to a layer of that format: {_ADVICE}")
         dtype = stored.stored_dtype
         if dtype not in FLOAT_DTYPES and (scaled or dtype not in FLOAT8_FORMATS) and key in expected:
             raise CheckpointError(f"{path}: {shown(key)} is {dtype}, but has no scale beside it: {_ADVICE}")
@@ -192,7 +192,7 @@ _ADVICE = "the file is damaged or of another program; download it again, or use 
 
 
 def _refuse_parts(path: Path | str, tensors: Mapping[str, Stored], settings: LayerSettings) -> None:
-    """Refuse scales and markers of q, k and v, first of all: whatever else is wrong follows from them."""
+    """Refuse scales and markers of q, k and v before anything else, for other errors follow from them."""
     layout = nearest(tensors).layout
     for layer in [*settings, *(layer_of(key) for key in tensors if is_quantisation_key(key))]:
         if layout.to_comfy(f"{layer}.weight")[1] is not None:
@@ -205,7 +205,7 @@ def _refuse_parts(path: Path | str, tensors: Mapping[str, Stored], settings: Lay
 def _check_layer(
     path: Path | str, layer: str, name: str, tensors: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]
 ) -> set[str]:
-    """The keys of one layer, if all is as its format has it."""
+    """The keys of one layer, which must match its format."""
     weight = f"{layer}.weight"
     if name not in FORMATS:
         raise CheckpointError(
@@ -213,7 +213,9 @@ def _check_layer(
             f"{', '.join(FORMATS)}): update this pack, or use the bf16, fp16 or fp32 file."
         )
     if len(expected.get(weight, ())) != 2 or weight not in tensors:
-        raise CheckpointError(f"{path}: {shown(layer)} is marked as quantised, but is no linear layer here: {_ADVICE}")
+        raise CheckpointError(
+            f"{path}: {shown(layer)} is marked as quantised, but this model has no such linear layer: {_ADVICE}"
+        )
     row, stored = FORMATS[name], tensors[weight]
     if stored.stored_dtype not in row.dtypes or stored.shape != row.stored_shape(expected[weight]):
         raise CheckpointError(
@@ -274,7 +276,7 @@ def _checked(path: Path | str, name: str, values: object) -> dict[str, Any]:
 
 
 def _unmarked(marker: Stored | None, dtype: str) -> dict[str, Any]:
-    """The settings of a float8 layer that has a scale alone; two elements in the old marker ask for exact products."""
+    """The settings of a float8 layer with only a scale; an old marker of two elements asks for exact products."""
     exact = marker is None or math.prod(marker.shape) == 2
     return {"format": FLOAT8_FORMATS[dtype], **({"full_precision_matrix_mult": True} if exact else {})}
 

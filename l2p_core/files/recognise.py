@@ -1,4 +1,4 @@
-"""What a checkpoint is that is of no known source, by its keys: every other file is called by its name."""
+"""Recognises files of other kinds by their keys, so that a refusal can say what a file is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ RELATIVES = (
     (".lora_down.", "a LoRA"),
     ("lora_unet_", "a LoRA"),
 )
-"""Files with the key names of a source, or most of them: (a piece of a key, what to call the file). What only looks
-like one source is in its row."""
+"""Files that share most of their key names with sources: (a piece of a key, what to call the file). Those that resemble
+one source alone are in its row."""
 
 STRANGERS = (
     ("conditioner.embedders.", "an SDXL checkpoint"),
@@ -36,7 +36,7 @@ STRANGERS = (
     ("lora_", "a LoRA"),
     ("model.embed_tokens.", "a text encoder"),
 )
-"""Files that have nothing of any source."""
+"""Files that share no key names with a source."""
 
 ALL_IN_ONE = (
     "vae.",
@@ -47,19 +47,19 @@ ALL_IN_ONE = (
     "clip_vision.",
     "model_ema.",
 )
-"""What the keys begin with that an all-in-one file has beside its diffusion model (comfy/supported_models_base.py)."""
+"""Prefixes of the keys outside the diffusion model of an all-in-one file (comfy/supported_models_base.py)."""
 
 ATTENTION_SETTING = ".comfy_attention.config"
-"""Which attention kernel a layer prefers: read by newer hosts, and of no weight anywhere."""
+"""A layer's preferred attention kernel, which newer hosts read. It is not a part of any weight."""
 
 
 def is_unused(key: str) -> bool:
-    """Whether a key of the diffusion model may be there and is not needed."""
+    """Whether a key of the diffusion model is allowed but not needed."""
     return key.endswith(ATTENTION_SETTING) or is_of_no_network(key)
 
 
 def is_of_no_network(key: str) -> bool:
-    """Whether a key is one that files of a source carry and that no network has."""
+    """Whether files of a source may have a key although no network uses it."""
     return any(key in source.unused for source in SOURCES.values())
 
 
@@ -69,11 +69,11 @@ def is_beside(key: str) -> bool:
 
 
 def other_kind(inside: Collection[str], outside: Collection[str] = (), model_class: str = "") -> str | None:
-    """What to call a file of another kind; None for known sources, L2P, and what has no name here.
+    """What to call a file of another kind; None for a known source, for L2P, and for kinds that are not listed here.
 
     Args:
         inside: the keys of its diffusion model, or all keys.
-        outside: those beside it.
+        outside: keys outside it.
         model_class: the class that its header names, as nunchaku's do.
     """
     if model_class.startswith("Nunchaku"):
@@ -88,7 +88,7 @@ def _marked(table: Iterable[tuple[str, str]], keys: Collection[str]) -> str | No
 
 
 def unknown_prefix(keys: Collection[str]) -> str | None:
-    """What stands before the names that a source's keys have, where something does that is not known."""
+    """An unknown prefix before the key names of a source; None if there is none."""
     landmarks = {landmark for source in SOURCES.values() for landmark in source.landmarks}
     for key in keys:
         for landmark in landmarks:

@@ -11,7 +11,7 @@ from .source import Source
 from .z_image import Z_IMAGE
 
 SOURCES: dict[str, Source] = {row.name: row for row in (Z_IMAGE, LUMINA2)}
-"""Every source by its name; the first answers for files that no other one claims."""
+"""Every source by its name; files that no row recognises are read as the first one's."""
 
 
 def sampling_of(config: PixelConfig) -> Sampling:

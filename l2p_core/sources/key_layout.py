@@ -1,8 +1,8 @@
 """Key names as data: the ComfyUI layout, which is the one in memory, and the diffusers layout of published files.
 
 A table of pairs of patterns reads both ways. "{}" stands for any text, "{patch}" for the patch size, which the
-diffusers layout may name. The first pair that matches a whole key renames it; what no pair matches has one name in both
-layouts.
+diffusers layout may name. The first pair that matches a whole key renames it; a key that no pair matches has the same
+name in both layouts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class KeyLayout:
         return self.renamed(key), None
 
     def renamed(self, key: str) -> str:
-        """A key by the names of the ComfyUI layout; those of parts, which are rows of a tensor there, stay."""
+        """A key's name in the ComfyUI layout; keys of parts, which are rows of a tensor there, do not change."""
         for comfy, pattern in self._into_comfy:
             found = pattern.fullmatch(key)
             if found:

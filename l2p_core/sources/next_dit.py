@@ -1,7 +1,7 @@
 """The "NextDiT" family: a single-stream transformer over image and caption tokens (Lumina-2, Z-Image).
 
 Sandwich-normed blocks modulated by the timestep, 3-axis rotary positions, refiners for each modality before the joint
-blocks (arXiv 2503.21758 section 3; arXiv 2605.12013 section 3.1). What its members differ in is `Traits`.
+blocks (arXiv 2503.21758 section 3; arXiv 2605.12013 section 3.1). `Traits` holds the differences of its members.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from ..backbone import (
     check_count,
     features_of,
     finite,
-    pad_tokens,
     runs_of,
 )
 from ..config import NORM_EPS, ModelConfig
@@ -50,18 +49,18 @@ STACKS = (NOISE_REFINER, CONTEXT_REFINER, LAYERS)
 LANDMARKS = ("x_embedder.weight", "cap_embedder.1.weight", "t_embedder.mlp.0.weight")
 EMBEDDERS = ("x_embedder", "t_embedder", "cap_embedder")
 MODULATION = "adaLN_modulation"
-"""A fiftieth of a block's parameters; its errors would scale whole tokens."""
+"""It has a fiftieth of a block's parameters, and its rounding errors would scale whole tokens."""
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What the members of the family differ in.
+    """The differences between the members of the family.
 
     Attributes:
         time_scale: the timestep embedder reads 1 - sigma times this.
         theta: base of the rotary frequencies.
         token_multiple: captions and images are each padded to a multiple of this many tokens, by learned tokens;
-            1 is without these.
+            1 means no padding.
         silu: whether blocks apply SiLU to the timestep embedding.
     """
 
@@ -71,7 +70,7 @@ class Traits:
     silu: bool
 
     def positions(self, config: ModelConfig) -> Positions:
-        """How tokens are placed."""
+        """The positions of tokens."""
         return Positions(config.rope_dims, self.theta, self.token_multiple)
 
 
@@ -305,7 +304,10 @@ class NextDiT(Backbone):
         """Tokens (B, N, dim) up to the next multiple, where the family's member pads."""
         if self.traits.token_multiple == 1:
             return tokens
-        return pad_tokens(tokens, getattr(self, pad), self._padded_size(tokens.shape[1]), self.always_pad)
+        token, missing = getattr(self, pad), self._padded_size(tokens.shape[1]) - tokens.shape[1]
+        if not missing and not self.always_pad:
+            return tokens
+        return torch.cat([tokens, token.to(tokens.dtype).expand(len(tokens), missing, self.config.dim)], dim=1)
 
     def _padded_size(self, tokens: int) -> int:
         return padded_size(tokens, self.traits.token_multiple)

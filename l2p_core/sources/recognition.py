@@ -1,4 +1,4 @@
-"""Which source a file is of, by its keys, and its configuration, by its shapes."""
+"""Recognises the source of a file by its keys, and reads its configuration off its shapes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .source import Source
 
 
 def known_models() -> str:
-    """What files may be, in words: "Z-Image or L2P"."""
+    """The kinds of models that are known, in words: "Z-Image or L2P"."""
     return f"{', '.join(row.title for row in SOURCES.values())} or L2P"
 
 
 def recognised(keys: Iterable[str]) -> Source | None:
-    """The source that a whole file with these keys (either layout, no prefix) is of, pixel or latent."""
+    """The source whose complete files, pixel or latent, have such keys (either layout, no prefix)."""
     found = _most_marked(list(keys))
     return found[0] if found[1] == len(found[0].marks) else None
 
 
 def nearest(keys: Iterable[str]) -> Source:
-    """The source that most of these keys (either layout, no prefix) speak for; the first if none does."""
+    """The source most of whose marks are among these keys (either layout, no prefix); the first if there are none."""
     return _most_marked(list(keys))[0]
 
 
@@ -62,7 +62,7 @@ def read_config(shapes: Shapes) -> ModelConfig:
 
 
 def _joined(shapes: dict[str, tuple[int, ...]], row: Source) -> dict[str, tuple[int, ...]]:
-    """Shapes by their ComfyUI keys, those of parts stacked along the first dimension."""
+    """Shapes by their ComfyUI keys; those of parts are stacked along the first dimension."""
     result: dict[str, tuple[int, ...]] = {}
     for key, shape in shapes.items():
         name, part = row.layout.to_comfy(key)

@@ -25,7 +25,7 @@ class ShapeReader:
         """The shape of a matrix.
 
         Raises:
-            ValueError: if it is none, or missing.
+            ValueError: if it is missing, or not a matrix.
         """
         shape = self[key]
         if len(shape) != 2:

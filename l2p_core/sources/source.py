@@ -90,7 +90,7 @@ class Source:
             given by ComfyUI keys.
         backbone: its network without input and output of the image.
         projection: the layer of the latent source from hidden states and timestep embedding to patches.
-        marks: ComfyUI keys that a whole file of it has, pixel or latent, and no file of another source.
+        marks: ComfyUI keys that every complete file of it has, pixel or latent, and no file of another source.
         landmarks: ComfyUI keys that show where a file's own prefix ends.
         layout: its keys in the ComfyUI and in the diffusers layout.
         embedder: the layer that reads patches.
@@ -103,8 +103,8 @@ class Source:
         never_8_bit: layers of blocks that are never stored in 8 bits, by pieces of their names.
         token_multiple: captions and images are each padded to a multiple of this many tokens.
         latent: the space of the latent source.
-        relatives: files that share its keys and are of another kind: (piece of a key, what to call the file).
-        unused: keys that its files may carry and no network has.
+        relatives: other kinds of files that share its keys: (piece of a key, what to call the file).
+        unused: keys that its files may have although no network uses them.
         recipe: what the names of its bundled training recipes begin with; None if there are none.
     """
 

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,15 @@ def benchmark_checkpoint(gigabytes: float = 1.0, folder: Path | None = None, rou
 def config_of_size(size: float) -> ModelConfig:
     """A latent source of about `size` bytes: as many blocks as fit, those of the 6B model if several do."""
     for config in (ModelConfig(), _NARROW):
-        sizes = {name: nbytes(DTYPE, shape) for name, shape in key_shapes(config).items()}
-        block = sum(count for name, count in sizes.items() if name.startswith("layers.0."))
-        rest = sum(count for name, count in sizes.items() if not name.startswith("layers."))
-        layers = round((size - rest) / block)
+        one, two = (_bytes(replace(config, n_layers=layers)) for layers in (1, 2))
+        layers = 1 + round((size - one) / (two - one))
         if layers >= 3:
             break
     return ModelConfig(dim=config.dim, ffn_dim=config.ffn_dim, n_layers=max(3, layers))
+
+
+def _bytes(config: ModelConfig) -> int:
+    return sum(nbytes(DTYPE, shape) for shape in key_shapes(config).values())
 
 
 def write_source(config: ModelConfig, target: Path) -> None:

@@ -11,7 +11,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from ...l2p_core.config import PixelConfig
+from ...l2p_core.config import HEAD, PixelConfig
 from ...l2p_core.memory import block_store
 from ...l2p_core.memory.placement import Weights
 from ...l2p_core.model import L2PModel
@@ -44,14 +44,14 @@ def with_variant(base: L2PModel, config: PixelConfig, device: torch.device) -> L
     """A model of another variant around the same blocks, its patch embedder and head random."""
     with torch.device("meta"):
         model = L2PModel(config)
-    for name, module in base.named_children():
-        if name not in ("x_embedder", "local_decoder"):
-            setattr(model, name, module)
-    model.x_pad_token, model.cap_pad_token = base.x_pad_token, base.cap_pad_token
-    for name in ("x_embedder", "local_decoder"):
+    new = (base.source.embedder, HEAD)
+    for name, part in [*base.named_children(), *base.named_parameters(recurse=False)]:
+        if name not in new:
+            setattr(model, name, part)
+    for name in new:
         part = model.get_submodule(name)
         weights = {
-            key: random_weight(f"{name}.{key}", tuple(weight.shape), base.x_pad_token.dtype, device)
+            key: random_weight(f"{name}.{key}", tuple(weight.shape), base.embedder_weight.dtype, device)
             for key, weight in part.state_dict().items()
         }
         part.load_state_dict(weights, assign=True)

@@ -73,7 +73,7 @@ def train_plainly(model: L2PModel, encoder: StandIn, batches: BatchSource, confi
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, foreach=False, fused=False)
     levels = flow.training_sigmas(config.shift)
-    device = model.x_pad_token.device
+    device = model.embedder_weight.device
     for step in range(config.steps):
         batch = batches.batch(step)
         draws = [
