@@ -62,7 +62,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     facts["parameters"] = sum(math.prod(shape) for shape in key_shapes(config).values())
     if checkpoint.quantisation:
         facts["quantised"] = checkpoint.quantisation
-    facts |= {"kind": "latent source", "variant": None, "config": dataclasses.asdict(config)}
+    facts |= {"kind": "latent source", "variant": None, "config": {"head": None} | dataclasses.asdict(config)}
     if isinstance(config, PixelConfig):
         facts |= {"kind": "pixel model", "variant": config.variant, "trained": _trained(config)}
     return facts
