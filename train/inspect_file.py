@@ -11,7 +11,7 @@ from typing import Any
 
 from ..l2p_core import freeze
 from ..l2p_core.checkpoint import Checkpoint, check_exact, open_checkpoint
-from ..l2p_core.config import COMFY_PREFIX, PixelConfig
+from ..l2p_core.config import COMFY_PREFIX, HEAD, PixelConfig
 from ..l2p_core.deltas.low_rank import is_adapter
 from ..l2p_core.files.metadata import stored_config
 from ..l2p_core.files.units import bytes_text
@@ -101,7 +101,7 @@ def _trained(config: PixelConfig) -> dict[str, int]:
     sizes = {name: math.prod(shape) for name, shape in key_shapes(config).items() if name in names}
     return {
         "parameters": sum(sizes.values()),
-        "head": sum(size for name, size in sizes.items() if name.startswith("local_decoder.")),
+        "head": sum(size for name, size in sizes.items() if name.startswith(f"{HEAD}.")),
     }
 
 
