@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_dataset_qwen import write_tokenizer
+from test_text_encoder import write_tokenizer
 
 from comfyui_l2p.l2p_core.prompts.writer import TOP_K, TOP_P, Request, Turn, chatml
 from comfyui_l2p.train import prompt_model

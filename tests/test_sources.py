@@ -166,13 +166,13 @@ def test_it_trains_samples_and_round_trips_as_a_delta(pixels: Path, tmp_path: Pa
     delta.save(trainer.trained(), pixels, tmp_path / "delta.safetensors")
     delta.merge(tmp_path / "delta.safetensors", pixels, tmp_path / "merged.safetensors", layout="diffusers")
     merged = load_model(tmp_path / "merged.safetensors")
-    noise, text = torch.randn(1, 3, 40, 56), captions(6)
+    noise, text = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(0)), captions(6)
     with trainer.averaged() as averaged, torch.no_grad():
         images = [
             flow.sample(model, noise, text, sigmas=flow.sigmas(2), cfg=2.0, negative=captions(1))
             for model in (averaged, merged)
         ]
-    torch.testing.assert_close(*images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*images, rtol=1e-3, atol=1e-3)
 
 
 def test_frozen_blocks_are_stored_in_8_bits_as_the_row_says(pixels: Path) -> None:

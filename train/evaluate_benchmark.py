@@ -14,17 +14,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..l2p_core import tiny
-from ..l2p_core.dataset.caption_cache import MAX_TOKENS
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Settings
 from ..l2p_core.evaluate import benchmark_report
 from ..l2p_core.evaluate.benchmarks import BENCHMARKS, PER_PROMPT, Benchmark, Prompt, Shot, noise_rule, shots
 from ..l2p_core.evaluate.layouts import FOLDERS, BenchmarkFolder
 from ..l2p_core.run.caption_source import CaptionSource
+from ..l2p_core.sources import source_of
 from ..l2p_core.tiny.bundled import TinySource, is_tiny
 from ..l2p_core.tiny.generate import CFG, STEPS
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
-from . import qwen
+from . import text_encoder
 from .console import bar, count_progress
 from .fleet import Fleet
 from .host_client import HostClient
@@ -153,7 +153,7 @@ def _model(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Pro
     def images(_: Stopped) -> Iterator[object]:
         device = sampler.place(side, side)
         features = captions(device, made)
-        sampler.load(MAX_TOKENS)
+        sampler.load(source_of(sampler.config).encoder.max_tokens)
         negative = None if sampler.settings.cfg == 1 else features("")
         for prompt, missing in itertools.groupby(made.todo, key=lambda shot: shot.of):
             positive = features(prompt.text)
@@ -193,9 +193,10 @@ def _captions(args: argparse.Namespace, sampler: Sampler, prompts: Sequence[Prom
     def encoded(device: torch.device, made: BenchmarkFolder) -> Callable[[str], Tensor]:
         source = CaptionSource(
             made.beside / "captions",
-            qwen.identity(files),
-            lambda: qwen.QwenEncoder(files, encoder_device(files, device)),
-            itemsize=qwen.DTYPE.itemsize,
+            text_encoder.identity(files),
+            lambda: text_encoder.TransformersEncoder(files, encoder_device(files, device)),
+            max_tokens=files.published.max_tokens,
+            itemsize=text_encoder.DTYPE.itemsize,
         )
         with count_progress("encoding captions", "caption") as progress:
             return source.fill([prompt.text for prompt in prompts], progress).read

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..l2p_core import flow
 from ..l2p_core.checkpoint import Checkpoint, open_checkpoint
-from ..l2p_core.config import ModelConfig, variant_row
+from ..l2p_core.config import VARIANTS
 from ..l2p_core.deltas.delta_on_base import Merged, open_merged, verify
 from ..l2p_core.device import accelerator
 from ..l2p_core.files.tensor_io import TORCH_DTYPES
@@ -22,6 +22,7 @@ from ..l2p_core.model import L2PModel
 from ..l2p_core.ops.head_tiles import LEAST_TILE
 from ..l2p_core.run.base import fingerprint
 from ..l2p_core.run.memory_plan import MemoryRanOut
+from ..l2p_core.sources import sampling_of
 from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
@@ -54,8 +55,8 @@ class Sampler:
         self._files = [path for path in (self.base, trained) if path]
         # From the header, so that other errors are reported before gigabytes are read.
         self._opened = open_merged(trained, self.base) if trained else Merged(open_checkpoint(self.base), {}, {})
-        self.config: ModelConfig = self._opened.checkpoint.pixel_config()
-        row = variant_row(str(self.config.variant))
+        self.config = self._opened.checkpoint.pixel_config()
+        row = sampling_of(self.config)
         self.settings = SamplingSettings(
             steps=args.steps or row.steps,
             cfg=row.cfg if args.cfg is None else args.cfg,
@@ -72,7 +73,7 @@ class Sampler:
     @property
     def side(self) -> int:
         """The side in pixels of the square images that the model was trained at."""
-        return IMAGE_SIZE if is_tiny(self.config) else variant_row(str(self.config.variant)).pixels
+        return IMAGE_SIZE if is_tiny(self.config) else VARIANTS[self.config.variant].pixels
 
     def place(self, width: int, height: int) -> torch.device:
         """Choose where the weights go and in which form; returns the device.

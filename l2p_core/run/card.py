@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..config import variant_row
+from ..config import VARIANTS, PixelConfig
 from ..deltas.unchanged_tensors import parse_unchanged
 from ..files import metadata
 from ..files.atomic import write_bytes
@@ -88,12 +88,12 @@ def _lines(delta: Path, run: OfRun | None, picture: str) -> Iterator[str]:
     opened = open_checkpoint(delta)
     known = opened.metadata
     config = metadata.stored_config(known)
-    if config is None:
+    if not isinstance(config, PixelConfig):
         raise CheckpointError(f"{delta} does not state its model's sizes: write the delta again.")
     source = source_of(config)
     licence, base = _first(known, _LICENCES), known.get("modelspec.base_model") or source.title
     yield from ("---", *_front_matter(licence), "---", MARK, "", f"# {delta.stem}", "")
-    side = variant_row(str(config.variant)).pixels
+    side = VARIANTS[config.variant].pixels
     yield (
         f"A delta that makes {base} a pixel model by L2P ([arXiv 2605.12013](https://arxiv.org/abs/2605.12013)): it "
         f"draws in pixels, without a VAE. Variant {config.variant}, for images of {side} x {side} pixels."
