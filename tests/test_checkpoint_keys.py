@@ -200,7 +200,7 @@ def _parts_in_old_spelling() -> State:
         ({**PIXELS, "local_decoder.enc1.0.weight": PIXELS["local_decoder.enc1.0.weight"].char()}, "has no scale"),
         (
             {**PIXELS, "local_decoder.enc1.0.comfy_quant": quantised.marker(format="int8_tensorwise")},
-            "is not a linear layer",
+            "has no such linear layer",
         ),
         (
             {**to_diffusers(PIXELS), "layers.0.attention.to_q.comfy_quant": quantised.marker(format="nvfp4")},
