@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from .folders import files, results
+from .folders import files, kinds, results
 from .folders.kinds import DELTA, INITIAL, LATENT, PIXEL, first
 from .limited import within_limits
 from .messages.errors import plain_errors
@@ -28,15 +28,26 @@ def _file_name(default: str) -> io.String.Input:
     )
 
 
-def _file(id: str, tooltip: str, *kinds: str) -> io.Combo.Input:
+def _file(id: str, tooltip: str, *suited: str) -> io.Combo.Input:
     """A choice of models; the default is the first file of these kinds, else the bundled source."""
-    return io.Combo.Input(id, options=files.models(), default=first(*kinds) or files.TINY, tooltip=tooltip)
+    return io.Combo.Input(id, options=kinds.models(), default=first(*suited) or files.TINY, tooltip=tooltip)
 
 
-def _trained(id: str, tooltip: str, *kinds: str) -> io.Combo.Input:
-    """A choice of files that do not come with the pack; the default is the first of these kinds, else none."""
-    options = [files.NO_FILE, *files.choices()]
-    return io.Combo.Input(id, options=options, default=first(*kinds) or files.NO_FILE, tooltip=tooltip)
+def _own_file(id: str, tooltip: str, kind: str, offered: list[str]) -> io.Combo.Input:
+    """A choice of files that do not come with the pack; the default is the first of this kind, else none."""
+    options = [files.NO_FILE, *offered]
+    return io.Combo.Input(id, options=options, default=first(kind) or files.NO_FILE, tooltip=tooltip)
+
+
+def _chosen(name: str, what: str, made_by: str) -> str:
+    """The full path of a file chosen in an input of `_own_file`.
+
+    Raises:
+        ValueError: if none is chosen, or it does not exist.
+    """
+    if name == files.NO_FILE:
+        raise ValueError(f"No {what} is chosen: choose one in the list. If the list has none, {made_by}.")
+    return files.existing(name)
 
 
 def _outputs() -> list[io.Output]:
@@ -141,8 +152,8 @@ class SaveDelta(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                _trained("trained", "The trained L2P model.", PIXEL),
-                _trained("base", "The pixel initialisation that training started from.", INITIAL),
+                _own_file("trained", "The trained L2P model.", PIXEL, kinds.whole_files()),
+                _own_file("base", "The pixel initialisation that training started from.", INITIAL, kinds.whole_files()),
                 _file_name("l2p-delta"),
                 _overwrite(),
             ],
@@ -164,10 +175,10 @@ class SaveDelta(io.ComfyNode):
     def execute(cls, trained: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
         from .messages.jobs import extract_delta
 
+        new = _chosen(trained, "trained model", "put a trained L2P model into models/diffusion_models")
+        old = _chosen(base, "base", "put the model that training started from into models/diffusion_models")
         target = files.new_file(filename, overwrite)
-        return _done(
-            cls, filename, target, extract_delta(files.existing(trained), files.existing(base), target, overwrite)
-        )
+        return _done(cls, filename, target, extract_delta(new, old, target, overwrite))
 
 
 class MergeDelta(io.ComfyNode):
@@ -185,7 +196,7 @@ class MergeDelta(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                _trained("delta", "The file of trained weights.", DELTA),
+                _own_file("delta", "The file of trained weights.", DELTA, kinds.deltas()),
                 _file(
                     "base",
                     "The latent source, or the pixel initialisation, that the delta was made for.",
@@ -213,5 +224,6 @@ class MergeDelta(io.ComfyNode):
     def execute(cls, delta: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
         from .messages.jobs import merge_delta
 
+        new = _chosen(delta, "delta", "make one with Train L2P, or put one into models/diffusion_models")
         target = files.new_file(filename, overwrite)
-        return _done(cls, filename, target, merge_delta(files.existing(delta), files.existing(base), target, overwrite))
+        return _done(cls, filename, target, merge_delta(new, files.existing(base), target, overwrite))

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .folders import files
+from .folders import files, kinds
 from .folders.kinds import INITIAL, LATENT, PIXEL, first
 from .messages.errors import plain_errors
 from .messages.progress import tell_at
@@ -37,14 +37,14 @@ class Loader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=files.models(*files.WHOLE_MODELS),
+                    options=kinds.models(*files.WHOLE_MODELS),
                     default=first(PIXEL, LATENT, INITIAL, folders=files.WHOLE_MODELS) or files.TINY,
                     tooltip="From models/diffusion_models or models/checkpoints: an L2P model, or the base that the "
                     "delta was made for.",
                 ),
                 io.Combo.Input(
                     "delta",
-                    options=[files.NO_FILE, *files.choices()],
+                    options=[files.NO_FILE, *kinds.deltas()],
                     default=files.NO_FILE,
                     tooltip="A file of trained weights to merge into the base while loading; none for a whole model.",
                 ),

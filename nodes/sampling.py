@@ -10,16 +10,17 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 from torch import Tensor
 
 from ..l2p_core import flow
 from ..l2p_core.config import Sampling
+from ..l2p_core.ops.finite import check_finite
 from ..l2p_core.sources import sampling_of
 from .model.host import L2PBaseModel
 from .model.limits import check_memory
 from .options import AS_TYPED, FROM_MODEL, PUBLISHED, UNTRAINED, steps_problem
 from .pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
+from .previews import StepPreviews
 from .sizes import chosen_size, far_from_trained
 
 
@@ -107,7 +108,8 @@ def denoise_pixels(
 ) -> Tensor:
     """Run the host's sampler from `noise` and `latent`, both (B, 3, H, W), with live previews."""
     schedule = schedule_of(model, settings, published)
-    return comfy.sample.sample_custom(
+    previews = StepPreviews(model, len(schedule) - 1)
+    samples: Tensor = comfy.sample.sample_custom(
         model,
         noise,
         published.cfg if settings.cfg == FROM_MODEL else settings.cfg,
@@ -117,10 +119,13 @@ def denoise_pixels(
         negative,
         latent["samples"],
         noise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(schedule) - 1),
+        callback=previews,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=settings.seed,
     )
+    check_finite(samples)
+    previews.finish(samples)
+    return samples
 
 
 def schedule_of(model: Any, settings: SamplerSettings, published: Sampling) -> Tensor:

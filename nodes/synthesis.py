@@ -13,7 +13,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from ..l2p_core.run.metrics import duration
 from .model.content import content_digest
 from .model.host import PixelFormat
 from .pixels import pixels_to_image
+from .previews import Preview, Previews
 
 ENCODED = 256
 """Prompts encoded at a time: their features take some 200 MB, and text encoder and model rarely swap places."""
@@ -159,8 +159,9 @@ def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -
         for part in _by_prompts(todo, ENCODED):
             assert work is not None
             work.make(part)
-    except comfy.model_management.InterruptProcessingException:
-        say(f"Stopped with {len(made.done)} of {len(made.wanted)} images; run it again to make the rest.")
+    except BaseException as error:
+        how = "Stopped" if isinstance(error, comfy.model_management.InterruptProcessingException) else "Failed"
+        say(f"{how} with {len(made.done)} of {len(made.wanted)} images; run it again to make the rest.")
         raise
     say(f"{len(made.wanted)} images, {len(todo)} of them made now")
     return made
@@ -175,7 +176,7 @@ class _Work:
         self._negative: Any = None
         model = source.model
         self._bar = comfy.utils.ProgressBar(count * source.steps)
-        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self._previews = Previews(model)
 
     def make(self, part: Sequence[Item]) -> None:
         """Encode the prompts of some images and generate them."""
@@ -201,8 +202,8 @@ class _Work:
         begun = time.perf_counter()
 
         def step_done(step: int, x0: Tensor) -> None:
-            preview = self._previewer.decode_latent_to_preview_image("JPEG", x0) if self._previewer else None
-            self._show(self._done * self._source.steps + (step + 1) * len(batch), preview)
+            steps = self._done * self._source.steps + (step + 1) * len(batch)
+            self._show(steps, self._previews.of_samples(x0))
 
         images = self._source.images([item.seed for item in batch], positive, self._negative, step_done)
         pictures = [picture(image.movedim(-1, 0).float() * 2 - 1) for image in images]
@@ -210,14 +211,13 @@ class _Work:
             self._made.write(item, made)
         self._done += len(batch)
         # The node finally shows a finished image, not the last preview.
-        finished = ("JPEG", pictures[-1], latent_preview.MAX_PREVIEW_RESOLUTION) if self._previewer else None
-        self._show(self._done * self._source.steps, finished)
+        self._show(self._done * self._source.steps, self._previews.of_image(pictures[-1]))
         self._seconds += time.perf_counter() - begun
         left = self._seconds / self._done * (self._count - self._done)
         there = len(self._made.wanted) - self._count + self._done
         self._say(f"{there} of {len(self._made.wanted)} images, about {duration(left)} left")
 
-    def _show(self, steps: int, preview: tuple[str, Any, int] | None) -> None:
+    def _show(self, steps: int, preview: Preview | None) -> None:
         self._bar.update_absolute(steps, self._count * self._source.steps, preview)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..l2p_core.run.find import bundled
-from .folders import datasets, files, results
+from .folders import datasets, files, kinds, results
 from .limited import within_limits
 from .messages.errors import plain_errors
 from .options import POLICIES
@@ -52,7 +52,7 @@ class TrainL2P(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "model",
-                    options=files.models(),
+                    options=kinds.models(),
                     default=files.TINY,
                     tooltip="From models/diffusion_models: a latent source, which becomes a pixel model first, "
                     "or an L2P model to train on. The tiny source needs no download.",

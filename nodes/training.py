@@ -208,11 +208,16 @@ def _hooks(live: Live, folder: RunFolder) -> Hooks:
         logging.info("L2P: %s", text)
         live.note(text)
 
+    def forecast(text: str) -> None:
+        logging.info("L2P: %s", text)
+        live.forecast(text)
+
     return Hooks(
         progress=progress,
         montage=lambda step, _: live.montage(folder.montage(step)),
         should_stop=comfy.model_management.processing_interrupted,
         note=note,
+        forecast=forecast,
         working=working,
         sampling=lambda done, steps: live.work("montage", done, steps),
     )

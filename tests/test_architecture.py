@@ -52,7 +52,7 @@ ORDER = {
         ("folders",),
         ("messages",),
         ("model",),
-        ("pixels", "sizes", "clip_captions", "hybrid_tasks"),
+        ("pixels", "sizes", "previews", "clip_captions", "hybrid_tasks"),
         ("sampling", "synthesis", "training", "evaluation", "hybrid"),
         ("comparison", "hybrid_sampling"),
         (

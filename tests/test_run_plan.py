@@ -93,8 +93,9 @@ def test_time_is_stated_from_measured_steps_alone(
             patched.setattr(training_model, "load", not_yet)
             if device:
                 patched.setattr(pace, "name_of", lambda _: device)
-            loop.train(changed, folder / output, hooks=Hooks(note=notes.append))
-        return notes[0]
+            loop.train(changed, folder / output, hooks=Hooks(forecast=notes.append))
+        (forecast,) = notes
+        return forecast
 
     unknown = "How long training takes is known after its first steps."
     assert unknown in stated("run")

@@ -162,6 +162,7 @@ def shown(steps: int) -> Iterator[Hooks]:
             progress,
             should_stop=lambda: interrupt.requested,
             note=note,
+            forecast=lambda sentence: note(sentence) if sentence else None,
             working=working,
             sampling=lambda done, steps: bars.show("montage", done, steps),
         )

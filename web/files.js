@@ -10,10 +10,11 @@ const LENGTH_THEN = 6;
 
 let waiting = 0;
 
-// Once for nodes that end together: all lists are asked for anew.
+// Once for nodes that end together: all lists are asked for anew, without the messages that the key R shows, where the
+// frontend can do that.
 function refresh() {
   clearTimeout(waiting);
-  waiting = setTimeout(() => app.refreshComboInNodes?.(), 300);
+  waiting = setTimeout(() => (app.reloadNodeDefs ? app.reloadNodeDefs() : app.refreshComboInNodes?.()), 300);
 }
 
 app.registerExtension({

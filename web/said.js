@@ -1,5 +1,5 @@
 // Sentences of the server in the nodes they concern: what was loaded, what a user should know of a result, and errors of
-// ours, these as a message too, where the host would show a general hint.
+// ours, whichever node they come from, where the host would show a general hint.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { PACK, element, kindOf, nodeOf } from "./graph.js";
@@ -12,8 +12,11 @@ const STYLE =
 const LINE = 17;
 const LEAST_WIDTH = 240;
 const COLOURS = { said: "var(--fg-color,#ddd)", error: "var(--error-text,#ff6b6b)" };
+const MESSAGE_MILLISECONDS = 15000;
 
+// What is on display of errors, until the next run: nodes, and messages for nodes that are out of sight.
 const shown = new Set();
+const messages = new Set();
 
 // What a stock node makes of pixels, which its own sentence does not tell.
 const HINTS = [
@@ -63,24 +66,65 @@ function write(node, sentence, kind = "said") {
   node.graph?.setDirtyCanvas(true, true);
 }
 
+function showError(node, sentence) {
+  if (shown.has(node)) return;
+  shown.add(node);
+  node.l2pSizeBefore = [...node.size];
+  write(node, sentence, "error");
+  node.l2pSizeThen = [...node.size];
+}
+
+// The node is as it was, in the size that it had unless the user has changed that since.
+function takeBack(node) {
+  write(node, "");
+  if (!OURS.test(kindOf(node))) remove(node);
+  if (node.size.every((side, i) => side === node.l2pSizeThen[i])) node.setSize(node.l2pSizeBefore);
+}
+
+// Other people's nodes do not keep a widget of ours.
+function remove(node) {
+  const { widget } = node.l2pSaid;
+  delete node.l2pSaid;
+  if (node.removeWidget) return node.removeWidget(widget);
+  widget.onRemove?.();
+  node.widgets.splice(node.widgets.indexOf(widget), 1);
+}
+
 function clear() {
-  for (const node of shown) write(node, "");
+  shown.forEach(takeBack);
   shown.clear();
+  messages.forEach((message) => app.extensionManager?.toast?.remove?.(message));
+  messages.clear();
+}
+
+// Whether any of it is in the part of the graph that the user sees.
+function isInSight(node) {
+  const { canvas } = app;
+  if (!canvas || node.graph !== (canvas.graph ?? node.graph)) return false;
+  const { offset, scale } = canvas.ds;
+  return [canvas.canvas.clientWidth, canvas.canvas.clientHeight].every((room, i) => {
+    const start = (node.pos[i] + offset[i]) * scale;
+    return start < room && start + node.size[i] * scale > 0;
+  });
 }
 
 function show({ detail }) {
   const sentence = sentenceOf(detail);
   if (!sentence) return;
   const node = nodeOf(detail.node_id);
-  app.extensionManager?.toast?.add({
+  if (node) {
+    // Train L2P may show it where it shows its progress.
+    if (node.l2pTraining?.state?.text !== sentence) showError(node, sentence);
+    if (isInSight(node)) return;
+  }
+  const message = {
     severity: "error",
     summary: node?.title ?? detail.node_type,
     detail: say(sentence),
-    life: 30000,
-  });
-  if (!node || !OURS.test(kindOf(node))) return;
-  write(node, sentence, "error");
-  shown.add(node);
+    life: MESSAGE_MILLISECONDS,
+  };
+  messages.add(message);
+  app.extensionManager?.toast?.add(message);
 }
 
 app.registerExtension({

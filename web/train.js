@@ -2,6 +2,7 @@
 // Every message of the server holds all of that, so that a page that was reloaded is right again with the next one.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { labels, stepTicks } from "./axis.js";
 import { element, kindOf, nodeOf } from "./graph.js";
 import { say } from "./words.js";
 
@@ -10,20 +11,21 @@ const EVENT = "l2p.training";
 const HIGH = ["#e4572e", "#f3a712"]; // sigma above 0.6, where failure shows
 const LOW = ["#7fa3c7", "#86b8a8", "#a898c8"];
 const CHART_HEIGHT = 150;
-const HEIGHT = 64; // of the words and the buttons
+const HEIGHT = 64; // of the words and the buttons, at least
+const GAP = 4;
 const LEAST = 1e-6; // a logarithmic axis has no zero
 const PAD = { left: 46, right: 8, top: 22, bottom: 18 };
 
 const STYLE = {
-  root: "display:flex;flex-direction:column;gap:4px;font:12px sans-serif;color:var(--fg-color,#ddd);overflow:hidden;",
-  text: "min-height:15px;white-space:normal;",
+  root: `display:flex;flex-direction:column;gap:${GAP}px;font:12px sans-serif;color:var(--fg-color,#ddd);overflow:hidden;`,
+  text: "flex:none;min-height:15px;white-space:normal;",
   chart: `width:100%;height:${CHART_HEIGHT}px;flex:0 0 ${CHART_HEIGHT}px;display:none;`,
   montage: "width:100%;flex:1 1 0;min-height:0;object-fit:contain;image-rendering:auto;display:none;",
-  bar: "display:flex;gap:10px;align-items:center;min-height:22px;",
+  bar: "flex:none;display:flex;gap:10px;align-items:center;min-height:22px;",
   button: "font:12px sans-serif;padding:2px 10px;cursor:pointer;color:inherit;background:transparent;" +
     "border:1px solid currentColor;border-radius:4px;",
   link: "font:12px sans-serif;color:inherit;text-decoration:underline;",
-  notes: "font-size:11px;opacity:.75;display:none;max-height:60px;overflow:auto;",
+  notes: "flex:none;font-size:11px;opacity:.75;display:none;",
 };
 
 function view(node) {
@@ -57,6 +59,10 @@ function view(node) {
   });
   parts.widget.serialize = false;
   new ResizeObserver(() => draw(parts)).observe(parts.chart);
+  // A narrower node breaks them into more lines.
+  const words = new ResizeObserver(() => grow(node, parts));
+  words.observe(parts.text);
+  words.observe(parts.notes);
   node.l2pTraining = parts;
   return parts;
 }
@@ -94,12 +100,16 @@ function show(node, state) {
 // Make room for what has come in, once; a node that the user has made larger stays so.
 function grow(node, parts) {
   const { montage, state } = parts;
+  if (!state) return;
   const width = node.size[0] - 30;
   const share = montage.naturalWidth ? montage.naturalHeight / montage.naturalWidth : 0;
-  let height = HEIGHT;
-  if (state.curves.steps.length > 1) height += CHART_HEIGHT;
+  // A part that is not displayed has no height.
+  const { text, bar, notes } = parts;
+  let height = Math.max(HEIGHT, text.scrollHeight + bar.scrollHeight + 2 * GAP);
+  if (state.curves.steps.length > 1) height += CHART_HEIGHT + GAP;
   if (state.montage && share) height += Math.min(width * share, 360) + 8;
-  if (state.notes.length) height += 50;
+  if (state.notes.length) height += notes.scrollHeight + GAP;
+  height = Math.ceil(height);
   if (height <= parts.height) return;
   parts.height = height;
   const [least, lowest] = node.computeSize();
@@ -169,22 +179,22 @@ function line(pen, steps, range, colour, x, y) {
 }
 
 function axes(pen, ink, width, { first, last, low, high }, x, y) {
-  for (let i = 0; i <= 3; i++) {
-    const value = low + (i / 3) * (high - low);
-    const step = first + (i / 3) * (last - first);
+  pen.strokeStyle = pen.fillStyle = ink;
+  pen.lineWidth = 1;
+  pen.textAlign = "right";
+  const values = [0, 1, 2, 3].map((i) => low + (i / 3) * (high - low));
+  labels(values.map((value) => 10 ** value)).forEach((label, i) => {
     pen.globalAlpha = 0.2;
-    pen.strokeStyle = ink;
-    pen.lineWidth = 1;
     pen.beginPath();
-    pen.moveTo(PAD.left, y(value));
-    pen.lineTo(width - PAD.right, y(value));
+    pen.moveTo(PAD.left, y(values[i]));
+    pen.lineTo(width - PAD.right, y(values[i]));
     pen.stroke();
     pen.globalAlpha = 0.8;
-    pen.fillStyle = ink;
-    pen.textAlign = "right";
-    pen.fillText((10 ** value).toPrecision(2), PAD.left - 4, y(value) + 3);
-    pen.textAlign = i === 0 ? "left" : i === 3 ? "right" : "center";
-    pen.fillText(Math.round(step), x(step), CHART_HEIGHT - 5);
+    pen.fillText(label, PAD.left - 4, y(values[i]) + 3);
+  });
+  for (const step of stepTicks(first, last)) {
+    pen.textAlign = step === first ? "left" : step === last ? "right" : "center";
+    pen.fillText(step, x(step), CHART_HEIGHT - 5);
   }
 }
 

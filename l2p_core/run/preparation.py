@@ -72,8 +72,9 @@ def prepare(
         if ranks.first:
             room = disk.planned(recipe, config, training, folder, fresh, published)
             room.refuse_if_too_much(ranks.count)
-            sentence += f" {room.sentence()} {pace.expected(recipe, folder, key, fresh)}".rstrip()
+            sentence += f" {room.sentence()}"
             hooks.note(sentence)
+            hooks.forecast(pace.expected(recipe, folder, key, fresh))
             enough = partial(_enough_beside, room, ranks.count, hooks)
         found = prepare_data(recipe, folder, config, captions, hooks, enough)
         if ranks.first:

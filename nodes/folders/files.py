@@ -29,11 +29,6 @@ def choices(*folders: str) -> list[str]:
     return [*(name for name in names if not index_of(name)), *sorted(_folders(indexes))]
 
 
-def models(*folders: str) -> list[str]:
-    """`choices`, followed by the bundled latent model."""
-    return [*choices(*folders), TINY]
-
-
 def existing(name: str, *folders: str) -> str:
     """The full path of a model, a file or a folder of shards, in the first folder of the given kinds (diffusion_models)
     that has it, or of the bundled latent model.
@@ -41,8 +36,6 @@ def existing(name: str, *folders: str) -> str:
     Raises:
         ValueError: if it does not exist.
     """
-    if name == NO_FILE:
-        raise ValueError("No file is chosen: choose one from the list; if it is missing there, press R to refresh.")
     path = _path(name, *folders)
     if path is None:
         places = " or ".join(f"models/{folder}" for folder in folders or (FOLDER,))

@@ -1,10 +1,11 @@
-"""Chooses a default among the files in the models folders that suits an input.
+"""Which of the files in the models folders suit an input: those that it offers, and its default.
 
 Headers alone are read, each once for as long as its file stays the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,15 +19,35 @@ _KIND_KEY = "l2p.kind"
 _PIXEL_KEY = "local_decoder.out_conv.weight"
 
 
+def deltas() -> list[str]:
+    """Names of the deltas in models/diffusion_models, which say that they are deltas."""
+    return [name for name, kind in _kinds() if kind == DELTA]
+
+
+def whole_files(*folders: str) -> list[str]:
+    """Names of the files in the folders (diffusion_models) that may be models on their own: all except deltas."""
+    return [name for name, kind in _kinds(*folders) if kind != DELTA]
+
+
+def models(*folders: str) -> list[str]:
+    """`whole_files`, followed by the bundled latent model."""
+    return [*whole_files(*folders), files.TINY]
+
+
 def first(*kinds: str, folders: tuple[str, ...] = ()) -> str | None:
     """The name of the first file of the first kind that exists in the folders (diffusion_models)."""
     found: dict[str, str] = {}
-    for name in files.choices(*folders):
-        kind = _kind(name, folders, *files.fingerprint(name))
+    for name, kind in _kinds(*folders):
         if kind == kinds[0]:
             return name
         found.setdefault(kind, name)
     return next((found[kind] for kind in kinds if kind in found), None)
+
+
+def _kinds(*folders: str) -> Iterator[tuple[str, str]]:
+    """The name and kind of each file."""
+    for name in files.choices(*folders):
+        yield name, _kind(name, folders, *files.fingerprint(name))
 
 
 @lru_cache(maxsize=4096)

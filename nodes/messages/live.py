@@ -35,6 +35,8 @@ class Live:
 
     def __init__(self, node_id: str, run: str):
         self.curves: LossCurves | None = None
+        self._notes: list[str] = []
+        self._forecast = ""
         self.state = saved_state(run) | {"node": node_id, "status": "preparing", "text": "Preparing"}
         self._last = 0.0
         _states.pop(node_id, None)
@@ -59,8 +61,9 @@ class Live:
         self._update(text=f"{text[:1].upper()}{text[1:]}: {done / max(1, total):.0%}")
 
     def step(self, metrics: RunMetrics) -> None:
-        """A step has been done."""
+        """A step has been done, whose status says how long the rest takes."""
         assert self.curves is not None
+        self._forecast = ""
         self.curves.add(metrics.step, metrics.sigma_loss, metrics.sigma_count)
         self._update(status="training", text=sentence(metrics))
 
@@ -71,11 +74,17 @@ class Live:
 
     def note(self, text: str) -> None:
         """A sentence that the user should read."""
-        self.state["notes"] = [*self.state["notes"], text]
+        self._notes.append(text)
+        self.send()
+
+    def forecast(self, text: str) -> None:
+        """The expected duration, shown last until the first step or the end."""
+        self._forecast = text
         self.send()
 
     def end(self, status: str, text: str) -> None:
         """The run is over: "finished", "stopped" or "failed"."""
+        self._forecast = ""
         self.state |= {"status": status, "text": text}
         self.send()
 
@@ -84,6 +93,7 @@ class Live:
         self._last = time.monotonic()
         if self.curves is not None:
             self.state["curves"] = self.curves.as_json()
+        self.state["notes"] = [*self._notes, *filter(None, [self._forecast])]
         if running_server() is not None:
             # A copy, because another thread converts it to JSON.
             running_server().send_sync(EVENT, dict(self.state))

@@ -46,6 +46,26 @@ NODES = {
 }
 
 
+DELTA_OFFERED = [
+    ("L2PLoader", "delta", True),
+    ("L2PMergeDelta", "delta", True),
+    ("L2PLoader", "file", False),
+    ("L2PConvert", "source", False),
+    ("L2PTrain", "model", False),
+    ("L2PSaveDelta", "trained", False),
+    ("L2PSaveDelta", "base", False),
+    ("L2PMergeDelta", "base", False),
+]
+"""Where a delta suits an input; elsewhere whole files do."""
+
+
+def options_of(server: Server, node: str, input: str) -> list[str]:
+    """What the frontend offers in a list."""
+    kind, *settings = server.get(f"/object_info/{node}")[node]["input"]["required"][input]
+    options: list[str] = settings[0]["options"] if isinstance(kind, str) else kind
+    return options
+
+
 def picture(server: Server, run: Run, node: str) -> np.ndarray[Any, Any]:
     """The image that a SaveImage node wrote, fetched as a browser would."""
     assert run.error is None, run.error
@@ -131,6 +151,8 @@ def test_the_demo_makes_an_image_with_previews_and_progress(server: Server) -> N
     run = server.run(graphs.demo())
     assert picture(server, run, "5").shape == (64, 64, 3)
     assert run.progress[-1] == ("4", 30, 30) and len(run.previews) >= 10
+    # The frontend writes a preview's size below it.
+    assert {Image.open(io.BytesIO(preview[8:])).size for preview in run.previews} == {(64, 64)}
 
 
 def test_ksampler_and_pixel_sampler_make_the_same_image(server: Server) -> None:
@@ -264,6 +286,14 @@ def test_delta_saved_loaded_and_merged(server: Server, models: Path) -> None:
         for name, spec in server.get("/object_info/L2PMergeDelta")["L2PMergeDelta"]["input"]["required"].items()
     }
     assert open_checkpoint(models / first["delta"]).is_delta, "what is chosen at first is of the kind that is asked for"
+    for node, input, is_offered in DELTA_OFFERED:
+        offered = options_of(server, node, input)
+        assert ("change.safetensors" in offered) == is_offered and ("base.safetensors" in offered) != is_offered
+    for node, inputs in {"L2PMergeDelta": ("delta",), "L2PSaveDelta": ("trained", "base")}.items():
+        chosen = {"delta": "change.safetensors", "trained": "trained.safetensors", **names, "filename": "none_chosen"}
+        for name in inputs:
+            graph = {"1": {"class_type": node, "inputs": {**chosen, name: "none"}}}
+            assert "is chosen: choose one in the list" in sentence(server.run(graph))
     assert server.run(graphs.loader("base.safetensors", "change.safetensors")).error is None
     merge = {"delta": "change.safetensors", "filename": "merged", **names}
     assert server.run({"1": {"class_type": "L2PMergeDelta", "inputs": merge}}).error is None
@@ -312,9 +342,7 @@ def test_shards_are_offered_once_and_work_everywhere(server: Server, models: Pat
     elsewhere.mkdir()
     write_shards(to_comfy(golden.diffusers_weights()), elsewhere, "model")
     (models / "sharded").symlink_to(elsewhere)
-    offered = server.get("/object_info/L2PLoader")["L2PLoader"]["input"]["required"]["file"]
-    options = offered[1]["options"] if isinstance(offered[0], str) else offered[0]
-    assert [name for name in options if "sharded" in name] == ["sharded"]
+    assert [name for name in options_of(server, "L2PLoader", "file") if "sharded" in name] == ["sharded"]
     run = server.run(graphs.loader("sharded"))
     assert run.error is None, run.error["exception_message"]
     write_shards(load_tensors(tiny.SOURCE_PATH)[0], models / "latent", "model")

@@ -74,6 +74,7 @@ def test_it_trains_and_its_delta_is_loaded_and_sampled_from(server: Server, mode
     assert "sampled from the source" in folder.report.read_text(encoding="utf-8")
     (live,) = run.outputs["2"]["l2p_training"]
     assert live["status"] == "finished" and live["curves"]["steps"] == [1, 2, 3]
+    assert live["notes"] and not any("How long" in note or "remaining" in note for note in live["notes"])
     assert live in server.get("/l2p/training")
     file = live["montage"]
     assert server.get(f"/view?filename={file['filename']}&subfolder={file['subfolder']}&type=output")[:4] == b"\x89PNG"

@@ -54,6 +54,20 @@ def test_a_workflow_fits_the_nodes(server: Server, path: Path) -> None:
                 assert any(name in problem["details"] for name in offered | {"example.png"}), problem
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_linked_list_shows_no_choice_that_is_not_there(server: Server, path: Path) -> None:
+    """Nodes 2.0 draws a red ring around it until the file has been made."""
+    workflow, info = read(path), server.get("/object_info")
+    prompt = graphs.from_workflow(workflow, info)
+    shown = graphs.from_workflow(workflow | {"nodes": [node | {"inputs": []} for node in workflow["nodes"]]}, info)
+    for key, node in prompt.items():
+        for name, value in node["inputs"].items():
+            kind, *settings = info[node["class_type"]]["input"]["required"].get(name, ["an optional input"])
+            if isinstance(value, list) and (isinstance(kind, list) or kind == "COMBO"):
+                options = kind if isinstance(kind, list) else settings[0]["options"]
+                assert shown[key]["inputs"][name] in ("", *options)
+
+
 def test_a_workflow_runs_with_the_bundled_model_in_its_place(server: Server) -> None:
     """What the real models' workflows do, their loaders aside."""
     (path,) = (path for path in WORKFLOWS if path.stem == "5 Text to image 1k")

@@ -199,16 +199,27 @@ def check_the_host_can_load_the_model_anew(tmp_path: Path) -> None:
     assert torch.equal(output(again), output(model))
 
 
-def check_previews_are_small(tmp_path: Path) -> None:
+def check_previews_are_small_and_not_enlarged(tmp_path: Path) -> None:
     import latent_preview
     from comfy.cli_args import LatentPreviewMethod
+    from PIL import Image
+
+    from comfyui_l2p.nodes.previews import LARGEST, Previews
 
     model = kit.model(tmp_path)
     latent_preview.set_preview_method("latent2rgb")
     try:
         previewer = latent_preview.get_previewer(torch.device("cpu"), model.model.latent_format)
+        previews = Previews(model)
     finally:
         latent_preview.set_preview_method(LatentPreviewMethod.NoPreviews.value)
+    for side, limit in {64: 64, 1024: 512}.items():
+        preview = previews.of_samples(torch.zeros(1, 3, side, 16))
+        assert preview is not None and preview[2] == limit
+    for side, limit in {64: 64, LARGEST: LARGEST, LARGEST + 1: latent_preview.MAX_PREVIEW_RESOLUTION}.items():
+        preview = previews.of_image(Image.new("L", (side, 16)))
+        assert preview is not None and preview[2] == limit
+    assert Previews(model).of_image(Image.new("L", (1, 1))) is None, "its user has switched previews off"
     pixels = torch.full((2, 3, 2048, 1024), 0.5)
     pixels[:, 0] = -1.0
     image = previewer.decode_latent_to_preview(pixels)

@@ -1,0 +1,64 @@
+"""What a node shows of images while it makes them. The frontend writes their size below them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.utils
+import latent_preview
+from PIL import Image
+from torch import Tensor
+
+from ..l2p_core.dataset.pictures import picture
+
+LARGEST = 4096
+"""Pixels of a side up to which a finished image is shown as it is; larger ones take seconds to send."""
+
+Preview = tuple[str, Image.Image, int]
+"""As the host takes them: format, image, and the longest side to which it scales the image."""
+
+
+class Previews:
+    """The host's previews of a MODEL's samples, none if its user has switched them off. None is enlarged.
+
+    Args:
+        model: the MODEL that samples.
+    """
+
+    def __init__(self, model: Any):
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def of_samples(self, x0: Tensor) -> Preview | None:
+        """A small preview of the first of the samples of a step."""
+        if self._previewer is None:
+            return None
+        kind, image, limit = self._previewer.decode_latent_to_preview_image("JPEG", x0)
+        return kind, image, min(limit, max(image.size))
+
+    def of_image(self, image: Image.Image) -> Preview | None:
+        """A finished image, in its own size up to LARGEST."""
+        longest = max(image.size)
+        if self._previewer is None:
+            return None
+        return "JPEG", image, longest if longest <= LARGEST else latent_preview.MAX_PREVIEW_RESOLUTION
+
+
+class StepPreviews:
+    """Progress and previews of one sampling of pixels, as the host's `latent_preview.prepare_callback`.
+
+    Args:
+        model: the L2P MODEL.
+        steps: of the sampling.
+    """
+
+    def __init__(self, model: Any, steps: int):
+        self._previews = Previews(model)
+        self._bar = comfy.utils.ProgressBar(steps)
+        self._steps = steps
+
+    def __call__(self, step: int, x0: Tensor, x: Tensor, total: int) -> None:
+        self._bar.update_absolute(step + 1, total, self._previews.of_samples(x0))
+
+    def finish(self, pixels: Tensor) -> None:
+        """Show the result, (B, 3, H, W) in [-1, 1], in place of the last preview."""
+        self._bar.update_absolute(self._steps, self._steps, self._previews.of_image(picture(pixels[0])))

@@ -1,0 +1,151 @@
+"""The frontend extensions in `web/`, run by Node.js on stand-ins for the frontend's modules."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WEB = Path(__file__).resolve().parents[1] / "web"
+NODE = shutil.which("node")
+pytestmark = pytest.mark.skipif(NODE is None, reason="needs Node.js")
+
+STAND_INS = {
+    "api.js": """
+        export const api = {
+          handlers: {},
+          addEventListener(name, handler) { (this.handlers[name] ??= []).push(handler); },
+          send(name, detail) { this.handlers[name]?.forEach((handler) => handler({ detail })); },
+          async getWorkflowTemplates() {
+            return { pack: ["10 ten", "6 six", "1 one", "2 two"], other: ["b", "a"] };
+          },
+        };
+    """,
+    "app.js": """
+        export const app = {
+          calls: [], toasts: [],
+          registerExtension(extension) { extension.init?.(); extension.setup?.(); },
+          canvas: { ds: { scale: 1, offset: [0, 0] }, canvas: { clientWidth: 1000, clientHeight: 800 } },
+          graph: { nodes: new Map(), getNodeById(id) { return this.nodes.get(id); }, setDirtyCanvas() {} },
+          reloadNodeDefs() { this.calls.push("reloadNodeDefs"); },
+          refreshComboInNodes() { this.calls.push("refreshComboInNodes"); },
+        };
+        app.extensionManager = { toast: {
+          add(message) { app.toasts.push(message); },
+          remove(message) { app.toasts = app.toasts.filter((other) => other !== message); },
+        } };
+        globalThis.document = { createElement: () => ({ style: {} }) };
+        export function node(id, type, pos = [0, 0]) {
+          const made = {
+            type, title: type, pos, size: [300, 100], widgets: [], graph: app.graph,
+            addDOMWidget(name) { this.widgets.push({ name }); return this.widgets.at(-1); },
+            removeWidget(widget) { this.widgets = this.widgets.filter((other) => other !== widget); },
+            setSize(size) { this.size = [...size]; },
+            computeSize() { return [200, 80 + (this.l2pSaid?.height ?? 0)]; },
+          };
+          app.graph.nodes.set(id, made);
+          return made;
+        }
+    """,
+}
+FRONTEND = 'import { app, node } from "./scripts/app.js"; import { api } from "./scripts/api.js";'
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The addresses of a frontend with the pack's extensions."""
+    root = tmp_path_factory.mktemp("site")
+    (root / "package.json").write_text('{"type": "module"}', encoding="utf-8")
+    shutil.copytree(WEB, root / "extensions" / "pack")
+    (root / "scripts").mkdir()
+    for name, text in STAND_INS.items():
+        (root / "scripts" / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def run(site: Path, script: str) -> Any:
+    """What a script assigns to `result`."""
+    (site / "test.js").write_text(f"let result; {script}; console.log(JSON.stringify(result));", encoding="utf-8")
+    assert NODE is not None
+    done = subprocess.run([NODE, site / "test.js"], capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_axes_say_nothing_twice(site: Path) -> None:
+    axis = 'import { labels, stepTicks } from "./extensions/pack/axis.js";'
+    ticks = run(site, f"{axis} result = [[1, 2], [1, 3], [1, 400], [7, 8]].map((ends) => stepTicks(...ends))")
+    assert ticks == [[1, 2], [1, 2, 3], [1, 134, 267, 400], [7, 8]]
+    assert run(site, f"{axis} result = labels([0.5, 1, 20])") == ["0.50", "1.0", "20"]
+    assert run(site, f"{axis} result = labels([1.001, 1.002, 1.003])") == ["1.001", "1.002", "1.003"]
+    assert len(run(site, f"{axis} result = labels([1, 1])")) == 2
+
+
+def test_templates_are_listed_by_their_numbers(site: Path) -> None:
+    script = 'import "./extensions/pack/templates.js"; result = await api.getWorkflowTemplates()'
+    listed = run(site, FRONTEND + script)
+    assert listed == {"pack": ["1 one", "2 two", "6 six", "10 ten"], "other": ["b", "a"]}
+
+
+def test_lists_are_read_again_without_messages(site: Path) -> None:
+    script = """
+        import "./extensions/pack/files.js";
+        node(1, "L2PConvert"); node(2, "KSampler");
+        const later = () => new Promise((done) => setTimeout(done, 400));
+        api.send("executed", { node: "2" }); await later(); result = [[...app.calls]];
+        api.send("executed", { node: "1" }); await later(); result.push([...app.calls]);
+        app.reloadNodeDefs = undefined;
+        api.send("executed", { node: "1" }); await later(); result.push(app.calls)
+    """
+    before, after, old = run(site, FRONTEND + script)
+    assert before == [] and after == ["reloadNodeDefs"] and old == ["reloadNodeDefs", "refreshComboInNodes"]
+
+
+STATE = """
+    const state = () => [
+      app.toasts.map((message) => message.detail),
+      [...app.graph.nodes.values()].map(({ l2pSaid, widgets, size }) =>
+        [l2pSaid?.text.textContent ?? null, widgets.length, size]),
+    ];
+    const fail = (id, type, message) => api.send("execution_error",
+      { node_id: id, node_type: type, exception_message: message, traceback: ["custom_nodes/pack/nodes/x.py"] });
+"""
+
+
+def test_an_error_is_read_in_its_node_until_the_next_run(site: Path) -> None:
+    """In whichever node; a node that is not ours keeps nothing of it."""
+    script = f"""
+        import "./extensions/pack/said.js"; {STATE}
+        node(1, "L2PConvert"); node(2, "CLIPTextEncode");
+        fail("1", "L2PConvert", "The file is taken."); fail("2", "CLIPTextEncode", "Unknown word.");
+        result = [state()]; api.send("execution_start", {{}}); result.push(state())
+    """
+    (toasts, nodes), (_, after) = run(site, FRONTEND + script)
+    assert toasts == [], "the node is in sight"
+    assert [text for text, *_ in nodes] == ["The file is taken.", "Unknown word."]
+    assert after == [["", 1, [300, 100]], [None, 0, [300, 100]]]
+
+
+def test_a_node_out_of_sight_is_spoken_for_until_the_next_run(site: Path) -> None:
+    script = f"""
+        import "./extensions/pack/said.js"; {STATE}
+        node(1, "L2PConvert", [5000, 0]);
+        fail("1", "L2PConvert", "The file is taken.");
+        result = [state()[0]]; api.send("execution_start", {{}}); result.push(state()[0])
+    """
+    assert run(site, FRONTEND + script) == [["The file is taken."], []]
+
+
+def test_a_failure_that_the_run_shows_is_not_repeated(site: Path) -> None:
+    script = f"""
+        import "./extensions/pack/said.js"; {STATE}
+        node(1, "L2PTrain").l2pTraining = {{ state: {{ status: "failed", text: "It diverged." }} }};
+        fail("1", "L2PTrain", "It diverged."); result = [state()];
+        fail("1", "L2PTrain", "No such data set."); result.push(state())
+    """
+    (_, ((text, *_),)), (_, ((other, *_),)) = run(site, FRONTEND + script)
+    assert text is None and other == "No such data set."
