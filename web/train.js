@@ -81,7 +81,7 @@ function show(node, state) {
   parts.chart.style.display = curves ? "block" : "none";
   parts.notes.style.display = state.notes.length ? "block" : "none";
   parts.notes.replaceChildren(
-    ...state.notes.map((note) => Object.assign(document.createElement("div"), { textContent: note })),
+    ...state.notes.map((note) => Object.assign(document.createElement("div"), { textContent: say(note) })),
   );
   if (state.montage) {
     const { step, ...file } = state.montage;
