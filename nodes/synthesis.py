@@ -193,7 +193,7 @@ class _Work:
         different = list(dict.fromkeys(prompts))
         for number, prompt in enumerate(different, start=1):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            self._say(f"encoding prompts: {number} of {len(different)}")
+            self._say(f"Encoding prompts: {number} of {len(different)}")
             encoded[prompt] = self._source.conditioning(prompt)
         return encoded
 

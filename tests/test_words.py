@@ -81,11 +81,11 @@ FIXED = [
     "L2P 4k model, 4096 x 4096 pixels. In KSampler: 50 steps, cfg 4, euler, simple.",
     "This is a pixel initialisation that nobody has trained yet: it makes noise. Train it with Train L2P first.",
     "Needs about 0.1 GB of memory: frozen weights 0.0053, trained weights 0.011, optimiser 0.021, averages 0.011, "
-    "gradients 0.004, activations 0.084. Nothing is checkpointed. Needs about 0.1 GB of the disk: initialisation 0.008, "
-    "state 0.043, the state before it, until a save succeeds 0.043, delta 0.011, its published copy 0.011, montages 0.1, "
-    "metrics and report 0.0035, images to train on 0.1, of which 0.008 are there already.",
-    "Needs about 9.1 GB of GPU memory: streamed weights 0.0053, gathered blocks 0.011, the GPU's driver 0.021; and 2.1 GB "
-    "of RAM: trained weights 1.2. 3 of 30 blocks keep their activations and are not recomputed.",
+    "gradients 0.004, activations 0.084. Nothing is checkpointed. Needs about 0.1 GB of the disk: initialisation 0.008"
+    ", state 0.043, the state before it, until a save succeeds 0.043, delta 0.011, its published copy 0.011, "
+    "montages 0.1, metrics and report 0.0035, images to train on 0.1, of which 0.008 are there already.",
+    "Needs about 9.1 GB of GPU memory: streamed weights 0.0053, gathered blocks 0.011, the GPU's driver 0.021; and "
+    "2.1 GB of RAM: trained weights 1.2. 3 of 30 blocks keep their activations and are not recomputed.",
     "Resuming after step 40 of 100.",
     "TensorBoard is not installed, so no event files are written; see report.html.",
     pace.sentence(None, 100, Path("run")),
@@ -94,6 +94,11 @@ FIXED = [
         for seconds in (0.2, 20, 2000)
         for device, folder in (("CPU with 2 threads", "run"), ("NVIDIA H100", "other"))
     ),
+    "Encoding prompts: 1 of 256",
+    "3 of 20 images, about 40 seconds left",
+    "Stopped with 3 of 20 images; run it again to make the rest.",
+    "Failed with 3 of 20 images; run it again to make the rest.",
+    "20 images, 17 of them made now",
     "1024 x 1024 is much larger than the 64 x 64 pixels that this model was trained at: the image may come out wrong. "
     "Width and height 0 take the model's own size.",
 ]

@@ -3,6 +3,13 @@ import { app } from "../../scripts/app.js";
 
 const NUMBER = "(\\d+(?:[.,]\\d+)*(?:e[+-]?\\d+)?)";
 const CHINESE = [
+  // Synthesize L2P Dataset.
+  [`Encoding prompts: ${NUMBER} of ${NUMBER}`, "编码提示词：第 $1 个，共 $2 个"],
+  [`Stopped with ${NUMBER} of ${NUMBER} images`, "已停止，已有 $1 张图像，共 $2 张"],
+  [`Failed with ${NUMBER} of ${NUMBER} images`, "出错，已有 $1 张图像，共 $2 张"],
+  ["run it again to make the rest", "再次运行即生成其余图像"],
+  [`${NUMBER} of ${NUMBER} images`, "已有 $1 张图像，共 $2 张"],
+  [`${NUMBER} images, ${NUMBER} of them made now`, "$1 张图像，其中本次生成 $2 张"],
   // Train L2P.
   ["Not trained yet", "尚未训练"],
   ["Preparing", "准备中"],

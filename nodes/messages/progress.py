@@ -10,25 +10,27 @@ from .server import running_server
 EVENT = "l2p.said"
 
 
-def tell_at(node: str | None) -> Callable[[str], None]:
-    """A function that leaves a sentence in the node of this id until it runs again; an empty one removes it."""
-    server = running_server()
-
-    def tell(text: str) -> None:
-        if text:
-            logging.info("L2P: %s", text)
-        if server is not None and node is not None:
-            server.send_sync(EVENT, {"node": node, "text": text})
-
-    return tell
-
-
 def say_at(node: str | None) -> Callable[[str], None]:
-    """A function that shows a text in the node of this id, for those who have the workflow open."""
+    """A function that shows a sentence in the node of this id until its next one; an empty one removes it.
+
+    The frontend shows it in the user's language, which it could not do with the host's own progress texts.
+    """
     server = running_server()
 
     def say(text: str) -> None:
         if server is not None and node is not None:
-            server.send_progress_text(text, node)
+            server.send_sync(EVENT, {"node": node, "text": text})
 
     return say
+
+
+def tell_at(node: str | None) -> Callable[[str], None]:
+    """`say_at` for what should be in the log too."""
+    say = say_at(node)
+
+    def tell(text: str) -> None:
+        if text:
+            logging.info("L2P: %s", text)
+        say(text)
+
+    return tell

@@ -23,7 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 180
-TEXT = 3  # the kind of a binary message that carries a node's progress text; the others are previews
+SAID = "l2p.said"
+"""The message that shows a sentence in a node."""
 Json = dict[str, Any]
 
 
@@ -181,13 +182,12 @@ class Run:
     def take(self, message: bytes | Json) -> None:
         """Note one websocket message."""
         if isinstance(message, bytes):
-            kind, length = struct.unpack(">II", message[:8])
-            if kind == TEXT:
-                self.texts.append(message[8 + length :].decode())
-            else:
-                self.previews.append(message)
+            self.previews.append(message)
             return
         kind, data = message["type"], message["data"]
+        if kind == SAID:
+            self.texts.append(data["text"])
+            return
         if kind != "progress" and data.get("prompt_id") != self.prompt_id:
             return
         if kind == "progress":

@@ -47,7 +47,7 @@ def test_prompts_become_a_data_set(server: Server, data: Path) -> None:
     assert settings.items() <= first.items()
     assert len(run.outputs["2"]["images"]) == 4
     assert run.progress[-1][1:] == (16, 16) and len(run.previews) >= 4
-    assert run.texts[:2] == ["encoding prompts: 1 of 2", "encoding prompts: 2 of 2"]
+    assert run.texts[:2] == ["Encoding prompts: 1 of 2", "Encoding prompts: 2 of 2"]
     assert run.texts[2].startswith("2 of 4 images, about ") and run.texts[-1] == "4 images, 4 of them made now"
 
 
