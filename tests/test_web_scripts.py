@@ -28,7 +28,9 @@ STAND_INS = {
     "app.js": """
         export const app = {
           calls: [], toasts: [],
-          registerExtension(extension) { extension.init?.(); extension.setup?.(); },
+          registerExtension(extension) {
+            this.extension = extension; extension.init?.(); extension.setup?.();
+          },
           canvas: { ds: { scale: 1, offset: [0, 0] }, canvas: { clientWidth: 1000, clientHeight: 800 } },
           graph: { nodes: new Map(), getNodeById(id) { return this.nodes.get(id); }, setDirtyCanvas() {} },
           reloadNodeDefs() { this.calls.push("reloadNodeDefs"); },
@@ -103,6 +105,21 @@ def test_lists_are_read_again_without_messages(site: Path) -> None:
     """
     before, after, old = run(site, FRONTEND + script)
     assert before == [] and after == ["reloadNodeDefs"] and old == ["reloadNodeDefs", "refreshComboInNodes"]
+
+
+def test_a_new_node_is_as_wide_as_its_values(site: Path) -> None:
+    script = """
+        import "./extensions/pack/widths.js";
+        const width = (type, value) => {
+          const made = node(1, type);
+          made.widgets = [{ name: "file", value }, { name: "weight_dtype", value: "default" }];
+          app.extension.nodeCreated(made);
+          return made.size[0];
+        };
+        result = [width("L2PLoader", "a"), width("L2PLoader", "a".repeat(32)), width("L2PLoader", "a".repeat(900)),
+                  width("KSampler", "a".repeat(900))]
+    """
+    assert run(site, FRONTEND + script) == [300, 332, 420, 300]
 
 
 STATE = """
