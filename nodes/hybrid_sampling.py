@@ -10,7 +10,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import latent_preview
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from .hybrid_tasks import Asked, Part, in_words, parts
 from .model.limits import check_memory
 from .options import FROM_MODEL, steps_problem
 from .pixels import image_to_pixels, keep_unmasked, pixels_to_image
+from .previews import Previews
 from .sizes import own_side
 
 LATENT_STEPS, LATENT_CFG = 30, 4.0
@@ -187,13 +187,12 @@ class _Run:
 
     def _shown(self, model: Any, clean: dict[str, Tensor]) -> Callable[..., None]:
         """The host's callback (`latent_preview.prepare_callback`), with one bar for all parts."""
-        previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        previews = Previews(model)
         done = self._done
 
         def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
             clean["x0"] = x0
-            preview = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None
-            self._bar.update_absolute(done + step + 1, self._steps, preview)
+            self._bar.update_absolute(done + step + 1, self._steps, previews.of_samples(x0))
 
         return callback
 

@@ -40,7 +40,10 @@ STAND_INS = {
           add(message) { app.toasts.push(message); },
           remove(message) { app.toasts = app.toasts.filter((other) => other !== message); },
         } };
-        globalThis.document = { createElement: () => ({ style: {} }) };
+        globalThis.document = { createElement: () => ({
+          style: {},
+          replaceChildren(...parts) { this.textContent = parts.map((part) => part.textContent).join("\\n"); },
+        }) };
         export function node(id, type, pos = [0, 0]) {
           const made = {
             type, title: type, pos, size: [300, 100], widgets: [], graph: app.graph,
@@ -145,6 +148,17 @@ def test_an_error_is_read_in_its_node_until_the_next_run(site: Path) -> None:
     assert toasts == [], "the node is in sight"
     assert [text for text, *_ in nodes] == ["The file is taken.", "Unknown word."]
     assert after == [["", 1, [300, 100]], [None, 0, [300, 100]]]
+
+
+def test_progress_leaves_a_warning_where_it_is(site: Path) -> None:
+    script = f"""
+        import "./extensions/pack/said.js"; {STATE}
+        node(1, "L2PCompare");
+        const tell = (kind, text) => api.send("l2p.said", {{ node: "1", kind, text }});
+        tell("said", "Much larger."); tell("progress", "1 of 2"); tell("progress", "2 pairs");
+        result = [state()[1][0][0]]; tell("said", ""); result.push(state()[1][0][0])
+    """
+    assert run(site, FRONTEND + script) == ["Much larger.\n2 pairs", "2 pairs"]
 
 
 def test_a_node_out_of_sight_is_spoken_for_until_the_next_run(site: Path) -> None:

@@ -95,6 +95,9 @@ FIXED = [
         for device, folder in (("CPU with 2 threads", "run"), ("NVIDIA H100", "other"))
     ),
     "Encoding prompts: 1 of 256",
+    "the source: image 1 of 4",
+    "the pixel model: image 2 of 4",
+    "4 pairs",
     "3 of 20 images, about 40 seconds left",
     "Stopped with 3 of 20 images; run it again to make the rest.",
     "Failed with 3 of 20 images; run it again to make the rest.",

@@ -11,7 +11,7 @@ const STYLE =
   "white-space:normal;overflow:auto;height:100%;user-select:text;";
 const LINE = 17;
 const LEAST_WIDTH = 240;
-const COLOURS = { said: "var(--fg-color,#ddd)", error: "var(--error-text,#ff6b6b)" };
+const COLOURS = { progress: "inherit", said: "var(--fg-color,#ddd)", error: "var(--error-text,#ff6b6b)" };
 const MESSAGE_MILLISECONDS = 15000;
 
 // What is on display of errors, until the next run: nodes, and messages for nodes that are out of sight.
@@ -38,7 +38,7 @@ function sentenceOf({ node_type, exception_message, traceback }) {
 function textWidget(node) {
   if (node.l2pSaid) return node.l2pSaid;
   const text = element("div", STYLE);
-  const parts = { text, height: 0 };
+  const parts = { text, height: 0, texts: {} };
   parts.widget = node.addDOMWidget("said", "l2p_said", text, {
     serialize: false,
     hideOnZoom: false,
@@ -50,16 +50,20 @@ function textWidget(node) {
   return parts;
 }
 
-function write(node, sentence, kind = "said") {
+function write(node, sentence, kind) {
   if (!sentence && !node.l2pSaid) return;
   const parts = textWidget(node);
-  if (sentence && node.size[0] < LEAST_WIDTH) node.setSize([LEAST_WIDTH, node.size[1]]);
+  parts.texts[kind] = sentence;
+  const texts = Object.entries(parts.texts).filter(([, text]) => text);
+  if (texts.length && node.size[0] < LEAST_WIDTH) node.setSize([LEAST_WIDTH, node.size[1]]);
   const characters = (node.size[0] - 40) / 6.3;
-  parts.height = sentence ? (Math.ceil(sentence.length / characters) + 1) * LINE + 10 : 0;
-  parts.text.textContent = say(sentence);
-  parts.text.style.color = COLOURS[kind];
-  parts.text.style.display = sentence ? "block" : "none";
-  if (sentence) {
+  const lines = texts.reduce((count, [, text]) => count + Math.ceil(text.length / characters), 0);
+  parts.height = lines && (lines + 1) * LINE + 10;
+  parts.text.replaceChildren(
+    ...texts.map(([kind, text]) => element("div", `color:${COLOURS[kind]};`, { textContent: say(text) })),
+  );
+  parts.text.style.display = lines ? "block" : "none";
+  if (lines) {
     const [width, height] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   }
@@ -76,7 +80,7 @@ function showError(node, sentence) {
 
 // The node is as it was, in the size that it had unless the user has changed that since.
 function takeBack(node) {
-  write(node, "");
+  write(node, "", "error");
   if (!OURS.test(kindOf(node))) remove(node);
   if (node.size.every((side, i) => side === node.l2pSizeThen[i])) node.setSize(node.l2pSizeBefore);
 }
@@ -134,7 +138,7 @@ app.registerExtension({
     api.addEventListener("execution_error", show);
     api.addEventListener("l2p.said", ({ detail }) => {
       const node = nodeOf(detail.node);
-      if (OURS.test(kindOf(node))) write(node, detail.text);
+      if (OURS.test(kindOf(node))) write(node, detail.text, detail.kind ?? "said");
     });
   },
 });

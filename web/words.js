@@ -10,6 +10,10 @@ const CHINESE = [
   ["run it again to make the rest", "再次运行即生成其余图像"],
   [`${NUMBER} of ${NUMBER} images`, "已有 $1 张图像，共 $2 张"],
   [`${NUMBER} images, ${NUMBER} of them made now`, "$1 张图像，其中本次生成 $2 张"],
+  // Compare L2P with Its Source.
+  [`the source: image ${NUMBER} of ${NUMBER}`, "来源模型：第 $1 张图像，共 $2 张"],
+  [`the pixel model: image ${NUMBER} of ${NUMBER}`, "像素模型：第 $1 张图像，共 $2 张"],
+  [`${NUMBER} pairs`, "$1 对图像"],
   // Train L2P.
   ["Not trained yet", "尚未训练"],
   ["Preparing", "准备中"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from .server import running_server
 
@@ -11,26 +12,25 @@ EVENT = "l2p.said"
 
 
 def say_at(node: str | None) -> Callable[[str], None]:
-    """A function that shows a sentence in the node of this id until its next one; an empty one removes it.
+    """A function that shows in the node of this id how far it is.
 
     The frontend shows it in the user's language, which it could not do with the host's own progress texts.
     """
-    server = running_server()
-
-    def say(text: str) -> None:
-        if server is not None and node is not None:
-            server.send_sync(EVENT, {"node": node, "text": text})
-
-    return say
+    return partial(_send, node, "progress")
 
 
 def tell_at(node: str | None) -> Callable[[str], None]:
-    """`say_at` for what should be in the log too."""
-    say = say_at(node)
+    """A function that leaves a sentence in the node of this id until it runs again; an empty one removes it."""
 
     def tell(text: str) -> None:
         if text:
             logging.info("L2P: %s", text)
-        say(text)
+        _send(node, "said", text)
 
     return tell
+
+
+def _send(node: str | None, kind: str, text: str) -> None:
+    server = running_server()
+    if server is not None and node is not None:
+        server.send_sync(EVENT, {"node": node, "kind": kind, "text": text})

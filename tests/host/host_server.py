@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 180
 SAID = "l2p.said"
-"""The message that shows a sentence in a node."""
+"""The message that shows in a node how far it is, or what to know of its result."""
 Json = dict[str, Any]
 
 
@@ -186,7 +186,8 @@ class Run:
             return
         kind, data = message["type"], message["data"]
         if kind == SAID:
-            self.texts.append(data["text"])
+            if data["kind"] == "progress":
+                self.texts.append(data["text"])
             return
         if kind != "progress" and data.get("prompt_id") != self.prompt_id:
             return
