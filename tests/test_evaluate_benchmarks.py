@@ -16,6 +16,8 @@ from test_cli import mistake
 from comfyui_l2p.l2p_core import delta, flow, tiny
 from comfyui_l2p.l2p_core.dataset.pictures import picture
 from comfyui_l2p.l2p_core.evaluate import scores
+from comfyui_l2p.l2p_core.evaluate.benchmarks import BENCHMARKS, shots
+from comfyui_l2p.l2p_core.evaluate.layouts import GenEvalFolder
 from comfyui_l2p.l2p_core.tiny import bundled
 from comfyui_l2p.train.cli import main
 from comfyui_l2p.train.sampler import Sampler
@@ -164,6 +166,18 @@ def test_a_kill_before_the_square_costs_no_image(dpg: Path, tmp_path: Path) -> N
     square.unlink()
     assert main(command) == 0
     assert square.read_bytes() == before and files(single) == []
+
+
+def test_settings_may_change_until_there_is_an_image(geneval: Path, tmp_path: Path) -> None:
+    benchmark = BENCHMARKS["geneval"]
+    wanted = shots(benchmark, benchmark.read(geneval), 42, own_seeds=True)
+    for steps in (1, 2):
+        made = GenEvalFolder(tmp_path / "made", benchmark, wanted, {"steps": steps})
+    made.write(wanted[0], Image.new("RGB", (8, 8), "red"))
+    with pytest.raises(ValueError, match="made with steps 2, not 3"):
+        GenEvalFolder(tmp_path / "made", benchmark, wanted, {"steps": 3})
+    with pytest.raises(ValueError, match="8 x 9 pixels, but GenEval is scored on squares"):
+        made.write(wanted[1], Image.new("RGB", (8, 9)))
 
 
 def test_mistakes_are_one_line(geneval: Path, dpg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

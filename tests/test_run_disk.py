@@ -90,7 +90,8 @@ def test_what_is_planned_is_what_is_written(folder: Path) -> None:  # noqa: F811
 
 def beside(made: RunFolder) -> list[Path]:
     """Files of a run that are no weights and are counted."""
-    return [*made.montages(), made.metrics, made.report, *made.events.glob("*"), *made.images.iterdir()]
+    pictures = [path for path in (*made.montages(), made.source_images, made.card_picture) if path.is_file()]
+    return [*pictures, made.metrics, made.report, *made.events.glob("*"), *made.images.iterdir()]
 
 
 def test_montages_records_and_images_are_counted(folder: Path) -> None:  # noqa: F811

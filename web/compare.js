@@ -1,7 +1,7 @@
 // Shows the pairs of Compare L2P in the node: side by side, under a slider, or as the difference image at true size.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { element } from "./graph.js";
+import { element, kindOf } from "./graph.js";
 import { say } from "./words.js";
 
 const NODE = "L2PCompare";
@@ -175,6 +175,21 @@ function grow(node, parts) {
   draw(parts);
 }
 
+function take(node, output) {
+  if (!output?.l2p_pairs) return;
+  const parts = view(node);
+  parts.pairs = output.l2p_pairs;
+  parts.at = Math.min(parts.at, parts.pairs.length - 1);
+  clearPreview(node);
+  grow(node, parts);
+}
+
+function compareNodes(graph) {
+  return (graph?.nodes ?? []).flatMap((node) =>
+    kindOf(node) === NODE ? [node] : node.subgraph ? compareNodes(node.subgraph) : [],
+  );
+}
+
 app.registerExtension({
   name: "L2P.Compare",
   beforeRegisterNodeDef(nodeType, nodeData) {
@@ -191,12 +206,11 @@ app.registerExtension({
     };
     nodeType.prototype.onExecuted = function (message) {
       onExecuted?.apply(this, arguments);
-      if (!message?.l2p_pairs) return;
-      const parts = view(this);
-      parts.pairs = message.l2p_pairs;
-      parts.at = Math.min(parts.at, parts.pairs.length - 1);
-      clearPreview(this);
-      grow(this, parts);
+      take(this, message);
     };
+  },
+  // A workflow that is shown again, as after another tab: the host still has what its nodes put out.
+  afterConfigureGraph() {
+    for (const node of compareNodes(app.rootGraph ?? app.graph)) take(node, app.nodeOutputs?.[String(node.id)]);
   },
 });

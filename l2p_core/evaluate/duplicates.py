@@ -8,7 +8,7 @@ from .measure import Array
 
 LIMIT = 4 / 255
 """Root mean square difference of two thumbnails, in [0, 1], below which their images count as near-duplicates."""
-_BLOCK = 2048  # images compared at a time with all others: 20,000 thumbnails make tables of 160 MB
+_BLOCK = 1024  # images compared at a time with all others: 20,000 thumbnails make tables of 80 MB
 
 
 def near_duplicates(thumbnails: Array, limit: float = LIMIT) -> list[tuple[int, int]]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SUFFIX = "-run"
 """Of the folder beside, with the settings and the report."""
+_SINGLE = "single"
+"""In it, the images of DPG-Bench that wait for their square."""
 
 
 class BenchmarkFolder(abc.ABC):
@@ -90,9 +92,10 @@ class BenchmarkFolder(abc.ABC):
         lines = "\n".join(f"{shot.of.name} {shot.prompt}" for shot in self.wanted)
         prompts = hashlib.sha256(lines.encode()).hexdigest()[:16]
         record = {"benchmark": self.benchmark.title, "prompts": prompts, **self.settings}
-        if not self._record.exists():
-            if any(self.folder.iterdir()):
-                raise ValueError(f"{self.folder} holds other files: give a new folder, for the scorer reads all of it.")
+        there = any(self.folder.iterdir()) or any((self.beside / _SINGLE).glob("*.png"))
+        if there and not self._record.exists():
+            raise ValueError(f"{self.folder} holds other files: give a new folder, for the scorer reads all of it.")
+        if not there:
             write_bytes(self._record, json.dumps(record, indent=1).encode())
             return
         try:
@@ -159,7 +162,7 @@ class DpgFolder(BenchmarkFolder):
         self._join(shot)
 
     def _single(self, prompt: Prompt, number: int) -> Path:
-        return self.beside / "single" / f"{prompt.name}-{number}.png"
+        return self.beside / _SINGLE / f"{prompt.name}-{number}.png"
 
     def _join(self, shot: Shot) -> None:
         """Write a prompt's square, if its four images are there: in reading order, two by two."""
