@@ -69,9 +69,9 @@ def test_no_node_covers_another(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_the_card_of_a_workflow_is_a_small_picture(path: Path) -> None:
-    """The gallery loads all of them at once."""
+def test_the_card_of_a_workflow_is_a_small_square(path: Path) -> None:
+    """As the gallery's places are, in which the line of words below the result can be read; it loads all at once."""
     card = path.with_suffix(".jpg")
     assert card.stat().st_size < 61_440
     with Image.open(card) as picture:
-        assert picture.format == "JPEG" and min(picture.size) >= 200
+        assert picture.format == "JPEG" and picture.width == picture.height >= 400
