@@ -76,6 +76,8 @@ function showError(node, sentence) {
   node.l2pSizeBefore = [...node.size];
   write(node, sentence, "error");
   node.l2pSizeThen = [...node.size];
+  // Nodes beside it may lie where it has grown.
+  app.canvas?.bringToFront?.(node);
 }
 
 // The node is as it was, in the size that it had unless the user has changed that since.
