@@ -13,6 +13,8 @@ const LINE = 17;
 const LEAST_WIDTH = 240;
 const COLOURS = { progress: "inherit", said: "var(--fg-color,#ddd)", error: "var(--error-text,#ff6b6b)" };
 const MESSAGE_MILLISECONDS = 15000;
+const MOUNTED_MILLISECONDS = 200;
+const ABOVE_ALL = "10000";
 
 // What is on display of errors, until the next run: nodes, and messages for nodes that are out of sight.
 const shown = new Set();
@@ -76,12 +78,24 @@ function showError(node, sentence) {
   node.l2pSizeBefore = [...node.size];
   write(node, sentence, "error");
   node.l2pSizeThen = [...node.size];
-  // Nodes beside it may lie where it has grown.
+  raise(node);
+}
+
+// Nodes beside it may lie where it has grown. In Nodes 2.0 it is an element of the page, which is there a moment later.
+function raise(node) {
   app.canvas?.bringToFront?.(node);
+  setTimeout(() => {
+    const frame = node.l2pSaid?.text.closest?.("[data-node-id]");
+    if (!frame || !shown.has(node)) return;
+    const { zIndex } = frame.style;
+    frame.style.zIndex = ABOVE_ALL;
+    node.l2pLower = () => (frame.style.zIndex = zIndex);
+  }, MOUNTED_MILLISECONDS);
 }
 
 // The node is as it was, in the size that it had unless the user has changed that since.
 function takeBack(node) {
+  node.l2pLower?.();
   write(node, "", "error");
   if (!OURS.test(kindOf(node))) remove(node);
   if (node.size.every((side, i) => side === node.l2pSizeThen[i])) node.setSize(node.l2pSizeBefore);
