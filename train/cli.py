@@ -201,6 +201,21 @@ def _add_benchmark(commands: _Commands) -> None:
         )
 
     transfer.set_defaults(command=run_transfer)
+    _add_benchmark_hybrid(kinds)
+
+
+def _add_benchmark_hybrid(kinds: _Commands) -> None:
+    hybrid = _command(kinds, "hybrid", "latents, pixels, hand-over and growth compared on the bundled models")
+    hybrid.add_argument("--output", type=typed, default=Path("runs/hybrid"), help="folder; finished rows are kept")
+    hybrid.add_argument("--captions", type=_positive, default=96, help="captions of each pass")
+    hybrid.add_argument("--seeds", type=_positive, default=3, help="passes with other noise")
+
+    def run(args: argparse.Namespace) -> None:
+        from .benchmark.hybrid import benchmark_hybrid
+
+        benchmark_hybrid(args.output, args.captions, args.seeds)
+
+    hybrid.set_defaults(command=run)
 
 
 def _is_failure_of_the_run(error: RuntimeError) -> bool:
