@@ -13,8 +13,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..l2p_core.config import VARIANTS
 from ..l2p_core.hybrid import resized
+from ..l2p_core.sources import sampling_of
 from .hybrid import Latent, check_vae, grow_pixels, images, latent_to_pixels, require_l2p, schedule
 from .hybrid_tasks import Asked, Part, in_words, parts
 from .model.limits import check_memory
@@ -234,13 +234,13 @@ def _own_side(models: Models) -> int:
 
 
 def _steps(asked: int, model: Any) -> int:
-    return VARIANTS[model.model.l2p.variant].steps if asked == FROM_MODEL and model is not None else max(asked, 1)
+    return sampling_of(model.model.l2p).steps if asked == FROM_MODEL and model is not None else max(asked, 1)
 
 
 def _cfg(part: Part, models: Models, settings: HybridSettings) -> float:
     if part.space == "latent":
         return LATENT_CFG if settings.latent_cfg == FROM_MODEL else settings.latent_cfg
-    return VARIANTS[models.of(part).model.l2p.variant].cfg if settings.cfg == FROM_MODEL else settings.cfg
+    return sampling_of(models.of(part).model.l2p).cfg if settings.cfg == FROM_MODEL else settings.cfg
 
 
 def _check_models(models: Models) -> None:

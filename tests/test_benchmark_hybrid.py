@@ -27,7 +27,8 @@ def test_the_benchmark_keeps_what_is_measured(
 ) -> None:
     all_rows = hybrid.rows
     monkeypatch.setattr(hybrid, "rows", lambda *models: all_rows(*models)[:1])
-    monkeypatch.setattr(hybrid, "REAL_SIZES", (1024,))
+    config = tiny.load_source().config
+    monkeypatch.setattr(hybrid, "_real_costs", lambda: [hybrid._cost("latents", config, 64, 8)])
     hybrid.benchmark_hybrid(tmp_path, captions=1, seeds=2)
     first = (tmp_path / "results.md").read_text()
     assert "1 captions, 2 seeds" in first and "latents only, 6 steps" in first and "TFLOP" in first

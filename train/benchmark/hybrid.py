@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...l2p_core import delta, hybrid
-from ...l2p_core.config import ModelConfig
+from ...l2p_core.config import ModelConfig, PixelConfig
 from ...l2p_core.files.atomic import write_bytes
-from ...l2p_core.growth import safe_sigma
+from ...l2p_core.flow import FlowModel
+from ...l2p_core.growth import Space, safe_sigma
 from ...l2p_core.hybrid import Stage
-from ...l2p_core.model import L2PModel, LatentModel, build
+from ...l2p_core.model import L2PModel, LatentModel
 from ...l2p_core.sources import SOURCES
 from ...l2p_core.tiny import bundled, judge
 from ...l2p_core.tiny.shapes import IMAGE_SIZE, evaluation_captions
@@ -37,7 +38,6 @@ SEED_DISTANCE = 1_000_000
 """Between the seeds of two passes, whose images have the seeds that follow."""
 SHOWN = 8
 CAPTION_TOKENS = 128
-REAL_SIZES = (1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,11 @@ def rows(latent: LatentModel, pixels: L2PModel) -> list[Row]:
     """All ways: one space alone, hand-over at several levels and maps, a finished image sampled again, growth."""
     size = (IMAGE_SIZE, IMAGE_SIZE)
     half = (IMAGE_SIZE // 2, IMAGE_SIZE // 2)
+    alone: list[tuple[str, FlowModel, Space]] = [("latents", latent, "latent"), ("pixels", pixels, "pixels")]
     found = [
         Row(f"{name} only, {steps} steps", [Stage(model, space, size, steps, cfg=CFG)])
         for steps in (6, 12)
-        for name, model, space in (("latents", latent, "latent"), ("pixels", pixels, "pixels"))
+        for name, model, space in alone
     ]
     for switch in (0.8, 0.65, 0.5, 0.35):
         first = max(1, min(5, round(6 * (1 - _even(switch)))))
@@ -193,7 +194,7 @@ def _real_costs() -> list[list[str]]:
     """Operations and least traffic of one evaluation of the published source and its 1k and 4k models."""
     config = SOURCES["z-image"].config()
     found = [_cost("latents", config, 1024, 8)]
-    for variant, sizes in (("1k", REAL_SIZES), ("4k", REAL_SIZES[-1:])):
+    for variant, sizes in (("1k", (1024, 2048, 4096)), ("4k", (4096,))):
         pixel = config.with_head(variant)
         found += [_cost(f"pixels, {variant} model", pixel, size, 1) for size in sizes]
     return found
@@ -202,7 +203,7 @@ def _real_costs() -> list[list[str]]:
 def _cost(name: str, config: ModelConfig, side: int, downscale: int) -> list[str]:
     """Counted on tensors without data; attention as the multiplications that it needs, in whatever kernel."""
     with torch.device("meta"), torch.no_grad():
-        model = build(config).bfloat16()
+        model = (L2PModel(config) if isinstance(config, PixelConfig) else LatentModel(config)).bfloat16()
         image = torch.empty(1, config.in_channels, side // downscale, side // downscale, dtype=torch.bfloat16)
         caption = torch.empty(CAPTION_TOKENS, config.caption_dim, dtype=torch.bfloat16)
         with FlopCounterMode(display=False) as counter:
