@@ -6,10 +6,10 @@ modules is a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -70,26 +70,6 @@ class RefinedCaptions:
 Captions = Sequence[Caption] | RefinedCaptions
 
 
-class Segment(NamedTuple):
-    """A part of a backbone's pass, from which training's memory is planned.
-
-    Attributes:
-        names: prefixes of its parameters.
-        run: of `inputs`; None for one that only lays them side by side.
-        inputs: on the device "meta".
-        checkpointed: whether it is recomputed in the backward pass under gradient checkpointing.
-        per_image: whether `run` takes as many inputs as there are images, of which `inputs` has one.
-        like: segments that are alike beside what trains share this, and so a trace.
-    """
-
-    names: tuple[str, ...]
-    run: Callable[..., Any] | None
-    inputs: Sequence[Tensor]
-    checkpointed: bool = True
-    per_image: bool = False
-    like: Hashable = None
-
-
 class Backbone(nn.Module):
     """The contract of a source's network, from patches to hidden states; its class is named by the source's row.
 
@@ -135,16 +115,6 @@ class Backbone(nn.Module):
 
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:
         """Every block with its name in the model, in the order in which they are computed."""
-        raise NotImplementedError
-
-    def embedded(self, patches: Tensor) -> Tensor:
-        """Patches as tokens, padding included."""
-        raise NotImplementedError
-
-    def segments(
-        self, batch: int, grid: tuple[int, int], caption_tokens: int, empty: Callable[..., Tensor]
-    ) -> Iterator[Segment]:
-        """The parts of a pass behind `embedded`, in order; `empty` makes a tensor of a shape."""
         raise NotImplementedError
 
     def refined(self, captions: Sequence[Caption]) -> Captions:

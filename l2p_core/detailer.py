@@ -86,18 +86,20 @@ class DetailerHead(nn.Module):
         output = torch.empty_like(pixels)
         fusion = self._fusion(pixels, tile * tile)
         for piece in image.tiles(tile):
-            output[piece.index] = self._region(pixels, features, piece, image, fusion)
+            output[piece.index] = self.piece(pixels, features, piece, image, fusion)
         return output
 
     def whole(self, pixels: Tensor, features: Tensor) -> Tensor:
         """The head on the whole image at once; see `forward`."""
         image = Region(0, pixels.shape[-2], 0, pixels.shape[-1])
-        return self._region(pixels, features, image, image, self._fusion(pixels, image.pixels))
+        return self.piece(pixels, features, image, image, self._fusion(pixels, image.pixels))
 
     def _fusion(self, pixels: Tensor, at_once: int) -> Fusion:
         return Fusion(pays_on(pixels.device, at_once) if self.fused is None else self.fused)
 
-    def _region(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, fusion: Fusion) -> Tensor:
+    def piece(
+        self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, fusion: Fusion | None = None
+    ) -> Tensor:
         """The output over `wanted`; each stage computes only the region that this output depends on."""
         regions, bottleneck = stage_regions(wanted, image, len(self.stages))
         x = pixels[regions[0].encoder_reads.index]
@@ -110,7 +112,7 @@ class DetailerHead(nn.Module):
         grid = image.bottom >> len(self.stages), image.right >> len(self.stages)
         x = self._run(self._fuse, x, nearest(features, grid, bottleneck))
         for stage, at in zip(reversed(self.stages), reversed(regions), strict=True):
-            x = self._run(self._decode, stage, at, x, skips.pop(), fusion)
+            x = self._run(self._decode, stage, at, x, skips.pop(), fusion or Fusion(wanted=False))
         return self.out_conv(x)
 
     def _encode(self, stage: Stage, at: StageRegions, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,6 @@ from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import load_model, load_tensors, save
 from comfyui_l2p.l2p_core.device import accelerator
 from comfyui_l2p.l2p_core.distributed import ranks as parallel
-from comfyui_l2p.l2p_core.distributed import sharding
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.model import LatentModel
 from comfyui_l2p.l2p_core.run.folder import RunFolder
@@ -241,11 +240,6 @@ def test_one_process_talks_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not torch.distributed.is_initialized()
         with pytest.raises(ValueError, match="mistake"):
             ranks.first_only(lambda: (_ for _ in ()).throw(ValueError("mistake")).__next__())
-
-
-def test_auto_replicates_on_cpus() -> None:
-    model = pixel_model()
-    assert sharding.chosen(model, set(), torch.device("cpu"), CONFIG) == "ddp"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a process's Ctrl-C is sent as SIGINT")

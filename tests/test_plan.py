@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.distributed.together import go_together
 from comfyui_l2p.l2p_core.memory import activations, block_store
 from comfyui_l2p.l2p_core.memory import plan as plans
-from comfyui_l2p.l2p_core.memory.activations import Peak, StepPart, Workload, parts_for, peak
+from comfyui_l2p.l2p_core.memory.activations import Moment, Peak, Step, Workload, peak, step_of
 from comfyui_l2p.l2p_core.memory.checkpointing import kept_blocks, kept_sentence
 from comfyui_l2p.l2p_core.memory.fit import Room, changes, fitting, keeping_what_fits, refuse_if_too_much
-from comfyui_l2p.l2p_core.memory.live_memory import Traced, trace
+from comfyui_l2p.l2p_core.memory.live_memory import trace
 from comfyui_l2p.l2p_core.memory.plan import GB, plan
 from comfyui_l2p.l2p_core.run import memory_plan
 from comfyui_l2p.l2p_core.run.memory_plan import decided, planned, workload
@@ -98,25 +99,22 @@ def test_a_trace_counts_what_lives_at_once() -> None:
 
 
 def test_the_worst_moment_of_a_step_is_found() -> None:
-    parts = [
-        StepPart(("a",), Traced(10, 100, 300), True),
-        StepPart(("b",), Traced(20, 200, 500), True, takes=40),
-        StepPart(("c",), Traced(30, 300, 310), True, reaches_back=40),
-    ]
-    sizes = {"a": 1000, "b": 100, "c": 10}
+    step = Step(
+        ("a", "b", ""),
+        (90, 180, 270),
+        (Moment(350, 2, 10), Moment(550, 1, 110), Moment(300, 0, 1110), Moment(5, 0, 1110)),
+    )
 
-    def gradients(part: StepPart) -> int:
-        return sizes[part.names[0]]
+    def found(recomputed: Callable[[str], bool], gradients: Callable[[int, int], int]) -> Peak:
+        return peak(step, recomputed, gradients)
 
-    def none(_: StepPart) -> int:
-        return 0
-
-    assert peak(parts, checkpointing=True, gradients=none, all_along=False) == Peak(10 + 500 + 40, 0)
-    assert peak(parts, checkpointing=False, gradients=none, all_along=False) == Peak(100 + 500 + 40, 0)
-    assert peak(parts, checkpointing=True, gradients=gradients, all_along=False) == Peak(300, 1110)
-    assert peak(parts, checkpointing=True, gradients=gradients, all_along=True) == Peak(550, 1110)
-    # Taken away as they are made, gradients never pile up, and none wait for the end.
-    assert peak(parts, checkpointing=True, gradients=gradients, all_along=False, in_flight=5) == Peak(550, 5)
+    assert found(lambda _: True, lambda made, total: 0) == Peak(550, 0)
+    # What parts keep exists until the backward pass has come to them.
+    assert found(lambda _: False, lambda made, total: 0) == Peak(550 + 90, 0)
+    assert found(lambda block: block != "b", lambda made, total: 0) == Peak(550, 0)
+    assert found(lambda _: True, lambda made, total: made) == Peak(300, 1110)
+    assert found(lambda _: True, lambda made, total: total) == Peak(550, 1110)
+    assert found(lambda _: True, lambda made, total: min(made, 5)) == Peak(550, 5)
 
 
 @pytest.mark.parametrize("choices", [
@@ -139,9 +137,8 @@ def test_weights_and_states_are_counted_exactly(choices: dict[str, object]) -> N
     assert place["optimiser"] == size(tensor for name, tensor in state.items() if name.startswith("exp_avg"))
     assert place["averages"] == size(trained._weights.averages.values())
     if not config.offload:
-        parts = parts_for(SMALL, config, SMALL_WORK)
-        names = [name for part in parts for name in trained.parameters if name.startswith(part.names or ("none",))]
-        assert sorted(names) == sorted(trained.parameters), "every trained weight is in exactly one part"
+        complete = step_of(SMALL, config, SMALL_WORK).moments[-1].gradients
+        assert complete == sum(weight.numel() for weight in trained.parameters.values())
 
 
 @pytest.mark.parametrize("frozen", ["full", "fp8"])
@@ -215,7 +212,7 @@ def test_what_the_computer_has_no_room_for_is_refused_too() -> None:
         refuse_if_too_much(Z_IMAGE, config, AT_1024, Room(limit, memory))
 
     ask(64 * GB)
-    said = r"41\.0 GB of RAM.* and 32\.0 GB of .* optimiser_bits = 8: then about 12\.1 GB"
+    said = r"41\.0 GB of RAM.* and 32\.0 GB of .* optimiser_bits = 8: then about 12\.0 GB"
     with pytest.raises(ValueError, match=said):
         ask(32 * GB)
     with pytest.raises(ValueError, match="No setting makes it fit"):
@@ -272,13 +269,16 @@ def recipe(**training: object) -> Recipe:
     return Recipe(ModelSection("x"), data, training=TrainingConfig(accumulate=1, **training))  # type: ignore[arg-type]
 
 
-def test_captions_beyond_those_traced_are_reckoned_as_they_would_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_batches_are_planned_as_if_they_had_been_run(monkeypatch: pytest.MonkeyPatch) -> None:
     work = SMALL_WORK._replace(batch=50)
-    reckoned = parts_for(SMALL, TrainingConfig(blocks=1), work)
-    monkeypatch.setattr(activations, "_CAPTIONS", 1000)
-    activations.parts_of.cache_clear()
-    assert reckoned == parts_for(SMALL, TrainingConfig(blocks=1), work)
-    activations.parts_of.cache_clear()
+    extrapolated = step_of(SMALL, TrainingConfig(blocks=1), work)
+    monkeypatch.setattr(activations, "_IMAGES", 1000)
+    activations._step.cache_clear()
+    run = step_of(SMALL, TrainingConfig(blocks=1), work)
+    activations._step.cache_clear()
+    assert extrapolated.kept == run.kept and len(extrapolated.moments) == len(run.moments)
+    for choice in (lambda _: True, lambda _: False):
+        assert peak(extrapolated, choice, lambda made, _: made) == peak(run, choice, lambda made, _: made)
 
 
 @pytest.mark.parametrize(("batch", "size"), [(100_000, 1024), (1_000_000, 1024), (1_000_000, 8192)])

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone
-from ..device import accelerator
 from ..files.tensor_file import writing_order
 from ..training_config import TrainingConfig
 from .ranks import Ranks
@@ -35,15 +34,15 @@ def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config:
             is read first where it has not been: no process holds more than its shards and one block.
         trained: names of the parameters that train.
         ranks: the processes, more than one.
-        config: `parallel` says how. Under precision "bf16" FSDP2 gathers weights in bfloat16; gradients are summed in
-            float32 always.
+        config: `parallel` says how; "auto", which a run's plan decides, counts as "ddp" here. Under precision "bf16"
+            FSDP2 gathers weights in bfloat16; gradients are summed in float32 always.
 
     Raises:
         ValueError: as `check_shards`, where the model is cut.
     """
     # Every process must have a gradient for every parameter, whatever the lengths of its captions.
     model.always_pad = True
-    if chosen(model, trained, ranks.device, config) == "ddp":
+    if config.parallel != "fsdp":
         _read(model, model, "")
         network = _replicated(model.to(ranks.device), trained)
     else:
@@ -80,24 +79,6 @@ def check_shards(config: TrainingConfig, device: torch.device) -> None:
     _fsdp2()
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         raise ValueError("FSDP2 of this torch works on GPUs only: choose parallel = 'ddp', or install a newer one.")
-
-
-def chosen(model: nn.Module, trained: Collection[str], device: torch.device, config: TrainingConfig) -> str:
-    """ "ddp" or "fsdp": under "auto" the former, which communicates least, where all that a replica keeps fits.
-
-    That is every weight, and for those that train a gradient, two moments and the average; a quarter of the device's
-    memory is left for the activations.
-    """
-    if config.parallel != "auto":
-        return config.parallel
-    if not accelerator.has_own_memory(device.type):
-        return "ddp"
-    beside = 4 * (4 if config.ema_decay else 3)  # bytes for each trained number
-    needed = sum(
-        parameter.numel() * (parameter.element_size() + (beside if name in trained else 0))
-        for name, parameter in model.named_parameters()
-    )
-    return "ddp" if needed <= 0.75 * accelerator.module(device).get_device_properties(device).total_memory else "fsdp"
 
 
 def _replicated(model: Backbone, trained: Collection[str]) -> nn.Module:

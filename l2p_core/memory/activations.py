@@ -1,34 +1,33 @@
-"""The memory of activations and gradients throughout a training step, computed from shapes alone.
+"""The memory of activations and gradients throughout a training step, found by running the step without data.
 
-A step is a sequence of parts: embedders, blocks, head stages, loss. Each part is traced once (see `live_memory`), and
-equal blocks share one trace. The backward pass is then simulated: at each part, memory holds the outputs of the parts
-before it (with checkpointing) or everything that they keep (without), and the gradients of the weights after it.
+Blocks and head stages, the parts that can be recomputed in the backward pass, are each traced once (see `live_memory`);
+equal ones share a trace. Then the whole step runs on the device "meta" with stand-ins for the parts, which allocate
+their outputs, keep their inputs and note what else exists when their turn comes. From these moments follows the peak
+for every choice of what is recomputed and of when gradients are consumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from ..backbone import Segment
-from ..config import HEAD, PIXEL_CHANNELS, PixelConfig
+from .. import flow
+from ..config import PIXEL_CHANNELS, PixelConfig
 from ..deltas import low_rank as lora
-from ..freeze import freeze_all_but, trainable_names
+from ..freeze import freeze_all_but
 from ..model import L2PModel
-from ..ops.fused_decoder import Fusion
-from ..ops.region import Region, stage_regions
-from ..patch import patchify
 from ..training_config import TrainingConfig
-from .live_memory import Traced, computing_in, trace
+from . import block_store, placement
+from .live_memory import Live, Traced, computing_in, consumed, storage_bytes, trace
 
-_META = torch.device("meta")
-_CAPTIONS = 16
-"""The embedding is traced for this many captions and extrapolated for more."""
+META = torch.device("meta")
+_IMAGES = 16
+"""A step is run for this many images and extrapolated for more."""
 
 
 class Workload(NamedTuple):
@@ -40,212 +39,177 @@ class Workload(NamedTuple):
     caption_tokens: int
 
 
-@dataclass(frozen=True)
-class StepPart:
-    """A part of a training step.
+class Moment(NamedTuple):
+    """A moment of the backward pass.
 
     Attributes:
-        names: prefixes of its parameters.
-        traced: its memory.
-        checkpointed: whether its activations can be recomputed.
-        reaches_back: bytes of gradients that it computes for an earlier part other than the one before it.
-        takes: bytes of such gradients that it receives.
-        frozen: whether its linear layers can be stored in another form.
+        bytes: of activations, if every part is recomputed.
+        waiting: how many parts are yet to pass; the first ones.
+        gradients: elements of weights whose gradients are complete.
     """
 
-    names: tuple[str, ...]
-    traced: Traced
-    checkpointed: bool
-    reaches_back: int = 0
-    takes: int = 0
-    frozen: bool = False
+    bytes: int
+    waiting: int
+    gradients: int
+
+
+class Step(NamedTuple):
+    """A training step.
+
+    Attributes:
+        blocks: the name of each part's block, in the order of the forward pass; "" for stages of the head.
+        kept: bytes that each part keeps beyond its outputs if it is not recomputed.
+        moments: of the backward pass, in order.
+    """
+
+    blocks: tuple[str, ...]
+    kept: tuple[int, ...]
+    moments: tuple[Moment, ...]
 
 
 class Peak(NamedTuple):
-    """Bytes at the moment of a step that needs most."""
+    """Bytes of activations, and elements of gradients, at the moment of a step that needs most."""
 
     activations: int
     gradients: int
 
 
-def peak(
-    parts: Sequence[StepPart],
-    *,
-    checkpointing: bool,
-    gradients: Callable[[StepPart], int],
-    all_along: bool,
-    in_flight: int | None = None,
-) -> Peak:
+def peak(step: Step, recomputed: Callable[[str], bool], gradients: Callable[[int, int], int]) -> Peak:
     """The moment of a step that needs most memory.
 
     Args:
-        parts: of the step, in the order of the forward pass.
-        checkpointing: whether parts are recomputed in the backward pass.
-        gradients: bytes of weight gradients that a part leaves.
-        all_along: whether all of these exist from the start, as they do while micro-batches accumulate.
-        in_flight: the most bytes of gradients that exist at once if they are consumed during the backward pass; None
-            keeps them to its end.
+        step: to look at.
+        recomputed: whether a part is, given its block.
+        gradients: bytes of gradients, given the elements complete so far and in the whole step.
     """
-    held = [part.traced.output if checkpointing and part.checkpointed else part.traced.retained for part in parts]
-    total = sum(gradients(part) for part in parts)
-    before, made, reaching = sum(held), 0, 0
-    worst = Peak(0, total if in_flight is None else 0)  # the optimiser's step
-    for part, own in zip(reversed(parts), reversed(held), strict=True):
-        before -= own
-        made += gradients(part)
-        there = total if all_along else made
-        if in_flight is not None:
-            there = min(made, in_flight)
-        moment = Peak(before + part.traced.peak + reaching, there)
-        worst = max(worst, moment, key=sum)
-        reaching += part.reaches_back - part.takes
-    return worst
-
-
-@lru_cache(maxsize=32)
-def parts_of(
-    config: PixelConfig, work: Workload, precision: str, policy: str, blocks: int, rank: int, offload: bool
-) -> tuple[StepPart, ...]:
-    """The parts of a training step; the arguments after `work` are those of the training's configuration."""
-    return _Parts(config, work, precision, policy, blocks, rank, offload).all()
-
-
-def parts_for(config: PixelConfig, training: TrainingConfig, work: Workload) -> tuple[StepPart, ...]:
-    """`parts_of` a configuration."""
-    return parts_of(
-        config, work, training.precision, training.policy, training.blocks, training.lora_rank, training.offload
+    kept = [0 if recomputed(block) else size for block, size in zip(step.blocks, step.kept, strict=True)]
+    total = step.moments[-1].gradients
+    return max(
+        (Peak(size + sum(kept[:waiting]), gradients(made, total)) for size, waiting, made in step.moments), key=sum
     )
 
 
-class _Parts:
-    def __init__(
-        self, config: PixelConfig, work: Workload, precision: str, policy: str, blocks: int, rank: int, offload: bool
-    ):
-        self.config, self.work = config, work
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        with _META:
-            self.model = L2PModel(config)
-        self.source = self.model.source
-        self.names = trainable_names(config, blocks, policy)
-        adapted = lora.adapted_layers(config, self.names) if policy == "lora" else []
-        # One adapted block of a stack represents all of them.
-        first = {self._stack(layer): self.source.block_of(layer) for layer in reversed(adapted)}
-        chosen = [layer for layer in adapted if self.source.block_of(layer) == first[self._stack(layer)]]
-        added = lora.attach(self.model, chosen, rank=rank, alpha=1.0, seed=0, device=_META)
-        freeze_all_but(self.model, self.names | added)
-        trained = self.dtype if offload else torch.float32
-        for name, parameter in self.model.named_parameters():
-            parameter.data = parameter.data.to(trained if name in self.names | added else self.dtype)
-        computing_in(self.model, self.dtype)
-        self.grid = work.height // config.patch_size, work.width // config.patch_size
-
-    def all(self) -> tuple[StepPart, ...]:
-        return (*self._backbone(), *self._head())
-
-    def _backbone(self) -> Iterator[StepPart]:
-        segments = list(self.model.segments(self.work.batch, self.grid, self.work.caption_tokens, self._empty))
-        named = tuple(name for segment in segments for name in segment.names)
-        outside = [name for name in self.names if not name.startswith((f"{HEAD}.", *named))]
-        yield self._part(tuple(outside), self._embed, [self._pixels()], checkpointed=False)
-        last = [segment.names for segment in segments if segment.checkpointed][-1]
-        features = self._tokens(self.grid[0] * self.grid[1]).untyped_storage().nbytes()
-        traced: dict[Hashable, Traced] = {}
-        for segment in segments:
-            frozen = segment.checkpointed and not any(name.startswith(segment.names) for name in self.names)
-            alike = segment.like, frozen
-            if segment.like is None or alike not in traced:
-                traced[alike] = self._traced(segment)
-            takes = features if segment.names == last else 0
-            yield StepPart(segment.names, traced[alike], segment.checkpointed, takes=takes, frozen=frozen)
-
-    def _pixels(self) -> Tensor:
-        work = self.work
-        return self._empty(work.batch, PIXEL_CHANNELS, work.height, work.width, dtype=torch.float32)
-
-    def _embed(self, pixels: Tensor) -> Tensor:
-        patches = patchify(pixels.to(self.model.embedder_weight.dtype), self.config.patch_size)
-        return self.model.embedded(patches)
-
-    def _traced(self, segment: Segment) -> Traced:
-        weights, images = list(self.model.parameters()), self.work.batch
-        inputs = list(segment.inputs)
-        if segment.run is None:
-            size = sum(tensor.untyped_storage().nbytes() for tensor in inputs)
-            return Traced(size, size, 2 * size)
-        if segment.per_image:
-            inputs = [torch.empty_like(inputs[0]) for _ in range(min(images, _CAPTIONS))]
-        if not segment.per_image or images <= _CAPTIONS:
-            return trace(segment.run, inputs, weights)
-        # Images are embedded one by one, so memory and tracing time grow linearly with their number.
-        some = trace(segment.run, inputs[: _CAPTIONS // 2], weights)
-        more = trace(segment.run, inputs, weights)
-        steps = (images - _CAPTIONS) / (_CAPTIONS - _CAPTIONS // 2)
-        return Traced(*(round(b + steps * (b - a)) for a, b in zip(some, more, strict=True)))
-
-    def _stack(self, layer: str) -> str:
-        return self.source.block_of(layer).rpartition(".")[0]
-
-    def _head(self) -> Iterable[StepPart]:
-        head, work = self.model.local_decoder, self.work
-        rows: list[tuple[Any, Any, Tensor]] = []
-        image = (work.height, work.width)
-        whole = Region(0, work.height, 0, work.width)
-        regions, _ = stage_regions(whole, whole, len(head.stages))
-        dtype = self.model.embedder_weight.dtype
-        x = self._empty(work.batch, PIXEL_CHANNELS, *image, dtype=dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
-        for stage, at in zip(head.stages, regions, strict=True):
-            inside = x.requires_grad_(bool(rows))
-            part = self._part((f"local_decoder.enc{stage.name}.",), _Bound(head._encode, stage, at), [inside])
-            skip = self._map(stage.enc, image)
-            size = skip.untyped_storage().nbytes()
-            rows.append((stage, at, skip))
-            yield StepPart(part.names, part.traced, True, takes=size)
-            image = image[0] // 2, image[1] // 2
-            x = self._map(stage.enc, image)
-        features = self._map(self.config.dim, self.grid)
-        size = features.untyped_storage().nbytes()
-        if self.grid != image:
-            features = self._map(self.config.dim, image)
-        part = self._part(("local_decoder.bottleneck.",), head._fuse, [x, features])
-        yield StepPart(part.names, part.traced, True, reaches_back=size)
-        x = self._map(self.config.head.bottleneck, image)
-        for stage, at, skip in reversed(rows):
-            names = (f"local_decoder.up{stage.name}.", f"local_decoder.dec{stage.name}.")
-            part = self._part(names, _Bound(head._decode, stage, at, fusion=Fusion(wanted=False)), [x, skip])
-            yield StepPart(names, part.traced, True, reaches_back=skip.untyped_storage().nbytes())
-            image = image[0] * 2, image[1] * 2
-            x = self._map(stage.dec, image)
-
-        target = torch.empty(work.batch, PIXEL_CHANNELS, work.height, work.width, device=_META)
-
-        def loss(x: Tensor) -> Tensor:
-            predicted = -head.out_conv(x)
-            return (predicted.to(target.dtype) - (target - target)).square().flatten(1).mean(1)
-
-        yield self._part(("local_decoder.out_conv.",), loss, [x], checkpointed=False)
-
-    def _part(
-        self, names: tuple[str, ...], function: Callable[..., Any], inputs: list[Tensor], checkpointed: bool = True
-    ) -> StepPart:
-        return StepPart(names, trace(function, inputs, self.model.parameters()), checkpointed)
-
-    def _tokens(self, count: int) -> Tensor:
-        return self._empty(self.work.batch, count, self.config.dim).requires_grad_()
-
-    def _map(self, channels: int, size: tuple[int, int]) -> Tensor:
-        made = self._empty(self.work.batch, channels, *size).contiguous(memory_format=torch.channels_last)
-        return made.requires_grad_()
-
-    def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.empty(*shape, dtype=dtype or self.dtype, device=_META)
+def step_of(config: PixelConfig, training: TrainingConfig, work: Workload) -> Step:
+    """The step of a run."""
+    names = ("precision", "policy", "blocks", "lora_rank", "frozen", "offload")
+    choices = {name: getattr(training, name) for name in names}
+    return _step(config, TrainingConfig(**choices), work)
 
 
-class _Bound:
-    """A function that takes further arguments before or after the traced tensors."""
+@lru_cache(maxsize=32)
+def _step(config: PixelConfig, training: TrainingConfig, work: Workload) -> Step:
+    if work.batch <= _IMAGES:
+        return _Tracer(config, training, work).step()
+    # Memory grows linearly with the number of images.
+    some, more = (_step(config, training, work._replace(batch=batch)) for batch in (_IMAGES // 2, _IMAGES))
+    times = (work.batch - _IMAGES) / (_IMAGES - _IMAGES // 2)
 
-    def __init__(self, function: Callable[..., Any], *first: Any, **named: Any):
-        self._function, self._first, self._named = function, first, named
+    def beyond(few: int, many: int) -> int:
+        return round(many + times * (many - few))
 
-    def __call__(self, *tensors: Tensor) -> Any:
-        return self._function(*self._first, *tensors, **self._named)
+    return Step(
+        more.blocks,
+        tuple(map(beyond, some.kept, more.kept)),
+        tuple(b._replace(bytes=beyond(a.bytes, b.bytes)) for a, b in zip(some.moments, more.moments, strict=True)),
+    )
+
+
+class _Tracer:
+    """Runs the step of a model without data."""
+
+    def __init__(self, config: PixelConfig, training: TrainingConfig, work: Workload):
+        self._work, self._dtype = work, training.compute_dtype
+        with META:
+            self._model = L2PModel(config)
+        weights = placement.of_run(config, training)
+        for key, put in block_store.store(self._model, weights, META).items():
+            put(torch.empty(weights[key].shape, dtype=self._dtype, device=META))
+        adapted = lora.layers_of(filter(lora.is_adapter, weights))
+        lora.attach(self._model, adapted, rank=training.lora_rank, alpha=1.0, seed=0, device=META)
+        freeze_all_but(self._model, {name for name, weight in weights.items() if weight.trains})
+        for name, parameter in self._model.named_parameters():
+            parameter.data = parameter.data.to(weights[name].dtype)
+        computing_in(self._model, self._dtype)
+        head = self._model.local_decoder
+        # Very large batches are evaluated in tiles, which takes less.
+        head.forward = lambda pixels, features, _: head.whole(pixels, features)  # type: ignore[method-assign]
+        self._weights = [*self._model.parameters(), *block_store.stored_tensors(self._model)]
+        self._blocks: dict[Any, str] = {module: name for name, module in self._model.blocks()}
+        self._traces: dict[Hashable, Traced] = {}
+        self._parts: list[tuple[str, Traced]] = []
+        self._moments: list[Moment] = []
+        self._gradients = 0
+
+    def step(self) -> Step:
+        """Run it."""
+        self._errors(self._measured)
+        self._live = Live(self._weights)
+        numbers = iter(range(len(self._parts)))
+        anchor = torch.empty(0, device=META, requires_grad=True)
+        with consumed(self._weights, self._complete), self._live:
+            self._errors(lambda _, *inputs: _StandIn.apply(self, next(numbers), anchor, *inputs)).mean().backward()
+            self._note(0, self._live.peak)
+            self._note(0, self._live.now)
+        kept = (traced.retained - traced.output for _, traced in self._parts)
+        return Step(tuple(block for block, _ in self._parts), tuple(kept), tuple(self._moments))
+
+    def _errors(self, run: Callable[..., Any]) -> Tensor:
+        """The forward pass of the step, whose parts are given to `run`."""
+        work, config = self._work, self._model.config
+        self._model._run = self._model.local_decoder._run = run  # type: ignore[method-assign]
+        pixels, noise = (
+            torch.empty(work.batch, PIXEL_CHANNELS, work.height, work.width, device=META) for _ in range(2)
+        )
+        caption = torch.empty(work.caption_tokens, config.caption_dim, dtype=self._dtype, device=META)
+        sigma = torch.empty(work.batch, device=META)
+        return flow.velocity_errors(self._model, pixels, noise, sigma, [caption] * work.batch)
+
+    def _measured(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Trace a part, unless an equal one has been; returns outputs without data."""
+        key: Hashable = object()
+        if isinstance(function, nn.Module):
+            weights = tuple((weight.shape, weight.dtype, weight.requires_grad) for weight in function.parameters())
+            key = type(function), tuple(map(type, function.modules())), weights, tuple(map(_described, inputs))
+        if key not in self._traces:
+            self._traces[key] = trace(function, inputs, self._weights)
+        self._parts.append((self._blocks.get(function, ""), self._traces[key]))
+        return tree_map(torch.Tensor.requires_grad_, self._traces[key].outputs())
+
+    def stand_in(self, number: int) -> Any:
+        """Outputs of a part without data."""
+        return self._parts[number][1].outputs()
+
+    def passed(self, number: int, gradients: Sequence[Tensor]) -> None:
+        """Note what exists when the backward pass comes to a part."""
+        traced = self._parts[number][1]
+        self._note(number + 1, self._live.peak)
+        self._gradients += traced.gradients
+        # The trace counts the gradients of the outputs as well.
+        self._note(number, self._live.now - storage_bytes(gradients) + traced.peak)
+        self._live.peak = self._live.now
+
+    def _note(self, waiting: int, size: int) -> None:
+        self._moments.append(Moment(size, waiting, self._gradients))
+
+    def _complete(self, elements: int) -> None:
+        self._gradients += elements
+
+
+class _StandIn(torch.autograd.Function):
+    """Takes the place of a part: keeps its inputs, as `torch.utils.checkpoint` does, and computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, tracer: _Tracer, number: int, anchor: Tensor, *inputs: Any) -> Any:
+        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+        ctx.tracer, ctx.number = tracer, number
+        return tracer.stand_in(number)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        ctx.tracer.passed(ctx.number, gradients)
+        needed = zip(ctx.saved_tensors, ctx.needs_input_grad[3:], strict=True)
+        return None, None, None, *(torch.empty_like(x) if of_x else None for x, of_x in needed)
+
+
+def _described(x: Any) -> Hashable:
+    return (x.shape, x.dtype, x.stride(), x.requires_grad) if isinstance(x, Tensor) else x

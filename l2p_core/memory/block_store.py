@@ -80,6 +80,12 @@ def trained_linears(model: nn.Module) -> dict[str, TrainedLinear]:
     return {f"{name}.weight": module for name, module in modules if isinstance(module, TrainedLinear)}
 
 
+def stored_tensors(model: nn.Module) -> list[Tensor]:
+    """The tensors of a model's frozen layers, which are neither parameters nor buffers."""
+    frozen = [module for module in model.modules() if isinstance(module, FrozenLinear)]
+    return [tensor for layer in frozen for tensor in layer.tensors() if tensor is not None]
+
+
 def bytes_in_computer(model: nn.Module) -> int:
     """Bytes of RAM that a model's streamed weights take instead of the device's memory."""
     frozen = sum(module.bytes_in_computer for module in model.modules() if isinstance(module, FrozenLinear))

@@ -94,6 +94,10 @@ class FrozenLinear(nn.Module):
         """Set the bias; without a call there is none."""
         self._bias = bias.detach().to(self._device)
 
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What it holds on the device, or reads there."""
+        return *self._weight.read(), self._bias
+
     def read_weight(self) -> Tensor:
         """A copy of the weight, (out_features, in_features) float32."""
         return self._weight.read().as_dtype(torch.float32)

@@ -10,7 +10,8 @@ convolutions make of maps whose channels are not a multiple of 8 are counted dur
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..backbone import Backbone
 from ..ops.head_tiles import CHANNEL_MULTIPLE
@@ -27,35 +28,60 @@ from ..patch import padded_size
 
 class Traced(NamedTuple):
     """Bytes beyond a computation's inputs and weights: of its outputs; of what it keeps from the forward to the
-    backward pass, outputs included; and at the peak, with the gradients of outputs and inputs."""
+    backward pass, outputs included; and at the peak, with the gradients of outputs and inputs. And the elements of the
+    weights that get gradients, and what makes outputs like its own."""
 
     output: int
     retained: int
     peak: int
+    gradients: int
+    outputs: Callable[[], Any]
 
 
-def trace(function: Callable[..., Any], inputs: Sequence[Tensor], weights: Iterable[Tensor]) -> Traced:
+def trace(function: Callable[..., Any], inputs: Sequence[Any], weights: Iterable[Tensor]) -> Traced:
     """Run a function forward and backward and measure it.
 
     Args:
         function: takes the inputs and returns one or several tensors.
-        inputs: on the device "meta".
+        inputs: tensors on the device "meta", of which copies are used, and other arguments.
         weights: all that it uses. Their gradients count while they are computed and are released when complete.
     """
-    weights = list(weights)
-    live = _Live([*inputs, *weights])
-    hooks = [w.register_post_accumulate_grad_hook(_forget) for w in weights if w.requires_grad]
-    with live:
-        outputs = [output for output in tree_leaves(function(*inputs)) if isinstance(output, Tensor)]
-        size = sum({id(o.untyped_storage()): o.untyped_storage().nbytes() for o in outputs}.values())
-        retained = live.now
+    inputs = [torch.empty_like(x).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in inputs]
+    weights, complete = list(weights), [0]
+
+    def add(elements: int) -> None:
+        complete[0] += elements
+
+    live = Live([*(x for x in inputs if isinstance(x, Tensor)), *weights])
+    with consumed(weights, add), live:
+        made = function(*inputs)
+        outputs = tree_leaves(made)
+        size, retained = storage_bytes(outputs), live.now
         torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
         peak = live.peak
-    for hook in hooks:
-        hook.remove()
-    for tensor in inputs:
-        tensor.grad = None
-    return Traced(min(size, retained), retained, peak)
+    like = tree_map(lambda output: torch.empty_like(output, requires_grad=False), made)
+    return Traced(min(size, retained), retained, peak, complete[0], lambda: tree_map(torch.empty_like, like))
+
+
+@contextmanager
+def consumed(weights: Iterable[Tensor], use: Callable[[int], None]) -> Iterator[None]:
+    """Within it, gradients of weights are released when complete, and their elements given to `use`."""
+
+    def complete(weight: Tensor) -> None:
+        use(weight.numel())
+        weight.grad = None
+
+    hooks = [weight.register_post_accumulate_grad_hook(complete) for weight in weights if weight.requires_grad]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the memory that tensors lie in."""
+    return sum({id(x.untyped_storage()): x.untyped_storage().nbytes() for x in tensors}.values())
 
 
 def computing_in(model: Backbone, dtype: torch.dtype) -> None:
@@ -77,11 +103,7 @@ def _within(mode: TorchFunctionMode, function: Callable[..., Any]) -> Callable[.
     return run
 
 
-def _forget(weight: Tensor) -> None:
-    weight.grad = None
-
-
-class _Live(TorchDispatchMode):
+class Live(TorchDispatchMode):
     """Counts the bytes of tensors from the operation that returns them until they are released."""
 
     def __init__(self, known: Iterable[Tensor]):
@@ -97,7 +119,7 @@ class _Live(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        made = _joined(*args) if func is torch.ops.aten.cat.default else func(*args, **(kwargs or {}))
         workspace = _workspace(func, args)
         self.now += workspace
         for tensor in tree_leaves(made):
@@ -118,6 +140,13 @@ class _Live(TorchDispatchMode):
         self._watched[key] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """What `torch.cat` allocates; for "meta" it would load torch's compiler."""
+    sizes = list(tensors[0].shape)
+    sizes[dim] = sum(tensor.shape[dim] for tensor in tensors)
+    return torch.empty(sizes, dtype=torch.result_type(tensors[0], tensors[-1]), device=tensors[0].device)
 
 
 def _workspace(func: Any, args: Any) -> int:

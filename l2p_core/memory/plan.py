@@ -6,15 +6,15 @@ its allocator.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 from ..config import PixelConfig
 from ..device.accelerator import has_own_memory
 from ..sources import source_of
 from ..training_config import TrainingConfig
 from . import activations, placement
-from .activations import StepPart, Workload
+from .activations import Workload
 from .block_stream import pinned_bytes
 from .checkpointing import kept_blocks
 from .exchange import BUFFERS
@@ -95,12 +95,7 @@ class _Planner:
         largest = max(weight.elements for weight in self.trained.values())
         taken = training.offload and has_own_memory(self.device_type)
         peak = activations.peak(
-            self._parts(),
-            checkpointing=training.gradient_checkpointing,
-            gradients=self._gradients,
-            all_along=training.accumulate > self.processes or self.processes > 1,
-            # Being copied, see `exchange`.
-            in_flight=BUFFERS * self.compute * largest if taken else None,
+            activations.step_of(self.config, training, self.work), self._recomputed, partial(self._gradients, largest)
         )
         if training.offload:
             computer |= {
@@ -155,32 +150,23 @@ class _Planner:
             sizes[block] = sizes.get(block, 0) + weight.elements
         return max(sizes.values())
 
-    def _parts(self) -> tuple[StepPart, ...]:
+    @cached_property
+    def _kept(self) -> set[str]:
         trunk = list(source_of(self.config).blocks(self.config, trunk=True))
-        kept = {f"{trunk[number]}." for number in kept_blocks(self.config, self.training)}
-        parts = tuple(
-            dataclasses.replace(part, checkpointed=False) if kept.intersection(part.names) else part
-            for part in activations.parts_for(self.config, self.training, self.work)
-        )
-        if not self._stores():
-            return parts
-        # Stored weights are converted to the compute dtype one at a time.
-        frozen = [weight for weight in self.weights.values() if not weight.trains and len(weight.shape) == 2]
-        largest = max((weight.elements for weight in frozen), default=0)
-        temporary = 0 if self.training.frozen == "full" else self.compute * largest
-        return tuple(
-            dataclasses.replace(part, traced=part.traced._replace(peak=part.traced.peak + temporary))
-            if part.frozen
-            else part
-            for part in parts
-        )
+        return {trunk[number] for number in kept_blocks(self.config, self.training)}
 
-    def _gradients(self, part: StepPart) -> int:
-        taken = self.training.offload and has_own_memory(self.device_type)
-        if not part.names or (not taken and (self.training.offload or self.training.step_early)):
+    def _recomputed(self, block: str) -> bool:
+        return self.training.gradient_checkpointing and block not in self._kept
+
+    def _gradients(self, largest: int, made: int, total: int) -> int:
+        """Bytes of gradients on the device, of so many elements that are complete; `largest` elements has a weight."""
+        training = self.training
+        if training.offload and has_own_memory(self.device_type):
+            return self.compute * min(made, BUFFERS * largest)  # being copied, see `exchange`
+        if training.offload or training.step_early:
             return 0
-        width = self.compute if taken else 4
-        return width * sum(weight.elements for name, weight in self.trained.items() if name.startswith(part.names))
+        all_along = training.accumulate > self.processes or self.processes > 1
+        return 4 * (total if all_along else made)
 
 
 def listed(sizes: dict[str, int]) -> str:

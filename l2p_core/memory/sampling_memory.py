@@ -1,23 +1,31 @@
 """The memory of a forward pass beside the weights, from shapes alone; the host plans its memory by this.
 
-Follows the tensors that the host's NextDiT and our Detailer Head hold at once; a test measures both.
+The backbone's follows the tensors that the host's NextDiT holds at once, the Detailer Head's is that of running it on
+shapes (`live_memory`); a test measures both.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-from ..config import PIXEL_CHANNELS, HeadConfig, PixelConfig
-from ..ops.head_tiles import CHANNEL_MULTIPLE, TILES, countable
+import torch
+from torch import nn
+
+from ..config import PIXEL_CHANNELS, PixelConfig
+from ..detailer import DetailerHead
+from ..ops.head_tiles import TILES, countable
 from ..ops.region import Region, stage_regions
 from ..patch import padded_size
 from ..sources import source_of
+from .live_memory import Live
 
 ATTENTION_WIDTHS = 13.0
 """(tokens, dim) tensors alive at the peak of a block's attention: the stream, its norm, q, k, v and their copies."""
 
 FEED_FORWARD_WIDTHS = 3.0
 """(tokens, dim) tensors alive in a block's feed-forward, beside three of (tokens, ffn_dim)."""
+
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 SCORED_QUERIES = 512
 """Queries at a time in the host's sub-quadratic attention, which it uses if torch's fused attention is off."""
@@ -82,19 +90,22 @@ def backbone_bytes(
 
 @lru_cache(maxsize=256)
 def head_bytes(config: PixelConfig, height: int, width: int, tile: int | None, itemsize: int) -> int:
-    """Peak activations of the Detailer Head for one image, evaluated whole or in tiles of `tile` pixels.
-
-    Follows `DetailerHead._region` tensor by tensor, for the piece of the image that needs most.
-    """
-    multiple = config.size_multiple
+    """Peak activations of the Detailer Head for one image, evaluated whole or in tiles of `tile` pixels: those of the
+    largest piece of the image, run without data."""
+    multiple, dtype = config.size_multiple, _DTYPES[itemsize]
     image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
-    if tile is None or tile >= max(image.bottom, image.right):
-        values = _head_values(config.head, config.dim, image, image, itemsize)
-    else:
-        output = PIXEL_CHANNELS * image.pixels
-        pieces = image.tiles(tile)
-        values = output + max(_head_values(config.head, config.dim, piece, image, itemsize) for piece in pieces)
-    return values * itemsize
+    whole = tile is None or tile >= max(image.bottom, image.right)
+    with torch.device("meta"):
+        head = DetailerHead(config.head, config.dim, _Uninitialised, dtype=dtype)
+        pixels = torch.empty(1, PIXEL_CHANNELS, image.bottom, image.right, dtype=dtype)
+        stages = len(head.stages)
+        features = torch.empty(1, config.dim, image.bottom >> stages, image.right >> stages, dtype=dtype)
+    pieces = [image] if whole or tile is None else image.tiles(tile)
+    largest = max(pieces, key=lambda piece: stage_regions(piece, image, stages)[1].pixels)
+    live = Live([pixels, features, *head.parameters()])
+    with torch.no_grad(), live:
+        head.piece(pixels, features, largest, image)
+    return live.peak + (0 if whole else pixels.nbytes)
 
 
 def choose_tile(
@@ -127,33 +138,9 @@ def choose_tile(
     return TILES[-1]
 
 
-def _head_values(head: HeadConfig, dim: int, wanted: Region, image: Region, itemsize: int) -> int:
-    """The largest number of elements alive at once while `wanted` is computed."""
+class _Uninitialised:
+    """Layers whose weights are left as they are: nothing computes with them."""
 
-    def workspace(channels: int, area: int) -> int:
-        """Elements of the copy that a GPU convolution makes of an input it has to pad (measured on an H100)."""
-        return area * padded_size(channels, CHANNEL_MULTIPLE) if itemsize == 2 and channels % CHANNEL_MULTIPLE else 0
-
-    regions, bottleneck = stage_regions(wanted, image, len(head.stages))
-    skips: list[int] = []
-    x, inside = PIXEL_CHANNELS * regions[0].encoder_reads.pixels, PIXEL_CHANNELS
-    peak = x
-    for stage, at in zip(head.stages, regions, strict=True):
-        skip = stage.enc * at.encoder_reads.pixels
-        pooled = stage.enc * at.encoded.pixels // 4
-        widened = workspace(inside, at.encoder_reads.pixels)
-        peak = max(peak, sum(skips) + x + skip + max(widened, pooled))
-        skips.append(skip)
-        x, inside = pooled, stage.enc
-    fused = head.bottleneck * bottleneck.pixels
-    peak = max(peak, sum(skips) + x + (inside + dim) * bottleneck.pixels + fused)
-    x, inside = fused, head.bottleneck
-    for stage, at in zip(reversed(head.stages), reversed(regions), strict=True):
-        doubled = inside * at.upsampled.halved().doubled().pixels
-        up = stage.up * at.upsampled.halved().doubled().pixels
-        merged = (stage.up + stage.enc) * at.merged.pixels
-        out = stage.dec * at.merged.pixels + workspace(stage.up + stage.enc, at.merged.pixels)
-        peak = max(peak, sum(skips) + x + max(doubled + up, up + merged, merged + out))
-        skips.pop()
-        x, inside = stage.dec * at.merged.pixels, stage.dec
-    return peak
+    class Conv2d(nn.Conv2d):
+        def reset_parameters(self) -> None:
+            pass

@@ -27,9 +27,7 @@ def unwidened(x: Tensor) -> AbstractContextManager[object]:
     device = x.device.type
     if torch.compiler.is_compiling():
         return torch.autocast(device, enabled=False)  # compilers trace this, but no condition before it
-    # The device "meta", used to measure memory, has no autocast.
-    on = device != "meta" and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
+    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -46,4 +44,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def computed_in(x: Tensor) -> torch.dtype:
     """The dtype that a linear layer computes in: autocast's if it is on, otherwise that of its input."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.get_autocast_dtype(device) if _autocasts(device) else x.dtype
+
+
+def _autocasts(device: str) -> bool:
+    # The device "meta", used to measure memory, has no autocast.
+    return device != "meta" and torch.is_autocast_enabled(device)

@@ -7,9 +7,8 @@ blocks (arXiv 2503.21758 section 3; arXiv 2605.12013 section 3.1). `Traits` hold
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +24,6 @@ from ..backbone import (
     RefinedCaptions,
     RMSNorm,
     Runs,
-    Segment,
     attended,
     check_count,
     features_of,
@@ -34,7 +32,7 @@ from ..backbone import (
 )
 from ..config import NORM_EPS, ModelConfig
 from ..ops.memory_saving import gated_silu
-from ..ops.rope import Positions, Rope, caption_rope, image_rope, joint_rope, rotate
+from ..ops.rope import Positions, Rope, caption_rope, joint_rope, rotate
 from ..patch import padded_size
 from .shape_reader import ShapeReader
 from .source import Stack
@@ -226,7 +224,7 @@ class NextDiT(Backbone):
         batch, n_image = patches.shape[:2]
         check_count(conditioning, batch)
         t = self.t_embedder(sigma)
-        image = self.embedded(patches)
+        image = self._padded(self.x_embedder(patches), "x_pad_token")
         lengths = self._lengths(conditioning)
         rope = joint_rope(self.positions, grid, lengths, patches.device)
         for block in self.noise_refiner:
@@ -239,40 +237,8 @@ class NextDiT(Backbone):
             x = self._run_trunk(number, block, x, rope, runs, t)
         return x[:, :n_image], t
 
-    def embedded(self, patches: Tensor) -> Tensor:
-        return self._padded(self.x_embedder(patches), "x_pad_token")
-
     def refined(self, captions: Sequence[Caption]) -> RefinedCaptions:
         return self._refine(captions)
-
-    def segments(
-        self, batch: int, grid: tuple[int, int], caption_tokens: int, empty: Callable[..., Tensor]
-    ) -> Iterator[Segment]:
-        config, device = self.config, torch.device("meta")
-        image, caption = (self._padded_size(count) for count in (grid[0] * grid[1], caption_tokens))
-        yield Segment(
-            ("cap_embedder", "cap_pad_token"),
-            lambda *captions: self._embed_captions(captions, [caption] * len(captions)),
-            [empty(caption_tokens, config.caption_dim)],
-            checkpointed=False,
-            per_image=True,
-        )
-        lengths = {"image": image, "caption": caption, "joint": image + caption}
-        tokens = {kind: empty(batch, count, config.dim).requires_grad_() for kind, count in lengths.items()}
-        placed = {
-            "image": image_rope(self.positions, grid, caption, device),
-            "caption": caption_rope(self.positions, caption, device),
-            "joint": joint_rope(self.positions, grid, (caption,), device),
-        }
-        read = {NOISE_REFINER.name: "image", CONTEXT_REFINER.name: "caption", LAYERS.name: "joint"}
-        for name, block in self.blocks():
-            stack = name.partition(".")[0]
-            kind = read[stack]
-            if name == f"{LAYERS.name}.0":
-                yield Segment((), None, [tokens["image"], tokens["caption"]], checkpointed=False)
-            t = None if stack == CONTEXT_REFINER.name else empty(batch, config.t_dim).requires_grad_()
-            run = partial(block, rope=placed[kind], runs=None, t=t)
-            yield Segment((f"{name}.",), run, [tokens[kind]], like=stack)
 
     def _refine(self, captions: Sequence[Caption]) -> RefinedCaptions:
         # Apart from `refined`, which under FSDP2 gathers weights as a call of the model does.

@@ -42,7 +42,7 @@ def load(
     puts = block_store.store(model, weights, ranks.device)
     names = block_store.read_as(checkpoint, weights, keys, puts)
     counter = ByteCounter(sum(checkpoint.tensors[key].nbytes for key in names), progress)
-    shared = ranks.count > 1 and config.parallel != "ddp"
+    shared = ranks.count > 1 and config.parallel == "fsdp"
     if shared:
         model.read_part = _PartReader(checkpoint, ranks.device, counter)
         names = {key: names[key] for key in puts}
