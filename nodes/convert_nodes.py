@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from comfy_api.latest import io, ui
 
@@ -14,18 +15,6 @@ from .messages.errors import plain_errors
 from .options import VARIANTS
 
 CATEGORY = "L2P/files"
-
-
-def _overwrite() -> io.Boolean.Input:
-    return io.Boolean.Input(
-        "overwrite", default=False, tooltip="Whether a file of that name may be replaced; off refuses."
-    )
-
-
-def _file_name(default: str) -> io.String.Input:
-    return io.String.Input(
-        "filename", default=default, tooltip="The new file's name in models/diffusion_models; folders are allowed."
-    )
 
 
 def _file(id: str, tooltip: str, *suited: str) -> io.Combo.Input:
@@ -50,40 +39,75 @@ def _chosen(name: str, what: str, made_by: str) -> str:
     return files.existing(name)
 
 
-def _outputs() -> list[io.Output]:
-    return [
-        io.Combo.Output(display_name="file", options=files.choices(), tooltip="The new file's name, for L2P Loader."),
-        io.String.Output(display_name="report", tooltip="What happened to every tensor."),
-    ]
+class _FileNode(io.ComfyNode):
+    """What the nodes share that read model files and write one.
 
-
-def _done(node: type[io.ComfyNode], filename: str, target: Path, report: str) -> io.NodeOutput:
-    results.remember(node, filename, target)
-    return io.NodeOutput(files.name_of(target), report, ui=ui.PreviewText(report))
-
-
-def _name_problem(filename: str | None) -> bool | str:
-    """What is wrong with the new file's name, before anything runs; True if nothing is.
-
-    An existing file is checked only when the node runs: a result cached by the host is not an error.
+    Attributes:
+        reads: its inputs that are files.
     """
-    try:
-        if filename is not None:
-            files.target(filename)
-    except ValueError as error:
-        return str(error)
-    return True
+
+    reads: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def _schema(cls, inputs: Sequence[io.Input], filename: str, **about: Any) -> io.Schema:
+        return io.Schema(
+            category=CATEGORY,
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                *inputs,
+                io.String.Input(
+                    "filename",
+                    default=filename,
+                    tooltip="The new file's name in models/diffusion_models; folders are allowed.",
+                ),
+                io.Boolean.Input(
+                    "overwrite", default=False, tooltip="Whether a file of that name may be replaced; off refuses."
+                ),
+            ],
+            outputs=[
+                io.Combo.Output(
+                    display_name="file", options=files.choices(), tooltip="The new file's name, for L2P Loader."
+                ),
+                io.String.Output(display_name="report", tooltip="What happened to every tensor."),
+            ],
+            **about,
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename: str | None = None) -> bool | str:
+        """What is wrong with the new file's name, before anything runs; True if nothing is.
+
+        An existing file is checked only when the node runs: a result cached by the host is not an error.
+        """
+        try:
+            if filename is not None:
+                files.target(filename)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, filename: str | None = None, **inputs: Any) -> Any:
+        read = [inputs.pop(name, None) for name in cls.reads]
+        return files.fingerprint(*read), results.fingerprint(cls, filename), sorted(inputs.items())
+
+    @classmethod
+    def _done(cls, filename: str, target: Path, report: str) -> io.NodeOutput:
+        results.remember(cls, filename, target)
+        return io.NodeOutput(files.name_of(target), report, ui=ui.PreviewText(report))
 
 
-class ConvertToL2P(io.ComfyNode):
+class ConvertToL2P(_FileNode):
     """A latent source to the pixel initialisation that training starts from."""
+
+    reads = ("source",)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return cls._schema(
             node_id="L2PConvert",
             display_name="Convert to L2P",
-            category=CATEGORY,
             description="Turns a latent source (or a smaller L2P variant) into an L2P file with a new patch "
             "embedder and Detailer Head. Training starts from the result; before training it generates noise.",
             search_aliases=[
@@ -94,8 +118,6 @@ class ConvertToL2P(io.ComfyNode):
                 "转换模型",
                 "像素初始化",
             ],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 _file("source", "The latent source, such as Z-Image, or an L2P model of a smaller variant.", LATENT),
                 io.Combo.Input(
@@ -113,19 +135,9 @@ class ConvertToL2P(io.ComfyNode):
                     control_after_generate=False,
                     tooltip="The seed of the new weights; the same seed gives the same file.",
                 ),
-                _file_name("l2p-1k-init"),
-                _overwrite(),
             ],
-            outputs=_outputs(),
+            filename="l2p-1k-init",
         )
-
-    @classmethod
-    def validate_inputs(cls, filename: str | None = None) -> bool | str:
-        return _name_problem(filename)
-
-    @classmethod
-    def fingerprint_inputs(cls, source: str | None = None, filename: str | None = None, **settings: Any) -> Any:
-        return files.fingerprint(source), results.fingerprint(cls, filename), sorted(settings.items())
 
     @classmethod
     @plain_errors()
@@ -134,41 +146,28 @@ class ConvertToL2P(io.ComfyNode):
         from .messages.jobs import convert_file
 
         target = files.new_file(filename, overwrite)
-        return _done(cls, filename, target, convert_file(files.existing(source), target, variant, seed, overwrite))
+        return cls._done(filename, target, convert_file(files.existing(source), target, variant, seed, overwrite))
 
 
-class SaveDelta(io.ComfyNode):
+class SaveDelta(_FileNode):
     """The weights that training changed, as a small file to share."""
+
+    reads = ("trained", "base")
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return cls._schema(
             node_id="L2PSaveDelta",
             display_name="Save L2P Delta",
-            category=CATEGORY,
             description="Saves only what training changed in a trained L2P file, to share and to load onto the base "
             "with L2P Loader: less than half the size, without a second copy of the base.",
             search_aliases=["extract delta", "difference", "l2p delta", "提取增量", "差分"],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 _own_file("trained", "The trained L2P model.", PIXEL, kinds.whole_files()),
                 _own_file("base", "The pixel initialisation that training started from.", INITIAL, kinds.whole_files()),
-                _file_name("l2p-delta"),
-                _overwrite(),
             ],
-            outputs=_outputs(),
+            filename="l2p-delta",
         )
-
-    @classmethod
-    def validate_inputs(cls, filename: str | None = None) -> bool | str:
-        return _name_problem(filename)
-
-    @classmethod
-    def fingerprint_inputs(
-        cls, trained: str | None = None, base: str | None = None, filename: str | None = None, **settings: Any
-    ) -> Any:
-        return files.fingerprint(trained, base), results.fingerprint(cls, filename), sorted(settings.items())
 
     @classmethod
     @plain_errors()
@@ -178,23 +177,22 @@ class SaveDelta(io.ComfyNode):
         new = _chosen(trained, "trained model", "put a trained L2P model into models/diffusion_models")
         old = _chosen(base, "base", "put the model that training started from into models/diffusion_models")
         target = files.new_file(filename, overwrite)
-        return _done(cls, filename, target, extract_delta(new, old, target, overwrite))
+        return cls._done(filename, target, extract_delta(new, old, target, overwrite))
 
 
-class MergeDelta(io.ComfyNode):
+class MergeDelta(_FileNode):
     """A delta and its base as one whole L2P file."""
+
+    reads = ("delta", "base")
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return cls._schema(
             node_id="L2PMergeDelta",
             display_name="Merge L2P Delta",
-            category=CATEGORY,
             description="Merges a delta into the base it was made for, the latent source or the pixel initialisation, "
             "and saves a whole L2P model. L2P Loader does the same while loading, without a new file.",
             search_aliases=["merge checkpoint", "apply delta", "l2p delta", "合并模型", "应用增量"],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 _own_file("delta", "The file of trained weights.", DELTA, kinds.deltas()),
                 _file(
@@ -203,21 +201,9 @@ class MergeDelta(io.ComfyNode):
                     LATENT,
                     INITIAL,
                 ),
-                _file_name("l2p-merged"),
-                _overwrite(),
             ],
-            outputs=_outputs(),
+            filename="l2p-merged",
         )
-
-    @classmethod
-    def validate_inputs(cls, filename: str | None = None) -> bool | str:
-        return _name_problem(filename)
-
-    @classmethod
-    def fingerprint_inputs(
-        cls, delta: str | None = None, base: str | None = None, filename: str | None = None, **settings: Any
-    ) -> Any:
-        return files.fingerprint(delta, base), results.fingerprint(cls, filename), sorted(settings.items())
 
     @classmethod
     @plain_errors()
@@ -226,4 +212,4 @@ class MergeDelta(io.ComfyNode):
 
         new = _chosen(delta, "delta", "make one with Train L2P, or put one into models/diffusion_models")
         target = files.new_file(filename, overwrite)
-        return _done(cls, filename, target, merge_delta(new, files.existing(base), target, overwrite))
+        return cls._done(filename, target, merge_delta(new, files.existing(base), target, overwrite))
