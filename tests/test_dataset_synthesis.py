@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from comfyui_l2p.l2p_core.dataset import readers, synthesis
+from comfyui_l2p.l2p_core.dataset import readers
 from comfyui_l2p.l2p_core.dataset.synthesis import Item, SynthesisFolder, items
+from comfyui_l2p.l2p_core.files import atomic
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -163,7 +164,7 @@ def test_a_full_disk_leaves_the_table_whole(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(ValueError, match="disk of .* is full"):
             made.write(wanted[1], image(wanted[1]))
         with pytest.raises(ValueError, match=r"metadata.csv could not be written: No space left"):
-            synthesis._append(tmp_path / "metadata.csv", b"half a row")
+            atomic.append(tmp_path / "metadata.csv", b"half a row")
     assert (tmp_path / "metadata.csv").read_bytes() == before
     assert make(tmp_path, wanted).done == wanted
 

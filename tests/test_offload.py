@@ -271,7 +271,7 @@ def test_what_does_not_go_together_is_explained(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match="bitsandbytes, which is not installed"):
         Trainer(pixel_model(), config(optimiser_bits=8), EMPTY)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    with pytest.raises(ValueError, match="cuts up optimiser states"):
+    with pytest.raises(ValueError, match="shards optimiser states"):
         Trainer(pixel_model(), config(offload=False, optimiser_bits=8, parallel="fsdp"), EMPTY, two)
     with pytest.raises(ValueError, match="optimiser_bits must be one of 32, 8"):
         config(optimiser_bits=16)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files.atomic import write_bytes
+from ..files.atomic import append, write_bytes
 from .formats import FROM_MACHINES
 from .images import BrokenImage, opened
 from .pictures import png
@@ -122,7 +122,7 @@ class SynthesisFolder:
         write_bytes(self.path(item), png(image.convert("RGB"), {TEXT_KEY: self._text(item)}))
         row = self._row(item)
         if self._table.exists():
-            _append(self._table, _lines([row]))
+            append(self._table, _lines([row]))
         else:
             write_bytes(self._table, _lines([self._header, row]))
         self._rows[item.name] = row
@@ -178,7 +178,7 @@ class SynthesisFolder:
             if value != there:
                 raise ValueError(
                     f"The images in {self.folder} were made with {name} {there or 'empty'}, not {value or 'empty'}: "
-                    "take the same settings to go on, or another name for a new data set."
+                    "use the same settings to resume, or another name for a new data set."
                 )
 
     def _is_ours(self, item: Item) -> bool:
@@ -221,19 +221,3 @@ def _lines(rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Append to a file, completely or not at all."""
-    try:
-        with path.open("r+b", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            try:
-                if file.write(data) != len(data):
-                    raise OSError("the disk is full")
-                os.fsync(file.fileno())
-            except BaseException:
-                file.truncate(end)
-                raise
-    except OSError as error:
-        raise ValueError(f"{path} could not be written: {error.strerror or error}.") from error

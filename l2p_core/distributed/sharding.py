@@ -1,8 +1,7 @@
-"""A model whose gradients several processes share: replicated (DDP), or cut among them (FSDP2).
+"""A model that several processes train together: replicated (DDP) or sharded (FSDP2).
 
-Under FSDP2 every weight, its average and its optimiser state is a DTensor, of which each process holds a piece. What
-leaves the processes is put together tensor by tensor, so that files are the same whatever the way of training and the
-number of processes.
+Under FSDP2 every weight, its average and its optimiser state is a DTensor, of which each process holds a shard. Tensors
+are gathered one by one when they are written, so files do not depend on `parallel` or on the number of processes.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from ..training_config import TrainingConfig
 from .ranks import Ranks
 
 _FSDP2 = "torch.distributed.fsdp", "torch.distributed._composable.fsdp"
-"""Where torch has it: the newer place first."""
+"""The modules that have it in torch, the newer first."""
 
 
 def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config: TrainingConfig) -> nn.Module:
-    """What to call in place of the model in training, so that every process gets the mean of all gradients.
+    """The module to call in place of the model in training, so that every process gets the mean of all gradients.
 
     Args:
-        model: with its dtypes settled and requires_grad set, on the process's device, or on the device "meta" with its
-            `read_part`. Under "fsdp" its parameters are exchanged for DTensors in place, block by block, each of which
-            is read first where it has not been: no process holds more than its shards and one block.
+        model: in its final dtypes and with requires_grad set, on the process's device, or on the device "meta" with its
+            `read_part`. Under "fsdp" its parameters are replaced by DTensors in place, block by block, and blocks on
+            "meta" are read first: no process holds more than its shards and one block.
         trained: names of the parameters that train.
         ranks: the processes, more than one.
         config: `parallel` says how; "auto", which a run's plan decides, counts as "ddp" here. Under precision "bf16"
             FSDP2 gathers weights in bfloat16; gradients are summed in float32 always.
 
     Raises:
-        ValueError: as `check_shards`, where the model is cut.
+        ValueError: as for `check_shards`, if the model is sharded.
     """
     # Every process must have a gradient for every parameter, whatever the lengths of its captions.
     model.always_pad = True
@@ -53,28 +52,28 @@ def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config:
 
 
 def _read(model: Backbone, part: nn.Module, name: str) -> None:
-    """Read the weights of a module, or what is left of the model, where they are on the device "meta" still."""
+    """Read the weights of a module that are still on the device "meta"."""
     if model.read_part:
         model.read_part(part, name)
 
 
 def check_shards(config: TrainingConfig, device: torch.device) -> None:
-    """Refuse what cannot be done with a model that is cut among processes.
+    """Refuse settings that do not work with a sharded model.
 
     Args:
-        config: of the training; under "auto", which has come to cutting, the sentence says so.
+        config: of the training; if `parallel` is "auto", the sentence says why the model is sharded.
         device: of a process.
 
     Raises:
-        ValueError: if compiling or 8-bit states are asked for, or this build of torch has no FSDP2 for the device.
+        ValueError: for compiling, for 8-bit states, and if this build of torch has no FSDP2 for the device.
     """
-    why = "" if config.parallel == "fsdp" else 'A process has no room for the whole model, so that "auto" is "fsdp". '
+    why = "" if config.parallel == "fsdp" else 'The whole model does not fit in one process, so "auto" is "fsdp". '
     if config.compile:
-        raise ValueError(f'{why}compile = true is not possible with parallel = "fsdp": remove one of them.')
+        raise ValueError(f'{why}compile = true does not work with parallel = "fsdp": remove one of them.')
     if config.optimiser_bits == 8:
         raise ValueError(
-            f'{why}parallel = "fsdp" cuts up optimiser states, which 8-bit ones cannot be: set optimiser_bits = 32, or '
-            'choose parallel = "ddp".'
+            f'{why}parallel = "fsdp" shards optimiser states, which does not work in 8 bits: set optimiser_bits = 32, '
+            'or choose parallel = "ddp".'
         )
     _fsdp2()
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
@@ -116,8 +115,8 @@ def _sharded(model: Backbone, ranks: Ranks, precision: str) -> nn.Module:
 
 
 def let_go_of_gathered(model: nn.Module) -> None:
-    """Let the next pass gather weights anew: without a backward pass FSDP2 keeps those of the model's root, which by
-    then may be others."""
+    """Make the next pass gather weights again: without a backward pass FSDP2 keeps those of the model's root, which may
+    have changed by then."""
     for module in model.modules():
         reshard = getattr(module, "reshard", None)
         if reshard is not None:
@@ -125,16 +124,16 @@ def let_go_of_gathered(model: nn.Module) -> None:
 
 
 def _fsdp2() -> tuple[Any, Any]:
-    """torch's fully_shard and MixedPrecisionPolicy, which have moved.
+    """torch's fully_shard and MixedPrecisionPolicy.
 
     Raises:
-        ValueError: if this build has none.
+        ValueError: if this build has no FSDP2.
     """
     return _first_of("fully_shard", *_FSDP2), _first_of("MixedPrecisionPolicy", *_FSDP2)
 
 
 def _first_of(name: str, *modules: str) -> Any:
-    """Something of torch's that has moved: the newer place comes first."""
+    """The attribute of the first of these modules that has it."""
     for module in modules:
         with suppress(ImportError, AttributeError):
             return getattr(importlib.import_module(module), name)
@@ -142,41 +141,42 @@ def _first_of(name: str, *modules: str) -> Any:
 
 
 def averaging(network: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Within it, forward and backward of a micro-batch; replicas exchange gradients once a step, in the last one.
+    """A context for a micro-batch's forward and backward pass, in which replicas average gradients only if it is the
+    last of its step.
 
-    FSDP2 does so in every one: whole gradients would need the memory that it is chosen to save.
+    FSDP2 averages in every micro-batch: whole gradients would need the memory that it is chosen to save.
     """
     return nullcontext() if last or not hasattr(network, "no_sync") else network.no_sync()  # type: ignore[operator]
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a process holds only a piece of it."""
+    """Whether this process holds only a shard of a tensor."""
     return hasattr(tensor, "full_tensor")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The piece that this process holds, or all of it."""
+    """The shard that this process holds, or all of a tensor."""
     return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; every process calls this at the same point if it is sharded."""
+    """All of a tensor; if it is sharded, every process calls this at the same point."""
     return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
-def fill(tensor: Tensor, numbers: Tensor) -> None:
-    """Set a tensor, or every process's piece of it, from all of its numbers, which every process gives."""
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Set a tensor, or every process's shard of it, to `values`, the same in every process."""
     if is_sharded(tensor):
         sharded = cast(Any, tensor)
         distribute = _first_of("distribute_tensor", "torch.distributed.tensor", "torch.distributed._tensor")
-        numbers = distribute(numbers.to(sharded.device), sharded.device_mesh, sharded.placements).to_local()
-    local(tensor).copy_(numbers)
+        values = distribute(values.to(sharded.device), sharded.device_mesh, sharded.placements).to_local()
+    local(tensor).copy_(values)
 
 
 @torch.no_grad()
 def exchange(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
-    """Let tensors of the same names exchange their numbers; needs the memory of one tensor more."""
+    """Swap the values of tensors of the same names; needs the memory of one more tensor."""
     for name, other in others.items():
         mine, yours = local(tensors[name].detach()), local(other)
         kept = mine.clone()
@@ -185,7 +185,7 @@ def exchange(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Non
 
 
 class Gathered:
-    """A sharded tensor as a writer of files sees it: with the shape of the whole, put together when it is read."""
+    """A sharded tensor for a writer of files: it has the whole shape, and is gathered when it is read."""
 
     def __init__(self, tensor: Tensor):
         self._tensor = tensor
@@ -193,15 +193,15 @@ class Gathered:
         self.read = False
 
     def numel(self) -> int:
-        """Numbers of the whole."""
+        """Elements of the whole tensor."""
         return self._tensor.numel()
 
     def element_size(self) -> int:
-        """Bytes of a number."""
+        """Bytes of an element."""
         return self._tensor.element_size()
 
     def detach(self) -> Tensor:
-        """The whole, on the CPU; all processes take part."""
+        """The whole tensor on the CPU; all processes take part."""
         self.read = True
         return whole(self._tensor.detach()).cpu()
 
@@ -209,7 +209,7 @@ class Gathered:
 def write_from_first(
     ranks: Ranks, tensors: Mapping[str, Tensor], write: Callable[[Mapping[str, Tensor]], object]
 ) -> None:
-    """Let the first process write tensors to a file, all taking part where they are sharded.
+    """Make the first process write tensors to a file; all take part in gathering sharded ones.
 
     Args:
         ranks: the processes; all call this with the same names.
@@ -217,8 +217,8 @@ def write_from_first(
         write: takes them as `tensor_file.save` does, reading each once in `tensor_file.writing_order`.
 
     Raises:
-        Exception: what the writing raised, in the first process.
-        SystemExit: in the others then, which wait until it is done.
+        Exception: in the first process, what `write` raised.
+        SystemExit: in the others then; they wait until the file is written.
     """
     gathered = {name: Gathered(tensor) if is_sharded(tensor) else tensor for name, tensor in tensors.items()}
 
@@ -229,7 +229,7 @@ def write_from_first(
             take_part()
 
     def take_part() -> None:
-        """Also after an error: the others are still putting tensors together."""
+        """Also after an error: the others are still gathering tensors."""
         for name in writing_order(tensors):
             tensor = gathered[name]
             if isinstance(tensor, Gathered) and not tensor.read:

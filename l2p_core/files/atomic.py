@@ -67,6 +67,26 @@ def write_bytes(target: Path, data: bytes) -> None:
             left = left[file.write(left) :]
 
 
+def append(path: Path, data: bytes) -> None:
+    """Append to a file, completely or not at all; it is created if it does not exist.
+
+    Raises:
+        ValueError: if it cannot be written.
+    """
+    try:
+        with path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(data) != len(data):
+                    raise OSError("the disk is full")
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise ValueError(f"{path} could not be written: {error.strerror or error}.") from error
+
+
 def remove(path: Path) -> None:
     """Delete a file if it exists. Windows refuses while another program reads it; this waits a moment for it.
 

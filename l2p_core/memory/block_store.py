@@ -17,7 +17,7 @@ from ..backbone import Backbone
 from ..checkpoint import Checkpoint
 from ..files.tensor_io import DTYPE_NAMES
 from .block_stream import BlockStream, StreamedTensor
-from .frozen_store import FrozenLinear, Resident, Streamed
+from .frozen_store import FrozenLinear, OnDevice
 from .placement import Weight, Weights
 from .trained_linear import TrainedLinear
 
@@ -51,9 +51,8 @@ def store(model: Backbone, weights: Weights, device: torch.device) -> dict[str, 
         if kept.trains:
             new: nn.Module = TrainedLinear(linear, homes[name])
         else:
-            here = Streamed(kept.dtype, device, homes[name]) if kept.streamed else Resident(kept.dtype, device)
-            new = FrozenLinear(linear, here, device)
-            puts[f"{name}.weight"] = here.put
+            new = FrozenLinear(linear, kept.dtype, homes[name] if kept.streamed else OnDevice(), device)
+            puts[f"{name}.weight"] = new.put_weight
             if linear.bias is not None:
                 puts[f"{name}.bias"] = new.put_bias
         parent, _, child = name.rpartition(".")

@@ -20,75 +20,48 @@ from ..ops.precision import computed_in
 from .block_stream import StreamedTensor
 
 
-class Resident:
-    """A weight that stays on the device.
+class OnDevice:
+    """The place of a tensor that stays on the device; `StreamedTensor` is that of one in RAM."""
 
-    Args:
-        dtype: to store it in.
-        device: to compute on.
-    """
+    nbytes = 0  # of RAM
 
-    def __init__(self, dtype: torch.dtype, device: torch.device):
-        self._dtype, self._device = dtype, device
-        self._stored: PackedWeight | None = None
+    def fill(self, tensor: Tensor) -> None:
+        """Set the tensor."""
+        self._tensor = tensor
 
-    @property
-    def bytes_in_computer(self) -> int:
-        return 0
-
-    def put(self, weight: Tensor) -> None:
-        """Set the weight."""
-        self._stored = packed(weight.detach().to(self._device), self._dtype)
-
-    def read(self) -> PackedWeight:
-        """The weight on the device."""
-        assert self._stored is not None, "read before it was put"
-        return self._stored
-
-
-class Streamed:
-    """A weight that is streamed with its block.
-
-    Args:
-        dtype: to store it in.
-        device: to compute on.
-        home: its position in the block.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device, home: StreamedTensor):
-        self._dtype, self._device, self._home = dtype, device, home
-        self._scale: Tensor | None = None
-
-    @property
-    def bytes_in_computer(self) -> int:
-        return self._home.nbytes
-
-    def put(self, weight: Tensor) -> None:
-        """Set the weight."""
-        elements, self._scale = packed(weight.detach().to(self._device), self._dtype)
-        self._home.fill(elements)
-
-    def read(self) -> PackedWeight:
-        """The weight on the device; use it before another block is read."""
-        return PackedWeight(self._home.read(), self._scale)
+    def read(self) -> Tensor:
+        """The tensor."""
+        return self._tensor
 
 
 class FrozenLinear(nn.Module):
     """A linear layer that computes gradients of its input only.
 
     Its weight and bias are neither parameters nor buffers, so that nothing trains, synchronises or converts them.
+
+    Args:
+        layer: gives its sizes.
+        dtype: to store the weight in.
+        place: of the stored weight.
+        device: to compute on.
     """
 
-    def __init__(self, layer: nn.Linear, weight: Resident | Streamed, device: torch.device):
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype, place: OnDevice | StreamedTensor, device: torch.device):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self._weight, self._device = weight, device
+        self._dtype, self._place, self._device = dtype, place, device
+        self._scale: Tensor | None = None
         self._bias: Tensor | None = None
 
     @property
     def bytes_in_computer(self) -> int:
         """Bytes of RAM that its weight takes instead of the device's memory."""
-        return self._weight.bytes_in_computer
+        return self._place.nbytes
+
+    def put_weight(self, weight: Tensor) -> None:
+        """Set the weight."""
+        elements, self._scale = packed(weight.detach().to(self._device), self._dtype)
+        self._place.fill(elements)
 
     def put_bias(self, bias: Tensor) -> None:
         """Set the bias; without a call there is none."""
@@ -96,28 +69,32 @@ class FrozenLinear(nn.Module):
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """What it holds on the device, or reads there."""
-        return *self._weight.read(), self._bias
+        return *self.read(), self._bias
+
+    def read(self) -> PackedWeight:
+        """The weight on the device; if it is streamed, use it before another block is read."""
+        return PackedWeight(self._place.read(), self._scale)
 
     def read_weight(self) -> Tensor:
         """A copy of the weight, (out_features, in_features) float32."""
-        return self._weight.read().as_dtype(torch.float32)
+        return self.read().as_dtype(torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         dtype = computed_in(x)
         bias = None if self._bias is None else self._bias.to(dtype)
-        return _Product.apply(x.to(dtype), self._weight, bias)
+        return _Product.apply(x.to(dtype), self, bias)
 
 
 class _Product(torch.autograd.Function):
-    """x weight^T + bias. Saves the location of the weight for the backward pass, not the weight."""
+    """x weight^T + bias. Saves the layer for the backward pass, not its weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Resident | Streamed, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return F.linear(x, weight.read().as_dtype(x.dtype), bias)
+    def forward(ctx: Any, x: Tensor, layer: FrozenLinear, bias: Tensor | None) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.read().as_dtype(x.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient @ ctx.weight.read().as_dtype(gradient.dtype), None, None
+        return gradient @ ctx.layer.read().as_dtype(gradient.dtype), None, None

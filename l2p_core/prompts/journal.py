@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.atomic import append
+
 NAME = "journal.jsonl"
 FORMAT = 1
 _KIND = "l2p_prompts"
@@ -71,7 +73,7 @@ class Journal:
         if self.path.exists():
             self._read(settings)
         else:
-            _append(self.path, {_KIND: FORMAT, **settings})
+            append(self.path, _line({_KIND: FORMAT, **settings}))
 
     def add(self, entry: Entry) -> None:
         """Append a text, and wait until it is on disk.
@@ -79,7 +81,7 @@ class Journal:
         Raises:
             ValueError: if the disk is full or the system refuses to write; nothing of it is then in the file.
         """
-        _append(self.path, dataclasses.asdict(entry))
+        append(self.path, _line(dataclasses.asdict(entry)))
         self.entries.append(entry)
 
     def _read(self, settings: Settings) -> None:
@@ -91,7 +93,7 @@ class Journal:
         if cut:  # a power failure within the last line
             _truncate(self.path, len(content) - len(cut))
         if not lines:
-            _append(self.path, {_KIND: FORMAT, **settings})
+            append(self.path, _line({_KIND: FORMAT, **settings}))
             return
         _check_settings(self.path, _parsed(self.path, 1, lines[0]), settings)
         for number, line in enumerate(lines[1:], start=2):
@@ -129,26 +131,13 @@ def _check_settings(path: Path, there: Mapping[str, Any], wanted: Settings) -> N
     for name, value in wanted.items():
         if there.get(name) != value:
             raise ValueError(
-                f"The prompts in {path.parent} were written with {name} {there.get(name)}, not {value}: take the same "
-                "to go on, or choose another folder."
+                f"The prompts in {path.parent} were written with {name} {there.get(name)}, not {value}: use the "
+                "same to resume, or choose another folder."
             )
 
 
-def _append(path: Path, values: Mapping[str, Any]) -> None:
-    """Append a line, completely or not at all."""
-    line = json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
-    try:
-        with open(path, "ab", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            try:
-                if file.write(line) != len(line):
-                    raise OSError("the disk is full")
-                os.fsync(file.fileno())
-            except BaseException:
-                file.truncate(end)
-                raise
-    except OSError as error:
-        raise ValueError(f"{path} could not be written: {error.strerror or error}.") from error
+def _line(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def _truncate(path: Path, size: int) -> None:
