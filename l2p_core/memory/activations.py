@@ -130,9 +130,8 @@ class _Tracer:
         for name, parameter in self._model.named_parameters():
             parameter.data = parameter.data.to(weights[name].dtype)
         computing_in(self._model, self._dtype)
-        head = self._model.local_decoder
         # Very large batches are evaluated in tiles, which takes less.
-        head.forward = lambda pixels, features, _: head.whole(pixels, features)  # type: ignore[method-assign]
+        self._model.local_decoder.forward = self._whole_head  # type: ignore[method-assign]
         self._weights = [*self._model.parameters(), *block_store.stored_tensors(self._model)]
         self._blocks: dict[Any, str] = {module: name for name, module in self._model.blocks()}
         self._traces: dict[Hashable, Traced] = {}
@@ -152,6 +151,9 @@ class _Tracer:
             self._note(0, self._live.now)
         kept = (traced.retained - traced.output for _, traced in self._parts)
         return Step(tuple(block for block, _ in self._parts), tuple(kept), tuple(self._moments))
+
+    def _whole_head(self, pixels: Tensor, features: Tensor, tile: int | None = None) -> Tensor:
+        return self._model.local_decoder.whole(pixels, features)
 
     def _errors(self, run: Callable[..., Any]) -> Tensor:
         """The forward pass of the step, whose parts are given to `run`."""
