@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
-from .ops.fused_decoder import Fusion, can_fuse, fused_stage, pays_on
+from .ops.fused_decoder import Fusion, fused_stage
 from .ops.head_tiles import countable
 from .ops.precision import unwidened
 from .ops.region import Region, StageRegions, stage_regions
@@ -36,6 +36,8 @@ class DetailerHead(nn.Module):
         super().__init__()
         config = variant_row(variant).head if isinstance(variant, str) else variant
         self.stages, self._config, self._dim = config.stages, config, dim
+        # A host's layers cast, offload or patch their weights when called.
+        self._plain = operations is nn
         self.gradient_checkpointing = False
         self.compiled: Callable[[Tensor, Tensor], Tensor] | None = None  # `whole`, by `compile_blocks`
         self.fused: bool | None = None  # decoder stages; None fuses where measurements show a gain
@@ -84,7 +86,7 @@ class DetailerHead(nn.Module):
             compiled = None if torch.is_grad_enabled() else self.compiled
             return (compiled or self.whole)(pixels, features)
         output = torch.empty_like(pixels)
-        fusion = self._fusion(pixels, tile * tile)
+        fusion = Fusion(self.fused, tile * tile)
         for piece in image.tiles(tile):
             output[piece.index] = self.piece(pixels, features, piece, image, fusion)
         return output
@@ -92,14 +94,9 @@ class DetailerHead(nn.Module):
     def whole(self, pixels: Tensor, features: Tensor) -> Tensor:
         """The head on the whole image at once; see `forward`."""
         image = Region(0, pixels.shape[-2], 0, pixels.shape[-1])
-        return self.piece(pixels, features, image, image, self._fusion(pixels, image.pixels))
+        return self.piece(pixels, features, image, image, Fusion(self.fused, image.pixels))
 
-    def _fusion(self, pixels: Tensor, at_once: int) -> Fusion:
-        return Fusion(pays_on(pixels.device, at_once) if self.fused is None else self.fused)
-
-    def piece(
-        self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, fusion: Fusion | None = None
-    ) -> Tensor:
+    def piece(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, fusion: Fusion) -> Tensor:
         """The output over `wanted`; each stage computes only the region that this output depends on."""
         regions, bottleneck = stage_regions(wanted, image, len(self.stages))
         x = pixels[regions[0].encoder_reads.index]
@@ -112,7 +109,7 @@ class DetailerHead(nn.Module):
         grid = image.bottom >> len(self.stages), image.right >> len(self.stages)
         x = self._run(self._fuse, x, nearest(features, grid, bottleneck))
         for stage, at in zip(reversed(self.stages), reversed(regions), strict=True):
-            x = self._run(self._decode, stage, at, x, skips.pop(), fusion or Fusion(wanted=False))
+            x = self._run(self._decode, stage, at, x, skips.pop(), fusion)
         return self.out_conv(x)
 
     def _encode(self, stage: Stage, at: StageRegions, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,8 +120,7 @@ class DetailerHead(nn.Module):
         return _silu(self.bottleneck[0](torch.cat([x, features.to(x.dtype)], dim=1)))
 
     def _decode(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
-        up, dec = self._conv("up", stage, 1), self._conv("dec", stage, 0)
-        if can_fuse(up, dec, x, at.decoded.pixels, fusion.wanted):
+        if self._plain and not torch.is_grad_enabled() and fusion.pays(x.device, at.decoded.pixels):
             return _silu(self._fused(stage, at, x, skip, fusion))
         return _silu(self._merged(stage, at, x, skip))
 

@@ -11,6 +11,7 @@ from golden_vectors import relative_error
 from comfyui_l2p.l2p_core.config import VARIANTS
 from comfyui_l2p.l2p_core.detailer import DetailerHead
 from comfyui_l2p.l2p_core.ops import fused_decoder
+from comfyui_l2p.l2p_core.ops.fused_decoder import Fusion
 
 
 @pytest.fixture
@@ -54,30 +55,34 @@ def test_composed_weights_are_those_of_the_two_convolutions() -> None:
     up, dec = torch.nn.Conv2d(3, 4, 3, padding=1).double(), torch.nn.Conv2d(4 + 2, 5, 3, padding=1).double()
     x, skip = torch.randn(1, 3, 6, 7).double(), torch.randn(1, 2, 12, 14).double()
     with torch.no_grad():
-        through, rest = fused_decoder.fused_stage(x, skip, up, dec, fused_decoder.Fusion())
+        through, rest = fused_decoder.fused_stage(x, skip, up, dec, Fusion())
         expected = dec(torch.cat([up(torch.nn.functional.interpolate(x, scale_factor=2.0)), skip], dim=1))
     inside = (..., slice(1, -1), slice(1, -1))
     # Weights are composed in float32.
     assert relative_error((through + rest)[inside], expected[inside]) < 1e-6
 
 
-def test_layers_of_a_host_are_left_alone() -> None:
-    class Patched(torch.nn.Conv2d):
-        """As a host's layers, whose weights are not what they compute with."""
+def test_layers_of_a_host_are_left_alone(count: list[int]) -> None:
+    class Operations:
+        class Conv2d(torch.nn.Conv2d):
+            """As a host's layers, whose weights are not what they compute with."""
 
-    x = torch.zeros(1)
-    with torch.no_grad():
-        assert fused_decoder.can_fuse(torch.nn.Conv2d(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 1 << 30)
-        assert not fused_decoder.can_fuse(Patched(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 1 << 30)
-        assert not fused_decoder.can_fuse(torch.nn.Conv2d(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 100)
-    assert not fused_decoder.can_fuse(torch.nn.Conv2d(1, 1, 3), torch.nn.Conv2d(1, 1, 3), x, 1 << 30)
+    config = VARIANTS["1k"].head.scaled(0.1)
+    for operations, expected in ((Operations, 0), (torch.nn, len(config.stages))):
+        head = DetailerHead(config, 8, operations)
+        head.fused = True
+        with torch.no_grad():
+            head(torch.randn(1, 3, 32, 32), torch.randn(1, 8, 2, 2))
+        assert count == [expected]
 
 
 def test_a_gpu_fuses_from_the_size_at_which_it_was_measured_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.version, "hip", None)
-    assert fused_decoder.pays_on(gpu, 4096 * 4096) is True
-    assert fused_decoder.pays_on(gpu, 2048 * 2048) is False
+    assert Fusion(at_once=4096 * 4096).pays(gpu, 1)
+    assert not Fusion(at_once=2048 * 2048).pays(gpu, 2048 * 2048)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert fused_decoder.pays_on(gpu, 4096 * 4096) is None
-    assert fused_decoder.pays_on(torch.device("cpu"), 4096 * 4096) is None
+    assert not Fusion(at_once=4096 * 4096).pays(gpu, 4096 * 4096)
+    cpu = torch.device("cpu")
+    assert Fusion().pays(cpu, 512 * 512) and not Fusion().pays(cpu, 512 * 511)
+    assert Fusion(wanted=True).pays(gpu, 1) and not Fusion(wanted=False).pays(cpu, 1 << 30)

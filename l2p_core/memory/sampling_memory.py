@@ -13,6 +13,7 @@ from torch import nn
 
 from ..config import PIXEL_CHANNELS, PixelConfig
 from ..detailer import DetailerHead
+from ..ops.fused_decoder import Fusion
 from ..ops.head_tiles import TILES, countable
 from ..ops.region import Region, stage_regions
 from ..patch import padded_size
@@ -104,7 +105,7 @@ def head_bytes(config: PixelConfig, height: int, width: int, tile: int | None, i
     largest = max(pieces, key=lambda piece: stage_regions(piece, image, stages)[1].pixels)
     live = Live([pixels, features, *head.parameters()])
     with torch.no_grad(), live:
-        head.piece(pixels, features, largest, image)
+        head.piece(pixels, features, largest, image, Fusion(wanted=False))
     return live.peak + (0 if whole else pixels.nbytes)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 MIN_PIXELS = 512 * 512
 
 GPU_PIXELS = 4096 * 4096
-"""Pixels of a piece evaluated at once, from which fusing is faster on an H100 (docs/benchmarks.md): by 17 to 37%."""
+"""Pixels of a tile or image, from which fusing is faster on an H100 (docs/benchmarks.md): by 17 to 37%."""
 
 # A fine pixel p = 2i + a reads, by tap t of the 5x5 composition, fine pixel p + t - 2, which lies in the coarse cell
 # i + (a + t - 2) // 2. For each a: the coarse tap (0, 1, 2 for cells i-1, i, i+1) of the fine taps 0 to 4.
@@ -31,28 +31,23 @@ class Fusion:
     """State shared by the tiles of one pass.
 
     Attributes:
-        wanted: whether to fuse; None fuses on a CPU from `MIN_PIXELS` on.
+        wanted: whether to fuse; None fuses where measurements show a gain.
+        at_once: pixels of a tile, or of the whole image.
         weights: the result of `compose` for each stage's `up`; composing again for each tile would cost more than
             fusing saves.
     """
 
     wanted: bool | None = None
+    at_once: int = 0
     weights: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-
-def pays_on(device: torch.device, pixels: int) -> bool | None:
-    """Whether a pass over pieces of `pixels` pixels fuses; None leaves the decision to each stage."""
-    if device.type == "cuda" and torch.version.hip is None:
-        return pixels >= GPU_PIXELS
-    return None
-
-
-def can_fuse(up: nn.Module, dec: nn.Module, x: Tensor, pixels: int, wanted: bool | None = None) -> bool:
-    """Whether to fuse a stage of `pixels` pixels: plain convolutions, no gradients, and `Fusion.wanted`."""
-    # Exactly this class: a host's layers cast, offload or patch their weights when called.
-    plain = type(up) is nn.Conv2d and type(dec) is nn.Conv2d
-    pays = x.device.type == "cpu" and pixels >= MIN_PIXELS
-    return plain and not torch.is_grad_enabled() and (pays if wanted is None else wanted)
+    def pays(self, device: torch.device, pixels: int) -> bool:
+        """Whether to fuse a stage of a tile, which has so many pixels."""
+        if self.wanted is not None:
+            return self.wanted
+        if device.type == "cuda" and torch.version.hip is None:
+            return self.at_once >= GPU_PIXELS
+        return device.type == "cpu" and pixels >= MIN_PIXELS
 
 
 def compose(up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
