@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from comfyui_l2p.l2p_core.deltas.low_rank import adapted_layers
 from comfyui_l2p.l2p_core.files.metadata import stored_config
 from comfyui_l2p.l2p_core.freeze import is_new, trainable_names
 from comfyui_l2p.l2p_core.layouts import to_comfy, to_diffusers
+from comfyui_l2p.l2p_core.memory.activations import Workload, step_of
 from comfyui_l2p.l2p_core.memory.checkpointing import kept_blocks
 from comfyui_l2p.l2p_core.model import L2PModel, LatentModel, key_shapes
 from comfyui_l2p.l2p_core.patch import patchify, unpatchify
@@ -124,6 +126,14 @@ def test_what_trains_is_counted_over_both_stacks() -> None:
         *("pair.1", "solo.0", "solo.1"),
     }
     assert kept_blocks(config, TrainingConfig(blocks=1, keep_activations=2)) == {2, 3}
+
+
+def test_a_training_step_is_planned_from_the_network_alone() -> None:
+    config = CONFIG.with_head("1k", 0.125)
+    step = step_of(config, TrainingConfig(blocks=1), Workload(1, 64, 64, 10))
+    assert [block for block in step.blocks if block] == ["pair.0", "pair.1", "solo.0", "solo.1", "solo.2"]
+    shapes = key_shapes(config)
+    assert step.moments[-1].gradients == sum(math.prod(shapes[name]) for name in trainable_names(config, blocks=1))
 
 
 def test_the_latent_source_is_read_in_its_own_order_and_sign(source: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .. import flow
+from ..backbone import Conditioning
 from ..config import PIXEL_CHANNELS, PixelConfig
 from ..deltas import low_rank as lora
 from ..freeze import freeze_all_but
@@ -162,9 +163,10 @@ class _Tracer:
         pixels, noise = (
             torch.empty(work.batch, PIXEL_CHANNELS, work.height, work.width, device=META) for _ in range(2)
         )
-        caption = torch.empty(work.caption_tokens, config.caption_dim, dtype=self._dtype, device=META)
+        features = torch.empty(work.caption_tokens, config.caption_dim, dtype=self._dtype, device=META)
+        pooled = torch.empty(config.pooled_dim, dtype=self._dtype, device=META) if config.pooled_dim else None
         sigma = torch.empty(work.batch, device=META)
-        return flow.velocity_errors(self._model, pixels, noise, sigma, [caption] * work.batch)
+        return flow.velocity_errors(self._model, pixels, noise, sigma, [Conditioning(features, pooled)] * work.batch)
 
     def _measured(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """Trace a part, unless an equal one has been; returns outputs without data."""
