@@ -155,8 +155,9 @@ function draw({ chart, state }) {
     pen.fillStyle = colour;
     pen.fillRect(place, 5, 8, 7);
     pen.fillStyle = ink;
-    pen.fillText(range.name, place + 11, 12);
-    place += pen.measureText(range.name).width + 20;
+    const name = range.name.replace(" to ", "–");
+    pen.fillText(name, place + 11, 12);
+    place += pen.measureText(name).width + 20;
   }
 }
 

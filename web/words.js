@@ -74,7 +74,7 @@ const CHINESE = [
   [`metrics and report ${NUMBER}`, "指标与报告 $1"],
   [`images to train on ${NUMBER}`, "训练图像 $1"],
   [`caption features to encode ${NUMBER}`, "待编码的标题特征 $1"],
-  ["Nothing is checkpointed\\.", "不使用梯度检查点。"],
+  ["Nothing is checkpointed\\. ?", "不使用梯度检查点。"],
   [
     `${NUMBER} of ${NUMBER} blocks keep their activations and are not recomputed`,
     "保留激活值、不重新计算的块：$1，共 $2",

@@ -104,7 +104,8 @@ def test_nodes_are_there_and_nothing_was_warned_of(server: Server) -> None:
 def test_every_input_and_node_explains_itself(server: Server) -> None:
     for node in NODES:
         info = server.get(f"/object_info/{node}")[node]
-        assert info["category"].startswith("L2P") and info["description"] and info["search_aliases"]
+        assert info["category"].startswith("L2P") and info["description"]
+        assert any("\u4e00" <= letter <= "\u9fff" for alias in info["search_aliases"] for letter in alias), node
         for kind in ("required", "optional"):
             for name, (_, *settings) in info["input"].get(kind, {}).items():
                 assert settings and settings[0].get("tooltip"), f"{node}.{name} has no tooltip"
