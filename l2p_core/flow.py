@@ -114,11 +114,13 @@ def euler(
     cfg: float = 1.0,
     negative: Sequence[Caption] | None = None,
     init: Tensor | None = None,
+    mask: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Integrate the flow along `sigmas` and return its end, unclamped; arguments as for `sample`."""
     x = noise.float() if init is None else add_noise(init, noise, sigmas[:1].to(noise.device).expand(len(noise)))
-    return integrate(model, x, captions, sigmas=sigmas, cfg=cfg, negative=negative, progress=progress)[0]
+    known = None if mask is None or init is None else (noise.float() - init.float(), mask)
+    return integrate(model, x, captions, sigmas=sigmas, cfg=cfg, negative=negative, known=known, progress=progress)[0]
 
 
 @torch.no_grad()
@@ -130,9 +132,12 @@ def integrate(
     sigmas: Tensor,
     cfg: float = 1.0,
     negative: Sequence[Caption] | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Euler steps from x at sigmas[0], (B, C, H, W) float32, to sigmas[-1], which need not be 0.
+
+    `known` is a velocity that leads a part of the image to where it came from, and a mask that is 0 in that part.
 
     Returns:
         x there, and the velocity of the last step: x - sigmas[-1] velocity is its estimate of the clean image.
@@ -154,6 +159,8 @@ def integrate(
             # Two passes rather than one doubled batch: half the memory, and no masked attention.
             unguided = model(x, level, negative).float()
             velocity = unguided + cfg * (velocity - unguided)
+        if known is not None:
+            velocity = torch.lerp(known[0], velocity, known[1])
         if progress:
             progress(i + 1, len(steps) - 1, x - sigma * velocity)
         x = x + (following - sigma) * velocity
@@ -175,6 +182,7 @@ def sample(
     cfg: float = 1.0,
     negative: Sequence[Caption] | None = None,
     init: Tensor | None = None,
+    mask: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Generate images with Euler steps and classifier-free guidance.
@@ -187,17 +195,25 @@ def sample(
         cfg: guidance, v = v_negative + cfg (v - v_negative); 1 disables guidance and skips the second pass.
         negative: B captions, required unless cfg is 1.
         init: (B, 3, H, W) images in [-1, 1] to start from (image-to-image), noised to sigmas[0].
+        mask: with `init`: (B or 1, 1, H, W) in [0, 1], 1 where it is repainted. Where it is 0, the result is `init`,
+            bit for bit and unclamped.
         progress: called after every step.
 
     Returns:
         Pixels (B, 3, H, W) in [-1, 1], float32.
 
     Raises:
-        ValueError: if guidance is requested without negative captions, or an image is not finite.
+        ValueError: if guidance is requested without negative captions, a mask is given without an image, or an image is
+            not finite.
     """
-    end = euler(model, noise, captions, sigmas=sigmas, cfg=cfg, negative=negative, init=init, progress=progress)
+    if mask is not None and init is None:
+        raise ValueError("A mask needs an image to repaint: give it as init.")
+    end = euler(
+        model, noise, captions, sigmas=sigmas, cfg=cfg, negative=negative, init=init, mask=mask, progress=progress
+    )
     check_finite(end, lambda: cause(weights_of(model), _inputs(captions, negative, init)))
-    return end.clamp(-1, 1)
+    end = end.clamp(-1, 1)
+    return end if mask is None or init is None else torch.where(mask > 0, end, init.float())
 
 
 def _inputs(

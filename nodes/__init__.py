@@ -18,6 +18,7 @@ from .messages import routes as routes  # must be registered when the server sta
 from .model import stock
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
 from .sampler_node import PixelSampler
+from .save_nodes import SaveTIFF
 from .synthesize_node import SynthesizeDataset
 from .train_node import TrainL2P
 
@@ -42,6 +43,7 @@ class L2PExtension(ComfyExtension):
             PixelsToLatent,
             GrowPixels,
             PartSigmas,
+            SaveTIFF,
             ConvertToL2P,
             SaveDelta,
             MergeDelta,

@@ -29,6 +29,8 @@ PROMPT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
 HYBRID_TASKS = ("auto", "fast", "detail", "large", "edit", "restore", "upscale", "custom")
 """What Hybrid Sampler can be asked for, see `hybrid_tasks`."""
 
+TIFF_DEPTHS = ("16-bit", "32-bit float")
+
 OF_MODEL = 0
 """The width or height that means the side that the model was trained at."""
 

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from .limited import within_limits
 from .messages.errors import plain_errors
+from .messages.progress import tell_at
 from .options import AS_TYPED, ASPECTS, MAX_SIDE, OF_MODEL
 
 CATEGORY = "L2P/pixels"
@@ -128,13 +129,25 @@ class PixelsToImage(io.ComfyNode):
             description="Converts a sampler's result with an L2P model to an image: the counterpart of VAE Decode, "
             "exact and instant, with no tiles at any size.",
             search_aliases=["vae decode", "latent to image", "decode pixels", "vae 解码"],
-            inputs=[io.Latent.Input("pixels", tooltip="The LATENT from a sampler with an L2P model.")],
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Latent.Input("pixels", tooltip="The LATENT from a sampler with an L2P model."),
+                io.Boolean.Input(
+                    "clamp",
+                    default=True,
+                    optional=True,
+                    tooltip="Whether values beyond black and white are clamped to them. Off keeps them, for float "
+                    "files, and shows the range.",
+                ),
+            ],
             outputs=[io.Image.Output(display_name="image")],
         )
 
     @classmethod
     @plain_errors()
-    def execute(cls, pixels: io.Latent.Type) -> io.NodeOutput:
-        from .pixels import pixels_to_image
+    def execute(cls, pixels: io.Latent.Type, clamp: bool = True) -> io.NodeOutput:
+        from .pixels import pixels_to_image, range_of
 
-        return io.NodeOutput(pixels_to_image(pixels))
+        image = pixels_to_image(pixels, clamp)
+        tell_at(cls.hidden.unique_id)("" if clamp else range_of(image))
+        return io.NodeOutput(image)

@@ -38,8 +38,8 @@ def image_to_pixels(image: Tensor, mask: Tensor | None = None) -> dict[str, Any]
     return latent
 
 
-def pixels_to_image(latent: dict[str, Any]) -> Tensor:
-    """The LATENT of a pixel model as an IMAGE (B, H, W, 3), clamped to [0, 1].
+def pixels_to_image(latent: dict[str, Any], clamp: bool = True) -> Tensor:
+    """The LATENT of a pixel model as an IMAGE (B, H, W, 3), clamped to [0, 1] unless it shall keep what lies beyond.
 
     Raises:
         ValueError: if the latent is not one of pixels, or not finite.
@@ -51,7 +51,15 @@ def pixels_to_image(latent: dict[str, Any]) -> Tensor:
             "model and needs VAE Decode."
         )
     check_finite(samples)
-    return ((samples.float() + 1.0) / 2.0).clamp(0.0, 1.0).movedim(1, -1).contiguous()
+    image = (samples.float() + 1.0) / 2.0
+    return (image.clamp(0.0, 1.0) if clamp else image).movedim(1, -1).contiguous()
+
+
+def range_of(image: Tensor) -> str:
+    """The values of an IMAGE in a sentence: from where to where they reach, and how many lie beyond black and white."""
+    lowest, highest = (float(value) for value in image.aminmax())
+    beyond = float(((image < 0) | (image > 1)).sum()) / image.numel()
+    return f"Values from {lowest:.4f} to {highest:.4f}; {beyond:.2%} lie beyond black (0) and white (1)."
 
 
 def keep_unmasked(image: Tensor, original: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..l2p_core.dataset.images import from_uint8, load
+from ..l2p_core.dataset.images import as_pixels, load
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder
 from ..l2p_core.ops.finite import check_finite
@@ -225,8 +225,9 @@ def examples(made: SynthesisFolder) -> Tensor:
     """The first images of a data set, (B, H, W, 3) in [0, 1]."""
     settings = made.settings
     paths = [made.path(item) for item in made.done[:SHOWN]]
-    images = torch.stack([load(path, int(settings["width"]), int(settings["height"])) for path in paths])
-    return ((from_uint8(images) + 1) / 2).movedim(1, -1).contiguous()
+    size = int(settings["width"]), int(settings["height"])
+    images = torch.stack([as_pixels(load(path, *size)) for path in paths])
+    return ((images + 1) / 2).movedim(1, -1).contiguous()
 
 
 def model_name(model: Any) -> str:

@@ -138,8 +138,7 @@ def test_hidden_colours_do_not_bleed_into_edges(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path) -> None:
-    grey16 = np.full((8, 8), 257 * 100, np.uint16)
-    found = {"16 bits": images.load(saved(tmp_path / "a.png", grey16), 8, 8)}
+    found = {}
     plain = Image.fromarray(np.full((8, 8, 3), 100, np.uint8))
     for mode, suffix in [("L", "png"), ("P", "png"), ("CMYK", "tif"), ("LA", "png"), ("YCbCr", "jpg")]:
         plain.convert(mode, palette=Image.Palette.ADAPTIVE).save(tmp_path / f"{mode}.{suffix}")
@@ -200,9 +199,6 @@ def test_broken_files_say_what_is_wrong(tmp_path: Path) -> None:
     for name in ("text.png", "empty.png"):
         with pytest.raises(images.BrokenImage, match="not an image of a known format"):
             images.size(tmp_path / name)
-    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(images.BrokenImage, match="floating point"):
-        images.load(tmp_path / "float.tif", 4, 4)
 
 
 def test_a_flipped_bit_in_a_png_is_noticed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -269,6 +270,6 @@ def test_closing_ends_the_threads(data: ImageFolder) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 1}, {"rank": -1}, {"workers": 0}, {"prefetch": -1}])
-def test_numbers_out_of_range_are_refused(data: ImageFolder, wrong: dict[str, int]) -> None:
+def test_numbers_out_of_range_are_refused(data: ImageFolder, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be 1 or more"):
         Loader(data, features, **{"batch_size": 1, "seed": 0, **wrong})

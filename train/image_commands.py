@@ -44,7 +44,7 @@ def add_synth(commands: Commands) -> None:
 
 def add_sample(commands: Commands) -> None:
     """`l2p sample`."""
-    parser = command(commands, "sample", "generate PNG images with an L2P model")
+    parser = command(commands, "sample", "generate images with an L2P model")
     parser.add_argument(
         "model",
         type=typed,
@@ -95,13 +95,23 @@ def add_encoder(group: argparse._ActionsContainer) -> None:
 def _add_images(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     side = "in pixels, any number (default: the variant's, or in the shape of --init)"
-    group.add_argument("--output", type=typed, default=Path("l2p.png"), help="PNG file; several seeds are numbered")
+    group.add_argument(
+        "--output", type=typed, default=Path("l2p.png"), help="PNG, TIFF or EXR file; several seeds are numbered"
+    )
+    group.add_argument(
+        "--depth", choices=("8", "16", "float"), default=None,
+        help="bits of a channel: 8 or 16 in PNG, 16 or float in TIFF, float in EXR (default: the first)",
+    )  # fmt: skip
     group.add_argument("--width", type=Number(ranges.SIDE), default=None, help=side)
     group.add_argument("--height", type=Number(ranges.SIDE), default=None, help=side)
     group.add_argument("--seed", type=Number(ranges.IMAGE_SEED), nargs="+", default=[0], help="one image for each")
     group.add_argument(
         "--init", type=typed, default=None,
         help="image to start from; it is cut to the shape of --width and --height if both are given",
+    )  # fmt: skip
+    group.add_argument(
+        "--mask", type=typed, default=None,
+        help="with --init: image of the same size, white where it is repainted; the rest stays exactly as it is",
     )  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace images that exist")
 

@@ -9,28 +9,26 @@ from pathlib import Path
 from torch import Tensor
 
 from ..l2p_core.dataset import images
-from ..l2p_core.dataset.pictures import enlarged, picture, png
+from ..l2p_core.dataset.picture_files import Writer
 from ..l2p_core.files.atomic import write_bytes
 
 
-def save_png(
-    pixels: Tensor, path: Path, text: Mapping[str, str] | None = None, overwrite: bool = False, scale: int = 1
-) -> None:
-    """Write (3, H, W) in [-1, 1] as PNG, atomically.
+def save_picture(pixels: Tensor, path: Path, writer: Writer, text: Mapping[str, str], overwrite: bool) -> None:
+    """Write (3, H, W) in [-1, 1] at a writer's depth, atomically.
 
     Args:
-        pixels: the image.
+        pixels: the image, on the CPU.
         path: the file; its folder is created if missing.
-        text: stored in the file's text fields.
+        writer: of the format that the path's suffix names.
+        text: ASCII texts, each of them JSON, for the file's metadata.
         overwrite: whether an existing file may be replaced.
-        scale: repeats every pixel this many times, for viewing tiny images.
 
     Raises:
         ValueError: if the file exists and must not be replaced.
     """
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, png(enlarged(picture(pixels), scale), text))
+    write_bytes(path, writer.encode(pixels, text))
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
@@ -61,7 +59,24 @@ def load_picture(path: Path, width: int, height: int) -> Tensor:
         ValueError: if the file is missing, not an image or damaged.
     """
     with _named(path):
-        return images.from_uint8(images.load(path, width, height))[None]
+        return images.as_pixels(images.load(path, width, height))[None]
+
+
+def load_mask(path: Path, width: int, height: int) -> Tensor:
+    """A mask file of exactly that size as (1, 1, height, width) in [0, 1]; white is 1.
+
+    Raises:
+        ValueError: if the file is missing, not an image, of another size, or has no pixel that is not black.
+    """
+    size = picture_size(path)
+    if size != (width, height):
+        raise ValueError(
+            f"The mask {path} is {size[0]} x {size[1]}, but the image is {width} x {height}: make them the same size."
+        )
+    mask = (load_picture(path, width, height)[:, :1] + 1) / 2
+    if not mask.any():
+        raise ValueError(f"The mask {path} is black everywhere: paint white what is to change.")
+    return mask
 
 
 @contextmanager

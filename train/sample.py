@@ -1,4 +1,4 @@
-"""`l2p sample`: PNG images from an L2P model."""
+"""`l2p sample`: images from an L2P model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 import sys
 from pathlib import Path
 
+from ..l2p_core.dataset import picture_files
 from ..l2p_core.ops.head_tiles import LEAST_TILE
 from ..l2p_core.ranges import SIDE
-from .pictures import load_picture, picture_size, refuse_existing, save_png
+from .pictures import load_mask, load_picture, picture_size, refuse_existing, save_picture
 from .sample_captions import caption_reader
 from .sampler import Sampler, noise_of
 
@@ -27,30 +28,32 @@ def sample_command(args: argparse.Namespace) -> None:
         ValueError: for a file that is not an L2P model, captions that do not fit it, images that exist already, a
             device that does not exist, has too little memory, or has no compiler.
     """
+    writer = picture_files.writer(args.output.name, args.depth)
     targets = _targets(args.output, args.seed)
     for target in targets.values():
         refuse_existing(target, args.overwrite)
     sampler = Sampler(args)
     if not args.init and args.denoise != 1:
         raise ValueError("--denoise starts from an image: give one with --init, or remove --denoise.")
+    if args.mask and not args.init:
+        raise ValueError("--mask repaints a part of an image: give the image with --init, or remove --mask.")
     read_captions = caption_reader(args, sampler.base, sampler.config, sampler.settings.cfg)
     for note in _notes(args, sampler.settings.cfg):
         print(note, file=sys.stderr)
     width, height = _size(args, sampler.side)
     device = sampler.place(width, height)
     init = load_picture(args.init, width, height) if args.init else None
+    mask = load_mask(args.mask, width, height) if args.mask else None
     positive, negative = read_captions(device)
     sampler.load(max(len(positive), 0 if negative is None else len(negative)))
     for seed, target in targets.items():
-        pixels = sampler.image(positive, negative, noise_of(seed, width, height), f"seed {seed}", init)
+        pixels = sampler.image(positive, negative, noise_of(seed, width, height), f"seed {seed}", init, mask)
         about = {"seed": seed, "prompt": args.prompt, "width": width, "height": height, **sampler.settings._asdict()}
-        save_png(pixels, target, {"l2p": json.dumps(about)}, args.overwrite)
+        save_picture(pixels, target, writer, {"l2p": json.dumps(about)}, args.overwrite)
         print(f"{target} written.")
 
 
 def _targets(output: Path, seeds: list[int]) -> dict[int, Path]:
-    if output.suffix.lower() != ".png":  # other programs trust the suffix
-        raise ValueError(f"{output.name} is not the name of a PNG image, which is what is written: end it in .png.")
     if len(seeds) == 1:
         return {seeds[0]: output}
     return {seed: output.with_name(f"{output.stem}-{seed}{output.suffix}") for seed in seeds}
@@ -68,6 +71,15 @@ def _notes(args: argparse.Namespace, cfg: float) -> list[str]:
 
 def _size(args: argparse.Namespace, side: int) -> tuple[int, int]:
     """(width, height) of the images; `side` is that of the model's own squares."""
+    if args.mask:
+        size = picture_size(args.init)
+        if (args.width or size[0], args.height or size[1]) != size:
+            raise ValueError("--mask repaints an image in its own size: remove --width and --height.")
+        if min(size) < SIDE.least or max(size) > SIDE.most:
+            raise ValueError(
+                f"{args.init} is {size[0]} x {size[1]}: its sides must be from {SIDE.least} to {SIDE.most}."
+            )
+        return size
     if args.init:
         return size_like(picture_size(args.init), side, args.width, args.height)
     return args.width or side, args.height or side

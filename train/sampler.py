@@ -99,7 +99,13 @@ class Sampler:
             compile_blocks(self._model)
 
     def image(
-        self, positive: Tensor, negative: Tensor | None, noise: Tensor, text: str, init: Tensor | None = None
+        self,
+        positive: Tensor,
+        negative: Tensor | None,
+        noise: Tensor,
+        text: str,
+        init: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """One image (3, H, W) in [-1, 1] on the CPU.
 
@@ -109,6 +115,7 @@ class Sampler:
             noise: (1, 3, H, W), drawn on the CPU, so that a seed produces the same image on every machine.
             text: of the progress bar.
             init: the image to start from, (1, 3, H, W).
+            mask: where it is repainted, (1, 1, H, W) in [0, 1]; None is everywhere.
 
         Raises:
             MemoryRanOut: when less memory was there than was free at the start.
@@ -124,6 +131,7 @@ class Sampler:
                     cfg=self.settings.cfg,
                     negative=None if negative is None else [negative.to(device)],
                     init=None if init is None else init.to(device),
+                    mask=None if mask is None else mask.to(device),
                     progress=lambda *_: shown.update(),
                 )[0].cpu()
         except RuntimeError as error:

@@ -1,12 +1,16 @@
-"""The supported image formats: raster formats, by their names in Pillow and its plugins."""
+"""The supported image formats: raster formats, by their names in Pillow and its plugins; and EXR and DICOM."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from ..deep_images.dicom import SUFFIXES as DICOM_SUFFIXES
+from ..deep_images.reading import DICOM, EXR, PACKAGES
 
 SUFFIXES = {
     ".png": "PNG",
@@ -36,6 +40,8 @@ SUFFIXES = {
     ".heif": "HEIF",
     ".hif": "HEIF",
     ".jxl": "JXL",
+    ".exr": EXR,
+    **dict.fromkeys(DICOM_SUFFIXES, DICOM),
 }
 """A file's suffix and its format; of animations, the first image is read."""
 
@@ -102,8 +108,11 @@ def of_suffix(suffix: str) -> tuple[str, ...]:
 def unreadable(suffix: str) -> str | None:
     """Why files of this suffix cannot be read here, and what to do; None if they can."""
     name = SUFFIXES.get(suffix.lower())
-    if name in known():
+    package = PACKAGES.get(name or "")
+    if name in known() or (package and importlib.util.find_spec(package)):
         return None
+    if package:
+        return f"{suffix} files need the package {package}: install it"
     advice = "save it as PNG or JPEG"
     if name in PLUGINS:
         return f"{suffix} files need the package {PLUGINS[name].package}: install it, or {advice}"

@@ -1,4 +1,4 @@
-"""The sizes of a data set's images, read from their headers and cached in an index file."""
+"""The sizes of a data set's images and their numbers of frames, read from headers and cached in an index file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..deep_images.common import Header
 from ..files.atomic import atomic_file
 from ..files.safetensors_header import parse_json
 from . import images
-from .buckets import Size
 from .problems import Problem
 from .readers import Sample
 
@@ -19,13 +19,13 @@ _VERSION = 1
 _THREADS = 8  # opening files on a network is mostly waiting
 
 Known = dict[str, list[int]]
-"""Image name -> bytes and modification time (ns) of its file, width, height."""
+"""Image name -> bytes and modification time (ns) of its file, width, height, and frames if there are several."""
 
 
-def sizes(
+def look(
     samples: Sequence[Sample], index: Path | None = None, progress: Callable[[int, int], None] | None = None
-) -> tuple[dict[str, Size], list[Problem], list[str]]:
-    """Each image's size by its name, a problem for each sample whose image cannot be read, and names of images whose
+) -> tuple[dict[str, Header], list[Problem], list[str]]:
+    """Each image's header by its name, a problem for each sample whose image cannot be read, and names of images whose
     files have changed since the index was written.
 
     A file has changed if it has another number of bytes: copying a data set changes the times of its files.
@@ -57,7 +57,7 @@ def sizes(
         _save(index, found)
     broken = [Problem(sample.name, faults[sample.name]) for sample in samples if sample.name in faults]
     changed = [name for name, entry in found.items() if name in known and known[name][0] != entry[0]]
-    return {name: Size(width, height) for name, (_, _, width, height) in found.items()}, broken, changed
+    return {name: Header(*entry[2:]) for name, entry in found.items()}, broken, changed
 
 
 def _look(path: Path, entry: list[int] | None) -> list[int] | str:
@@ -66,7 +66,9 @@ def _look(path: Path, entry: list[int] | None) -> list[int] | str:
         stat = path.stat()
         if entry and entry[:2] == [stat.st_size, stat.st_mtime_ns]:
             return entry
-        return [stat.st_size, stat.st_mtime_ns, *images.size(path)]
+        header = images.look(path)
+        # As earlier versions wrote and read it where there is one frame.
+        return [stat.st_size, stat.st_mtime_ns, *(header if header.frames > 1 else header[:2])]
     except images.BrokenImage as error:
         return str(error)
     except OSError as error:
@@ -85,7 +87,9 @@ def _load(index: Path) -> Known:
 
 
 def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, list) and len(entry) == 4 and all(type(n) is int for n in entry) and min(entry[2:]) > 0
+    return (
+        isinstance(entry, list) and len(entry) in (4, 5) and all(type(n) is int for n in entry) and min(entry[2:]) > 0
+    )
 
 
 def _save(index: Path, known: Known) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..deep_images.common import Header
 from . import buckets, headers, problems
 from .buckets import Size
 from .problems import Problem
@@ -90,16 +91,17 @@ def open_folder(
         TooManyProblems: a ValueError with the list, if more than the allowed share of samples is bad.
     """
     listing = read(source)
-    sizes, broken, changed = headers.sizes(listing.samples, index, progress)
+    found, broken, changed = headers.look(listing.samples, index, progress)
     bad = listing.problems + broken
-    total = len(listing.samples) + problems.count(listing.problems)
-    problems.check_share(bad, total, max_bad_share)
     wanted = buckets.sizes(area, multiple, max_aspect)
     images = [
-        Image(sample, size, buckets.nearest(*size, wanted))
+        Image(frame, Size(*header[:2]), buckets.nearest(*header[:2], wanted))
         for sample in listing.samples
-        if (size := sizes.get(sample.name)) is not None
+        if (header := found.get(sample.name)) is not None
+        for frame in _frames(sample, header)
     ]
+    total = len(images) + problems.count(bad)
+    problems.check_share(bad, total, max_bad_share)
     if not images:
         raise ValueError(f"{source} holds no image that can be read: {bad[0]}.")
     notes = _notes(listing, bad, total, images, max_upscale)
@@ -109,6 +111,15 @@ def open_folder(
             "trained on the images as they were; begin anew to train on the new ones alone."
         )
     return ImageFolder(listing.folder, images, bad, total, notes, _fingerprint(images))
+
+
+def _frames(sample: Sample, header: Header) -> Iterator[Sample]:
+    """The sample, or one for each frame of a file with several."""
+    if header.frames == 1:
+        yield sample
+        return
+    for frame in range(header.frames):
+        yield replace(sample, name=f"{sample.name} frame {frame + 1}", frame=frame)
 
 
 def _fingerprint(images: Iterable[Image]) -> str:

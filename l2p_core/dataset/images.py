@@ -1,8 +1,8 @@
 """Image files as pixels of a requested size.
 
-Headers are read without decoding; an image is decoded once, directly to the requested size. Pillow is imported on first
-use, because nothing else in the core needs it. Colour profiles are ignored, as in published trainers: pixels are
-treated as sRGB.
+Headers are read without decoding; an image is decoded once, directly to the requested size. Files with more than 8 bits
+a channel are read without rounding by `deep_images`, all others by Pillow, which is imported on first use, because
+nothing else in the core needs it. Colour profiles are ignored, as in published trainers: pixels are treated as sRGB.
 """
 
 from __future__ import annotations
@@ -15,48 +15,69 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..deep_images import reading
+from ..deep_images.common import BrokenImage as BrokenImage
+from ..deep_images.common import Header, check_size
+from ..deep_images.dicom import WINDOW
+from ..deep_images.resize import fitted
 from . import formats
 from .formats import pillow as pillow
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
+_WIDTH_TAG, _HEIGHT_TAG, _BITS_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0102, 0x0112
 _TURNED = (5, 6, 7, 8)
 _WORD = 257  # 65535 / 255, from 16 bits to 8
+_UNKNOWN = "it is not an image of a known format"
 _DRAFT_GAP = 2  # a JPEG is decoded at a smaller scale if that leaves at least this many pixels per output pixel
 
 
-class BrokenImage(ValueError):
-    """An image file whose content cannot be decoded; the message describes the problem without the file's name."""
+def look(path: Path) -> Header:
+    """The displayed width and height of an image file and the number of its frames, from its header alone.
 
-
-def size(path: Path) -> tuple[int, int]:
-    """The displayed (width, height) of an image file, from its header alone.
+    Only frames of DICOM files count; of other formats, the first image is read.
 
     Raises:
         BrokenImage: if it is not an image, or has more pixels than Pillow's guard against decompression bombs allows
             (179 million; a square of 10240 pixels is 105 million, at which it warns once).
         OSError: if the file cannot be read, for example because a disk fails.
     """
+    name = reading.format_of(path, _is_deep_tiff)
+    if name not in (None, reading.PNG):
+        return reading.look(path, name)
     with opened(path) as image:
         width, height = _shown_size(image)
-        if min(width, height) < 1:
-            raise BrokenImage("it has no pixels")
-        return width, height
+        check_size(width, height)
+        return Header(width, height)
 
 
-def load(path: Path, width: int, height: int) -> Tensor:
-    """Decode an image, rotate it upright, crop it centrally to the requested shape and resize: (3, height, width)
-    uint8.
+def size(path: Path) -> tuple[int, int]:
+    """The displayed (width, height) of an image file; errors as for `look`."""
+    return look(path)[:2]
+
+
+def load(path: Path, width: int, height: int, frame: int = 0, window: str = WINDOW) -> Tensor:
+    """Decode an image, rotate it upright, crop it centrally to the requested shape and resize: (3, height, width),
+    uint8; of a file with more than 8 bits a channel float32 in [-1, 1], see `as_pixels`.
 
     Transparent pixels are composited on white. Resizing averages over the source area of each pixel (Lanczos). Memory:
-    4 bytes for each pixel of the file, and the same again if it must be converted or has transparent pixels.
+    4 bytes for each pixel of the file, and the same again if it must be converted or has transparent pixels; with more
+    than 8 bits about 20.
+
+    Args:
+        path: the file.
+        width, height: in pixels.
+        frame: of a DICOM file, counted from 0.
+        window: how a DICOM file's values become grey, see `deep_images.dicom.check_window`.
 
     Raises:
         BrokenImage: if the file is not an image, is truncated or damaged, or holds too many pixels.
         OSError: if the file cannot be read, for example because a disk fails.
     """
+    name = reading.format_of(path, _is_deep_tiff)
+    if name is not None:
+        return fitted(reading.load(path, name, _orientation_of(path, name), frame, window), width, height)
     with opened(path) as image:
         # Before decoding, which may add metadata from later in the file that the header's reader did not see.
         orientation = _orientation(image)
@@ -82,6 +103,11 @@ def from_uint8(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
+def as_pixels(loaded: Tensor) -> Tensor:
+    """What `load` returns as float32 in [-1, 1]."""
+    return from_uint8(loaded) if loaded.dtype == torch.uint8 else loaded
+
+
 def opened(file: Path | IO[bytes], wanted: Sequence[str] | None = None) -> Image.Image:
     """An image with its header read, a context manager.
 
@@ -104,13 +130,31 @@ def opened(file: Path | IO[bytes], wanted: Sequence[str] | None = None) -> Image
     return image
 
 
+def _is_deep_tiff(path: Path) -> bool:
+    """Whether a TIFF has more than 8 bits in a channel, from its header; true for kinds that Pillow does not know."""
+    try:
+        with opened(path, ("TIFF",)) as image:
+            bits = image.tag_v2.get(_BITS_TAG, 1)
+    except BrokenImage as error:
+        return _UNKNOWN in str(error)
+    return max(bits if isinstance(bits, tuple) else (bits,)) > 8
+
+
+def _orientation_of(path: Path, name: str) -> int:
+    """That of a deep PNG, from its header."""
+    if name != reading.PNG:
+        return 1
+    with opened(path, ("PNG",)) as image:
+        return _orientation(image)
+
+
 def _verdict(error: Exception, wanted: Sequence[str] = ()) -> Exception:
     """Pillow's various errors as one class, except those of the disk, which say nothing about the image."""
     module = pillow()
     if isinstance(error, module.DecompressionBombError | module.DecompressionBombWarning):
         return BrokenImage("it has more pixels than are safe to decode: make it smaller")
     if isinstance(error, module.UnidentifiedImageError):
-        return BrokenImage(f"it is not an image of a known format ({', '.join(wanted)})")
+        return BrokenImage(f"{_UNKNOWN} ({', '.join(wanted)})")
     if isinstance(error, BrokenImage) or (isinstance(error, OSError) and error.errno is not None):
         return error
     return BrokenImage(f"it is damaged or truncated ({str(error)[:100] or type(error).__name__})")

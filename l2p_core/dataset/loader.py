@@ -18,11 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..deep_images.dicom import WINDOW
 from ..training.trainer import Batch
 from . import images
 from .buckets import Size
 from .image_folder import Image, ImageFolder
 from .problems import MAX_BAD_SHARE, Problem, check_share
+from .readers import Sample
 from .schedule import Schedule
 
 _READ_TRIES = 3
@@ -41,9 +43,10 @@ class Loader:
         batch_size: images of this process's micro-batch.
         seed: of the shuffling.
         rank, world_size: this process's rank and the number of processes.
-        workers: threads. Each holds at most one file's pixels at 4 bytes per pixel.
-        prefetch: micro-batches prepared in advance, at 3 bytes per pixel.
+        workers: threads. Each holds at most one file's pixels at 4 bytes per pixel, or 20 with more than 8 bits.
+        prefetch: micro-batches prepared in advance, at 3 bytes per pixel, or 12 with more than 8 bits.
         max_bad_share: share of bad samples above which the run stops.
+        window: how values of DICOM files become grey, see `deep_images.dicom.check_window`.
 
     Raises:
         ValueError: for numbers out of range.
@@ -61,6 +64,7 @@ class Loader:
         workers: int = 4,
         prefetch: int = 2,
         max_bad_share: float = MAX_BAD_SHARE,
+        window: str = WINDOW,
     ):
         if min(batch_size, world_size, workers) < 1 or prefetch < 0 or not 0 <= rank < world_size:
             raise ValueError(
@@ -69,7 +73,7 @@ class Loader:
         self.data = data
         self.batch_size, self.rank = batch_size, rank
         self.prefetch, self.max_bad_share = prefetch, max_bad_share
-        self._features = features
+        self._features, self._window = features, window
         groups: dict[Size, list[Image]] = {}
         for image in data.images:
             groups.setdefault(image.bucket, []).append(image)
@@ -95,7 +99,7 @@ class Loader:
             if upcoming not in self._ahead:
                 self._ahead[upcoming] = self._submit(upcoming)
         loaded = [future.result() for future in self._ahead.pop(number)]
-        pixels = images.from_uint8(torch.stack([sample.pixels for sample in loaded]))
+        pixels = torch.stack([images.as_pixels(sample.pixels) for sample in loaded])
         first = number * self.schedule.batch_size + self.rank * self.batch_size
         return Batch(
             pixels=pixels,
@@ -143,7 +147,7 @@ class Loader:
             if image.sample.path in self._broken:
                 continue
             try:
-                pixels = _decode(image.sample.path, self._sizes[bucket])
+                pixels = _decode(image.sample, self._sizes[bucket], self._window)
             except images.BrokenImage as error:
                 self._leave_out(image, str(error))
             else:
@@ -164,15 +168,15 @@ class Loader:
 
 
 class _Loaded(NamedTuple):
-    """A sample ready for a batch: pixels (3, H, W) uint8, caption features (L, caption_dim)."""
+    """A sample ready for a batch: pixels (3, H, W) as `images.load` returns them, caption features (L, caption_dim)."""
 
     image: Image
     pixels: Tensor
     caption: Tensor
 
 
-def _decode(path: Path, size: Size) -> Tensor:
-    """Decode a file; a failing disk or network is retried and does not count against the image.
+def _decode(sample: Sample, size: Size, window: str) -> Tensor:
+    """Decode a sample's image; a failing disk or network is retried and does not count against the image.
 
     Raises:
         BrokenImage: if the content is not a complete image.
@@ -180,12 +184,12 @@ def _decode(path: Path, size: Size) -> Tensor:
     """
     for left in reversed(range(_READ_TRIES)):
         try:
-            return images.load(path, *size)
+            return images.load(sample.path, *size, sample.frame, window)
         except OSError as error:
             if not left:
                 raise ValueError(
-                    f"{path} cannot be read ({error.strerror or error}): restore it or repair its disk, then resume "
-                    "from the last save."
+                    f"{sample.path} cannot be read ({error.strerror or error}): restore it or repair its disk, then "
+                    "resume from the last save."
                 ) from error
             time.sleep(_SECONDS_BETWEEN_TRIES)
     raise AssertionError

@@ -38,12 +38,14 @@ class Sample:
         path: the image file.
         caption: its text, stripped, never empty.
         seed: the seed that the source drew the image's noise from, 0 to 2**64 - 1; None where it is not known.
+        frame: of a file with several, counted from 0; each is an image with the file's caption.
     """
 
     name: str
     path: Path
     caption: str
     seed: int | None
+    frame: int = 0
 
 
 @dataclass

@@ -73,6 +73,7 @@ class RunData:
             world_size=parts,
             workers=recipe.data.workers,
             max_bad_share=recipe.data.max_bad_share,
+            window=recipe.data.dicom,
         )
         return Stream(loader, loader, lambda: loader.problems)
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from .. import ranges, training_config
 from ..config import VARIANTS
 from ..dataset.problems import MAX_BAD_SHARE
+from ..deep_images import dicom
 from ..files.paths import settled, typed
 from ..initialise import INITS
 from ..training_config import TrainingConfig
@@ -99,6 +100,8 @@ class DataSection:
             bucket; by default the size that the variant was trained at.
         workers: for "folder": threads that decode images in advance.
         max_bad_share: for "folder": share of broken images and missing captions above which the run stops.
+        dicom: for "folder": how values of DICOM files become grey: "window", "full", or a centre and a width such as
+            "40/400"; see `deep_images.dicom`.
         images: for the other kinds: their number.
         batch_size: images of a micro-batch.
         seed: of the shuffling, and of the captions and images of the other kinds.
@@ -110,6 +113,7 @@ class DataSection:
     size: int | None = None
     workers: int = 4
     max_bad_share: float = MAX_BAD_SHARE
+    dicom: str = dicom.WINDOW
     images: int = 2048
     batch_size: int = 32
     seed: int = 0
@@ -126,6 +130,7 @@ class DataSection:
                 f'path names the folder {self.path!r}, but kind = "{self.kind}" makes its own images: set '
                 'kind = "folder" to train on the folder, or remove path.'
             )
+        dicom.check_window(self.dicom)
         ranges.check(self, RANGES["data"])
 
 

@@ -7,7 +7,9 @@ user's models, settings and custom nodes is read or changed.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,7 +86,12 @@ def _checks(host: Host, files: list[Path]) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="session")
 def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(host, tmp_path_factory.mktemp("comfyui")) as running:
+    # The host has no tifffile; it is Python alone, so ours does for both.
+    packages = tmp_path_factory.mktemp("packages")
+    spec = importlib.util.find_spec("tifffile")
+    assert spec is not None and spec.origin is not None
+    shutil.copytree(Path(spec.origin).parent, packages / "tifffile")
+    with Server(host, tmp_path_factory.mktemp("comfyui"), PYTHONPATH=str(packages)) as running:
         yield running
 
 

@@ -64,6 +64,10 @@ def test_the_published_files_run(installed: Server) -> None:
     assert set(installed.get("/object_info")) >= NODES
     assert "IMPORT FAILED" not in installed.log_text()
     assert picture(installed, installed.run(graphs.demo(steps=2)), "5").shape == (64, 64, 3)
+    saving = graphs.demo(steps=1)
+    saving["5"] = {"class_type": "L2PSaveTIFF", "inputs": saving["5"]["inputs"] | {"depth": "16-bit"}}
+    if "  tifffile: " not in installed.get("/l2p/doctor").decode():
+        assert "TIFF files need the package tifffile" in sentence(installed.run(saving))
     graph = graphs.demo()
     graph["2"]["inputs"]["text"] = "a castle"
     assert "does not know the word 'castle'" in sentence(installed.run(graph))

@@ -34,6 +34,7 @@ NODES = {
     "L2PPixelsToLatent",
     "L2PGrowPixels",
     "L2PPartSigmas",
+    "L2PSaveTIFF",
     "L2PConvert",
     "L2PSaveDelta",
     "L2PMergeDelta",

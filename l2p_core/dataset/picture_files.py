@@ -1,0 +1,66 @@
+"""Pixels as image files of 8, 16 or float depth, by the names of the files."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..deep_images import exr, png, tiff
+from ..deep_images.common import to_floats, to_levels
+from . import pictures
+
+Encode = Callable[[Tensor, Mapping[str, str]], bytes]
+"""(3, H, W) in [-1, 1] on the CPU, and ASCII texts, each of them JSON, for the file's metadata: the file's content."""
+
+
+class Writer(NamedTuple):
+    """A format at a depth: 8 or 16 bits, or floats."""
+
+    suffixes: tuple[str, ...]
+    depth: str
+    package: str
+    encode: Encode
+
+    def check(self) -> None:
+        """Raises ValueError if the package that writes the format is missing."""
+        if importlib.util.find_spec(self.package) is None:
+            raise ValueError(
+                f"{self.suffixes[0]} files of this depth need the package {self.package}: install it, or choose "
+                "another format."
+            )
+
+
+WRITERS = (
+    Writer((".png",), "8", "PIL", lambda pixels, text: pictures.png(pictures.picture(pixels), text)),
+    Writer((".png",), "16", "av", png.encode),
+    Writer((".tif", ".tiff"), "16", "tifffile", lambda pixels, text: tiff.encode(to_levels(pixels), text)),
+    Writer((".tif", ".tiff"), "float", "tifffile", lambda pixels, text: tiff.encode(to_floats(pixels), text)),
+    Writer((".exr",), "float", "av", exr.encode),
+)
+"""The first of a suffix is its default."""
+
+
+def writer(name: str, depth: str | None = None) -> Writer:
+    """The writer of a file.
+
+    Args:
+        name: of the file.
+        depth: "8", "16" or "float"; None is the default of the format.
+
+    Raises:
+        ValueError: if files of this name are not written, or not at this depth, or a package is missing.
+    """
+    suffix = PurePath(name).suffix.lower()
+    of_format = [writer for writer in WRITERS if suffix in writer.suffixes]
+    if not of_format:
+        raise ValueError(f"{name} is not the name of an image that is written: end it in .png, .tif or .exr.")
+    found = [writer for writer in of_format if depth in (None, writer.depth)]
+    if not found:
+        depths = " or ".join(writer.depth for writer in of_format)
+        raise ValueError(f"{suffix} files have a depth of {depths}, not {depth}: choose that, or another format.")
+    found[0].check()
+    return found[0]

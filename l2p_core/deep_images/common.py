@@ -1,0 +1,155 @@
+"""What the readers of deep images share: their errors, their libraries, and values as pixels."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_PIXELS = 178_956_970
+"""Pillow's guard against decompression bombs, which holds for its formats; a square of 10240 pixels is 105 million."""
+FARTHEST = (-1.0, 2.0)
+"""Where black is 0 and white is 1, values beyond these are not an image that overshoots but another unit."""
+
+
+class BrokenImage(ValueError):
+    """An image file whose content cannot be decoded; the message describes the problem without the file's name."""
+
+
+class Header(NamedTuple):
+    """What is known of a file without decoding it: pixels, upright, and the number of images in it."""
+
+    width: int
+    height: int
+    frames: int = 1
+
+
+def library(package: str, files: str) -> ModuleType:
+    """A module of an optional package.
+
+    Args:
+        package: its name; a dotted one is a module in it.
+        files: what needs it, such as "DICOM files".
+
+    Raises:
+        BrokenImage: if it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise BrokenImage(f"{files} need the package {package.partition('.')[0]}: install it") from error
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises BrokenImage for an image without pixels, or with more than are safe to decode."""
+    if min(width, height) < 1:
+        raise BrokenImage("it has no pixels")
+    if width * height > MAX_PIXELS:
+        raise BrokenImage("it has more pixels than are safe to decode: make it smaller")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content; a function of its own because tests let it fail."""
+    return path.read_bytes()
+
+
+class Values(NamedTuple):
+    """An image as its file has it.
+
+    Attributes:
+        values: (H, W) or (H, W, C) with 1 or 3 channels, or 2 or 4 with alpha; integers or floats.
+        black, white: the values of black and of white; white may be the smaller one.
+        alpha: the alpha channel's value of an opaque pixel; None without one.
+        associated: whether colours are already multiplied by alpha.
+        clip: whether values beyond black and white are clipped to them.
+    """
+
+    values: np.ndarray
+    black: float = 0.0
+    white: float = 1.0
+    alpha: float | None = None
+    associated: bool = False
+    clip: bool = False
+
+
+def to_pixels(image: Values) -> Tensor:
+    """The image as (3, H, W) float32, black -1 and white 1, transparent pixels on white; grey in all three channels.
+
+    A channel of 16 bits is exact: `to_levels` returns the same integers.
+
+    Raises:
+        BrokenImage: if a value is not finite, or far from black and white.
+    """
+    values = image.values if image.values.ndim == 3 else image.values[..., None]
+    colours = values.shape[2] - (image.alpha is not None)
+    if colours not in (1, 3):
+        raise BrokenImage(f"it has {colours} channels of colour: save it as grey or RGB")
+    pixels = torch.empty(colours, *values.shape[:2])
+    for channel in range(colours):
+        pixels[channel] = torch.from_numpy(_scaled(values[..., channel], image.black, image.white))
+    if image.clip:
+        pixels.clamp_(-1, 1)
+    _check_values(pixels, values)
+    if image.alpha is not None:
+        alpha = torch.from_numpy(_scaled(values[..., -1], 0.0, image.alpha)).add_(1).div_(2).clamp_(0, 1)
+        rest = alpha.neg().add_(1)
+        pixels = pixels.add_(rest, alpha=2) if image.associated else pixels.mul_(alpha).add_(rest)
+    return pixels if colours == 3 else pixels.expand(3, -1, -1).contiguous()
+
+
+def to_levels(pixels: Tensor, top: int = 65535) -> np.ndarray:
+    """(3, H, W) in [-1, 1] as integers (H, W, 3) from 0 to `top`, rounded to the nearest and clamped."""
+    levels = torch.empty(*pixels.shape[1:], 3)
+    for channel in range(3):
+        levels[..., channel] = ((pixels[channel].float() + 1) * (top / 2)).round_().clamp_(0, top)
+    return levels.numpy().astype(np.uint16 if top > 255 else np.uint8)
+
+
+def to_floats(pixels: Tensor) -> np.ndarray:
+    """(3, H, W) in [-1, 1] as float32 (H, W, 3) in [0, 1]; values beyond stay beyond."""
+    return np.ascontiguousarray(((pixels.float() + 1) / 2).permute(1, 2, 0).numpy())
+
+
+def turned(pixels: Tensor, orientation: int) -> Tensor:
+    """(C, H, W) rotated upright from an EXIF or TIFF orientation, 1 to 8."""
+    turn = {
+        2: lambda x: x.flip(2),
+        3: lambda x: x.flip(1, 2),
+        4: lambda x: x.flip(1),
+        5: lambda x: x.mT,
+        6: lambda x: x.rot90(-1, (1, 2)),
+        7: lambda x: x.flip(1, 2).mT,
+        8: lambda x: x.rot90(1, (1, 2)),
+    }.get(orientation)
+    return pixels if turn is None else turn(pixels).contiguous()
+
+
+def _scaled(values: np.ndarray, black: float, white: float) -> np.ndarray:
+    """Black as -1 and white as 1, float32; 32-bit integers and doubles are rounded only at the end."""
+    exact = np.result_type(values.dtype, np.float32)
+    half = (white - black) / 2
+    scaled = values.astype(exact)
+    if black:
+        scaled -= exact.type(black)
+    scaled /= exact.type(half)
+    scaled -= 1
+    return np.ascontiguousarray(scaled, np.float32)
+
+
+def _check_values(pixels: Tensor, values: np.ndarray) -> None:
+    if not np.issubdtype(values.dtype, np.floating):
+        return
+    lowest, highest = (float(value) for value in pixels.aminmax())
+    if not np.isfinite([lowest, highest]).all():
+        raise BrokenImage("it holds values that are not finite (NaN or infinity): replace them")
+    least, most = FARTHEST
+    if (lowest + 1) / 2 < least or (highest + 1) / 2 > most:
+        raise BrokenImage(
+            f"its values reach from {(lowest + 1) / 2:.4g} to {(highest + 1) / 2:.4g}, and a float image has 0 for "
+            "black and 1 for white: divide them by their range"
+        )

@@ -1,0 +1,231 @@
+"""DICOM images, through pydicom.
+
+Of a file's header only what its pixels need is read: no name, number or date of a patient enters a message, a cache or
+anything that is written. Section numbers are those of the standard's part 3 (PS3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .common import BrokenImage, Header, Values, check_size, library
+
+FILES = "DICOM files"
+SUFFIXES = (".dcm", ".dicom")
+WINDOW, FULL = "window", "full"
+_TAGS = [
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("RedPaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
+    *("GreenPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableData"),
+    *("BluePaletteColorLookupTableDescriptor", "BluePaletteColorLookupTableData"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "BurnedInAnnotation"),
+]
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_PALETTE = "PALETTE COLOR"
+
+_Result = TypeVar("_Result")
+
+
+def check_window(window: str) -> str | tuple[float, float]:
+    """How values become grey: WINDOW, FULL, or the (centre, width) in a text such as "40/400".
+
+    Raises:
+        ValueError: for any other text.
+    """
+    if window in (WINDOW, FULL):
+        return window
+    try:
+        centre, width = (float(part) for part in window.split("/"))
+    except ValueError:
+        centre, width = math.nan, math.nan
+    if not (math.isfinite(centre) and math.isfinite(width) and width >= 1):
+        raise ValueError(
+            f'dicom must be "{WINDOW}", "{FULL}" or a centre and a width of 1 or more such as "40/400", not {window!r}.'
+        )
+    return centre, width
+
+
+def look(path: Path) -> Header:
+    """The size, and how many frames there are.
+
+    Raises:
+        BrokenImage: if it is not a DICOM image, has too many pixels or colours of a kind that is not read, or says that
+            text is burned into its pixels, which may name the patient.
+        OSError: if the file cannot be read.
+    """
+    header = _header(path)
+    _kind(header)
+    return Header(int(header.Columns), int(header.Rows), _frames(header))
+
+
+def decode(path: Path, frame: int, window: str) -> Values:
+    """A frame's values after the modality's rescaling, between black and white.
+
+    Args:
+        path: the file.
+        frame: counted from 0.
+        window: see `check_window`. WINDOW is the file's own first window, or FULL if it has none; FULL reaches from the
+            least to the greatest value of all its frames. Colours have no window.
+
+    Raises:
+        BrokenImage: as for `look`, and if it is damaged or no installed package decodes its compression.
+        OSError: if the file cannot be read.
+    """
+    chosen = check_window(window)
+    header = _header(path)
+    kind = _kind(header)
+    if kind in _COLOUR:
+        return Values(_frame(path, frame, header), white=float(2 ** int(header.BitsStored) - 1))
+    if kind == _PALETTE:
+        palette = library("pydicom.pixels", FILES).apply_color_lut
+        values = _quietly(lambda: palette(_frame(path, frame, header), header), header)
+        return Values(values, white=float(np.iinfo(values.dtype).max))
+    values = _rescaled(_frame(path, frame, header), header, frame)
+    black, white = 0.0, 1.0
+    limits = _window_of(header, frame) if chosen == WINDOW else None
+    if isinstance(chosen, tuple):
+        limits = (*chosen, "LINEAR")
+    if limits is None:
+        stat = path.stat()
+        black, white = _range(path, stat.st_mtime_ns, stat.st_size)
+    elif limits[2] == "SIGMOID":
+        values = 1 / (1 + np.exp(-4 * (values - limits[0]) / limits[1]))
+    else:
+        black, white = _edges(*limits)
+    return Values(values, *((white, black) if kind == "MONOCHROME1" else (black, white)), clip=True)
+
+
+def _kind(header: Any) -> str:
+    """The photometric interpretation, one that is read."""
+    if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
+        raise BrokenImage(
+            "text is burned into its pixels (Burned In Annotation), which may name the patient: remove it"
+        )
+    kind = str(header.get("PhotometricInterpretation", ""))
+    if kind not in (*_GREY, *_COLOUR, _PALETTE):
+        raise BrokenImage("its photometric interpretation is not read: save it as MONOCHROME2 or RGB")
+    return kind
+
+
+def _edges(centre: float, width: float, function: str) -> tuple[float, float]:
+    """The values of black and white (C.11.2.1.2 and C.11.2.1.3.2)."""
+    if function == "LINEAR_EXACT":
+        return centre - width / 2, centre + width / 2
+    half = max(width - 1, 1e-3) / 2  # a width of 1 is a threshold
+    return centre - 0.5 - half, centre - 0.5 + half
+
+
+@lru_cache(maxsize=256)
+def _range(path: Path, modified: int, size: int) -> tuple[float, float]:
+    """The least and the greatest rescaled value of all frames, padding (C.7.5.1.1.2) aside."""
+    header = _header(path)
+    padding = header.get("PixelPaddingValue")
+    least, greatest = math.inf, -math.inf
+    for frame in range(_frames(header)):
+        stored = _frame(path, frame, header)
+        values = _rescaled(stored, header, frame)
+        if isinstance(padding, int):
+            values = values[stored != padding]
+        if values.size:
+            least, greatest = min(least, float(values.min())), max(greatest, float(values.max()))
+    if least > greatest:
+        return 0.0, 1.0
+    return least, greatest if greatest > least else least + 1
+
+
+def _rescaled(stored: np.ndarray, header: Any, frame: int) -> np.ndarray:
+    """Stored values as the modality's, such as Hounsfield units, float64 (C.11.1)."""
+    if "ModalityLUTSequence" in header:
+        modality = library("pydicom.pixels", FILES).apply_modality_lut
+        return np.asarray(_quietly(lambda: modality(stored, header), header), np.float64)
+    slope, intercept = (_number(header, frame, name) for name in ("RescaleSlope", "RescaleIntercept"))
+    return stored.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
+
+
+def _window_of(header: Any, frame: int) -> tuple[float, float, str] | None:
+    centre, width = (_number(header, frame, name) for name in ("WindowCenter", "WindowWidth"))
+    if centre is None or width is None or width <= 0:
+        return None
+    function = _element(header, frame, "VOILUTFunction")
+    return centre, width, "LINEAR" if function is None else str(function).upper()
+
+
+def _number(header: Any, frame: int, name: str) -> float | None:
+    """An element's first number, if it has one."""
+    value = _element(header, frame, name)
+    if value is not None and not isinstance(value, str | float | int):
+        value = value[0] if len(value) else None  # several windows: the first is the preferred one
+    number = None if value is None else float(value)
+    if number is not None and not math.isfinite(number):
+        raise BrokenImage("its window or rescaling is not a number")
+    return number
+
+
+def _element(header: Any, frame: int, name: str) -> Any:
+    """An element of the image, of a frame's own groups, or of those that all frames share (C.7.6.16)."""
+    if header.get(name) is not None:
+        return header.get(name)
+    of_frames = header.get("PerFrameFunctionalGroupsSequence") or []
+    for groups in (of_frames[frame : frame + 1], header.get("SharedFunctionalGroupsSequence") or []):
+        for group in groups:
+            for of_kind in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for item in group.get(of_kind) or []:
+                    if item.get(name) is not None:
+                        return item.get(name)
+    return None
+
+
+def _frames(header: Any) -> int:
+    return max(1, int(header.get("NumberOfFrames") or 1))
+
+
+def _header(path: Path) -> Any:
+    dcmread = library("pydicom", FILES).dcmread
+    header = _quietly(lambda: dcmread(path, stop_before_pixels=True, specific_tags=_TAGS), None)
+    try:
+        check_size(int(header.Columns), int(header.Rows))
+        _frames(header)
+    except (AttributeError, TypeError) as error:
+        raise BrokenImage("it has no pixels") from error
+    return header
+
+
+def _frame(path: Path, frame: int, header: Any) -> np.ndarray:
+    pixel_array = library("pydicom.pixels", FILES).pixel_array
+    values: np.ndarray = _quietly(lambda: pixel_array(path, index=frame), header)
+    return values
+
+
+def _quietly(work: Callable[[], _Result], header: Any) -> _Result:
+    """The result of a call to pydicom, whose own messages may contain what the file says of the patient.
+
+    Raises:
+        BrokenImage: for anything wrong with the file.
+        OSError: if the file cannot be read.
+    """
+    try:
+        return work()
+    except (BrokenImage, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise BrokenImage("it is damaged or truncated") from None
+    except Exception as error:
+        if type(error).__name__ == "InvalidDicomError":
+            raise BrokenImage("it is not a DICOM file") from None
+        if "missing dependencies" in str(error):
+            raise BrokenImage(
+                "no installed package decodes its compression: install pylibjpeg with its plugins, or save it "
+                "uncompressed"
+            ) from None
+        raise BrokenImage(f"it is damaged or truncated ({type(error).__name__})") from None

@@ -1,0 +1,70 @@
+"""The reader that a file's content asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from . import dicom, exr, png, tiff
+from .common import Header, to_pixels, turned
+
+PNG, TIFF, EXR, DICOM = "PNG", "TIFF", "EXR", "DICOM"
+PACKAGES = {EXR: "av", DICOM: "pydicom"}
+"""The package without which no file of a format can be read."""
+
+_START = 32  # bytes that tell a format and a PNG's depth
+_LOOKS: dict[str, Callable[[Path], Header]] = {TIFF: tiff.look, EXR: exr.look, DICOM: dicom.look}
+
+
+def format_of(path: Path, is_deep_tiff: Callable[[Path], bool]) -> str | None:
+    """The format of a file with more than 8 bits a channel; None for every other file.
+
+    Args:
+        path: the file.
+        is_deep_tiff: called for a TIFF, most of which have 8 bits.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    if path.suffix.lower() in dicom.SUFFIXES:
+        return DICOM
+    with path.open("rb") as file:
+        start = file.read(_START)
+    if png.is_deep(start):
+        return PNG
+    if start.startswith(exr.MAGIC):
+        return EXR
+    return TIFF if tiff.is_tiff(start) and is_deep_tiff(path) else None
+
+
+def look(path: Path, name: str) -> Header:
+    """The header of a file of the format `name`, which is not PNG.
+
+    Raises:
+        BrokenImage: if it is damaged or of a kind that is not read, has too many pixels, or needs a missing package.
+        OSError: if the file cannot be read.
+    """
+    return _LOOKS[name](path)
+
+
+def load(path: Path, name: str, orientation: int, frame: int, window: str) -> Tensor:
+    """A file of the format `name` as (3, H, W) float32 in [-1, 1], upright. Errors as for `look`.
+
+    Memory: 12 bytes for each pixel of the file beside the file's own numbers.
+
+    Args:
+        path: the file.
+        name: see `format_of`.
+        orientation: of PNG, 1 to 8; other formats say it themselves.
+        frame: of DICOM, counted from 0.
+        window: of DICOM, see `dicom.check_window`.
+    """
+    if name == TIFF:
+        values, orientation = tiff.decode(path)
+    elif name == DICOM:
+        values = dicom.decode(path, frame, window)
+    else:
+        values = png.decode(path) if name == PNG else exr.decode(path)
+    return turned(to_pixels(values), orientation)

@@ -1,0 +1,59 @@
+"""The node that saves images with more than 8 bits a channel."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .messages.errors import plain_errors
+from .options import TIFF_DEPTHS
+
+
+class SaveTIFF(io.ComfyNode):
+    """16-bit and float TIFF, beside the host's PNG and EXR."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="L2PSaveTIFF",
+            display_name="Save TIFF",
+            category="L2P",
+            description="Saves images as TIFF with 16 bits a channel, rounded to the nearest, or as floats, unchanged, "
+            "in the output folder.",
+            search_aliases=[
+                "save image",
+                "tif",
+                "16 bit",
+                "float",
+                "bit depth",
+                "export",
+                "保存图像",
+                "16 位",
+            ],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            inputs=[
+                io.Image.Input("images", tooltip="The images to save; an alpha channel is dropped."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="ComfyUI",
+                    tooltip="The beginning of the files' names, with folders and %date:yyyy-MM-dd% as in Save Image.",
+                ),
+                io.Combo.Input(
+                    "depth",
+                    options=list(TIFF_DEPTHS),
+                    default=TIFF_DEPTHS[0],
+                    tooltip="16-bit: whole numbers, black 0 and white 65535. 32-bit float: black 0, white 1, and "
+                    "values beyond them are kept.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images", tooltip="The images as they came.")],
+        )
+
+    @classmethod
+    @plain_errors()
+    def execute(cls, images: io.Image.Type, filename_prefix: str, depth: str) -> io.NodeOutput:
+        from .saving import preview_of, save_tiff
+
+        saved = save_tiff(images, filename_prefix, depth, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        # Browsers show no TIFF.
+        return io.NodeOutput(images, ui={**preview_of(images, cls), "files": saved})
