@@ -66,7 +66,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     [
         [], ["demo"], ["inspect"], ["convert"], ["doctor"], ["plan"], ["synth"], ["cache"], ["train"], ["merge"],
         ["delta"], ["sample"], ["benchmark"], ["benchmark", "head"], ["benchmark", "checkpoint"],
-        ["benchmark", "transfer"], ["benchmark", "hybrid"],
+        ["benchmark", "transfer"], ["benchmark", "depth"], ["benchmark", "hybrid"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -178,6 +178,17 @@ def _add_benchmark(commands: _Commands) -> None:
 
     checkpoint.set_defaults(command=run_checkpoint)
 
+    depth = _command(kinds, "depth", "whether a model overfitted on a ramp of 4,096 steps tells them apart")
+    depth.add_argument("--steps", type=_positive, default=None, help="training steps (default: 6000)")
+    depth.add_argument("--seed", type=Number(SEED), default=0, help="seed of the weights, the training and the noise")
+
+    def run_depth(args: argparse.Namespace) -> None:
+        from .benchmark import depth as ramp
+
+        ramp.benchmark_depth(args.steps or ramp.STEPS, args.seed)
+
+    depth.set_defaults(command=run_depth)
+
     transfer = _command(
         kinds, "transfer", "what transfer keeps of the tiny source, and the paper's ablations at small scale"
     )
