@@ -245,7 +245,7 @@ def test_a_png_with_too_few_rows_is_noticed(tmp_path: Path) -> None:
         (lambda path: tifffile.imwrite(path, np.zeros((4, 4, 4), np.uint16), photometric="separated"), "SEPARATED"),
         (
             lambda path: tifffile.imwrite(path, NOISE.repeat(2, -1)[..., :4], photometric="rgb", extrasamples=[0]),
-            "not all of",
+            "not all are",
         ),
         (lambda path: path.write_bytes(b"II*\0" + bytes(range(64))), "damaged or truncated"),
         (lambda path: path.write_bytes(b"v/1\x01" + bytes(range(64))), "damaged or truncated"),
