@@ -174,6 +174,7 @@ def test_enhanced_frames_have_their_own_rescaling_and_window(tmp_path: Path) -> 
         (lambda path: changed(path, PhotometricInterpretation="HSV"), "photometric interpretation is not read"),
         (lambda path: changed(path, Rows=60000, Columns=60000), "more pixels than are safe"),
         (lambda path: changed(path, Rows=0), "no pixels"),
+        (lambda path: changed(path, NumberOfFrames=2_000_000_000), "damaged or truncated"),
         (lambda path: changed(path, Rows=None), "no pixels"),
         (lambda path: changed(path, Rows=500), "damaged or truncated"),
         (lambda path: path.write_bytes(example("CT_small.dcm").read_bytes()[:9000]), "damaged or truncated"),

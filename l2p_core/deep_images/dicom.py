@@ -6,11 +6,11 @@ anything that is written. Section numbers are those of the standard's part 3 (PS
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _PALETTE = "PALETTE COLOR"
 
+_Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
 
@@ -54,6 +55,39 @@ def check_window(window: str) -> str | tuple[float, float]:
     return centre, width
 
 
+def _quietly(work: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Wraps a reader of files: pydicom's own messages may contain what a file says of the patient.
+
+    Anything wrong with the file becomes a BrokenImage; an OSError of the disk passes.
+    """
+
+    @functools.wraps(work)
+    def quiet(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        try:
+            return work(*args, **kwargs)
+        except (BrokenImage, MemoryError):
+            raise
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise BrokenImage("it is damaged or truncated") from None
+        except Exception as error:
+            raise _verdict(error) from None
+
+    return quiet
+
+
+def _verdict(error: Exception) -> BrokenImage:
+    if type(error).__name__ == "InvalidDicomError":
+        return BrokenImage("it is not a DICOM file")
+    if "missing dependencies" in str(error):
+        return BrokenImage(
+            "no installed package decodes its compression: install pylibjpeg with its plugins, or save it uncompressed"
+        )
+    return BrokenImage(f"it is damaged or truncated ({type(error).__name__})")
+
+
+@_quietly
 def look(path: Path) -> Header:
     """The size, and how many frames there are.
 
@@ -64,9 +98,12 @@ def look(path: Path) -> Header:
     """
     header = _header(path)
     _kind(header)
+    if _frames(header) * _least_bytes(header) > path.stat().st_size:  # each would become an image of the data set
+        raise BrokenImage("it is damaged or truncated")
     return Header(int(header.Columns), int(header.Rows), _frames(header))
 
 
+@_quietly
 def decode(path: Path, frame: int, window: str) -> Values:
     """A frame's values after the modality's rescaling, between black and white.
 
@@ -84,12 +121,12 @@ def decode(path: Path, frame: int, window: str) -> Values:
     header = _header(path)
     kind = _kind(header)
     if kind in _COLOUR:
-        return Values(_frame(path, frame, header), white=float(2 ** int(header.BitsStored) - 1))
+        return Values(_frame(path, frame), white=float(2 ** int(header.BitsStored) - 1))
     if kind == _PALETTE:
         palette = library("pydicom.pixels", FILES).apply_color_lut
-        values = _quietly(lambda: palette(_frame(path, frame, header), header), header)
+        values = palette(_frame(path, frame), header)
         return Values(values, white=float(np.iinfo(values.dtype).max))
-    values = _rescaled(_frame(path, frame, header), header, frame)
+    values = _rescaled(_frame(path, frame), header, frame)
     black, white = 0.0, 1.0
     limits = _window_of(header, frame) if chosen == WINDOW else None
     if isinstance(chosen, tuple):
@@ -124,14 +161,14 @@ def _edges(centre: float, width: float, function: str) -> tuple[float, float]:
     return centre - 0.5 - half, centre - 0.5 + half
 
 
-@lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)
 def _range(path: Path, modified: int, size: int) -> tuple[float, float]:
     """The least and the greatest rescaled value of all frames, padding (C.7.5.1.1.2) aside."""
     header = _header(path)
     padding = header.get("PixelPaddingValue")
     least, greatest = math.inf, -math.inf
     for frame in range(_frames(header)):
-        stored = _frame(path, frame, header)
+        stored = _frame(path, frame)
         values = _rescaled(stored, header, frame)
         if isinstance(padding, int):
             values = values[stored != padding]
@@ -146,7 +183,7 @@ def _rescaled(stored: np.ndarray, header: Any, frame: int) -> np.ndarray:
     """Stored values as the modality's, such as Hounsfield units, float64 (C.11.1)."""
     if "ModalityLUTSequence" in header:
         modality = library("pydicom.pixels", FILES).apply_modality_lut
-        return np.asarray(_quietly(lambda: modality(stored, header), header), np.float64)
+        return np.asarray(modality(stored, header), np.float64)
     slope, intercept = (_number(header, frame, name) for name in ("RescaleSlope", "RescaleIntercept"))
     return stored.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
 
@@ -188,44 +225,27 @@ def _frames(header: Any) -> int:
     return max(1, int(header.get("NumberOfFrames") or 1))
 
 
+def _least_bytes(header: Any) -> int:
+    """The bytes that a frame takes at least: all of its pixels', or an empty item's where they are compressed."""
+    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
+    if syntax is None or syntax.is_compressed:
+        return 8
+    bits = int(header.get("BitsAllocated") or 1) * int(header.get("SamplesPerPixel") or 1)
+    pixels = int(header.Rows) * int(header.Columns)
+    half = str(header.get("PhotometricInterpretation", "")) == "YBR_FULL_422"  # two pixels share their colours
+    return pixels * bits // 8 * 2 // 3 if half else pixels * bits // 8
+
+
 def _header(path: Path) -> Any:
     dcmread = library("pydicom", FILES).dcmread
-    header = _quietly(lambda: dcmread(path, stop_before_pixels=True, specific_tags=_TAGS), None)
-    try:
-        check_size(int(header.Columns), int(header.Rows))
-        _frames(header)
-    except (AttributeError, TypeError) as error:
-        raise BrokenImage("it has no pixels") from error
+    header = dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+    if header.get("Rows") is None or header.get("Columns") is None:
+        raise BrokenImage("it has no pixels")
+    check_size(int(header.Columns), int(header.Rows))
     return header
 
 
-def _frame(path: Path, frame: int, header: Any) -> np.ndarray:
+def _frame(path: Path, frame: int) -> np.ndarray:
     pixel_array = library("pydicom.pixels", FILES).pixel_array
-    values: np.ndarray = _quietly(lambda: pixel_array(path, index=frame), header)
+    values: np.ndarray = pixel_array(path, index=frame)
     return values
-
-
-def _quietly(work: Callable[[], _Result], header: Any) -> _Result:
-    """The result of a call to pydicom, whose own messages may contain what the file says of the patient.
-
-    Raises:
-        BrokenImage: for anything wrong with the file.
-        OSError: if the file cannot be read.
-    """
-    try:
-        return work()
-    except (BrokenImage, MemoryError):
-        raise
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise BrokenImage("it is damaged or truncated") from None
-    except Exception as error:
-        if type(error).__name__ == "InvalidDicomError":
-            raise BrokenImage("it is not a DICOM file") from None
-        if "missing dependencies" in str(error):
-            raise BrokenImage(
-                "no installed package decodes its compression: install pylibjpeg with its plugins, or save it "
-                "uncompressed"
-            ) from None
-        raise BrokenImage(f"it is damaged or truncated ({type(error).__name__})") from None
