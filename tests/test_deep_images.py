@@ -25,6 +25,8 @@ from comfyui_l2p.l2p_core.dataset.loader import Loader
 from comfyui_l2p.l2p_core.deep_images import exr, frames, tiff
 from comfyui_l2p.l2p_core.deep_images.common import BrokenImage, to_levels
 from comfyui_l2p.l2p_core.deep_images.resize import fitted
+from comfyui_l2p.l2p_core.run import source_images
+from comfyui_l2p.l2p_core.run.data import RunData
 
 SIDE = 256
 RAMP = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE)
@@ -325,6 +327,8 @@ def test_a_ramp_goes_through_a_data_set_into_a_batch(tmp_path: Path) -> None:
     with Loader(data, features, batch_size=6, seed=0) as source:
         batch = source.batch(0)
     assert batch.pixels.dtype == torch.float32
+    beside = source_images._of_data_set(RunData(data), "image 0", 64)
+    assert beside is not None and torch.equal(beside, pixels_of(small)), "the report's images take the same way"
     for caption, pixels in zip(batch.captions, batch.pixels, strict=True):
         expected = {4: small[..., :1], 5: np.full((64, 64, 1), 7 * 257)}.get(int(caption), small)
         assert (to_levels(pixels) == expected).all(), caption

@@ -21,7 +21,8 @@ from comfyui_l2p.l2p_core.dataset.image_folder import open_folder
 from comfyui_l2p.l2p_core.dataset.loader import Loader
 from comfyui_l2p.l2p_core.deep_images import dicom
 from comfyui_l2p.l2p_core.deep_images.common import BrokenImage
-from comfyui_l2p.l2p_core.run import recipe
+from comfyui_l2p.l2p_core.run import recipe, source_images
+from comfyui_l2p.l2p_core.run.data import RunData
 from comfyui_l2p.train.cli import main
 
 PATIENT = "Doe^Secret"
@@ -218,6 +219,7 @@ def test_nothing_of_a_patient_is_copied(tmp_path: Path, capsys: Any, caplog: Any
                 source.batch(number)
             said += [str(problem) for problem in source.problems]
     assert len(said) == 3
+    assert source_images._of_data_set(RunData(folder), "image 0", 64) is None, "no report shows a scan"
     text = "\n".join([*said, *folder.notes, *map(repr, warned), caplog.text, index.read_text(encoding="utf-8")])
     target = tmp_path / "made.tif"
     words = ["--prompt", "a red circle", "--init", str(data / "good.dcm"), "--width", "64", "--height", "64"]

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..dataset.image_folder import ImageFolder
-from ..dataset.images import BrokenImage, from_uint8, load
+from ..dataset.images import BrokenImage, as_pixels, load
+from ..deep_images.dicom import SUFFIXES as SCANS
 from ..files.atomic import write_bytes
 from ..tiny.bundled import SOURCE, TinySource, resolve
 from .data import RunData
@@ -98,13 +99,17 @@ def _said(from_data: list[Tensor | None], sampled: dict[int, Tensor], count: int
 
 
 def _of_data_set(data: RunData, prompt: str, side: int) -> Tensor | None:
-    """The first image of a caption that was generated, (3, side, side) in [-1, 1]; photographs have no seed."""
+    """The first image of a caption that was generated, (3, side, side) in [-1, 1]; photographs have no seed.
+
+    DICOM images are of patients, seed or not: no run folder gets a copy.
+    """
     if not isinstance(data.images, ImageFolder):
         return None
     for image in data.images.images:
-        if image.sample.caption == prompt and image.sample.seed is not None:
+        sample = image.sample
+        if sample.caption == prompt and sample.seed is not None and sample.path.suffix.lower() not in SCANS:
             try:
-                return from_uint8(load(image.sample.path, side, side))
+                return as_pixels(load(image.sample.path, side, side))
             except BrokenImage:
                 continue  # training skips and names it
     return None
