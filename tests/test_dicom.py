@@ -14,6 +14,8 @@ import torch
 from data_folders import features, write_csv
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import pixel_array
 from test_cli import mistake
 
 from comfyui_l2p.l2p_core.dataset import formats, images
@@ -123,9 +125,9 @@ def test_colours(name: str) -> None:
     loaded = images.load(path, header.width, header.height)
     data = pydicom.dcmread(path)
     if "palette" in name:
-        expected = pydicom.pixels.apply_color_lut(data.pixel_array, data)
+        expected = apply_color_lut(data.pixel_array, data)
     else:
-        expected = pydicom.pixels.pixel_array(path)
+        expected = pixel_array(path)
     top = np.iinfo(expected.dtype).max
     assert np.abs(((loaded.permute(1, 2, 0).numpy() + 1) / 2) * top - expected).max() < 1e-2
 
@@ -196,7 +198,7 @@ def test_nothing_of_a_patient_is_copied(tmp_path: Path, capsys: Any, caplog: Any
     """Whatever the header says and however broken the file is: neither into messages nor into files."""
     data = tmp_path / "data"
     data.mkdir()
-    identity = {
+    identity: dict[str, Any] = {
         "PatientName": PATIENT, "PatientID": PATIENT, "PatientComments": PATIENT, "InstitutionName": PATIENT,
         "StudyDescription": PATIENT, "ImageComments": PATIENT, "ReferringPhysicianName": PATIENT,
     }  # fmt: skip
