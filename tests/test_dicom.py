@@ -124,10 +124,7 @@ def test_colours(name: str) -> None:
     header = images.look(path)
     loaded = images.load(path, header.width, header.height)
     data = pydicom.dcmread(path)
-    if "palette" in name:
-        expected = apply_color_lut(data.pixel_array, data)
-    else:
-        expected = pixel_array(path)
+    expected = apply_color_lut(data.pixel_array, data) if "palette" in name else pixel_array(path)
     top = np.iinfo(expected.dtype).max
     assert np.abs(((loaded.permute(1, 2, 0).numpy() + 1) / 2) * top - expected).max() < 1e-2
 
