@@ -17,6 +17,7 @@ from .load_nodes import Demo, DemoSource, Loader
 from .messages import routes as routes  # must be registered when the server starts
 from .model import stock
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
+from .prompts_node import Prompts
 from .sampler_node import PixelSampler
 from .save_nodes import SaveTIFF
 from .synthesize_node import SynthesizeDataset
@@ -47,6 +48,7 @@ class L2PExtension(ComfyExtension):
             ConvertToL2P,
             SaveDelta,
             MergeDelta,
+            Prompts,
             SynthesizeDataset,
             TrainL2P,
             CompareL2P,

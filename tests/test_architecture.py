@@ -53,7 +53,7 @@ ORDER = {
         ("folders",),
         ("messages",),
         ("model",),
-        ("pixels", "sizes", "previews", "clip_captions", "hybrid_tasks"),
+        ("pixels", "sizes", "previews", "clip_captions", "clip_writer", "hybrid_tasks"),
         ("sampling", "saving", "synthesis", "training", "evaluation", "hybrid"),
         ("comparison", "hybrid_sampling"),
         (
@@ -64,6 +64,7 @@ ORDER = {
             "hybrid_nodes",
             "load_nodes",
             "pixel_nodes",
+            "prompts_node",
             "sampler_node",
             "save_nodes",
             "synthesize_node",

@@ -13,9 +13,7 @@ from torch import Tensor
 from ..l2p_core.device.accelerator import default_device
 from ..l2p_core.files.sampled_hash import add_samples
 from ..l2p_core.files.shards import files_of
-from ..l2p_core.prompts.writer import MAX_TOKENS, TEMPERATURE, TOP_K, TOP_P, Request, Turn, chatml
-
-_CHATML_MARK = "<|im_start|>"
+from ..l2p_core.prompts.writer import CHATML_MARK, MAX_TOKENS, TEMPERATURE, TOP_K, TOP_P, Request, Turn, chatml
 
 
 class ModelWriter:
@@ -89,7 +87,7 @@ class ModelWriter:
         except (OSError, ValueError, KeyError) as error:
             first = str(error).strip().partition("\n")[0]
             raise ValueError(f"{folder} cannot be loaded as a language model: {first}") from error
-        if not tokenizer.chat_template and _CHATML_MARK not in tokenizer.get_vocab():
+        if not tokenizer.chat_template and CHATML_MARK not in tokenizer.get_vocab():
             raise ValueError(
                 f"The tokenizer of {folder} has no chat template: take a model that is trained to follow instructions, "
                 "such as Qwen3-4B."

@@ -3,7 +3,14 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { kindOf, nodeOf } from "./graph.js";
 
-const WRITERS = new Set(["L2PConvert", "L2PSaveDelta", "L2PMergeDelta", "L2PTrain", "L2PSynthesizeDataset"]);
+const WRITERS = new Set([
+  "L2PConvert",
+  "L2PSaveDelta",
+  "L2PMergeDelta",
+  "L2PTrain",
+  "L2PSynthesizeDataset",
+  "L2PPrompts",
+]);
 const CONTROLS = new Set(["fixed", "increment", "decrement", "randomize"]);
 const CONTROL_AT = 3; // in Convert to L2P of 0.1: source, variant, seed, what becomes of the seed, filename, overwrite
 const LENGTH_THEN = 6;

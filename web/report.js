@@ -1,10 +1,12 @@
-// Shows the report of Convert to L2P, Save and Merge L2P Delta and Evaluate L2P in the node itself, and a link to its page.
+// Shows the report of nodes that write files in the node itself, and a link to its page.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { element } from "./graph.js";
 import { say } from "./words.js";
 
-const NODES = new Set(["L2PConvert", "L2PSaveDelta", "L2PMergeDelta", "L2PEvaluate"]);
+const NODES = new Set(["L2PConvert", "L2PSaveDelta", "L2PMergeDelta", "L2PEvaluate", "L2PPrompts"]);
+// The routes of the reports that are pages, by node.
+const PAGES = { L2PEvaluate: "evaluation", L2PPrompts: "prompts" };
 const NAME = "report";
 
 function reportWidget(node) {
@@ -20,7 +22,7 @@ function reportWidget(node) {
   return widget;
 }
 
-function pageLink(node, name) {
+function pageLink(node, page, name) {
   if (!node.l2pPage) {
     const link = element("a", "font:12px sans-serif;color:inherit;text-decoration:underline;display:block;padding:4px;", {
       target: "_blank",
@@ -37,7 +39,7 @@ function pageLink(node, name) {
   }
   node.l2pPage.textContent = say("Open the report");
   // The number keeps a browser from showing the page of an earlier run.
-  node.l2pPage.href = api.apiURL(`/l2p/evaluation?${new URLSearchParams({ name, t: Date.now() })}`);
+  node.l2pPage.href = api.apiURL(`/l2p/${page}?${new URLSearchParams({ name, t: Date.now() })}`);
 }
 
 app.registerExtension({
@@ -49,7 +51,7 @@ app.registerExtension({
       onExecuted?.apply(this, arguments);
       const text = message?.text;
       if (!text) return;
-      if (message.l2p_page) pageLink(this, message.l2p_page[0]);
+      if (message.l2p_page) pageLink(this, PAGES[nodeData.name], message.l2p_page[0]);
       reportWidget(this).value = Array.isArray(text) ? text.join("\n") : text;
       const [width, height] = this.computeSize();
       this.setSize([Math.max(this.size[0], width), Math.max(this.size[1], height + 120)]);

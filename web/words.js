@@ -89,6 +89,11 @@ const CHINESE = [
   ["CPU with (\\d+) threads", "$1 线程 CPU"],
   ["TensorBoard is not installed, so no event files are written; see report\\.html", "未安装 TensorBoard，不写事件文件；请看 report.html"],
   [`Resuming after step ${NUMBER} of ${NUMBER}`, "从第 $1 步之后继续，共 $2 步"],
+  // L2P Prompts.
+  [`Stopped with ${NUMBER} of ${NUMBER} prompts`, "已停止，完成 $1 条提示词，共 $2 条"],
+  [`${NUMBER} of ${NUMBER} prompts, ${NUMBER} of them written now`, "$1 条提示词，共 $2 条，本次编写 $3 条"],
+  [`${NUMBER} texts were rejected`, "$1 条文本被拒绝"],
+  ["[Rr]un it again for the rest", "再次运行即补写其余部分"],
   // What was loaded, and what to know of an image.
   [`Tiny L2P model, ${NUMBER} x ${NUMBER} pixels`, "微型 L2P 模型，$1 x $2 像素"],
   [`L2P (\\w+) model, ${NUMBER} x ${NUMBER} pixels`, "L2P $1 模型，$2 x $3 像素"],

@@ -104,6 +104,20 @@ class Journal:
                 raise _damaged(self.path, number) from error
 
 
+def written(folder: Path) -> set[str]:
+    """All prompts that the journal in a folder has ever kept; empty without a journal that can be read."""
+    path = folder / NAME
+    found = set()
+    for line in _content(path).splitlines() if path.is_file() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # `Journal` says what is wrong with it
+        if isinstance(values, dict) and values.get("reason") == "":
+            found.add(str(values.get("text")))
+    return found
+
+
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -38,15 +38,6 @@ def table(rows: Sequence[Sequence[str]]) -> bytes:
     return text.getvalue().encode()
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file is a table that `table` made, from its first line."""
-    try:
-        with path.open("rb") as file:
-            return file.readline(200).strip() == ",".join(HEADER).encode()
-    except OSError:
-        return False
-
-
 def write_report(folder: Path, slots: Sequence[Slot], entries: Sequence[Entry], settings: Settings) -> None:
     """Replace the folder's report.
 

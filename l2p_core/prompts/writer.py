@@ -13,6 +13,7 @@ TEMPERATURE = 0.9
 TOP_K, TOP_P = 50, 0.95
 """Sampling, a little freer than Qwen3's own advice (0.7, 20, 0.8): here variety counts."""
 
+CHATML_MARK = "<|im_start|>"
 CHATML_TURN = "<|im_start|>{role}\n{text}<|im_end|>\n"
 CHATML_ANSWER = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 """How Qwen3 is asked to answer without thinking: its own chat template writes this with enable_thinking=False."""

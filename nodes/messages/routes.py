@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
 from aiohttp import web
 
@@ -46,13 +48,25 @@ async def _evaluation(request: web.Request) -> web.StreamResponse:
     """A report of Evaluate L2P as a page."""
     from ..folders.evaluations import page
 
+    return _page(request, page)
+
+
+async def _prompts(request: web.Request) -> web.StreamResponse:
+    """A report of L2P Prompts as a page."""
+    from ..folders.prompt_files import report
+
+    return _page(request, report)
+
+
+def _page(request: web.Request, path_of: Callable[[str], Path]) -> web.StreamResponse:
+    """The page of the name that is asked for."""
     try:
-        report = page(request.query.get("name", ""))
+        page = path_of(request.query.get("name", ""))
     except ValueError:
         raise web.HTTPNotFound from None
-    if not report.is_file():
+    if not page.is_file():
         raise web.HTTPNotFound
-    return web.FileResponse(report, headers=_PAGE)
+    return web.FileResponse(page, headers=_PAGE)
 
 
 def _run(request: web.Request) -> str:
@@ -65,7 +79,13 @@ async def _doctor(_: web.Request) -> web.Response:
     return web.Response(text=report())
 
 
-ROUTES = {"/l2p/training": _training, "/l2p/report": _report, "/l2p/evaluation": _evaluation, "/l2p/doctor": _doctor}
+ROUTES = {
+    "/l2p/training": _training,
+    "/l2p/report": _report,
+    "/l2p/evaluation": _evaluation,
+    "/l2p/prompts": _prompts,
+    "/l2p/doctor": _doctor,
+}
 
 if running_server() is not None:
     for address, answer in ROUTES.items():

@@ -76,12 +76,18 @@ def _checks(host: Host, files: list[Path]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [str(part) for part in command],
         # Of several threads on busy cores each waits for the others.
-        env=os.environ | {"COMFYUI_PATH": str(host.path), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"COMFYUI_PATH": str(host.path), "OMP_NUM_THREADS": "1", "DATASKETCH": _datasketch()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
     )
+
+
+def _datasketch() -> str:
+    """The folder of this library, which hosts do not bring and the checks lend them."""
+    found = importlib.util.find_spec("datasketch")
+    return found.submodule_search_locations[0] if found and found.submodule_search_locations else ""
 
 
 @pytest.fixture(scope="session")

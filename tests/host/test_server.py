@@ -38,6 +38,7 @@ NODES = {
     "L2PConvert",
     "L2PSaveDelta",
     "L2PMergeDelta",
+    "L2PPrompts",
     "L2PSynthesizeDataset",
     "L2PTrain",
     "L2PCompare",
