@@ -34,8 +34,8 @@ TURNS = (Turn("system", "Be {brief}."), Turn("user", "A fox."))
 class Author:
     """A CLIP whose answers are prompts; all else is a real one's."""
 
-    def __init__(self, real: Any, stops_at: int = 0):
-        self._real, self.stops_at = real, stops_at
+    def __init__(self, real: Any, stops_at: int = 0, before: str = ""):
+        self._real, self.stops_at, self.before = real, stops_at, before
         self.asked: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -52,7 +52,7 @@ class Author:
         return seed
 
     def decode(self, answer: int) -> str:
-        return f"<think>\n\n</think>\n\n{prompt(answer)}"
+        return f"<think>\n\n</think>\n\n{self.before}{prompt(answer)}"
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +136,7 @@ def check_it_is_interrupted_and_goes_on(encoder: Any, places: Path) -> None:
 
 def check_short_prompts_are_rewritten(encoder: Any, places: Path) -> None:
     (places / "input" / "short.txt").write_text("a quiet lantern\n", encoding="utf-8")
-    author = Author(encoder)
-    author.decode = lambda seed: f"A fox and a quiet lantern, {prompt(seed)[2:260]}, far off."  # type: ignore[method-assign]
+    author = Author(encoder, before="A fox and a quiet lantern, ")
     text, _, count = run(author, rewrite="a fox", rewrite_file="short.txt", count=50)
     assert count == 2 and all(line.startswith("A fox") for line in text.split("\n"))
     assert "a fox" in author.asked[0] and "a quiet lantern" in author.asked[1]
