@@ -1,8 +1,8 @@
 """What L2P adds to a transformer, once and free of ComfyUI: geometry, Detailer Head, conversion, training.
 
 The names in `__all__` are public; docs/python.md shows them at work. Each is imported from its module
-when it is first asked for, so importing this package needs neither torch nor time. `convert`, `delta`, `hybrid`
-and `tiny` are modules: `l2p.convert.convert`, `l2p.delta.extract`, `l2p.hybrid.sample`.
+when it is first asked for, so importing this package needs neither torch nor time. `convert`, `delta`, `hybrid`,
+`quantise` and `tiny` are modules: `l2p.convert.convert`, `l2p.delta.extract`, `l2p.hybrid.sample`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import convert, delta, hybrid, tiny
+    from . import convert, delta, hybrid, quantise, tiny
     from .checkpoint import load_latent, load_model, open_checkpoint
     from .config import VARIANTS, ModelConfig
     from .dataset.caption_cache import CaptionCache
@@ -43,6 +43,7 @@ __all__ = [
     "load_recipe",
     "open_checkpoint",
     "parse_recipe",
+    "quantise",
     "sample",
     "sigmas",
     "tiny",

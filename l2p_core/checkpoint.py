@@ -7,7 +7,7 @@ the model, a scale of one (`quantised`), or on a list of those that may be there
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import TypeVar
 import torch
 
 from .config import COMFY_PREFIX, ModelConfig, PixelConfig
+from .files.eight_bit_formats import check_readable, read_weight
 from .files.metadata import DELTA, KIND, stored_config
 from .files.quantised import LayerSettings, check_layers, layer_settings, summary, unpacked
 from .files.recognise import is_beside, is_unused, other_kind, unknown_prefix
-from .files.safetensors_header import CheckpointError, Entry, Header, read_header, shown
+from .files.safetensors_header import CheckpointError, Entry, Header, read_header, shown, some
 from .files.shards import files_of
 from .files.tensor_file import load_tensors, save
 from .files.tensor_io import DTYPE_NAMES, ByteCounter, ChunkReader, ProgressCallback, Stored, joined
@@ -116,18 +117,18 @@ class Checkpoint:
         self._refuse_other_models()
         if self.quantisation:
             raise CheckpointError(
-                f"{self.path} is quantised ({self.quantisation}), which is enough to sample from in ComfyUI, but not "
-                "to convert, merge or train: use the bf16, fp16 or fp32 file of the same model."
+                f"{self.path} is quantised ({self.quantisation}), which is enough to sample from, but not for this: "
+                "use the bf16, fp16 or fp32 file of the same model."
             )
         return self.config()
 
-    def pixel_config(self) -> PixelConfig:
-        """`plain_config` of what must be an L2P pixel model.
+    def pixel_config(self, plain: bool = True) -> PixelConfig:
+        """`plain_config` of what must be an L2P pixel model; `config` where its weights need not be `plain`.
 
         Raises:
-            CheckpointError: as that, and for a latent model.
+            CheckpointError: as those, and for a latent model.
         """
-        config = self.plain_config()
+        config = self.plain_config() if plain else self.config()
         if not isinstance(config, PixelConfig):
             raise CheckpointError(
                 f"{self.path} is a latent model, not an L2P pixel model: give one, or convert it to L2P first."
@@ -188,7 +189,7 @@ def load_model(
         progress: called with (bytes read, bytes in all).
 
     Raises:
-        CheckpointError: if it is not a complete L2P model, or is quantised.
+        CheckpointError: if it is not a complete L2P model, or is quantised in a format that is not read here.
     """
     checkpoint = _opened(path)
     return _filled(empty_model(checkpoint), checkpoint, dtype, device, progress)
@@ -202,9 +203,10 @@ def load_latent(
 ) -> LatentModel:
     """Load a latent source model; arguments and errors as for `load_model`."""
     checkpoint = _opened(path)
-    config = checkpoint.plain_config()
+    config = checkpoint.config()
     if isinstance(config, PixelConfig):
         raise CheckpointError(f"{checkpoint.path} is an L2P pixel model, but its latent source was expected.")
+    check_readable(checkpoint.path, checkpoint.quantisation, checkpoint.layer_settings)
     check_exact(checkpoint, key_shapes(config))
     with torch.device("meta"):
         model = LatentModel(config)
@@ -219,7 +221,7 @@ def load_any(
 ) -> L2PModel | LatentModel:
     """Load a pixel or latent model, whichever it is; arguments and errors as for `load_model`."""
     checkpoint = _opened(path)
-    load = load_model if isinstance(checkpoint.plain_config(), PixelConfig) else load_latent
+    load = load_model if isinstance(checkpoint.config(), PixelConfig) else load_latent
     return load(checkpoint, dtype, device, progress)
 
 
@@ -227,9 +229,10 @@ def empty_model(checkpoint: Checkpoint) -> L2PModel:
     """The pixel model that a checkpoint holds the weights of, without any (on the device "meta").
 
     Raises:
-        CheckpointError: if the checkpoint is not one complete L2P model, or is quantised.
+        CheckpointError: if it is not one complete L2P model, or is quantised in a format that is not read here.
     """
-    config = checkpoint.pixel_config()
+    config = checkpoint.pixel_config(plain=False)
+    check_readable(checkpoint.path, checkpoint.quantisation, checkpoint.layer_settings)
     check_exact(checkpoint, key_shapes(config))
     with torch.device("meta"):
         return L2PModel(config)
@@ -252,7 +255,7 @@ def _filled(
 def read_weights(
     checkpoint: Checkpoint, dtypes: Mapping[str, str], progress: ProgressCallback | ByteCounter | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights one by one, on the CPU.
+    """Weights one by one, on the CPU; of quantised layers what their 8 bits stand for.
 
     Args:
         checkpoint: to read.
@@ -264,7 +267,7 @@ def read_weights(
     with ChunkReader() as reader:
         for key, dtype in dtypes.items():
             stored = checkpoint.tensors[key]
-            yield key, reader.read(stored.as_dtype(dtype))
+            yield key, read_weight(reader, checkpoint.tensors, key, dtype)
             counter.advance(stored.nbytes)
 
 
@@ -324,12 +327,6 @@ def _accounted(
         if key not in quantised and tensors[key].shape != shape:
             raise CheckpointError(f"{path}: {shown(key)} has the shape {tensors[key].shape}, but {shape} was expected.")
     return {*expected, *quantised}
-
-
-def some(keys: Sequence[str]) -> str:
-    """The first of some keys and how many more there are, as the subject of a sentence: "'a' and 2 more are"."""
-    more = f" and {len(keys) - 1} more are" if len(keys) > 1 else " is"
-    return shown(keys[0]) + more
 
 
 def _kind(config: ModelConfig) -> tuple[object, ...]:

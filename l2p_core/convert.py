@@ -19,6 +19,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint, check_exact, open_checkpoint
 from .config import ModelConfig, PixelConfig, variant_row
 from .files import metadata
+from .files.about import inherited
 from .files.model_file import Slot, model_file, refuse_own_source
 from .files.recognise import is_unused
 from .files.safetensors_header import CheckpointError, Header, nbytes
@@ -80,8 +81,7 @@ class ConversionReport:
         for entry in self.fates:
             groups.setdefault((entry.fate, entry.how), []).append(entry.key)
         for (fate, how), keys in groups.items():
-            parts = ", ".join(f"{count} of {part}" for part, count in metadata.grouped(keys).items())
-            lines.append(f"{fate} {len(keys)} ({how}): {parts}")
+            lines.append(f"{fate} {len(keys)} ({how}): {metadata.grouped_text(keys)}")
         lines += [metadata.broken_text(self.broken)] if self.broken else []
         return "\n".join(lines)
 
@@ -96,6 +96,7 @@ def convert(
     init: str = "random",
     head_width: float = 1.0,
     layout: str = "comfy",
+    about: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
 ) -> ConversionReport:
@@ -110,6 +111,7 @@ def convert(
         init: how new weights are made, see `initialise.INITS`; "random" as the published code.
         head_width: factor on the Detailer Head's widths, for models smaller than the published ones.
         layout: of the keys written, "comfy" or "diffusers".
+        about: metadata beside what the source says, see `files.about`.
         overwrite: whether an existing target may be replaced.
         progress: called with (bytes done, bytes in all); what it raises stops the conversion.
 
@@ -134,8 +136,9 @@ def convert(
     shapes = key_shapes(config)
     slots = _slots(checkpoint, fates, shapes, DTYPE_NAMES[dtype] if dtype else None)
     report = ConversionReport(source, target, variant, seed, _NO_HASH, fates)
+    said = inherited(checkpoint.metadata) | dict(about or {})
     with (
-        model_file(target, slots.values(), config, _metadata(config, report, init), layout, overwrite) as (
+        model_file(target, slots.values(), config, _metadata(config, report, init) | said, layout, overwrite) as (
             writer,
             places,
         ),
@@ -147,7 +150,7 @@ def convert(
         for key in report.keys("initialised"):
             _write_random(slots[key], places[key], random_values(key, shapes, seed, init), writer, counter)
         report = replace(report, source_sha256=_combined(hashes), broken=writer.broken)
-        writer.finish(_metadata(config, report, init))
+        writer.finish(_metadata(config, report, init) | said)
     return report
 
 

@@ -9,11 +9,9 @@ added to the base's weights (see `deltas.low_rank`); the results equal the train
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +20,16 @@ from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, check_complete, check_exact, open_checkpoint
 from .config import ModelConfig
 from .deltas import low_rank as lora
-from .deltas.delta_on_base import open_merged, other_base, verify
-from .deltas.unchanged_tensors import UnchangedTensor, digest_if_equal, digest_of, short_digest, unchanged_text
+from .deltas.delta_on_base import open_merged, verify
+from .deltas.unchanged_tensors import UnchangedTensor, digest_if_equal, digest_of, parse_unchanged, unchanged_text
+from .deltas.writing import write_model
 from .files import metadata
+from .files.about import inherited
 from .files.atomic import atomic_file, check_target
-from .files.model_file import Slot, aligned, model_file, refuse_own_source
+from .files.model_file import Slot, aligned, refuse_own_source
+from .files.quantised import FLOAT_DTYPES
 from .files.safetensors_header import CheckpointError, header_room
-from .files.tensor_io import ByteCounter, ChunkReader, ProgressCallback, Stored, TensorWriter, as_bytes
+from .files.tensor_io import DTYPE_NAMES, ByteCounter, ChunkReader, ProgressCallback, Stored, TensorWriter, copy_tensor
 from .model import L2PModel, key_shapes
 
 _INHERITED = (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)
@@ -49,10 +50,7 @@ class DeltaReport:
     def summary(self) -> str:
         """One line of text for each."""
         parts = {"trained": self.trained, "unchanged from the base": self.kept}
-        lines = [
-            f"{len(names)} {how}: " + ", ".join(f"{count} of {part}" for part, count in metadata.grouped(names).items())
-            for how, names in parts.items()
-        ]
+        lines = [f"{len(names)} {how}: {metadata.grouped_text(names)}" for how, names in parts.items()]
         lines += [metadata.broken_text(self.broken)] if self.broken else []
         return "\n".join([f"{self.target}", *lines])
 
@@ -62,6 +60,8 @@ def extract(
     base: str | Path,
     target: str | Path,
     *,
+    dtype: torch.dtype | None = None,
+    about: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
 ) -> DeltaReport:
@@ -71,6 +71,9 @@ def extract(
         trained: the trained model, complete.
         base: the model it was trained from: its pixel initialisation, or the initialisation's latent source.
         target: the file to write.
+        dtype: of the delta, such as bfloat16 for half of float32's size: what both models round to is compared, and
+            the trained weights are written rounded; None keeps each weight's own.
+        about: metadata beside what the two files say, see `files.about`.
         overwrite: whether an existing target may be replaced.
         progress: called with (bytes done, total bytes) of the trained model; an exception from it stops the work.
 
@@ -85,7 +88,10 @@ def extract(
         raise CheckpointError(f"{trained} and {base} are models of different sizes: give the base it was trained from.")
     refuse_own_source(target, _paths(new, old))
     check_target(target, overwrite)
-    about = _inherited(old.metadata) | _inherited(new.metadata)
+    if dtype is not None:
+        rounded = {name: stored.as_dtype(DTYPE_NAMES[dtype]) for name, stored in new.tensors.items()}
+        new = replace(new, tensors=rounded)
+    about = _inherited(new.metadata, old.metadata) | dict(about or {})
     counter = ByteCounter(new.nbytes, progress)
     with ChunkReader() as reader:
         # Compared first, so that disk space is checked for exactly what will be written.
@@ -100,7 +106,7 @@ def extract(
             writer = TensorWriter(file, room)
             for slot in slots:
                 stored = new.tensors[slot.name]
-                _copy(reader, stored, writer, writer.add({slot.name: slot.shape}, slot.dtype))
+                copy_tensor(reader, stored, writer, writer.add({slot.name: slot.shape}, slot.dtype))
                 if writer.broken:
                     raise CheckpointError(
                         f"{trained} is broken: '{stored.name}' has values that are not finite numbers, and its images "
@@ -130,12 +136,14 @@ def save(
     target: str | Path,
     about: Mapping[str, str] | None = None,
     *,
+    dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write trained weights, given by ComfyUI keys, as a delta on `base`; all other weights are the base's.
 
     Adapter matrices, named as in `Trainer.trained`, are written under the names that ComfyUI's LoRA loader expects.
-    `about` is further metadata. The base is hashed the first time and again only when its files change.
+    `about` is further metadata. With a `dtype` the weights are rounded to it; the strength of adapters is not. The
+    base is hashed the first time and again only when its files change.
 
     Raises:
         CheckpointError: if the tensors and the base do not make one L2P model, or the file cannot be written.
@@ -157,8 +165,10 @@ def save(
     adapted = lora.layers_of(name for name in tensors if name not in shapes)
     assert all(f"{layer}.weight" in kept for layer in adapted), "adapters on what is trained in full"
     refuse_own_source(Path(target), _paths(old))
-    text = _describe(config, _inherited(old.metadata), kept) | dict(about or {})
-    checkpoints.save(lora.in_files(tensors), target, text, overwrite)
+    text = _describe(config, _inherited({}, old.metadata), kept) | dict(about or {})
+    named = lora.in_files(tensors)
+    dtypes = {} if dtype is None else dict.fromkeys((name for name in named if not name.endswith(lora.ALPHA)), dtype)
+    checkpoints.save(named, target, text, overwrite, dtypes)
 
 
 def merge(
@@ -167,6 +177,8 @@ def merge(
     target: str | Path,
     *,
     layout: str = "comfy",
+    unchecked_base: bool = False,
+    about: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
 ) -> DeltaReport:
@@ -174,9 +186,12 @@ def merge(
 
     Args:
         delta: a file written by `extract` or `save`.
-        base: the pixel initialisation or the latent source that it was made for.
+        base: the pixel initialisation or the latent source that it was made for, or that file in fewer bits: its layers
+            then stay so.
         target: the file to write.
         layout: of the keys written, "comfy" or "diffusers".
+        unchecked_base: see `open_merged`.
+        about: metadata beside what the delta says, see `files.about`.
         overwrite: whether an existing target may be replaced.
         progress: called with (bytes done, total bytes); an exception from it stops the work.
 
@@ -184,33 +199,59 @@ def merge(
         CheckpointError: if the delta was made for another base, or a file is unsuitable or cannot be written.
         ValueError: for an unknown layout.
     """
-    target = Path(target)
-    merged = open_merged(delta, base)
-    checkpoint, kept = merged.checkpoint, merged.kept
-    refuse_own_source(target, _paths(checkpoint))
-    config = checkpoint.config()
-    order = _in_file_order(checkpoint, checkpoint.tensors)
-    slots = [Slot(stored.name, stored.dtype, stored.shape) for stored in order]
-    counter = ByteCounter(checkpoint.nbytes, progress)
-    with (
-        model_file(target, slots, config, checkpoint.metadata, layout, overwrite) as (writer, places),
-        ChunkReader() as reader,
-    ):
-        for stored in order:
-            digest = hashlib.sha256() if stored.name in kept else None
-            adapter = merged.adapter(stored.name)
-            if adapter:
-                assert digest is not None, "only what the base has is adapted"
-                weight = reader.read(stored)
-                digest.update(as_bytes(weight))
-                writer.write(places[stored.name], as_bytes(adapter.added_to(weight)))
-            else:
-                _copy(reader, stored, writer, places[stored.name], digest)
-            if digest and short_digest(digest) != kept[stored.name].digest:
-                raise other_base(delta, base, f"its '{stored.name}' has other values")
-            counter.advance(stored.nbytes)
-        writer.finish(checkpoint.metadata)
-    return DeltaReport(target, merged.trained, merged.untouched, writer.broken)
+    merged = open_merged(delta, base, unchecked_base)
+    about = {**merged.checkpoint.metadata, **(about or {})}
+    broken = write_model(merged, Path(target), about, layout=layout, overwrite=overwrite, progress=progress)
+    return DeltaReport(Path(target), merged.trained, merged.untouched, broken)
+
+
+def cast(
+    delta: str | Path,
+    target: str | Path,
+    dtype: torch.dtype,
+    *,
+    about: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> tuple[str, ...]:
+    """Write a delta in another dtype, for the same base.
+
+    Args:
+        delta: a file written by `extract` or `save`.
+        target: the file to write.
+        dtype: of the trained weights; the strength of low-rank adapters keeps its own.
+        about: metadata beside what the delta says, see `files.about`.
+        overwrite: whether an existing target may be replaced.
+        progress: called with (bytes done, total bytes); an exception from it stops the work.
+
+    Returns:
+        The keys of the tensors written.
+
+    Raises:
+        CheckpointError: if the delta is damaged, or the file cannot be written.
+    """
+    target, old = Path(target), open_checkpoint(delta)
+    assert old.is_delta, "only deltas have no whole model to be checked against"
+    parse_unchanged(old)
+    refuse_own_source(target, _paths(old))
+    order = [
+        stored if name.endswith(lora.ALPHA) else stored.as_dtype(DTYPE_NAMES[dtype])
+        for name, stored in old.tensors.items()
+    ]
+    if any(stored.stored_dtype not in FLOAT_DTYPES for stored in order):
+        raise CheckpointError(f"{delta} is damaged: not all of its tensors are floating-point numbers.")
+    text = {**old.metadata, **(about or {})}
+    slots = aligned(Slot(stored.name, stored.dtype, stored.shape) for stored in order)
+    room, size = header_room(slots, text), sum(stored.nbytes for stored in order)
+    counter = ByteCounter(size, progress)
+    held = {stored.name: stored for stored in order}
+    with atomic_file(target, room + size, overwrite) as file, ChunkReader() as reader:
+        writer = TensorWriter(file, room)
+        for slot in slots:
+            copy_tensor(reader, held[slot.name], writer, writer.add({slot.name: slot.shape}, slot.dtype))
+            counter.advance(held[slot.name].nbytes)
+        writer.finish(text)
+    return tuple(held)
 
 
 def load_model(
@@ -245,22 +286,15 @@ def _in_file_order(checkpoint: Checkpoint, names: Iterable[str]) -> list[Stored]
     return sorted(held, key=lambda stored: (stored.pieces[0].path, stored.pieces[0].start))
 
 
-def _copy(reader: ChunkReader, stored: Stored, writer: TensorWriter, position: int, digest: Any = None) -> None:
-    for chunk in reader.chunks(stored):
-        if digest:
-            reader.hash(digest, chunk)
-        writer.write(position, chunk)
-        position += len(chunk)
-    reader.finish_hashing()
-
-
 def _paths(*opened: Checkpoint) -> list[Path]:
     return [header.path for checkpoint in opened for header in checkpoint.files]
 
 
-def _inherited(known: Mapping[str, str]) -> dict[str, str]:
-    """Metadata inherited from the file that another is made from: source, seed and initialisation."""
-    return {name: known[name] for name in _INHERITED if name in known}
+def _inherited(trained: Mapping[str, str], base: Mapping[str, str]) -> dict[str, str]:
+    """Metadata inherited from the files that a delta is made from: source, seed and initialisation, and what they say
+    for people."""
+    known = {name: text for about in (base, trained) for name, text in about.items() if name in _INHERITED}
+    return known | inherited(base) | inherited(trained, same_model=True)
 
 
 def _describe(config: ModelConfig, about: Mapping[str, str], kept: Mapping[str, UnchangedTensor]) -> dict[str, str]:

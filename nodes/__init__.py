@@ -18,6 +18,7 @@ from .messages import routes as routes  # must be registered when the server sta
 from .model import stock
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
 from .prompts_node import Prompts
+from .quantise_node import SaveQuantised
 from .sampler_node import PixelSampler
 from .save_nodes import SaveTIFF
 from .synthesize_node import SynthesizeDataset
@@ -49,6 +50,7 @@ class L2PExtension(ComfyExtension):
             SaveDelta,
             MergeDelta,
             Prompts,
+            SaveQuantised,
             SynthesizeDataset,
             TrainL2P,
             CompareL2P,

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from comfy_api.latest import io
 
-from comfy_api.latest import io, ui
-
-from .folders import files, kinds, results
+from .file_node import FileNode, about_inputs, unchecked_base_input
+from .folders import files, kinds
 from .folders.kinds import DELTA, INITIAL, LATENT, PIXEL, first
 from .limited import within_limits
 from .messages.errors import plain_errors
-from .options import VARIANTS
-
-CATEGORY = "L2P/files"
+from .options import AS_TRAINED, DELTA_DTYPES, VARIANTS
 
 
 def _file(id: str, tooltip: str, *suited: str) -> io.Combo.Input:
@@ -39,73 +34,14 @@ def _chosen(name: str, what: str, made_by: str) -> str:
     return files.existing(name)
 
 
-class _FileNode(io.ComfyNode):
-    """What the nodes share that read model files and write one.
-
-    Attributes:
-        reads: its inputs that are files.
-    """
-
-    reads: ClassVar[tuple[str, ...]]
-
-    @classmethod
-    def _schema(cls, inputs: Sequence[io.Input], filename: str, **about: Any) -> io.Schema:
-        return io.Schema(
-            category=CATEGORY,
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id],
-            inputs=[
-                *inputs,
-                io.String.Input(
-                    "filename",
-                    default=filename,
-                    tooltip="The new file's name in models/diffusion_models; folders are allowed.",
-                ),
-                io.Boolean.Input(
-                    "overwrite", default=False, tooltip="Whether a file of that name may be replaced; off refuses."
-                ),
-            ],
-            outputs=[
-                io.Combo.Output(
-                    display_name="file", options=files.choices(), tooltip="The new file's name, for L2P Loader."
-                ),
-                io.String.Output(display_name="report", tooltip="What happened to every tensor."),
-            ],
-            **about,
-        )
-
-    @classmethod
-    def validate_inputs(cls, filename: str | None = None) -> bool | str:
-        """What is wrong with the new file's name, before anything runs; True if nothing is.
-
-        An existing file is checked only when the node runs: a result cached by the host is not an error.
-        """
-        try:
-            if filename is not None:
-                files.target(filename)
-        except ValueError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, filename: str | None = None, **inputs: Any) -> Any:
-        read = [inputs.pop(name, None) for name in cls.reads]
-        return files.fingerprint(*read), results.fingerprint(cls, filename), sorted(inputs.items())
-
-    @classmethod
-    def _done(cls, filename: str, target: Path, report: str) -> io.NodeOutput:
-        results.remember(cls, filename, target)
-        return io.NodeOutput(files.name_of(target), report, ui=ui.PreviewText(report))
-
-
-class ConvertToL2P(_FileNode):
+class ConvertToL2P(FileNode):
     """A latent source to the pixel initialisation that training starts from."""
 
     reads = ("source",)
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return cls._schema(
+        return cls.schema(
             node_id="L2PConvert",
             display_name="Convert to L2P",
             description="Turns a latent source (or a smaller L2P variant) into an L2P file with a new patch "
@@ -146,17 +82,17 @@ class ConvertToL2P(_FileNode):
         from .messages.jobs import convert_file
 
         target = files.new_file(filename, overwrite)
-        return cls._done(filename, target, convert_file(files.existing(source), target, variant, seed, overwrite))
+        return cls.done(filename, target, convert_file(files.existing(source), target, variant, seed, overwrite))
 
 
-class SaveDelta(_FileNode):
+class SaveDelta(FileNode):
     """The weights that training changed, as a small file to share."""
 
     reads = ("trained", "base")
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return cls._schema(
+        return cls.schema(
             node_id="L2PSaveDelta",
             display_name="Save L2P Delta",
             description="Saves only what training changed in a trained L2P file, to share and to load onto the base "
@@ -167,27 +103,48 @@ class SaveDelta(_FileNode):
                 _own_file("base", "The pixel initialisation that training started from.", INITIAL, kinds.whole_files()),
             ],
             filename="l2p-delta",
+            more=[
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DELTA_DTYPES),
+                    default=AS_TRAINED,
+                    optional=True,
+                    tooltip="bf16 halves a delta that was trained in float32.",
+                ),
+                *about_inputs(),
+            ],
         )
 
     @classmethod
     @plain_errors()
-    def execute(cls, trained: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
+    def execute(
+        cls,
+        trained: str,
+        base: str,
+        filename: str,
+        overwrite: bool,
+        dtype: str = AS_TRAINED,
+        license: str = "",
+        trigger_words: str = "",
+    ) -> io.NodeOutput:
         from .messages.jobs import extract_delta
 
         new = _chosen(trained, "trained model", "put a trained L2P model into models/diffusion_models")
         old = _chosen(base, "base", "put the model that training started from into models/diffusion_models")
         target = files.new_file(filename, overwrite)
-        return cls._done(filename, target, extract_delta(new, old, target, overwrite))
+        about = {"license": license, "trigger_words": trigger_words}
+        report = extract_delta(new, old, target, overwrite, DELTA_DTYPES.get(dtype), about)
+        return cls.done(filename, target, report)
 
 
-class MergeDelta(_FileNode):
+class MergeDelta(FileNode):
     """A delta and its base as one whole L2P file."""
 
     reads = ("delta", "base")
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return cls._schema(
+        return cls.schema(
             node_id="L2PMergeDelta",
             display_name="Merge L2P Delta",
             description="Merges a delta into the base it was made for, the latent source or the pixel initialisation, "
@@ -203,13 +160,17 @@ class MergeDelta(_FileNode):
                 ),
             ],
             filename="l2p-merged",
+            more=[unchecked_base_input()],
         )
 
     @classmethod
     @plain_errors()
-    def execute(cls, delta: str, base: str, filename: str, overwrite: bool) -> io.NodeOutput:
+    def execute(
+        cls, delta: str, base: str, filename: str, overwrite: bool, unchecked_base: bool = False
+    ) -> io.NodeOutput:
         from .messages.jobs import merge_delta
 
         new = _chosen(delta, "delta", "make one with Train L2P, or put one into models/diffusion_models")
         target = files.new_file(filename, overwrite)
-        return cls._done(filename, target, merge_delta(new, files.existing(base), target, overwrite))
+        report = merge_delta(new, files.existing(base), target, overwrite, unchecked_base)
+        return cls.done(filename, target, report)

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .file_node import unchecked_base_input
 from .folders import files, kinds
 from .folders.kinds import INITIAL, LATENT, PIXEL, first
 from .messages.errors import plain_errors
@@ -61,6 +62,7 @@ class Loader(io.ComfyNode):
                     tooltip="The Detailer Head works tile by tile with the same result: smaller tiles take less "
                     "memory, auto chooses by free memory.",
                 ),
+                unchecked_base_input(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
@@ -81,11 +83,14 @@ class Loader(io.ComfyNode):
 
     @classmethod
     @plain_errors()
-    def execute(cls, file: str, delta: str, weight_dtype: str, head_tile: str) -> io.NodeOutput:
+    def execute(
+        cls, file: str, delta: str, weight_dtype: str, head_tile: str, unchecked_base: bool = False
+    ) -> io.NodeOutput:
         from .model.loading import load_model
 
         delta_path = None if delta == files.NO_FILE else files.existing(delta)
-        model = load_model(files.existing(file, *files.WHOLE_MODELS), delta_path, weight_dtype, head_tile)
+        path = files.existing(file, *files.WHOLE_MODELS)
+        model = load_model(path, delta_path, weight_dtype, head_tile, unchecked_base)
         _say_what_was_loaded(cls, model)
         return io.NodeOutput(model)
 

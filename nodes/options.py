@@ -23,13 +23,18 @@ PUBLISHED = "L2P (published)"
 
 VARIANTS = ("1k", "4k", "8k", "10k")
 POLICIES = ("shallow", "all", "lora")
+QUANTISED_FORMATS = ("float8_e4m3fn", "int8_tensorwise", "bf16")
 PROMPT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
-"""These three equal those of `l2p_core`, which takes longer to import; a test compares them."""
+"""These equal those of `l2p_core`, which takes longer to import; a test compares them."""
 
 HYBRID_TASKS = ("auto", "fast", "detail", "large", "edit", "restore", "upscale", "custom")
 """What Hybrid Sampler can be asked for, see `hybrid_tasks`."""
 
 TIFF_DEPTHS = ("16-bit", "32-bit float")
+
+AS_TRAINED = "as trained"
+DELTA_DTYPES = {AS_TRAINED: None, "bf16": torch.bfloat16}
+"""What a delta's weights may be saved in."""
 
 OF_MODEL = 0
 """The width or height that means the side that the model was trained at."""

@@ -53,6 +53,8 @@ def test_values_arrive() -> None:
         ({**SMALLEST, "captions": {"encode": "x"}}, "did you mean 'encoder'?"),
         ({**SMALLEST, "watch": {"divergence_factor": 1}}, "divergence_factor must be above 1"),
         ({**SMALLEST, "data": 3}, "must be a section"),
+        ({**SMALLEST, "delta": {"dtype": "fp8"}}, "dtype must be one of trained, bf16"),
+        ({**SMALLEST, "delta": {"licence": "MIT"}}, "did you mean 'license'?"),
         ({"model": {}}, "needs the key 'base'"),
         ({}, "no section [model]"),
     ],

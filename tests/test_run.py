@@ -66,6 +66,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_runs_delta_says_what_its_recipe_states_in_half_the_bytes(folder: Path) -> None:
+    words = """[delta]\ndtype = "bf16"\nlicense = "Apache-2.0"\ntrigger_words = "tiny shapes"\n"""
+    recipe = folder / "recipe.toml"
+    recipe.write_text(RECIPE.format(steps=2, lr=1e-3) + words, encoding="utf-8")
+    run.train(str(recipe), folder / "run")
+    tensors, about = load_tensors(RunFolder(folder / "run").delta)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert about["modelspec.license"] == "Apache-2.0" and about["trained_words"] == "tiny shapes"
+    state, _ = load_tensors(RunFolder(folder / "run").state)
+    assert torch.float32 in {tensor.dtype for tensor in state.values()}, "a run resumes from what it had"
+
+
 def train(folder: Path, output: str, steps: int = 4, lr: float = 1e-3, restart: bool = False) -> RunFolder:
     recipe = folder / "recipe.toml"
     recipe.write_text(RECIPE.format(steps=steps, lr=lr), encoding="utf-8")

@@ -28,6 +28,25 @@ def command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser
     return commands.add_parser(name, help=text, description=sentence, formatter_class=_Defaults)
 
 
+def add_unchecked_base(parser: argparse.ArgumentParser) -> None:
+    """The option to answer for a base that nothing can be compared with."""
+    parser.add_argument(
+        "--unchecked-base",
+        action="store_true",
+        help="take a quantised base that does not say what it was made from: you know that it is the right one",
+    )
+
+
+def add_about(parser: argparse.ArgumentParser) -> None:
+    """What a file says of its model, beside what the files say that it is made from."""
+    group = parser.add_argument_group("what the file says of its model, which ComfyUI and model sites show")
+    group.add_argument("--title", default=None, help="name of the model")
+    group.add_argument("--author", default=None, help="who made it")
+    group.add_argument("--license", default=None, help="license of the model")
+    group.add_argument("--trigger-words", default=None, metavar="WORDS", help="words that prompts should contain")
+    group.add_argument("--description", default=None, help="what it is")
+
+
 class Number:
     """An argument type: a number within a range, which a test reads from every option."""
 

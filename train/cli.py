@@ -77,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_demo,
         file_commands.add_inspect,
         file_commands.add_convert,
+        file_commands.add_quantise,
         prompt_commands.add_prompts,
         image_commands.add_synth,
         run_commands.add_cache,
@@ -167,7 +168,7 @@ def _add_benchmark(commands: _Commands) -> None:
 
     gpu.set_defaults(command=run_gpu)
 
-    checkpoint = _command(kinds, "checkpoint", "speed and memory of conversion, delta and merge")
+    checkpoint = _command(kinds, "checkpoint", "speed and memory of conversion, delta, merge and quantising")
     checkpoint.add_argument("--gigabytes", type=_positive_number, default=1.0, help="size of the checkpoint to create")
     checkpoint.add_argument("--folder", type=typed, default=None, help="where to create it (default: temporary folder)")
 

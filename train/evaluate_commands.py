@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..l2p_core import ranges
 from ..l2p_core.files.paths import typed
-from .arguments import Commands, Number, command
+from .arguments import Commands, Number, add_unchecked_base, command
 from .image_commands import add_encoder, add_sampling
 
 _PROMPTS = {
@@ -56,6 +56,7 @@ def _add_benchmark(kinds: Commands, key: str) -> None:
         help="L2P file or folder of shards; 'tiny' is the bundled pixel model, 'tiny-source' its source",
     )  # fmt: skip
     parser.add_argument("--delta", type=typed, default=None, help="delta to merge into MODEL, its base")
+    add_unchecked_base(parser)
     parser.add_argument(
         "--workflow", type=typed, default=None, metavar="FILE",
         help="in place of --model: ComfyUI workflow in API format with {prompt} in a text",

@@ -1,4 +1,4 @@
-"""The commands on model files: inspect, convert, merge and delta."""
+"""The commands on model files: inspect, convert, quantise, merge and delta."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 from ..l2p_core import ranges
 from ..l2p_core.files.paths import typed
-from .arguments import MODEL_HELP, Commands, Number, command
+from .arguments import MODEL_HELP, Commands, Number, add_about, add_unchecked_base, command
 
 
 def add_inspect(commands: Commands) -> None:
@@ -42,11 +42,39 @@ def add_convert(commands: Commands) -> None:
     parser.add_argument("--layout", choices=("comfy", "diffusers"), default="comfy", help="key layout of TARGET")
     parser.add_argument("--keys", action="store_true", help="print what becomes of every key, not only the counts")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+    add_about(parser)
 
     def run(args: argparse.Namespace) -> None:
         from .files import convert_command
 
         convert_command(args)
+
+    parser.set_defaults(command=run)
+
+
+def add_quantise(commands: Commands) -> None:
+    """`l2p quantise`."""
+    parser = command(commands, "quantise", "store a model in 8 bits, half of bf16's size, or in bf16")
+    parser.add_argument("source", type=typed, metavar="SOURCE", help=f"L2P model, delta or latent source: {MODEL_HELP}")
+    parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument(
+        "--format", default="float8_e4m3fn", help="float8_e4m3fn or int8_tensorwise, ComfyUI's own formats, or bf16"
+    )
+    parser.add_argument(
+        "--base",
+        type=typed,
+        default=None,
+        metavar="BASE",
+        help="base of SOURCE, if that is a delta",
+    )
+    add_unchecked_base(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+    add_about(parser)
+
+    def run(args: argparse.Namespace) -> None:
+        from .files import quantise_command
+
+        quantise_command(args)
 
     parser.set_defaults(command=run)
 
@@ -57,7 +85,9 @@ def add_merge(commands: Commands) -> None:
     parser.add_argument("delta", type=typed, metavar="DELTA", help="delta that `l2p delta` or `l2p train` wrote")
     parser.add_argument("base", type=typed, metavar="BASE", help=MODEL_HELP)
     parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")
+    add_unchecked_base(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+    add_about(parser)
 
     def run(args: argparse.Namespace) -> None:
         from .files import merge_command
@@ -73,7 +103,11 @@ def add_delta(commands: Commands) -> None:
     parser.add_argument("trained", type=typed, metavar="TRAINED", help="trained L2P model")
     parser.add_argument("base", type=typed, metavar="BASE", help=MODEL_HELP)
     parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="dtype of the delta (default: as in TRAINED)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+    add_about(parser)
 
     def run(args: argparse.Namespace) -> None:
         from .files import delta_command

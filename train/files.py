@@ -1,4 +1,4 @@
-"""The commands that create one model file from others: convert, delta and merge."""
+"""The commands that create one model file from others: convert, quantise, delta and merge."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..l2p_core import convert, delta
+from ..l2p_core import convert, delta, quantise
+from ..l2p_core.files.about import STATED, stated
 from ..l2p_core.files.metadata import broken_text
 from ..l2p_core.files.model_file import check_name
 from ..l2p_core.files.units import bytes_text
@@ -31,6 +32,7 @@ def convert_command(args: argparse.Namespace) -> None:
             init=args.init,
             head_width=args.head_width,
             layout=args.layout,
+            about=_about(args),
             overwrite=args.overwrite,
             progress=progress,
         )
@@ -40,11 +42,37 @@ def convert_command(args: argparse.Namespace) -> None:
             print(f"  {entry.fate:<12}{entry.key}  ({entry.how})")
 
 
+def quantise_command(args: argparse.Namespace) -> None:
+    """`l2p quantise`: write a model in fewer bits and report what became of its parts."""
+    check_name(args.target)
+    quantise.check_format(args.format)
+    with byte_progress("quantising") as progress:
+        report = quantise.quantise(
+            resolve(args.source),
+            args.target,
+            args.format,
+            base=resolve(args.base) if args.base else None,
+            unchecked_base=args.unchecked_base,
+            about=_about(args),
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    print(report.summary())
+
+
 def delta_command(args: argparse.Namespace) -> None:
     """`l2p delta`: write the weights that training changed."""
     check_name(args.target)
     with byte_progress("comparing") as progress:
-        delta.extract(args.trained, resolve(args.base), args.target, overwrite=args.overwrite, progress=progress)
+        delta.extract(
+            args.trained,
+            resolve(args.base),
+            args.target,
+            dtype=DTYPES[args.dtype] if args.dtype else None,
+            about=_about(args),
+            overwrite=args.overwrite,
+            progress=progress,
+        )
     _written(args.target)
     described = card.write(args.target)
     print(f"{described} written." if described else f"{card.place(args.target)} is your own model card and was kept.")
@@ -54,10 +82,22 @@ def merge_command(args: argparse.Namespace) -> None:
     """`l2p merge`: write the trained model from its delta and base."""
     check_name(args.target)
     with byte_progress("merging") as progress:
-        report = delta.merge(args.delta, resolve(args.base), args.target, overwrite=args.overwrite, progress=progress)
+        report = delta.merge(
+            args.delta,
+            resolve(args.base),
+            args.target,
+            unchecked_base=args.unchecked_base,
+            about=_about(args),
+            overwrite=args.overwrite,
+            progress=progress,
+        )
     _written(args.target)
     if report.broken:
         print(broken_text(report.broken))
+
+
+def _about(args: argparse.Namespace) -> dict[str, str]:
+    return stated(**{name: getattr(args, name) for name in STATED})
 
 
 def _written(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..l2p_core import ranges
 from ..l2p_core.files.paths import typed
-from .arguments import Commands, Number, command
+from .arguments import Commands, Number, add_unchecked_base, command
 
 
 def add_synth(commands: Commands) -> None:
@@ -54,6 +54,7 @@ def add_sample(commands: Commands) -> None:
         help="safetensors file or folder of shards; 'tiny' is the bundled source with its delta",
     )
     parser.add_argument("--delta", type=typed, default=None, help="delta to merge into MODEL, its base")
+    add_unchecked_base(parser)
     _add_captions(parser)
     _add_images(parser)
     add_sampling(parser).add_argument(

@@ -54,8 +54,12 @@ class Sampler:
         self.base, trained = _files(args.model, args.delta)
         self._files = [path for path in (self.base, trained) if path]
         # From the header, so that other errors are reported before gigabytes are read.
-        self._opened = open_merged(trained, self.base) if trained else Merged(open_checkpoint(self.base), {}, {})
-        self.config = self._opened.checkpoint.pixel_config()
+        self._opened = (
+            open_merged(trained, self.base, args.unchecked_base)
+            if trained
+            else Merged(open_checkpoint(self.base), {}, {})
+        )
+        self.config = self._opened.checkpoint.pixel_config(plain=False)
         row = sampling_of(self.config)
         self.settings = SamplingSettings(
             steps=args.steps or row.steps,

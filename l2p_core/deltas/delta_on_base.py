@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, check_exact, open_checkpoint
 from ..files import metadata
-from ..files.quantised import FLOAT_DTYPES
+from ..files.about import ARCHITECTURE, inherited
+from ..files.quantised import FLOAT_DTYPES, LEAVES, METADATA, LayerSettings, layer_of, leaf_of, settings_text
 from ..files.safetensors_header import CheckpointError
-from ..files.tensor_io import ByteCounter, ChunkReader, ProgressCallback
+from ..files.tensor_io import ByteCounter, ChunkReader, ProgressCallback, Stored
 from ..model import key_shapes
 from . import low_rank as lora
 from .low_rank import LowRank
+from .quantised_base import check_originals, taken
 from .unchanged_tensors import UnchangedTensor, digest_of, parse_unchanged
 
 
@@ -25,60 +27,85 @@ class Merged:
         checkpoint: the trained model in two places, without the adapters in its adapted weights.
         kept: the tensors of the base.
         adapters: to be added, by the layer whose weight they adapt.
+        kept_layers: layers that the base holds in fewer bits, and that are taken from it so.
+        is_quantised: whether the base has such layers; then nothing of it can be compared with what the delta knows.
     """
 
     checkpoint: Checkpoint
     kept: dict[str, UnchangedTensor]
     adapters: dict[str, LowRank]
+    kept_layers: LayerSettings = field(default_factory=dict)
+    is_quantised: bool = False
 
     @property
     def trained(self) -> tuple[str, ...]:
         """The tensors that training changed."""
-        return tuple(name for name in self.checkpoint.tensors if name not in self.kept or self.adapter(name))
+        tensors = [name for name in self.checkpoint.tensors if name not in self.kept or self.adapter(name)]
+        return tuple(name for name in tensors if layer_of(name) not in self.kept_layers or leaf_of(name) not in LEAVES)
 
     @property
     def untouched(self) -> tuple[str, ...]:
         """The unchanged tensors of the base."""
         return tuple(name for name in self.kept if not self.adapter(name))
 
+    def scales(self, layer: str) -> list[Stored]:
+        """What lies beside the weight of a layer that the base holds in fewer bits."""
+        tensors = self.checkpoint.tensors
+        return [tensors[key] for leaf in sorted(LEAVES) if (key := f"{layer}.{leaf}") in tensors]
+
     def adapter(self, name: str) -> LowRank | None:
         """The adapter of a weight, if any."""
         return self.adapters.get(name.removesuffix(".weight"))
 
 
-def open_merged(delta: str | Path, base: str | Path) -> Merged:
+def open_merged(delta: str | Path, base: str | Path, unchecked_base: bool = False) -> Merged:
     """Open a delta and its base, whose content is not yet checked; see `verify`.
 
+    Args:
+        delta: a file of trained weights.
+        base: what it was made for, or that file in 8 bits. One that `quantise` wrote says what it was made from.
+        unchecked_base: whether a quantised base may be taken that does not say what it was made from.
+
     Raises:
-        CheckpointError: if the delta is not one or is damaged, or the base lacks a tensor.
+        CheckpointError: if the delta is not one or is damaged, or the base lacks a tensor or is not known to be right.
     """
     new, old = open_checkpoint(delta), open_checkpoint(base)
     if not new.is_delta:
         raise CheckpointError(f"{delta} is not an L2P delta: give a file that was saved as a delta.")
-    check_exact(old, key_shapes(old.plain_config()))
+    shapes = key_shapes(old.config())
+    check_exact(old, shapes)
     kept = parse_unchanged(new)
     for name, entry in kept.items():
-        if name not in old.tensors:
+        if name not in shapes:
             raise other_base(delta, base, f"it has no '{name}'")
-        if old.tensors[name].shape != entry.shape:
-            raise other_base(delta, base, f"its '{name}' has the shape {old.tensors[name].shape}, not {entry.shape}")
+        if shapes[name] != entry.shape:
+            raise other_base(delta, base, f"its '{name}' has the shape {shapes[name]}, not {entry.shape}")
+    if old.quantisation:
+        wrong = check_originals(old, delta, kept, unchecked_base)
+        if wrong:
+            raise other_base(delta, base, f"its '{wrong}' was made from other values")
+    of_base, kept_layers = taken(old, kept)
     adapters = _read_adapters(new, kept)
     full = {name: stored for name, stored in new.tensors.items() if not lora.is_adapter(name)}
-    tensors = {name: old.tensors[name].as_dtype(entry.dtype) for name, entry in kept.items()} | full
+    tensors = of_base | full
     adapted = [f"{layer}.weight" for layer in adapters]
-    about = {name: value for name, value in new.metadata.items() if name != metadata.KEPT}
+    said = {name: value for name, value in new.metadata.items() if name not in (metadata.KEPT, ARCHITECTURE)}
+    about = inherited(old.metadata) | said
+    about |= {METADATA: settings_text(kept_layers)} if kept_layers else {}
     about |= {
         metadata.KIND: metadata.MERGED,
         metadata.COPIED: metadata.grouped_json(kept.keys() - set(adapted)),
         metadata.TRAINED: metadata.grouped_json([*full, *adapted]),
     }
     checkpoint = Checkpoint(new.path, (*old.files, *new.files), tensors, (), about)
-    check_exact(checkpoint, key_shapes(checkpoint.pixel_config()))
-    return Merged(checkpoint, kept, adapters)
+    config = checkpoint.pixel_config(plain=False)
+    check_exact(checkpoint, key_shapes(config))
+    checkpoint.metadata.update({**metadata.modelspec(config), **checkpoint.metadata})
+    return Merged(checkpoint, kept, adapters, kept_layers, is_quantised=old.quantisation is not None)
 
 
 def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
-    """Check that the base's tensors are those that the delta was made for.
+    """Check that the base's tensors are those that the delta was made for; of a quantised base `open_merged` did.
 
     Args:
         progress: called with (bytes done, total bytes); an exception from it stops the work.
@@ -86,6 +113,8 @@ def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
     Raises:
         CheckpointError: if they are not.
     """
+    if merged.is_quantised:
+        return
     held = {name: merged.checkpoint.tensors[name] for name in merged.kept}
     counter = ByteCounter(sum(stored.nbytes for stored in held.values()), progress)
     for name, stored in held.items():

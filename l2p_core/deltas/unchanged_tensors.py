@@ -37,15 +37,39 @@ def parse_unchanged(delta: Checkpoint) -> dict[str, UnchangedTensor]:
         CheckpointError: if the delta does not list them, or the list is invalid.
     """
     try:
-        parsed = parse_json(delta.metadata.get(metadata.KEPT, ""))
-        kept = {name: UnchangedTensor(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in parsed.items()}
+        kept = _parsed(delta.metadata.get(metadata.KEPT, ""))
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{delta.path} is damaged: it does not describe its base.") from error
-    for name, entry in kept.items():
-        sizes = all(type(size) is int for size in entry.shape)
-        if entry.dtype not in FLOAT_DTYPES or not sizes or not isinstance(entry.digest, str) or name in delta.tensors:
-            raise CheckpointError(f"{delta.path} is damaged: its description of its base is invalid.")
+    if not all(map(_is_valid, kept.values())) or not kept.keys().isdisjoint(delta.tensors):
+        raise CheckpointError(f"{delta.path} is damaged: its description of its base is invalid.")
     return kept
+
+
+def parse_originals(quantised: Checkpoint) -> dict[str, UnchangedTensor]:
+    """The tensors that a quantised file was made from; nothing if it does not list them.
+
+    Raises:
+        CheckpointError: if the list is invalid.
+    """
+    if metadata.ORIGINALS not in quantised.metadata:
+        return {}
+    try:
+        originals = _parsed(quantised.metadata[metadata.ORIGINALS])
+    except (ValueError, TypeError, AttributeError):
+        originals = {"": UnchangedTensor("", (), "")}
+    if not all(map(_is_valid, originals.values())):
+        raise CheckpointError(f"{quantised.path} is damaged: its list of what it was made from is invalid.")
+    return originals
+
+
+def _parsed(text: str) -> dict[str, UnchangedTensor]:
+    listed = parse_json(text).items()
+    return {name: UnchangedTensor(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in listed}
+
+
+def _is_valid(entry: UnchangedTensor) -> bool:
+    sizes = all(type(size) is int for size in entry.shape)
+    return entry.dtype in FLOAT_DTYPES and sizes and isinstance(entry.digest, str)
 
 
 def short_digest(digest: Any) -> str:

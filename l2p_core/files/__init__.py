@@ -1,1 +1,16 @@
-"""Files: safetensors headers, streamed reading, atomic writing, shards, metadata, quantised formats, paths."""
+"""Files: safetensors headers, streamed reading, atomic writing, shards, metadata, quantised formats, paths.
+
+`files.quantise` is public; it needs rooms above this one, and is looked up there when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`quantise.quantise`."""
+    if name == "quantise":
+        return import_module("..quantise", __name__).quantise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

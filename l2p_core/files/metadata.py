@@ -9,8 +9,9 @@ from dataclasses import fields
 from typing import Any
 
 from ..config import VARIANTS, HeadConfig, ModelConfig, PixelConfig, Stage
-from ..sources import SOURCES
+from ..sources import SOURCES, source_of
 from ..version import __version__
+from .about import ARCHITECTURE, BASE_MODEL
 from .safetensors_header import parse_json
 
 KIND = "l2p.kind"
@@ -25,10 +26,16 @@ INIT = "l2p.init"
 TRAINED = "l2p.trained"
 KEPT = "l2p.kept"
 """The tensors that a delta takes from its base: {key: [dtype, shape, digest]} as JSON."""
+FORMAT = "l2p.format"
+"""What the weights of a quantised file were rounded to."""
+ORIGINALS = "l2p.originals"
+"""The tensors that a quantised file was made from, as in `KEPT`: so that a delta knows its base in 8 bits, too."""
 
 PIXEL_INIT = "pixel-init"
 DELTA = "delta"
 MERGED = "merged"
+QUANTISED = "quantised"
+"""Of a quantised file that was made from one of no kind."""
 
 # The largest size that a stored configuration may state.
 _MAX_SIZE = 1 << 20
@@ -40,6 +47,7 @@ def describe(kind: str, config: ModelConfig, **fields: str) -> dict[str, str]:
     """The metadata of a file of this kind; `fields` are further entries without their prefix ``l2p.``."""
     return {
         "format": "pt",
+        **modelspec(config, is_delta=kind == DELTA),
         KIND: kind,
         VARIANT: config.variant if isinstance(config, PixelConfig) else "latent",
         CONFIG: config.to_json(),
@@ -48,9 +56,25 @@ def describe(kind: str, config: ModelConfig, **fields: str) -> dict[str, str]:
     }
 
 
+def modelspec(config: ModelConfig, is_delta: bool = False) -> dict[str, str]:
+    """What ComfyUI's model library shows of any file of ours: the architecture, and the name of the base."""
+    source = source_of(config)
+    architecture = f"{source.name}-l2p-{config.variant}" if isinstance(config, PixelConfig) else source.name
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        ARCHITECTURE: f"{architecture}/delta" if is_delta else architecture,
+        BASE_MODEL: source.title,
+    }
+
+
 def grouped(names: Iterable[str]) -> dict[str, int]:
     """The number of tensors of each part of the model among `names`: {"layers": 390, "x_embedder": 2}."""
     return dict(sorted(Counter(name.partition(".")[0] for name in names).items()))
+
+
+def grouped_text(names: Iterable[str]) -> str:
+    """`grouped` as words: "390 of layers, 2 of x_embedder"."""
+    return ", ".join(f"{count} of {part}" for part, count in grouped(names).items())
 
 
 def grouped_json(names: Iterable[str]) -> str:

@@ -281,6 +281,11 @@ def _unmarked(marker: Stored | None, dtype: str) -> dict[str, Any]:
     return {"format": FLOAT8_FORMATS[dtype], **({"full_precision_matrix_mult": True} if exact else {})}
 
 
+def settings_text(settings: LayerSettings) -> str:
+    """The layers and their settings as the header may hold them, under `METADATA`."""
+    return json.dumps({"format_version": "1.0", "layers": settings}, separators=(",", ":"))
+
+
 def marker(values: Mapping[str, Any]) -> Tensor:
     """A layer's settings as the tensor that marks it."""
     return torch.tensor(list(json.dumps(values).encode("utf-8")), dtype=torch.uint8)

@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -158,6 +158,12 @@ def shown(name: object) -> str:
     """A name from a file, quoted and short enough for a message."""
     text = ascii(name)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def some(keys: Sequence[str]) -> str:
+    """The first of some keys and how many more there are, as the subject of a sentence: "'a' and 2 more are"."""
+    more = f" and {len(keys) - 1} more are" if len(keys) > 1 else " is"
+    return shown(keys[0]) + more
 
 
 def _header_bytes(path: Path, file: BinaryIO, size: int) -> bytes:

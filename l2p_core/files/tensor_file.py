@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .atomic import atomic_file
@@ -17,24 +18,25 @@ def save(
     target: str | Path,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> None:
-    """Write tensors under their own names as one safetensors file, atomically.
+    """Write tensors under their own names as one safetensors file, atomically; in other `dtypes` where these are given.
 
     Raises:
         CheckpointError: if the target exists and `overwrite` is false, or it cannot be written.
     """
     metadata = {"format": "pt", **(metadata or {})}
-    names = writing_order(tensors)
-    room = header_room(
-        ((name, DTYPE_NAMES[tensors[name].dtype], tuple(tensors[name].shape)) for name in names), metadata
-    )
-    size = room + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    written = {name: tensor.dtype for name, tensor in tensors.items()} | dict(dtypes or {})
+    # Among tensors of one dtype the order stays, which sharded ones are gathered in.
+    names = sorted(writing_order(tensors), key=lambda name: -written[name].itemsize)
+    room = header_room(((name, DTYPE_NAMES[written[name]], tuple(tensors[name].shape)) for name in names), metadata)
+    size = room + sum(tensor.numel() * written[name].itemsize for name, tensor in tensors.items())
     with atomic_file(Path(target), size, overwrite) as file:
         writer = TensorWriter(file, room)
         for name in names:
             tensor = tensors[name].detach()
-            position = writer.add({name: tuple(tensor.shape)}, DTYPE_NAMES[tensor.dtype])
-            writer.write(position, as_bytes(tensor.cpu().contiguous()))
+            position = writer.add({name: tuple(tensor.shape)}, DTYPE_NAMES[written[name]])
+            writer.write(position, as_bytes(tensor.cpu().to(written[name]).contiguous()))
         writer.finish(metadata)
 
 

@@ -39,6 +39,8 @@ TORCH_DTYPES = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+STORED_DTYPES = {**TORCH_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+"""Those, and what has a meaning only with the scales of a quantised layer."""
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (bytes done, total bytes); an exception from it stops the work and leaves no file."""
@@ -161,7 +163,7 @@ class ChunkReader:
 
     def read(self, stored: Stored) -> Tensor:
         """The whole tensor as `stored.dtype`, read directly into its memory."""
-        tensor = torch.empty(stored.shape, dtype=TORCH_DTYPES[stored.dtype])
+        tensor = torch.empty(stored.shape, dtype=STORED_DTYPES[stored.dtype])
         self._fill(tensor.view(-1).view(torch.uint8), stored, 0, stored.numel)
         return tensor
 
@@ -240,8 +242,8 @@ class TensorWriter:
         """Write bytes, whole elements of one tensor or of several of a dtype, at a position returned by `add`."""
         if data and self.broken is None:
             entry = self._entries[bisect_right(self._starts, position) - 1]
-            dtype = TORCH_DTYPES[entry.dtype]
-            if dtype.is_floating_point and not is_finite(torch.frombuffer(data, dtype=dtype)):
+            dtype = STORED_DTYPES.get(entry.dtype)
+            if dtype and dtype.is_floating_point and not is_finite(torch.frombuffer(data, dtype=dtype)):
                 self.broken = entry.name
         _write_at(self._file, self._data_start + position, data)
 
@@ -249,6 +251,16 @@ class TensorWriter:
         """Write the header."""
         self._file.truncate(self._data_start + self._stop)
         _write_at(self._file, 0, memoryview(header_bytes(self._entries, metadata, self._data_start)))
+
+
+def copy_tensor(reader: ChunkReader, stored: Stored, writer: TensorWriter, position: int, digest: Any = None) -> None:
+    """Copy a tensor chunk by chunk to a position of `TensorWriter.add`, and hash it on the way."""
+    for chunk in reader.chunks(stored):
+        if digest:
+            reader.hash(digest, chunk)
+        writer.write(position, chunk)
+        position += len(chunk)
+    reader.finish_hashing()
 
 
 def itemsize(dtype: str) -> int:

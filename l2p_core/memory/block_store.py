@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..checkpoint import Checkpoint
+from ..files.quantised import FLOAT_DTYPES
 from ..files.tensor_io import DTYPE_NAMES
 from .block_stream import BlockStream, StreamedTensor
 from .frozen_store import FrozenLinear, OnDevice
@@ -70,7 +71,9 @@ def store_loaded(model: Backbone, weights: Weights, device: torch.device) -> Non
 def read_as(checkpoint: Checkpoint, weights: Weights, keys: Iterable[str], puts: Collection[str]) -> dict[str, str]:
     """The dtypes to read these weights in: for those that `store` has a place for the file's own, so that weights are
     rounded only once."""
-    return {key: checkpoint.tensors[key].dtype if key in puts else DTYPE_NAMES[weights[key].loaded_as] for key in keys}
+    # What 8 bits stand for has no dtype of its own: float32 holds it exactly.
+    own = {key: dtype if (dtype := checkpoint.tensors[key].dtype) in FLOAT_DTYPES else "F32" for key in puts}
+    return {key: own[key] if key in puts else DTYPE_NAMES[weights[key].loaded_as] for key in keys}
 
 
 def trained_linears(model: nn.Module) -> dict[str, TrainedLinear]:

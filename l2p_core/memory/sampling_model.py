@@ -70,7 +70,7 @@ def load(
         adapters: added to the weights of the layers that are their keys.
 
     Raises:
-        CheckpointError: if it is not a complete L2P model, or is quantised.
+        CheckpointError: if it is not a complete L2P model, or is quantised in a format that is not read here.
     """
     model = empty_model(checkpoint)
     weights, keys = for_sampling(model.config, form), list(model.state_dict())

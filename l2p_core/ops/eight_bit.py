@@ -1,9 +1,12 @@
-"""Weights in 8 bits: the one format and rounding of frozen blocks in training, of sampling, and of models in the host.
+"""Weights in 8 bits: the formats and rounding of frozen blocks in training, of sampling, of files and of the host.
 
 A weight is stored in float8 (e4m3fn) with a factor: one for each output row, or one for the whole weight where a file
 format has room for one only. Factors are powers of two, so multiplying by them is exact in every dtype. The only error
 is rounding to three bits: at most 1/16 of a value, or 2^-17 of the largest value that shares its factor if that is
 more, as long as that largest value is above 1e-27.
+
+Files may also hold 8-bit integers (ComfyUI's `int8_tensorwise`), with a factor for each row of any value: each element
+is then within 1/254 of the largest in its row.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ FACTOR_BYTES = torch.float32.itemsize  # of each factor
 ROUNDING_BYTES = torch.float32.itemsize + FLOAT8.itemsize  # per element while a weight is rounded, beside the weight
 _LARGEST_EXPONENT = 8  # of float8 e4m3fn, which reaches 448 = 1.75 * 2^8
 _MOST_SHIFTED = 100  # binary places; weights with smaller values are practically zero
+_LARGEST_INTEGER = 127.0
+_IN_CACHE = 1 << 18  # elements whose float32 copy stays in a processor's cache while they are rounded
 _AT_ONCE = 1 << 20  # elements that a CPU converts at a time; their indices take four bytes each
 
 
@@ -48,6 +53,24 @@ def quantised(weight: Tensor, by_row: bool = True) -> tuple[Tensor, Tensor]:
     exponent = torch.frexp(largest).exponent
     shift = torch.where(largest > 0, _LARGEST_EXPONENT - exponent, 0).clamp(max=_MOST_SHIFTED).float()
     return wide.mul_(shift.exp2()).to(FLOAT8), (-shift).exp2()
+
+
+def integers(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight (rows, columns) of any floating dtype in int8, and its factors (rows, 1) float32."""
+    elements = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    # Extremes along a dimension take torch far less time apart than together.
+    largest = torch.maximum(weight.amax(1, keepdim=True).float(), -weight.amin(1, keepdim=True).float())
+    scale = (largest / _LARGEST_INTEGER).clamp(min=torch.finfo(torch.float32).tiny)
+    rows = max(1, _IN_CACHE // weight.shape[1])
+    for part, factor, target in zip(weight.split(rows), scale.split(rows), elements.split(rows), strict=True):
+        target.copy_(part.to(torch.float32, copy=True).div_(factor).round_())
+    return elements, scale
+
+
+def dequantised(elements: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight that 8-bit elements stand for, with any factors, () or (rows, 1), multiplied in float32."""
+    wide = _from_float8(elements, torch.float32) if elements.dtype == FLOAT8 else elements.float()
+    return wide.mul_(scale.float()).to(dtype)
 
 
 def _from_float8(elements: Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,6 +21,7 @@ from ..deep_images import dicom
 from ..files.paths import settled, typed
 from ..initialise import INITS
 from ..training_config import TrainingConfig
+from .delta_section import DeltaSection
 
 TINY = "tiny"
 """The name of the bundled source, used in place of a path."""
@@ -48,6 +49,7 @@ RANGES = {
         "cfg": ranges.CFG,
     },
     "captions": {},
+    "delta": {},
     "training": training_config.RANGES,
     "watch": {
         "save_every": ranges.COUNT,
@@ -188,6 +190,7 @@ class Recipe:
     captions: CaptionsSection = field(default_factory=CaptionsSection)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     watch: WatchSection = field(default_factory=WatchSection)
+    delta: DeltaSection = field(default_factory=DeltaSection)
 
 
 _BACKSLASHES = "a path with \\ goes into single quotes, or is written with /"

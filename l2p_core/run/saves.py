@@ -9,6 +9,7 @@ from ..distributed import sharding
 from ..distributed.ranks import Ranks
 from ..training.soundness import flaw
 from ..training.trainer import Trainer, TrainingDiverged
+from .delta_section import DELTA_DTYPES, DeltaSection
 from .divergence import DivergenceWatch
 from .folder import RunFolder
 from .hooks import Hooks
@@ -24,16 +25,25 @@ class Saves:
         watch: of the run.
         ranks: the processes of the run; all make the calls of this class at the same points.
         hooks: are told why a save is skipped.
+        delta: what the recipe says of the delta.
 
     Attributes:
         step: of the last save; 0 without one.
     """
 
     def __init__(
-        self, trainer: Trainer, base: Path, folder: RunFolder, watch: DivergenceWatch, ranks: Ranks, hooks: Hooks
+        self,
+        trainer: Trainer,
+        base: Path,
+        folder: RunFolder,
+        watch: DivergenceWatch,
+        ranks: Ranks,
+        hooks: Hooks,
+        delta: DeltaSection,
     ):
         self._trainer, self._base, self._folder = trainer, base, folder
         self._watch, self._ranks, self._hooks = watch, ranks, hooks
+        self._section = delta
         self.step = trainer.step
 
     def make(self, finished: bool, stopping: bool) -> bool:
@@ -114,5 +124,12 @@ class Saves:
         sharding.write_from_first(
             self._ranks,
             self._trainer.trained(),
-            lambda weights: delta.save(weights, self._base, self._folder.delta, overwrite=True),
+            lambda weights: delta.save(
+                weights,
+                self._base,
+                self._folder.delta,
+                self._section.about,
+                dtype=DELTA_DTYPES[self._section.dtype],
+                overwrite=True,
+            ),
         )

@@ -157,6 +157,10 @@ class Source:
         """Whether a layer of a block is never stored in 8 bits."""
         return any(piece in name for piece in self.never_8_bit)
 
+    def may_be_8_bit(self, key: str) -> bool:
+        """Whether a key is the weight of a layer that may be stored in 8 bits."""
+        return self.is_block_linear(key) and not self.is_never_8_bit(key)
+
     def is_block_linear(self, key: str) -> bool:
         """Whether a key is the weight of a layer among its stack's `linears`."""
         block = self.block_of(key)

@@ -18,6 +18,8 @@ WHOLE_MODELS = (FOLDER, "checkpoints")
 NO_FILE = "none"
 TINY = "tiny source (comes with L2P)"
 """The name of the bundled latent model among the files of the folder."""
+TINY_MODEL = "tiny model (comes with L2P)"
+"""The name of the bundled pixel model, which is a delta on the bundled latent model."""
 
 
 def choices(*folders: str) -> list[str]:
@@ -41,6 +43,19 @@ def existing(name: str, *folders: str) -> str:
         places = " or ".join(f"models/{folder}" for folder in folders or (FOLDER,))
         raise ValueError(f"There is no file {name!r} in {places}: put it there, or press R to refresh the list.")
     return str(path)
+
+
+def with_own_delta(name: str) -> tuple[str, str | None]:
+    """The path of a model in the folders that may contain L2P models, and of its own delta if it is the bundled one.
+
+    Raises:
+        ValueError: as `existing`.
+    """
+    if name != TINY_MODEL:
+        return existing(name, *WHOLE_MODELS), None
+    from ...l2p_core.tiny.bundled import DELTA, SOURCE
+
+    return str(SOURCE), str(DELTA)
 
 
 def fingerprint(*names: str | None) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
+import torch
 
-from ...l2p_core import convert, delta
+from ...l2p_core import convert, delta, quantise
+from ...l2p_core.files.about import stated
 from ...l2p_core.files.tensor_io import ProgressCallback
 from ...l2p_core.run import card
 from .sentences import by_listed_names
@@ -25,26 +28,65 @@ def convert_file(source: str, target: Path, variant: str, seed: int, overwrite: 
 
 
 @by_listed_names()
-def extract_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
+def extract_delta(
+    trained: str,
+    base: str,
+    target: Path,
+    overwrite: bool,
+    dtype: torch.dtype | None = None,
+    about: Mapping[str, str] | None = None,
+) -> str:
     """Write the weights of `base` that training changed; returns the report.
 
     Raises:
         ValueError: for files that do not belong together, or a target that cannot be written.
     """
-    report = delta.extract(trained, base, target, overwrite=overwrite, progress=progress_bar())
+    report = delta.extract(
+        trained, base, target, dtype=dtype, about=stated(**(about or {})), overwrite=overwrite, progress=progress_bar()
+    )
     described = card.write(target)
     said = f"{described.name}: the model card" if described else f"{card.place(target).name} is your own and was kept"
     return f"{_by_name(report.summary(), target)}\n{said}"
 
 
 @by_listed_names()
-def merge_delta(trained: str, base: str, target: Path, overwrite: bool) -> str:
+def merge_delta(trained: str, base: str, target: Path, overwrite: bool, unchecked_base: bool = False) -> str:
     """Write the whole model of the delta `trained` on its base; returns the report.
 
     Raises:
         ValueError: for a delta of another base, or a target that cannot be written.
     """
-    report = delta.merge(trained, base, target, overwrite=overwrite, progress=progress_bar())
+    report = delta.merge(
+        trained, base, target, unchecked_base=unchecked_base, overwrite=overwrite, progress=progress_bar()
+    )
+    return _by_name(report.summary(), target)
+
+
+@by_listed_names()
+def quantise_file(
+    file: str,
+    trained: str | None,
+    target: Path,
+    format: str,
+    overwrite: bool,
+    unchecked_base: bool,
+    about: Mapping[str, str],
+) -> str:
+    """Write a model, or the delta `trained` on it, in fewer bits; returns the report.
+
+    Raises:
+        ValueError: for files that are unsuitable or do not belong together, or a target that cannot be written.
+    """
+    report = quantise.quantise(
+        trained or file,
+        target,
+        format,
+        base=file if trained else None,
+        unchecked_base=unchecked_base,
+        about=stated(**about),
+        overwrite=overwrite,
+        progress=progress_bar(),
+    )
     return _by_name(report.summary(), target)
 
 

@@ -16,12 +16,15 @@ from ...l2p_core.config import COMFY_PREFIX, PixelConfig
 from ...l2p_core.deltas.checked_bases import Verified
 from ...l2p_core.deltas.delta_on_base import Merged, open_merged, verify
 from ...l2p_core.deltas.low_rank import is_adapter
+from ...l2p_core.files.eight_bit_formats import adaptable
 from ...l2p_core.files.metadata import KIND, PIXEL_INIT
+from ...l2p_core.files.quantised import LEAVES, layer_of, leaf_of
 from ...l2p_core.files.safetensors_header import CheckpointError
 from ...l2p_core.files.shards import files_of
 from ...l2p_core.files.tensor_io import TORCH_DTYPES
 from ...l2p_core.layouts import comfy_sources
 from ...l2p_core.model import key_shapes
+from ...l2p_core.ops.eight_bit import dequantised
 from ...l2p_core.ops.head_tiles import LEAST_TILE
 from ...l2p_core.sources import source_of
 from ...l2p_core.tiny import SOURCE_PATH
@@ -42,6 +45,7 @@ def load_model(
     delta: str | None = None,
     weight_dtype: str = "default",
     head_tile: str = "auto",
+    unchecked_base: bool = False,
     disable_dynamic: bool = False,
 ) -> Any:
     """Load an L2P file, or a delta on its base, as a ModelPatcher of the host.
@@ -51,6 +55,7 @@ def load_model(
         delta: a file of trained weights.
         weight_dtype: a key of `WEIGHT_DTYPES`.
         head_tile: see `parse_head_tile`.
+        unchecked_base: whether a quantised base may be taken that does not say what it was made from.
         disable_dynamic: the host's, for clones that are compiled or trained.
 
     Raises:
@@ -59,22 +64,22 @@ def load_model(
     tile = parse_head_tile(head_tile)
     if weight_dtype not in WEIGHT_DTYPES:
         raise ValueError(f"{weight_dtype!r} is not a weight type; choose one of {', '.join(WEIGHT_DTYPES)}.")
-    state = read_state(path, delta)
+    state = read_state(path, delta, unchecked_base)
     patcher = build_model(state, weight_dtype=weight_dtype, head_tile=tile, disable_dynamic=disable_dynamic)
     patcher.model.untrained = delta is None and open_checkpoint(path).metadata.get(KIND) == PIXEL_INIT
     # The host uses this to load the model again when it compiles, trains, or runs on several GPUs.
-    patcher.cached_patcher_init = (load_model, (path, delta, weight_dtype, head_tile))
+    patcher.cached_patcher_init = (load_model, (path, delta, weight_dtype, head_tile, unchecked_base))
     return patcher
 
 
-def read_state(path: str, delta: str | None) -> dict[str, Tensor]:
+def read_state(path: str, delta: str | None, unchecked_base: bool = False) -> dict[str, Tensor]:
     """The weights in ComfyUI layout without prefix (memory-mapped if the host does so).
 
     Raises:
         ValueError: as `load_model`.
     """
     if delta is not None:
-        return _read_merged(path, delta)
+        return _read_merged(path, delta, unchecked_base)
     checkpoint = open_checkpoint(path)
     config = checkpoint.config()
     if not isinstance(config, PixelConfig):
@@ -93,22 +98,32 @@ def read_state(path: str, delta: str | None) -> dict[str, Tensor]:
     return state
 
 
-def _read_merged(base: str, delta: str) -> dict[str, Tensor]:
-    """The weights that merging the two would write, without writing them."""
-    merged = open_merged(delta, base)
+def _read_merged(base: str, delta: str, unchecked_base: bool) -> dict[str, Tensor]:
+    """The weights that merging the two would write, without writing them; layers that the base holds in fewer bits
+    stay so."""
+    merged = open_merged(delta, base, unchecked_base)
     _verify_once(merged)
     of_base = _read(base)
     state = {name: tensor for name, tensor in _read(delta).items() if not is_adapter(name)}
-    state |= {name: of_base[name].to(TORCH_DTYPES[entry.dtype]) for name, entry in merged.kept.items()}
+    for name, entry in merged.kept.items():
+        state[name] = of_base[name] if merged.is_quantised else of_base[name].to(TORCH_DTYPES[entry.dtype])
+    state |= {key: of_base[key] for key in of_base if layer_of(key) in merged.kept_layers and leaf_of(key) in LEAVES}
+    mark_layers(state, merged.kept_layers)
     for layer, adapter in merged.adapters.items():
-        state[f"{layer}.weight"] = adapter.added_to(state[f"{layer}.weight"])
+        key, settings = f"{layer}.weight", merged.kept_layers.get(layer)
+        if settings is None:
+            state[key] = adapter.added_to(state[key])
+        else:
+            eight_bits = adaptable(base, layer, settings)
+            weight = dequantised(state[key], state[f"{layer}.weight_scale"], torch.float32)
+            state |= eight_bits.tensors(key, adapter.added_to(weight))
     return state
 
 
 def _verify_once(merged: Merged) -> None:
     """Check the base's content, with the host's progress bar, unless these files have passed before."""
     verified = Verified(files.private("verified.json"))
-    if merged in verified:
+    if merged.is_quantised or merged in verified:
         return
     verify(merged, progress_bar())
     try:

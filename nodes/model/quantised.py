@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import comfy.ldm.modules.attention
 import comfy.quant_ops
-import torch
 from torch import Tensor
 
 from ...l2p_core.files.quantised import (
@@ -22,9 +21,9 @@ from ...l2p_core.files.quantised import (
     unmarked_settings,
 )
 from ...l2p_core.files.recognise import ATTENTION_SETTING, is_of_no_network
-from ...l2p_core.files.tensor_io import DTYPE_NAMES, Stored
+from ...l2p_core.files.tensor_io import STORED_DTYPES, Stored
 
-_DTYPE_NAMES = DTYPE_NAMES | {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+_DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
 def mark_layers(state: dict[str, Tensor], settings: LayerSettings) -> None:

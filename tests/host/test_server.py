@@ -39,6 +39,7 @@ NODES = {
     "L2PSaveDelta",
     "L2PMergeDelta",
     "L2PPrompts",
+    "L2PSaveQuantised",
     "L2PSynthesizeDataset",
     "L2PTrain",
     "L2PCompare",

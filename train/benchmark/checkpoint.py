@@ -1,4 +1,4 @@
-"""`l2p benchmark checkpoint`: conversion, delta and merge of a synthetic model, against copying the same file.
+"""`l2p benchmark checkpoint`: conversion, delta, merge and rounding of a synthetic model, against copying its file.
 
 Every run is a separate process and ends when its file is on disk, as does copying; runs and copies alternate, so that
 both see the same state of the machine. Memory is the peak resident set beyond what the process held before.
@@ -15,11 +15,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ...l2p_core import convert, delta
+from ...l2p_core import convert, delta, quantise
 from ...l2p_core.checkpoint import open_checkpoint
 from ...l2p_core.config import ModelConfig
 from ...l2p_core.device.process_memory import peak_memory
@@ -33,6 +34,8 @@ from ..console import table
 from .process import forget_peak, run_module
 
 ROUNDS = 3
+ROUNDINGS = {"float8": "float8_e4m3fn", "int8": "int8_tensorwise"}
+"""The tasks that quantise, and to what."""
 DTYPE = "BF16"
 _NARROW = ModelConfig(dim=512, ffn_dim=1365)  # for files too small for a block of the 6B model
 _PATTERN_BYTES = 8 << 20
@@ -57,6 +60,7 @@ def benchmark_checkpoint(gigabytes: float = 1.0, folder: Path | None = None, rou
             "convert": (source, [source, result]),
             "delta": (trained, [trained, source, result]),
             "merge": (trained, [delta_file, source, result]),
+            **{task: (trained, [trained, result]) for task in ROUNDINGS},
         }
         rows = [_row(task, whole, paths, result, rounds) for task, (whole, paths) in tasks.items()]
         largest = max(stored.nbytes for stored in open_checkpoint(trained).tensors.values())
@@ -133,6 +137,7 @@ TASKS: dict[str, Callable[..., object]] = {
     "convert": convert.convert,
     "delta": delta.extract,
     "merge": delta.merge,
+    **{task: partial(quantise.quantise, format=format) for task, format in ROUNDINGS.items()},
 }
 
 

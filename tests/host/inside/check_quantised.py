@@ -19,9 +19,12 @@ import quantised_files as quantised
 import torch
 from torch import Tensor
 
+from comfyui_l2p.l2p_core import delta
+from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.config import COMFY_PREFIX
 from comfyui_l2p.l2p_core.files.quantised import is_quantisation_key
 from comfyui_l2p.l2p_core.layouts import to_comfy
+from comfyui_l2p.l2p_core.quantise import quantise
 from comfyui_l2p.nodes.model import fp8, stock
 
 X = golden.array("x", (1, 3, 48, 64), 0)
@@ -206,3 +209,68 @@ def check_rounding_shows_progress_and_can_be_interrupted(monkeypatch: pytest.Mon
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         fp8.quantise_backbone(dict(state))
+
+
+@pytest.fixture(params=["float8_e4m3fn", "int8_tensorwise"])
+def format(request: pytest.FixtureRequest) -> str:
+    if not known(request.param):
+        pytest.skip(f"this host has no {request.param}")
+    return str(request.param)
+
+
+def check_every_loader_makes_the_same_of_our_files_and_holds_their_bytes(tmp_path: Path, format: str) -> None:
+    """Half of bf16's: what the host holds is what the file has, no layer widened."""
+    target = str(tmp_path / "small.safetensors")
+    state = {key: value.bfloat16() for key, value in weights().items()}
+    quantise(write(tmp_path, state), target, format)
+    models = [load(target) for load in (kit.load_model, diffusion_model, checkpoint)]
+    outputs = [output(model) for model in models]
+    assert all(torch.equal(found, outputs[0]) for found in outputs)
+    expected = output(kit.load_model(write(tmp_path, state)))
+    assert golden.relative_error(outputs[0], expected) < 0.05
+    layers = {key.removesuffix(".weight") for key in state if fp8.is_backbone_linear(key)}
+    of_file = sum(stored.nbytes for key, stored in open_checkpoint(target).tensors.items() if "comfy_quant" not in key)
+    rest = sum(value.nbytes for key, value in state.items() if key.removesuffix(".weight") not in layers)
+    for model in models:
+        assert layers == {
+            name
+            for name, module in model.model.diffusion_model.named_modules()
+            if getattr(module, "quant_format", None) == format
+        }
+        assert model.model_size() <= of_file + rest  # the rest may be held in the type that is computed in
+
+
+def check_a_file_in_float8_is_what_the_loader_rounds_to(tmp_path: Path) -> None:
+    """Rounded beforehand or while it is loaded, from the same file."""
+    path, target = write(tmp_path, {key: value.bfloat16() for key, value in weights().items()}), tmp_path / "small"
+    quantise(path, target.with_suffix(".safetensors"), "float8_e4m3fn")
+    expected = output(kit.load_model(path, weight_dtype="fp8_e4m3fn"))
+    assert torch.equal(output(kit.load_model(str(target.with_suffix(".safetensors")))), expected)
+
+
+def check_a_delta_on_its_base_in_8_bits(tmp_path: Path, format: str) -> None:
+    state = {key: value.bfloat16() for key, value in weights().items()}
+    base, trained = tmp_path / "base.safetensors", tmp_path / "trained.safetensors"
+    kit.save_file(state, str(base))
+    kit.save_file({key: value + 0.01 if "layers.0." in key else value for key, value in state.items()}, str(trained))
+    delta.extract(trained, base, tmp_path / "delta.safetensors")
+    small, merged = tmp_path / "small.safetensors", tmp_path / "merged.safetensors"
+    quantise(base, small, format)
+    delta.merge(tmp_path / "delta.safetensors", small, merged)
+    found = output(kit.load_model(str(small), str(tmp_path / "delta.safetensors")))
+    assert torch.equal(found, output(kit.load_model(str(merged))))
+    assert torch.equal(found, output(diffusion_model(str(merged))))
+    assert golden.relative_error(found, output(kit.load_model(str(trained)))) < 0.05
+
+
+def check_a_base_of_another_program_is_taken_if_the_user_says_so(tmp_path: Path) -> None:
+    state = weights()
+    base, trained = tmp_path / "base.safetensors", tmp_path / "trained.safetensors"
+    kit.save_file(state, str(base))
+    kit.save_file({key: value + 0.01 if "layers.0." in key else value for key, value in state.items()}, str(trained))
+    delta.extract(trained, base, tmp_path / "delta.safetensors")
+    files = write(tmp_path, quantised.scaled_fp8(state)), str(tmp_path / "delta.safetensors")
+    with pytest.raises(ValueError, match="does not say what it was made from"):
+        kit.load_model(*files)
+    found = output(kit.load_model(*files, unchecked_base=True))
+    assert golden.relative_error(found, output(kit.load_model(str(trained)))) < 0.05

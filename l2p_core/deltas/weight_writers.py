@@ -1,0 +1,154 @@
+"""How single weights go from a model's files into a new one: as they are, rounded, or quantised already."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..files.eight_bit_formats import EightBits
+from ..files.model_file import Slot
+from ..files.quantised import MARKER, marker
+from ..files.safetensors_header import CheckpointError
+from ..files.tensor_io import STORED_DTYPES, ChunkReader, Stored, TensorWriter, as_bytes, copy_tensor
+from ..ops.eight_bit import dequantised
+from ..ops.finite import is_finite
+from .low_rank import LowRank
+from .unchanged_tensors import short_digest
+
+Places = Mapping[str, int]
+"""The position of each slot in the file."""
+
+
+class WeightWriter(Protocol):
+    """One weight on its way into a file."""
+
+    stored: Stored
+
+    def slots(self) -> list[Slot]:
+        """What the file will hold of it."""
+
+    def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
+        """Write it; returns the digest of what was stored, None if it was in fewer bits already, or nobody asks.
+
+        Raises:
+            CheckpointError: if it is to be rounded and not finite.
+        """
+
+
+class Plain:
+    """A weight in floating-point numbers.
+
+    Args:
+        stored: where it is.
+        dtype: to store it in; by default its own.
+        adapter: to be added to it.
+        is_hashed: whether anybody asks for the digest.
+    """
+
+    def __init__(
+        self, stored: Stored, dtype: str | None = None, adapter: LowRank | None = None, is_hashed: bool = True
+    ):
+        self.stored, self.dtype, self.adapter, self.is_hashed = stored, dtype or stored.dtype, adapter, is_hashed
+
+    def slots(self) -> list[Slot]:
+        return [Slot(self.stored.name, self.dtype, self.stored.shape)]
+
+    def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
+        digest = hashlib.sha256()
+        place = places[self.stored.name]
+        if self.adapter is None and self.dtype == self.stored.dtype:
+            copy_tensor(reader, self.stored, writer, place, digest if self.is_hashed else None)
+            return short_digest(digest) if self.is_hashed else None
+        weight = reader.read(self.stored)
+        reader.hash(digest, as_bytes(weight))
+        writer.write(place, as_bytes(_adapted(weight, self.adapter).to(STORED_DTYPES[self.dtype])))
+        reader.finish_hashing()
+        return short_digest(digest)
+
+
+class Rounded:
+    """A weight (rows, columns) in floating-point numbers, to be stored in 8 bits.
+
+    Args:
+        stored: where it is.
+        eight_bits: the format.
+        adapter: to be added to it before.
+    """
+
+    def __init__(self, stored: Stored, eight_bits: EightBits, adapter: LowRank | None = None):
+        self.stored, self.eight_bits, self.adapter = stored, eight_bits, adapter
+
+    def slots(self) -> list[Slot]:
+        return self.eight_bits.slots(self.stored.name, self.stored.shape)
+
+    def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
+        digest = hashlib.sha256()
+        weight = reader.read(self.stored)
+        reader.hash(digest, as_bytes(weight))
+        _write_rounded(self.eight_bits, self.stored, _adapted(weight, self.adapter), writer, places)
+        reader.finish_hashing()
+        return short_digest(digest)
+
+
+class Quantised:
+    """A weight that is stored in fewer bits already, and stays so.
+
+    Args:
+        stored: where it is.
+        scales: what lies beside it.
+        settings: what its layer's marker says.
+    """
+
+    def __init__(self, stored: Stored, scales: list[Stored], settings: Mapping[str, object]):
+        self.stored, self.scales, self.marker = stored, scales, marker(settings)
+        self.marker_key = f"{stored.name.removesuffix('weight')}{MARKER}"
+
+    def slots(self) -> list[Slot]:
+        parts = [Slot(part.name, part.dtype, part.shape) for part in (self.stored, *self.scales)]
+        return [*parts, Slot(self.marker_key, "U8", tuple(self.marker.shape))]
+
+    def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
+        for part in (self.stored, *self.scales):
+            copy_tensor(reader, part, writer, places[part.name])
+        writer.write(places[self.marker_key], as_bytes(self.marker))
+        return None
+
+
+class Readapted:
+    """A weight that is stored in 8 bits already, with an adapter added: rounded a second time.
+
+    Args:
+        stored: where it is.
+        scale: its factors.
+        eight_bits: its format.
+        adapter: to be added.
+    """
+
+    def __init__(self, stored: Stored, scale: Stored, eight_bits: EightBits, adapter: LowRank):
+        self.stored, self.scale, self.eight_bits, self.adapter = stored, scale, eight_bits, adapter
+
+    def slots(self) -> list[Slot]:
+        return self.eight_bits.slots(self.stored.name, self.stored.shape)
+
+    def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
+        weight = dequantised(reader.read(self.stored), reader.read(self.scale), torch.float32)
+        _write_rounded(self.eight_bits, self.stored, self.adapter.added_to(weight), writer, places)
+        return None
+
+
+def _adapted(weight: Tensor, adapter: LowRank | None) -> Tensor:
+    return adapter.added_to(weight) if adapter else weight
+
+
+def _write_rounded(eight_bits: EightBits, stored: Stored, weight: Tensor, writer: TensorWriter, places: Places) -> None:
+    if not is_finite(weight):
+        raise CheckpointError(
+            f"{stored.pieces[0].path} is broken: '{stored.name}' has values that are not finite numbers, and its "
+            "images would be black: download the file again, or take an earlier save of the training."
+        )
+    for key, tensor in eight_bits.tensors(stored.name, weight).items():
+        writer.write(places[key], as_bytes(tensor.contiguous()))

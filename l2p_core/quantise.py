@@ -1,0 +1,192 @@
+"""Small files: an L2P model, or its latent source, in 8 bits or in bfloat16.
+
+The linear layers of the blocks, 97% of the weights, are stored in one of ComfyUI's own formats. The Detailer Head, in
+which 8-bit convolutions would cause bands, the embedders, the norms and what else the source's row excludes stay in
+bfloat16. The file lists the tensors that it was made from, so that a delta of the original knows it as its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import delta as deltas
+from .checkpoint import Checkpoint, check_exact, open_checkpoint
+from .config import ModelConfig
+from .deltas.delta_on_base import Merged, open_merged
+from .deltas.writing import Rounding, write_model
+from .files import metadata
+from .files.about import inherited
+from .files.eight_bit_formats import EIGHT_BITS
+from .files.model_file import Slot
+from .files.quantised import METADATA, layer_of
+from .files.safetensors_header import CheckpointError, nbytes
+from .files.tensor_io import ProgressCallback
+from .files.units import bytes_text
+from .model import key_shapes
+from .sources import source_of
+
+BF16 = "bf16"
+FORMATS = (*EIGHT_BITS, BF16)
+"""What a file may be written in."""
+
+_DTYPE = "BF16"
+"""Of all weights that are not in 8 bits."""
+
+_OF_BYTES = {"modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", METADATA, metadata.ORIGINALS}
+"""What a file says of its own bytes, which is not true of another file."""
+
+
+@dataclass(frozen=True)
+class QuantisationReport:
+    """What was written.
+
+    Attributes:
+        target: the file.
+        format: one of `FORMATS`.
+        fates: {key of a weight: what it is stored in}.
+        skipped: keys of the source that the file does not have, since no model of its kind uses them.
+        bytes_before, bytes_after: of the files.
+    """
+
+    target: Path
+    format: str
+    fates: Mapping[str, str]
+    skipped: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+
+    def summary(self) -> str:
+        """A few lines of text: the size, and how many tensors of each part are stored in what."""
+        share = self.bytes_after / self.bytes_before
+        size = (
+            f"{bytes_text(self.bytes_after)}, {share:.0%} of the {bytes_text(self.bytes_before)} that it was made from"
+        )
+        lines = [f"{self.target}: {size}"]
+        for fate in dict.fromkeys(self.fates.values()):
+            keys = [key for key, its_fate in self.fates.items() if its_fate == fate]
+            lines.append(f"{len(keys)} in {fate}: {metadata.grouped_text(keys)}")
+        if self.skipped:
+            lines.append(
+                f"{len(self.skipped)} skipped, which the model does not use: {metadata.grouped_text(self.skipped)}"
+            )
+        return "\n".join(lines)
+
+
+def quantise(
+    source: str | Path,
+    target: str | Path,
+    format: str,
+    *,
+    base: str | Path | None = None,
+    unchecked_base: bool = False,
+    about: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    progress: ProgressCallback | None = None,
+) -> QuantisationReport:
+    """Write a model in fewer bits.
+
+    Args:
+        source: an L2P model or its latent source, a file or a folder of shards; or a delta.
+        target: the file to write, in ComfyUI layout.
+        format: one of `FORMATS`.
+        base: what the delta was made for. Layers that it has in 8 bits stay as they are. A delta without it can be cast
+            to bf16 and stays a delta.
+        unchecked_base: see `open_merged`.
+        about: metadata beside what the source says, see `files.about`.
+        overwrite: whether an existing target may be replaced.
+        progress: called with (bytes done, total bytes); an exception from it stops the work and leaves no file.
+
+    Raises:
+        CheckpointError: if a file is unsuitable, quantised already or not finite, or the target cannot be written.
+        ValueError: for an unknown format.
+    """
+    check_format(format)
+    target = Path(target)
+    if base is None and format == BF16 and open_checkpoint(source).is_delta:
+        return _cast_delta(source, target, about or {}, overwrite, progress)
+    merged = _opened(source, base, unchecked_base)
+    checkpoint = merged.checkpoint
+    config = checkpoint.config()
+    layers = _layers(config, format)
+    rounding = Rounding(layers, EIGHT_BITS.get(format), _DTYPE)
+    known = _about(checkpoint, config, format) | dict(about or {})
+    write_model(merged, target, known, rounding, overwrite=overwrite, progress=progress)
+    fates = {name: format if name in layers else BF16 for name in key_shapes(config)}
+    fates |= {f"{layer}.weight": f"{values['format']}, as in the base" for layer, values in merged.kept_layers.items()}
+    unused = [key for key in checkpoint.tensors if key not in fates and layer_of(key) not in merged.kept_layers]
+    skipped = (*unused, *checkpoint.outside)
+    return QuantisationReport(target, format, fates, skipped, _size(checkpoint), target.stat().st_size)
+
+
+def check_format(format: str) -> None:
+    """Refuse what is not one of `FORMATS`.
+
+    Raises:
+        ValueError: naming those there are.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
+
+
+def planned_bytes(config: ModelConfig, format: str) -> int:
+    """The size of a model's weights in a format, with their scales, from shapes alone."""
+    layers, row = _layers(config, format), EIGHT_BITS.get(format)
+    slots: list[Slot] = []
+    for name, shape in key_shapes(config).items():
+        slots += row.slots(name, shape) if row and name in layers else [Slot(name, _DTYPE, shape)]
+    return sum(nbytes(slot.dtype, slot.shape) for slot in slots)
+
+
+def _layers(config: ModelConfig, format: str) -> frozenset[str]:
+    """The weights that are stored in 8 bits."""
+    source = source_of(config)
+    return frozenset(name for name in key_shapes(config) if format != BF16 and source.may_be_8_bit(name))
+
+
+def _opened(source: str | Path, base: str | Path | None, unchecked_base: bool) -> Merged:
+    """The model to be written, none of it in fewer bits already but layers of a delta's base."""
+    opened = open_checkpoint(source)
+    if opened.is_delta:
+        if base is None:
+            raise CheckpointError(
+                f"{source} is an L2P delta, which is quantised together with its base: give the base too, or choose "
+                "the format bf16, in which it stays a delta."
+            )
+        return open_merged(source, base, unchecked_base)
+    if base is not None:
+        raise CheckpointError(f"{source} is not a delta, so it has no base: give the delta, or leave the base out.")
+    if opened.quantisation:
+        raise CheckpointError(
+            f"{source} is quantised already ({opened.quantisation}): give the bf16, fp16 or fp32 file of the model."
+        )
+    check_exact(opened, key_shapes(opened.config()))
+    return Merged(opened, {}, {})
+
+
+def _about(checkpoint: Checkpoint, config: ModelConfig, format: str) -> dict[str, str]:
+    """What the file says: all that its source says of itself, and of its weights what is true now."""
+    said = {name: text for name, text in checkpoint.metadata.items() if name not in _OF_BYTES}
+    kind = checkpoint.metadata.get(metadata.KIND, metadata.QUANTISED)
+    ours = metadata.describe(kind, config, format=format)
+    return {**said, **ours, **inherited(checkpoint.metadata, same_model=True)}
+
+
+def _size(checkpoint: Checkpoint) -> int:
+    return sum(header.path.stat().st_size for header in checkpoint.files)
+
+
+def _cast_delta(
+    source: str | Path,
+    target: Path,
+    about: Mapping[str, str],
+    overwrite: bool,
+    progress: ProgressCallback | None,
+) -> QuantisationReport:
+    """A delta in bfloat16, which stays one."""
+    before = _size(open_checkpoint(source))
+    names = deltas.cast(source, target, torch.bfloat16, about=about, overwrite=overwrite, progress=progress)
+    return QuantisationReport(target, BF16, dict.fromkeys(names, BF16), (), before, target.stat().st_size)

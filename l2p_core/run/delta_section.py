@@ -1,0 +1,40 @@
+"""The section of a recipe on the delta that a run leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..files.about import STATED, stated
+
+DELTA_DTYPES = {"trained": None, "bf16": torch.bfloat16}
+"""What the weights of a run's delta may be saved in."""
+
+
+@dataclass(frozen=True)
+class DeltaSection:
+    """`[delta]`: the delta that a run leaves, for sharing.
+
+    Attributes:
+        dtype: of its weights: "trained", as training has them, float32; or "bf16", half of that. A run resumes from its
+            state in any case.
+        title, author, license, trigger_words, description: stated in its metadata, which ComfyUI and model sites show,
+            and in every file that is made with it.
+    """
+
+    dtype: str = "trained"
+    title: str = ""
+    author: str = ""
+    license: str = ""
+    trigger_words: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DELTA_DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DELTA_DTYPES)}, not {self.dtype!r}.")
+
+    @property
+    def about(self) -> dict[str, str]:
+        """The metadata that it states."""
+        return stated(**{name: getattr(self, name) for name in STATED})
