@@ -19,21 +19,23 @@ Preview = tuple[str, Image.Image, int]
 
 
 class Previews:
-    """The host's previews of a MODEL's samples, none if its user has switched them off. None is enlarged.
+    """The host's previews of a MODEL's samples, none if its user has switched them off; none is larger than its image.
 
     Args:
         model: the MODEL that samples.
     """
 
     def __init__(self, model: Any):
-        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        latent_format = model.model.latent_format
+        self._previewer = latent_preview.get_previewer(model.load_device, latent_format)
+        self._scale = latent_format.spacial_downscale_ratio
 
     def of_samples(self, x0: Tensor) -> Preview | None:
         """A small preview of the first of the samples of a step."""
         if self._previewer is None:
             return None
         kind, image, limit = self._previewer.decode_latent_to_preview_image("JPEG", x0)
-        return kind, image, min(limit, max(image.size))
+        return kind, image, min(limit, self._scale * max(image.size))
 
     def of_image(self, image: Image.Image) -> Preview | None:
         """A finished image, in its own size up to LARGEST."""

@@ -204,18 +204,21 @@ def check_previews_are_small_and_not_enlarged(tmp_path: Path) -> None:
     from comfy.cli_args import LatentPreviewMethod
     from PIL import Image
 
+    from comfyui_l2p.nodes.model.demo_source import load_demo_source
     from comfyui_l2p.nodes.previews import LARGEST, Previews
 
     model = kit.model(tmp_path)
     latent_preview.set_preview_method("latent2rgb")
     try:
         previewer = latent_preview.get_previewer(torch.device("cpu"), model.model.latent_format)
-        previews = Previews(model)
+        previews, of_source = Previews(model), Previews(load_demo_source()[0])
     finally:
         latent_preview.set_preview_method(LatentPreviewMethod.NoPreviews.value)
     for side, limit in {64: 64, 1024: 512}.items():
         preview = previews.of_samples(torch.zeros(1, 3, side, 16))
         assert preview is not None and preview[2] == limit
+    latent = of_source.of_samples(torch.zeros(1, 16, 8, 12))
+    assert latent is not None and latent[2] == 96, "as large as the image that it becomes"
     for side, limit in {64: 64, LARGEST: LARGEST, LARGEST + 1: latent_preview.MAX_PREVIEW_RESOLUTION}.items():
         preview = previews.of_image(Image.new("L", (side, 16)))
         assert preview is not None and preview[2] == limit
