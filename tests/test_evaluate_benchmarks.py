@@ -100,6 +100,12 @@ def test_geneval_has_its_own_layout_and_seeds(
     assert "All images are there" in page and "42, reset for every prompt" in page and CAPTIONS[1] in page
     assert "evaluate_images.py made --outfile" in page
 
+    # The source's images of the same prompts, from other noise by nature, can be compared with them.
+    source = tmp_path / "source"
+    assert main(["evaluate", "geneval", str(geneval), str(source), "--model", "tiny-source", "--steps", "1"]) == 0
+    assert main(["evaluate", "images", str(source), str(output), "--output", str(tmp_path / "kept.html")]) == 0
+    assert CAPTIONS[1] in (tmp_path / "kept.html").read_text(encoding="utf-8")
+
     assert "made with steps 1, not 2" in mistake(capsys, *tiny_model("geneval", geneval, output, "--steps", "2"))
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps(LINES[1]) + "\n", encoding="utf-8")

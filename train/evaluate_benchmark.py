@@ -100,7 +100,7 @@ def _folder(
     args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Prompt], settings: Settings, own_seeds: bool
 ) -> BenchmarkFolder:
     wanted = shots(benchmark, prompts, args.seed, own_seeds)
-    about = {**settings, "seed": noise_rule(args.seed, own_seeds)}
+    about = {**settings, "noise": noise_rule(args.seed, own_seeds)}
     return FOLDERS[benchmark.key](args.output, benchmark, wanted, about)
 
 

@@ -147,5 +147,5 @@ def shots(benchmark: Benchmark, prompts: Sequence[Prompt], seed: int, own_seeds:
 def noise_rule(seed: int, own_seeds: bool) -> str:
     """How the noise of images is drawn, as a phrase."""
     if own_seeds:
-        return f"{seed} to {seed + PER_PROMPT - 1} for the {PER_PROMPT} images of every prompt"
-    return f"{seed}, reset for every prompt, whose {PER_PROMPT} images take its noise in turn"
+        return f"seeds {seed} to {seed + PER_PROMPT - 1} for the {PER_PROMPT} images of every prompt"
+    return f"seed {seed}, reset for every prompt, whose {PER_PROMPT} images take its noise in turn"
