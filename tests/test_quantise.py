@@ -272,6 +272,12 @@ def test_without_any_the_base_is_the_sources_name(tmp_path: Path) -> None:
     assert "modelspec.license" not in said(tmp_path / "small.safetensors")
 
 
+def test_the_benchmark_of_formats_prints_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "formats", "--images", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "| golden vectors |" in printed and all(f"| {name} " in printed for name in (*VARIANTS, *FORMATS))
+
+
 def test_the_public_name() -> None:
     assert files.quantise is quantise
 

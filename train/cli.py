@@ -179,6 +179,16 @@ def _add_benchmark(commands: _Commands) -> None:
 
     checkpoint.set_defaults(command=run_checkpoint)
 
+    formats = _command(kinds, "formats", "what storing a model in 8 bits costs: errors and scores")
+    formats.add_argument("--images", type=_positive, default=96, help="of the bundled model, in each format")
+
+    def run_formats(args: argparse.Namespace) -> None:
+        from .benchmark.formats import benchmark_formats
+
+        benchmark_formats(images=args.images)
+
+    formats.set_defaults(command=run_formats)
+
     depth = _command(kinds, "depth", "whether a model overfitted on a ramp of 4,096 steps tells them apart")
     depth.add_argument("--steps", type=_positive, default=None, help="training steps (default: 6000)")
     depth.add_argument("--seed", type=Number(SEED), default=0, help="seed of the weights, the training and the noise")
