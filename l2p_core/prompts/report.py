@@ -69,7 +69,7 @@ def _lengths(texts: Sequence[str]) -> Iterable[str]:
     )
     first, last = lengths[0] // BIN, min(lengths[-1], 4 * LONGEST) // BIN
     counts = Counter(min(length // BIN, last) for length in lengths)
-    bins = range(first, last + 1)
+    bins = range(max(0, first - 1), last + 2)  # with an empty one on both sides, so that the scale begins at zero
     yield chart("Prompts by characters", [one * BIN for one in bins], {"prompts": [float(counts[one]) for one in bins]})
 
 
