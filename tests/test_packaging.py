@@ -70,6 +70,8 @@ def test_weights_in_the_repository_are_small() -> None:
     source = sum(size for name, size in sizes.items() if name != "delta.safetensors")
     assert 0 < source < 10_000_000
     assert sizes.get("delta.safetensors", 0) < 10_000_000
+    second = (ROOT / "l2p_core" / "tiny" / "scenes").glob("*.safetensors")
+    assert sum(path.stat().st_size for path in second) < 12_000_000
 
 
 def test_licence_is_apache() -> None:

@@ -78,10 +78,11 @@ class SourceRecipe:
 class RunLog:
     """One JSON line per report, in a file and on the terminal, with the seconds since the run began."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, keep: bool = False):
         self.path = path
         self.started = time.monotonic()
-        path.write_text("", encoding="utf-8")
+        if not keep:
+            path.write_text("", encoding="utf-8")
 
     def write(self, **values: object) -> None:
         line = json.dumps({**values, "seconds": round(time.monotonic() - self.started, 1)})

@@ -9,6 +9,7 @@ still lost a fifth of the shapes after a minute, in which this fitted one has al
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -19,6 +20,8 @@ from ..files.tensor_file import load_tensors, save
 
 LATENT_CHANNELS = 16
 DOWNSCALE = 8  # pixels to a latent cell
+
+Loaded = TypeVar("Loaded", bound="Autoencoder")
 
 
 class ResidualBlock(nn.Module):
@@ -41,6 +44,8 @@ class Autoencoder(nn.Module):
 
     downscale = DOWNSCALE
     channels = LATENT_CHANNELS
+    KIND = "autoencoder"
+    """Names its files."""
 
     def __init__(self, width: int = 64, deep_width: int = 96):
         super().__init__()
@@ -103,18 +108,20 @@ class Autoencoder(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write the weights in float16 as a safetensors file, replacing an existing one."""
-        weights = {name: tensor.half() for name, tensor in self.state_dict().items()}
-        save(weights, path, {"l2p.kind": "autoencoder"}, overwrite=True)
+        weights = {
+            name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in self.state_dict().items()
+        }
+        save(weights, path, {"l2p.kind": self.KIND}, overwrite=True)
 
     @classmethod
-    def load(cls, path: Path) -> Autoencoder:
+    def load(cls: type[Loaded], path: Path) -> Loaded:
         """Read a file written by `save`, in float32.
 
         Raises:
             ValueError: if the file holds anything else.
         """
         tensors, metadata = load_tensors(path)
-        if metadata.get("l2p.kind") != "autoencoder":
+        if metadata.get("l2p.kind") != cls.KIND:
             raise ValueError(f"{path} is not the tiny autoencoder: use the file that comes with this package.")
         model = cls()
         model.load_state_dict(tensors)

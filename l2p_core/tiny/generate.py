@@ -28,6 +28,7 @@ def generate(
     *,
     steps: int = STEPS,
     cfg: float = CFG,
+    size: int = IMAGE_SIZE,
     batch: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
@@ -39,11 +40,12 @@ def generate(
         seeds: B seeds, one per image; an image depends only on its own seed and caption.
         steps: Euler steps of the shift-3 schedule.
         cfg: guidance against the empty caption; 1 disables it and halves the time.
+        size: pixels of a side.
         batch: images at a time.
         progress: called with (images done, total images) after every batch.
 
     Returns:
-        (B, 3, 64, 64) in [-1, 1].
+        (B, 3, size, size) in [-1, 1], on the CPU; computed on the source's device.
 
     Raises:
         ValueError: if there are not as many seeds as captions, a caption has an unknown word, or an image is not
@@ -51,12 +53,13 @@ def generate(
     """
     if len(captions) != len(seeds):
         raise ValueError(f"{len(captions)} captions came with {len(seeds)} seeds; give one seed for each caption.")
-    features = [words.encode(text) for text in captions]
-    empty = words.encode("")
-    images = torch.empty(len(captions), 3, IMAGE_SIZE, IMAGE_SIZE)
+    device = source.embedder_weight.device
+    features = [words.encode(text).to(device) for text in captions]
+    empty = words.encode("").to(device)
+    images = torch.empty(len(captions), 3, size, size)
     for start in range(0, len(captions), batch):
         rows = slice(start, min(start + batch, len(captions)))
-        noise = torch.stack([seeded_noise(seed) for seed in seeds[rows]])
+        noise = torch.stack([seeded_noise(seed, size) for seed in seeds[rows]]).to(device)
         latents = flow.euler(
             source, noise, features[rows], sigmas=flow.sigmas(steps), cfg=cfg, negative=[empty] * len(noise)
         )
@@ -67,7 +70,7 @@ def generate(
     return images
 
 
-def seeded_noise(seed: int) -> Tensor:
-    """The standard normal latent noise of one image, (16, 8, 8)."""
-    side = IMAGE_SIZE // DOWNSCALE
+def seeded_noise(seed: int, size: int = IMAGE_SIZE) -> Tensor:
+    """The standard normal latent noise of one image, (16, size / 8, size / 8)."""
+    side = size // DOWNSCALE
     return torch.randn(LATENT_CHANNELS, side, side, generator=torch.Generator().manual_seed(seed))

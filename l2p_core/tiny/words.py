@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from . import shapes
 CAPTION_DIM = 64
 START = "<start>"
 
+Loaded = TypeVar("Loaded", bound="Words")
+
 
 class Words:
     """A vocabulary with a vector for each word: text -> (L, 64) float32 of unit RMS.
@@ -27,6 +30,9 @@ class Words:
         vocabulary: the known words in lower case, the start token first.
         table: (words, 64), one row per word.
     """
+
+    KIND = "words"
+    """Names its files."""
 
     def __init__(self, vocabulary: list[str], table: Tensor):
         if vocabulary[:1] != [START] or table.shape != (len(vocabulary), CAPTION_DIM):
@@ -42,7 +48,11 @@ class Words:
     def make(cls, seed: int = 0) -> Words:
         """The words of the image set's captions with orthogonal vectors drawn from `seed`."""
         found = {word for text in shapes.all_captions() for word in _split(text)}
-        vocabulary = [START, *sorted(found)]
+        return cls.of([START, *sorted(found)], seed)
+
+    @classmethod
+    def of(cls: type[Loaded], vocabulary: list[str], seed: int = 0) -> Loaded:
+        """A vocabulary, START first, with orthogonal vectors drawn from `seed`."""
         table = torch.empty(len(vocabulary), CAPTION_DIM)
         nn.init.orthogonal_(table, gain=CAPTION_DIM**0.5, generator=torch.Generator().manual_seed(seed))
         return cls(vocabulary, table)
@@ -53,14 +63,16 @@ class Words:
         Raises:
             ValueError: for a word that is not in the vocabulary, unless unknown words are skipped.
         """
+        return self.table[[0, *(self._index[word] for word in self._known(text, ignore_unknown))]]
+
+    def _known(self, text: str, ignore_unknown: bool) -> list[str]:
+        """The words of a text that are in the vocabulary."""
         words = _split(text)
         unknown = [word for word in words if word not in self._index]
         if unknown and not ignore_unknown:
-            raise ValueError(
-                f"The tiny model does not know the word {unknown[0]!r}; use only: {', '.join(self.vocabulary[1:])}."
-            )
-        rows = [0, *(self._index[word] for word in words if word in self._index)]
-        return self.table[rows]
+            known = ", ".join(word for word in self.vocabulary if word.isalnum())
+            raise ValueError(f"The tiny model does not know the word {unknown[0]!r}; use only: {known}.")
+        return [word for word in words if word in self._index]
 
     def knows(self, text: str) -> bool:
         """Whether every word of a caption is in the vocabulary."""
@@ -68,17 +80,17 @@ class Words:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file with the vocabulary in its metadata, replacing an existing one."""
-        save({"table": self.table}, path, {"l2p.kind": "words", "words": json.dumps(self.vocabulary)}, overwrite=True)
+        save({"table": self.table}, path, {"l2p.kind": self.KIND, "words": json.dumps(self.vocabulary)}, overwrite=True)
 
     @classmethod
-    def load(cls, path: Path) -> Words:
+    def load(cls: type[Loaded], path: Path) -> Loaded:
         """Read a file written by `save`.
 
         Raises:
             ValueError: if the file is not such a table.
         """
         tensors, metadata = load_tensors(path)
-        if metadata.get("l2p.kind") != "words" or "table" not in tensors:
+        if metadata.get("l2p.kind") != cls.KIND or "table" not in tensors:
             raise ValueError(f"{path} is not a table of words: use the words.safetensors that comes with this package.")
         return cls(json.loads(metadata["words"]), tensors["table"])
 

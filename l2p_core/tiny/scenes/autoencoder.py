@@ -1,0 +1,50 @@
+"""The second tiny world's autoencoder: convolutions trained from end to end, 8 x 8 pixels to a cell of 16 channels.
+
+It starts from the first world's, whose encoder consists of principal components, and trains both halves. Its latents
+are normalised over the batch, as in FLUX.2, and carry noise in training: channels therefore share what is worth
+keeping, and what is not worth its noise, such as the background's weave, is lost.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder, ResidualBlock
+
+
+class TrainedAutoencoder(Autoencoder):
+    """Pixels in [-1, 1] to latents of zero mean and unit standard deviation per channel, and back."""
+
+    KIND = "scenes autoencoder"
+
+    def __init__(self, width: int = 64, deep_width: int = 96, encoder_width: int = 96):
+        super().__init__(width, deep_width)
+        self.refinement = nn.Sequential(
+            nn.PixelUnshuffle(DOWNSCALE),
+            nn.Conv2d(3 * DOWNSCALE**2, encoder_width, 3, padding=1),
+            ResidualBlock(encoder_width),
+            nn.SiLU(),
+            nn.Conv2d(encoder_width, LATENT_CHANNELS, 3, padding=1),
+        )
+        self.norm = nn.BatchNorm2d(LATENT_CHANNELS, affine=False, momentum=0.02)
+
+    @torch.no_grad()
+    def fit_components(self, pixels: Tensor) -> None:
+        """As for the first world, but the encoder is trained on, and corrected from zero like the decoder."""
+        super().fit_components(pixels)
+        self.encoder.requires_grad_(True)
+        last = self.refinement[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], H and W multiples of 8 -> (B, 16, H/8, W/8)."""
+        return self.norm(super().encode(pixels) + self.refinement(pixels))
+
+
+def training_loss(model: TrainedAutoencoder, pixels: Tensor, noise: Tensor) -> Tensor:
+    """Absolute and squared error of images decoded from their latents with noise (B, 16, h, w) added; a scalar."""
+    error = model.decode_unclamped(model.encode(pixels) + noise) - pixels
+    return error.abs().mean() + error.square().mean()

@@ -1,0 +1,146 @@
+"""Making the second tiny world: the source's training resumes exactly, and its parts do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
+from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder, training_loss
+from comfyui_l2p.l2p_core.tiny.scenes.content import COLOURS, KINDS, random_scenes
+from comfyui_l2p.l2p_core.tiny.scenes.words import PhraseWords
+from comfyui_l2p.l2p_core.tiny.words import CAPTION_DIM
+from comfyui_l2p.train.scenes.autoencoder_training import rendered
+from comfyui_l2p.train.scenes.muon import orthogonal
+from comfyui_l2p.train.scenes.probe import OBJECTS, features
+from comfyui_l2p.train.scenes.source_training import SourceRecipe, SourceTraining, stratified_sigmas
+
+CPU = torch.device("cpu")
+RECIPE = SourceRecipe(batch=2, warmup=2)
+
+
+SMALL = ModelConfig(
+    dim=32,
+    head_dim=16,
+    n_layers=2,
+    n_refiner_layers=1,
+    caption_dim=CAPTION_DIM,
+    ffn_dim=32,
+    t_freq_dim=32,
+    t_hidden_dim=32,
+    t_dim=32,
+)
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> TrainedAutoencoder:
+    torch.manual_seed(0)
+    model = TrainedAutoencoder(width=8, deep_width=8, encoder_width=8)
+    model.fit_components(rendered(4, torch.Generator().manual_seed(0), CPU))
+    return model.eval()
+
+
+def training(out: Path, start: Path | None = None) -> SourceTraining:
+    return SourceTraining(RECIPE, out, CPU, start, SMALL)
+
+
+def test_a_resumed_run_is_the_run_that_was_stopped(autoencoder: TrainedAutoencoder, tmp_path: Path) -> None:
+    words = PhraseWords.make()
+    through = training(tmp_path)
+    for _ in range(2):
+        through.advance(autoencoder, words)
+    through.save()
+    resumed = training(tmp_path)
+    assert (resumed.step, resumed.images) == (2, 4)
+    for run in (through, resumed):
+        run.advance(autoencoder, words)
+    for name, tensor in through.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    for name, tensor in through.average.state_dict().items():
+        assert torch.equal(tensor, resumed.average.state_dict()[name]), name
+
+
+def test_averaged_weights_begin_a_run_with_fresh_optimisers(autoencoder: TrainedAutoencoder, tmp_path: Path) -> None:
+    first = training(tmp_path)
+    first.advance(autoencoder, PhraseWords.make())
+    first.save()
+    other = tmp_path / "other"
+    other.mkdir()
+    begun = training(other, tmp_path / "source.safetensors")
+    assert (begun.step, begun.since, begun.images) == (1, 0, 2)
+    assert all(not optimiser.state for optimiser in begun.optimisers)
+    weights, about = load_tensors(tmp_path / "source.safetensors")
+    assert ModelConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}) == SMALL
+    assert about["l2p.images"] == "2"
+    for name, tensor in begun.model.state_dict().items():
+        assert torch.equal(tensor, weights[name].float()), name
+
+
+def test_training_stops_at_the_images_of_its_recipe(autoencoder: TrainedAutoencoder, tmp_path: Path) -> None:
+    run = SourceTraining(SourceRecipe(batch=2, images=4, report_steps=1), tmp_path, CPU, None, SMALL)
+    run.train(autoencoder, PhraseWords.make(), minutes=5, finish=True)
+    assert run.images == 4
+    assert (tmp_path / "state.safetensors").exists()
+    assert len((tmp_path / "source_run.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_latents_are_normalised_and_both_halves_are_trained(autoencoder: TrainedAutoencoder) -> None:
+    pixels = rendered(4, torch.Generator().manual_seed(1), CPU)
+    latents = autoencoder.train().encode(pixels)
+    assert latents.shape == (4, 16, 16, 16)
+    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(16), atol=0.01)
+    training_loss(autoencoder, pixels, torch.zeros(1)).backward()
+    autoencoder.eval()
+    assert all(parameter.grad is not None for parameter in autoencoder.parameters())
+
+
+def test_noise_levels_are_one_from_each_part_of_the_grid() -> None:
+    levels = stratified_sigmas(10, torch.Generator().manual_seed(0))
+    assert len(levels) == 10
+    u = levels / (3 - 2 * levels)  # the shift of 3 undone
+    assert ((1 - u.sort(descending=True).values) * 10).long().tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 8), (2, 8, 24), (1, 16, 16)])
+def test_directions_become_orthogonal(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonal(matrices))
+    assert values.min() > 0.3 and values.max() < 1.3
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    assert ((left @ right) * orthogonal(matrices)).sum() > 0.9 * values.sum() * 0.9
+
+
+def test_words_know_their_phrase() -> None:
+    words = PhraseWords.make()
+    one = words.encode("a red circle above a blue square")
+    assert one.shape == (8, CAPTION_DIM)
+    assert words.encode("").shape == (1, CAPTION_DIM)
+    exchanged = words.encode("a blue square above a red circle")
+    assert not torch.allclose(one[3], exchanged[7])  # the circle is the first object in one, the second in the other
+    said = one[7] @ words.table.T / CAPTION_DIM
+    known = {word for word, share in zip(words.vocabulary, said.tolist(), strict=True) if share > 0.5}
+    assert known == {"square", "blue", "above", "<second>"}
+    with pytest.raises(ValueError, match="'horse'"):
+        words.encode("a red horse")
+
+
+def test_the_probe_is_taught_what_covers_each_token() -> None:
+    scenes = random_scenes(6, torch.Generator().manual_seed(3))
+    taught = features(scenes, 8)
+    assert taught.shape[:2] == (6, 64)
+    covered = taught[..., :OBJECTS].sum(-1)
+    assert covered.max() <= 1.001
+    kinds, colours = (
+        taught[..., OBJECTS : OBJECTS + len(KINDS)],
+        taught[..., OBJECTS + len(KINDS) :][..., : len(COLOURS)],
+    )
+    assert torch.allclose(kinds.sum(-1), covered, atol=1e-5)
+    for row in range(6):
+        assert set(colours[row].sum(0).nonzero()[:, 0].tolist()) == set(scenes.colour[row].tolist())
+    x = (torch.arange(8) + 0.5) * 16
+    first = taught[..., 0].view(6, 8, 8)
+    middle = (first.sum(1) * x).sum(1) / first.sum((1, 2))
+    assert (middle - scenes.centre[:, 0, 0]).abs().max() < 8

@@ -1,0 +1,92 @@
+"""Make the second tiny world: its autoencoder, its source, and the source's scores.
+
+    python -m comfyui_l2p.train.scenes --out DIR --minutes 60
+    python -m comfyui_l2p.train.scenes --out DIR --minutes 9 --device cuda --batch 128 --finish
+
+Without --stage, the source is trained and then scored. It resumes from DIR, or else begins from the weights that come
+with the package, with fresh optimisers; --anew begins from random ones. The autoencoder of DIR is used, or else the
+package's; a new autoencoder (--stage autoencoder) needs a new source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+
+from ...l2p_core.tiny import scenes
+from ...l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder
+from ...l2p_core.tiny.scenes.words import PhraseWords
+from ..make_tiny_source import RunLog
+from .autoencoder_training import AutoencoderRecipe, train_autoencoder
+from .source_training import SourceRecipe, SourceTraining, score_source
+
+SCORED_CAPTIONS = 480
+SCORED_STEPS = (30, 4)
+
+
+def main() -> None:
+    arguments = _arguments()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(arguments.device)
+    if arguments.stage == "autoencoder":
+        log = RunLog(out / "autoencoder_run.jsonl")
+        train_autoencoder(AutoencoderRecipe(), arguments.minutes, device, log).save(out / "autoencoder.safetensors")
+        PhraseWords.make().save(out / "words.safetensors")
+        return
+    autoencoder = scenes.load_autoencoder(_own(out, scenes.AUTOENCODER_PATH)).to(device)
+    words = scenes.load_words(_own(out, scenes.WORDS_PATH))
+    if arguments.stage in ("source", "all"):
+        recipe = dataclasses.replace(SourceRecipe(), batch=arguments.batch)
+        start = scenes.SOURCE_PATH if scenes.SOURCE_PATH.exists() and not arguments.anew else None
+        training = SourceTraining(recipe, out, device, start)
+        training.train(autoencoder, words, arguments.minutes, arguments.finish)
+    if arguments.stage in ("score", "all"):
+        write_scores(_own(out, scenes.SOURCE_PATH), autoencoder, words, device, out, arguments.captions)
+
+
+def write_scores(
+    source: Path,
+    autoencoder: TrainedAutoencoder,
+    words: PhraseWords,
+    device: torch.device,
+    out: Path,
+    count: int,
+) -> None:
+    """Score the averaged weights at each number of steps, with the standard error of the whole caption's score."""
+    model = scenes.load_source(source).to(device)
+    log = RunLog(out / "source_scores.jsonl")
+    cfg = SourceRecipe().cfg
+    for steps in SCORED_STEPS:
+        scores = score_source(model, autoencoder, words, count, steps, cfg)
+        error = math.sqrt(scores["whole"] * (1 - scores["whole"]) / count)
+        log.write(captions=count, sampling_steps=steps, cfg=cfg, **scores, whole_error=round(error, 4))
+
+
+def _own(out: Path, bundled: Path) -> Path:
+    """The folder's own file of that name, or else the package's."""
+    own = out / bundled.name
+    return own if own.exists() else bundled
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m comfyui_l2p.train.scenes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of state, weights and logs")
+    parser.add_argument("--stage", choices=("autoencoder", "source", "score", "all"), default="all")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of training, by the clock")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or another of torch's")
+    parser.add_argument("--batch", type=int, default=SourceRecipe.batch, help="images of a step of the source")
+    parser.add_argument("--captions", type=int, default=SCORED_CAPTIONS, help="that a score is of")
+    parser.add_argument("--finish", action="store_true", help="let the learning rate fall to 0 by the end")
+    parser.add_argument("--anew", action="store_true", help="begin from random weights")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Training the second tiny world's source on newly rendered scenes: it stops and resumes at any time.
+
+The state, with the optimisers', is in `state.safetensors`; the averaged weights in bfloat16, which are what is shipped,
+in `source.safetensors`. Step i draws everything from the seed and i, so a resumed run is the run that was stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...l2p_core import flow
+from ...l2p_core.config import ModelConfig
+from ...l2p_core.files.tensor_file import load_tensors, save
+from ...l2p_core.model import LatentModel
+from ...l2p_core.tiny.generate import generate
+from ...l2p_core.tiny.scenes import captions, judge
+from ...l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder
+from ...l2p_core.tiny.scenes.content import Scenes, random_scenes
+from ...l2p_core.tiny.scenes.rendering import IMAGE_SIZE, render
+from ...l2p_core.tiny.scenes.words import PhraseWords
+from ...l2p_core.tiny.words import CAPTION_DIM
+from ..make_tiny_source import RunLog, SigmaLosses
+from .muon import Muon
+from .probe import Probe
+
+SOURCE_CONFIG = ModelConfig(
+    dim=128,
+    head_dim=64,
+    n_layers=8,
+    n_refiner_layers=1,
+    caption_dim=CAPTION_DIM,
+    ffn_dim=352,
+    t_hidden_dim=128,
+    t_dim=64,
+)
+
+
+@dataclass(frozen=True)
+class SourceRecipe:
+    """How the source is trained, but for how long."""
+
+    images: int = 700_000
+    """At most, over all sessions."""
+    batch: int = 32
+    learning_rate: float = 1e-3
+    muon_learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    warmup: int = 100
+    """Steps, also after resuming from averaged weights alone."""
+    ema_decay: float = 0.998
+    probe_weight: float = 1.0
+    """Of the probe's loss beside the velocity's."""
+    caption_dropout: float = 0.1
+    report_steps: int = 32
+    save_minutes: float = 4.0
+    score_minutes: float = 15.0
+    scored_captions: int = 64
+    scored_steps: int = 15
+    cfg: float = 4.0
+    seed: int = 2
+
+
+class SourceTraining:
+    """A run in a folder, begun anew, from its own state, or from averaged weights with fresh optimisers.
+
+    Args:
+        recipe: how to train.
+        out: the folder of state, weights and log.
+        device: where to train.
+        start: averaged weights to begin from where the folder has no state; None for random ones.
+        config: the model's sizes.
+    """
+
+    def __init__(
+        self,
+        recipe: SourceRecipe,
+        out: Path,
+        device: torch.device,
+        start: Path | None = None,
+        config: ModelConfig = SOURCE_CONFIG,
+    ):
+        self.recipe, self.out, self.device = recipe, out, device
+        torch.manual_seed(recipe.seed)
+        self.model = LatentModel(config).to(device)
+        self.average = LatentModel(config).to(device).eval().requires_grad_(False)
+        self.probe = Probe(self.model).to(device)
+        self.step = self.since = 0  # steps in all, and of these optimisers
+        self.images = 0
+        self.optimisers = self._optimisers()
+        if (out / "state.safetensors").exists():
+            self._resume(out / "state.safetensors")
+        elif start is not None:
+            self._start(start)
+        else:
+            self.average.load_state_dict(self.model.state_dict())
+
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the blocks' matrices, AdamW for everything else."""
+        named = list(self.model.named_parameters())
+        hidden = [p for name, p in named if p.ndim == 2 and (".attention." in name or ".feed_forward." in name)]
+        known = {id(parameter) for parameter in hidden}
+        others = [p for _, p in named if id(p) not in known] + list(self.probe.parameters())
+        decay = self.recipe.weight_decay
+        return [
+            Muon(hidden, lr=self.recipe.muon_learning_rate, weight_decay=decay),
+            torch.optim.AdamW(others, lr=self.recipe.learning_rate, weight_decay=decay, betas=(0.9, 0.99)),
+        ]
+
+    def train(self, autoencoder: TrainedAutoencoder, words: PhraseWords, minutes: float, finish: bool) -> None:
+        """Train for some minutes, or until the recipe's images are seen.
+
+        Args:
+            autoencoder, words: of this world; the autoencoder on the training's device.
+            minutes: by the clock, from now.
+            finish: let the learning rates fall to 0 over the second half of these minutes.
+        """
+        log = RunLog(self.out / "source_run.jsonl", keep=True)
+        losses = SigmaLosses()
+        started = saved = scored = time.monotonic()
+        while self.images < self.recipe.images and (now := time.monotonic()) - started < 60 * minutes:
+            share = (now - started) / (60 * minutes)
+            self._set_learning_rates(min(1.0, 2 * (1 - share)) if finish else 1.0)
+            errors, sigma = self.advance(autoencoder, words)
+            losses.add(errors, sigma)
+            if self.step % self.recipe.report_steps == 0:
+                log.write(step=self.step, images=self.images, **losses.take())
+            if now - saved > 60 * self.recipe.save_minutes:
+                saved = now
+                self.save()
+            if now - scored > 60 * self.recipe.score_minutes:
+                scored = now
+                log.write(step=self.step, images=self.images, **self.score(autoencoder, words))
+        self.save()
+
+    def _set_learning_rates(self, factor: float) -> None:
+        factor *= min(1.0, (self.since + 1) / self.recipe.warmup)
+        for optimiser, base in zip(
+            self.optimisers, (self.recipe.muon_learning_rate, self.recipe.learning_rate), strict=True
+        ):
+            for group in optimiser.param_groups:
+                group["lr"] = base * factor
+
+    def advance(self, autoencoder: TrainedAutoencoder, words: PhraseWords) -> tuple[Tensor, Tensor]:
+        """One step; each image's error and noise level."""
+        recipe, device = self.recipe, self.device
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
+        scenes, latents, features = source_batch(recipe, autoencoder, words, generator, device)
+        sigma = stratified_sigmas(recipe.batch, generator)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        errors = flow.velocity_errors(self.model, latents, noise, sigma.to(device), features)
+        (errors.mean() + recipe.probe_weight * self.probe.loss(scenes)).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step, self.since, self.images = self.step + 1, self.since + 1, self.images + recipe.batch
+        self._average()
+        return errors.detach().cpu(), sigma
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+
+    def score(self, autoencoder: TrainedAutoencoder, words: PhraseWords) -> dict[str, float]:
+        """The judge's scores of the averaged model, for watching."""
+        recipe = self.recipe
+        return score_source(self.average, autoencoder, words, recipe.scored_captions, recipe.scored_steps, recipe.cfg)
+
+    def save(self) -> None:
+        """Write the state and the averaged weights; a file is replaced only when the new one is complete."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"probe.{name}": tensor for name, tensor in self.probe.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for number, optimiser in enumerate(self.optimisers):
+            for index, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{number}.{index}.{name}": tensor for name, tensor in state.items()}
+        about = {"step": str(self.step), "since": str(self.since), "images": str(self.images)}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save(tensors, self.out / "state.safetensors", {"l2p.kind": "scenes training", **about}, overwrite=True)
+        weights = {name: tensor.cpu().bfloat16() for name, tensor in self.average.state_dict().items()}
+        metadata = {
+            "l2p.kind": "source",
+            "l2p.config": self.model.config.to_json(),
+            "l2p.recipe": json.dumps(dataclasses.asdict(self.recipe)),
+            "l2p.images": str(self.images),
+            "l2p.steps": str(self.step),
+        }
+        save(weights, self.out / "source.safetensors", metadata, overwrite=True)
+
+    def _resume(self, path: Path) -> None:
+        tensors, about = load_tensors(path)
+        self.model.load_state_dict(_part(tensors, "model."))
+        self.probe.load_state_dict(_part(tensors, "probe."))
+        self.average.load_state_dict(_part(tensors, "average."))
+        for number, optimiser in enumerate(self.optimisers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in _part(tensors, f"optimiser.{number}.").items():
+                index, _, key = name.partition(".")
+                state.setdefault(int(index), {})[key] = tensor
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        self.step, self.since, self.images = (int(about[name]) for name in ("step", "since", "images"))
+
+    def _start(self, path: Path) -> None:
+        weights, about = load_tensors(path)
+        weights = {name: tensor.float() for name, tensor in weights.items()}
+        self.model.load_state_dict(weights)
+        self.average.load_state_dict(weights)
+        self.images, self.step = int(about["l2p.images"]), int(about["l2p.steps"])
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def source_batch(
+    recipe: SourceRecipe,
+    autoencoder: TrainedAutoencoder,
+    words: PhraseWords,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[Scenes, Tensor, list[Tensor]]:
+    """New scenes, their latents (B, 16, 16, 16) and their captions' features, some of them the empty caption's."""
+    scenes = random_scenes(recipe.batch, generator)
+    texts = [captions.caption(content) for content in captions.contents(scenes, generator)]
+    dropped = (torch.rand(recipe.batch, generator=generator) < recipe.caption_dropout).tolist()
+    features = [words.encode("" if drop else text).to(device) for text, drop in zip(texts, dropped, strict=True)]
+    scenes = scenes.to(device)
+    return scenes, autoencoder.encode(render(scenes)), features
+
+
+def stratified_sigmas(count: int, generator: torch.Generator) -> Tensor:
+    """Noise levels (count,) of the training grid, one from each of as many equal parts of it, in random order."""
+    parts = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    return flow.training_sigmas()[(parts / count * flow.TRAINING_GRID_STEPS).long().clamp(max=499)]
+
+
+def score_source(
+    model: LatentModel, autoencoder: TrainedAutoencoder, words: PhraseWords, count: int, steps: int, cfg: float
+) -> dict[str, float]:
+    """The judge's scores of images of the first evaluation captions, each with its index as the seed."""
+    texts = captions.evaluation_captions(count)
+    images = generate(model, autoencoder, words, texts, range(count), steps=steps, cfg=cfg, size=IMAGE_SIZE)
+    return {name: round(value, 4) for name, value in judge.score(images, texts).as_dict().items()}
