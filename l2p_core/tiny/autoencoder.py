@@ -44,6 +44,7 @@ class Autoencoder(nn.Module):
 
     downscale = DOWNSCALE
     channels = LATENT_CHANNELS
+
     KIND = "autoencoder"
     """Names its files."""
 

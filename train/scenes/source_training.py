@@ -60,7 +60,7 @@ class SourceRecipe:
     caption_dropout: float = 0.1
     report_steps: int = 32
     save_minutes: float = 4.0
-    score_minutes: float = 15.0
+    score_minutes: float = 30.0
     scored_captions: int = 64
     scored_steps: int = 15
     cfg: float = 4.0
