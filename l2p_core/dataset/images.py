@@ -44,6 +44,8 @@ def look(path: Path) -> Header:
         OSError: if the file cannot be read, for example because a disk fails.
     """
     name = reading.format_of(path, _is_deep_tiff)
+    if name is not None:
+        reading.require(name)
     if name not in (None, reading.PNG):
         return reading.look(path, name)
     with opened(path) as image:

@@ -8,13 +8,15 @@ from pathlib import Path
 from torch import Tensor
 
 from . import dicom, exr, png, tiff
-from .common import Header, to_pixels, turned
+from .common import Header, library, to_pixels, turned
 
 PNG, TIFF, EXR, DICOM = "PNG", "TIFF", "EXR", "DICOM"
 PACKAGES = {EXR: "av", DICOM: "pydicom"}
 """The package without which no file of a format can be read."""
 
 _START = 32  # bytes that tell a format and a PNG's depth
+_FILES = {PNG: ("av", png.FILES), EXR: ("av", exr.FILES)}
+"""Formats whose headers are read without the package that decodes them."""
 _LOOKS: dict[str, Callable[[Path], Header]] = {TIFF: tiff.look, EXR: exr.look, DICOM: dicom.look}
 
 
@@ -37,6 +39,12 @@ def format_of(path: Path, is_deep_tiff: Callable[[Path], bool]) -> str | None:
     if start.startswith(exr.MAGIC):
         return EXR
     return TIFF if tiff.is_tiff(start) and is_deep_tiff(path) else None
+
+
+def require(name: str) -> None:
+    """Raises BrokenImage if the package that decodes a format is missing: to be known before a run begins."""
+    if name in _FILES:
+        library(*_FILES[name])
 
 
 def look(path: Path, name: str) -> Header:

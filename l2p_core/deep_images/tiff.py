@@ -95,6 +95,8 @@ def _page(path: Path) -> Iterator[Any]:
             page = pages[0].aspage()
             check_size(page.imagewidth, page.imagelength)
             _check_whole(page, path)
+            # Raises KeyError where a package is missing, which is to be known before a run begins.
+            _ = tifffile.TIFF.DECOMPRESSORS[page.compression], tifffile.TIFF.UNPREDICTORS[page.predictor]
             yield page
     except (BrokenImage, MemoryError):
         raise
