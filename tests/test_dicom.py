@@ -210,6 +210,7 @@ def test_nothing_of_a_patient_is_copied(tmp_path: Path, capsys: Any, caplog: Any
     write_csv(data / "metadata.csv", [(f"{name}.dcm", f"image {n}", n) for n, name in enumerate(names)])
     index = tmp_path / "sizes.json"
     said: list[str] = []
+    caplog.clear()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         folder = open_folder(data, area=64 * 64, multiple=16, index=index, max_bad_share=1)
