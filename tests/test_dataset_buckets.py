@@ -14,6 +14,7 @@ from comfyui_l2p.l2p_core.dataset import images as image_files
 from comfyui_l2p.l2p_core.dataset.buckets import Size
 from comfyui_l2p.l2p_core.dataset.image_folder import ImageFolder, open_folder
 from comfyui_l2p.l2p_core.dataset.problems import TooManyProblems
+from comfyui_l2p.l2p_core.deep_images.common import Header
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -145,13 +146,13 @@ def test_the_index_remembers_sizes_and_notices_changes(tmp_path: Path, monkeypat
     first = opened(data, index=index, progress=lambda done, total: counts.append((done, total)))
     assert counts == [(done, 6) for done in range(1, 7)]
     looked: list[str] = []
-    real = image_files.size
+    real = image_files.look
 
-    def size(path: Path) -> tuple[int, int]:
+    def look(path: Path) -> Header:
         looked.append(path.name)
         return real(path)
 
-    monkeypatch.setattr(image_files, "size", size)
+    monkeypatch.setattr(image_files, "look", look)
     assert opened(data, index=index).fingerprint == first.fingerprint
     assert looked == []
     grey(data / "003.png", 3, 32, 64)

@@ -208,13 +208,13 @@ def test_a_disk_that_fails_is_asked_again(data: ImageFolder, monkeypatch: pytest
     real, tried, lock = images.load, Counter[str](), threading.Lock()
     fail = 2
 
-    def load(path: Path, width: int, height: int) -> torch.Tensor:
+    def load(path: Path, *rest: Any) -> torch.Tensor:
         with lock:
             tried[path.name] += 1
             failing = tried[path.name] <= fail
         if failing:
             raise OSError(5, "Input/output error")
-        return real(path, width, height)
+        return real(path, *rest)
 
     monkeypatch.setattr(images, "load", load)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
@@ -231,8 +231,8 @@ def test_images_are_decoded_ahead_of_use_and_none_twice(data: ImageFolder, monke
     enough = threading.Semaphore(0)
     real = images.load
 
-    def load(path: Path, width: int, height: int) -> torch.Tensor:
-        pixels = real(path, width, height)
+    def load(path: Path, *rest: Any) -> torch.Tensor:
+        pixels = real(path, *rest)
         decoded.append(path.name)
         enough.release()
         return pixels
