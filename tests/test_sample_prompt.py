@@ -15,9 +15,11 @@ from PIL import Image
 from test_cli import mistake
 from torch import Tensor
 
-from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
+from comfyui_l2p.l2p_core.checkpoint import save
+from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.device import accelerator
+from comfyui_l2p.l2p_core.sources.lumina2 import Lumina2Config
 from comfyui_l2p.l2p_core.sources.z_image import Z_IMAGE
 from comfyui_l2p.train import sample_captions, sampler, text_encoder
 from comfyui_l2p.train.cli import main
@@ -130,27 +132,31 @@ def test_an_encoder_that_a_gpu_has_no_room_for_runs_on_the_cpu(
     assert "it runs on the CPU" in capsys.readouterr().err
 
 
-def test_with_the_real_library_it_is_one_command(published: Path, tmp_path: Path) -> None:
+LUMINA2 = Lumina2Config(
+    dim=96, head_dim=48, n_layers=3, n_refiner_layers=1, caption_dim=DIM, ffn_dim=80, t_freq_dim=16, t_hidden_dim=32,
+    t_dim=32, n_kv_heads=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [tiny_checkpoints.SOURCE, LUMINA2], ids=lambda config: config.source)
+def test_with_the_real_library_it_is_one_command(config: ModelConfig, tmp_path: Path) -> None:
     """Text to image through transformers, with an encoder and a tokenizer made here."""
     library = pytest.importorskip("transformers", minversion="4.51", reason="transformers is not installed")
-    torch.manual_seed(0)
-    config = library.Qwen3Config(
-        vocab_size=300, hidden_size=DIM, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16,
-    )  # fmt: skip
-    root = tmp_path / "encoder"
-    library.Qwen3ForCausalLM(config).save_pretrained(root / "text_encoder")
-    test_text_encoder.write_tokenizer(library, root / "tokenizer")
-    target = tmp_path / "image.png"
-    assert main(command(published, target, "--prompt", "a red fox", "--encoder", str(root))) == 0
-    files = text_encoder.find(root, None, Z_IMAGE.encoder)
-    features = tmp_path / "features.safetensors"
-    encoder = text_encoder.TransformersEncoder(files, "cpu")
-    (positive,), (negative,) = encoder.encode(["a red fox"]), encoder.encode([""])
+    model = tmp_path / "model.safetensors"
+    convert(
+        tiny_checkpoints.write(tiny_checkpoints.weights(config), tmp_path / "source.safetensors"),
+        model,
+        head_width=0.125,
+    )
+    made = test_text_encoder.write(library, tmp_path / "encoder", config.source, width=DIM)
+    target, other, features = tmp_path / "image.png", tmp_path / "other.png", tmp_path / "features.safetensors"
+    words = ["--prompt", "a red fox", "--negative", "blurred", "--encoder", str(made.folder)]
+    assert main(command(model, target, "--cfg", "3", *words)) == 0
+    encoder = text_encoder.TransformersEncoder(made.files(), "cpu")
+    (positive,), (negative,) = encoder.encode(["a red fox"]), encoder.encode(["blurred"], negative=True)
+    assert positive.shape[1] == DIM
     save({"positive": positive, "negative": negative}, features)
-    assert load_tensors(features)[0]["positive"].shape[1] == DIM
-    other = tmp_path / "other.png"
-    assert main(command(published, other, "--caption-features", str(features))) == 0
+    assert main(command(model, other, "--cfg", "3", "--caption-features", str(features))) == 0
     assert pixels(target) == pixels(other)
 
 

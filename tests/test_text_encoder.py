@@ -68,14 +68,14 @@ def published(request: pytest.FixtureRequest, made: dict[str, Published]) -> Pub
     return made[request.param]
 
 
-def write(library: Any, folder: Path, source: str) -> Published:
+def write(library: Any, folder: Path, source: str, width: int = 32) -> Published:
     torch.manual_seed(0)
     row = SOURCES[source].encoder
     values = {"head_dim": 16} | dict(row.unseen) | dict(row.settings)
     config = library.AutoConfig.for_model(
         row.model_type,
         vocab_size=300,
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=48,
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
