@@ -26,6 +26,7 @@ from comfyui_l2p.l2p_core.freeze import is_new, trainable_names
 from comfyui_l2p.l2p_core.layouts import to_comfy, to_diffusers
 from comfyui_l2p.l2p_core.memory.activations import Workload, step_of
 from comfyui_l2p.l2p_core.memory.checkpointing import kept_blocks
+from comfyui_l2p.l2p_core.memory.plan import plan
 from comfyui_l2p.l2p_core.model import L2PModel, LatentModel, key_shapes
 from comfyui_l2p.l2p_core.patch import patchify, unpatchify
 from comfyui_l2p.l2p_core.run.memory_plan import workload
@@ -261,3 +262,19 @@ def test_captions_are_planned_and_sampled_as_the_row_says() -> None:
     assert sampling_of(ModelConfig().with_head("4k")) == VARIANTS["4k"]
     assert sampling_of(Lumina2Config().with_head("4k")).shift == 6.0
     assert OTHER.encoder.text("a fox") == "say a fox" and OTHER.encoder.text("") == "say "
+
+
+def test_memory_is_planned_from_a_pass_of_its_network() -> None:
+    """Nothing is asked of a source but `hidden_states` and `blocks`."""
+    config = CONFIG.with_head("1k", 0.125)
+    training, work = TrainingConfig(blocks=1, precision="fp32"), Workload(1, 64, 64, OTHER.encoder.max_tokens)
+    small = plan(config, training, work)
+    sizes = {name: 4 * math.prod(shape) for name, shape in key_shapes(config).items()}
+    trained = trainable_names(config, blocks=1)
+    assert small.device["trained weights"] == sum(sizes[name] for name in trained)
+    assert small.device["frozen weights"] == sum(size for name, size in sizes.items() if name not in trained)
+    one = small.device["activations"]
+    assert plan(config, training, work._replace(height=128)).device["activations"] == pytest.approx(2 * one, rel=0.1)
+    assert plan(config, training, work._replace(batch=2)).device["activations"] == pytest.approx(2 * one, rel=0.1)
+    kept = plan(config, dataclasses.replace(training, gradient_checkpointing=False), work)
+    assert kept.device["activations"] > 1.2 * one
