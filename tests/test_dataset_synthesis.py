@@ -120,7 +120,7 @@ def test_other_settings_are_refused_and_nothing_is_touched(tmp_path: Path) -> No
     wanted = items(PROMPTS, 1)
     make(tmp_path, wanted)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"made with cfg 2.0, not 3.0: take the same settings"):
+    with pytest.raises(ValueError, match=r"made with cfg 2.0, not 3.0: use the same settings"):
         SynthesisFolder(tmp_path, wanted, SETTINGS | {"cfg": 3.0})
     with pytest.raises(ValueError, match="made by something else, so choose another name"):
         SynthesisFolder(tmp_path, wanted, {"steps": 4})

@@ -106,7 +106,7 @@ class BenchmarkFolder(abc.ABC):
             if before.get(name) != record.get(name):
                 was, now = (str(found.get(name) or "none")[:80] for found in (before, record))
                 raise ValueError(
-                    f"The images in {self.folder} were made with {name} {was}, not {now}: take the same to go on, or "
+                    f"The images in {self.folder} were made with {name} {was}, not {now}: use the same to resume, or "
                     "another folder."
                 )
 
