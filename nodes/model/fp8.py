@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from ...l2p_core.device.accelerator import is_out_of_memory
+from ...l2p_core.files.eight_bit_formats import EIGHT_BITS
 from ...l2p_core.files.quantised import MARKER, marker
 from ...l2p_core.ops.eight_bit import FLOAT8, ROUNDING_BYTES
 from ...l2p_core.ops.eight_bit import quantised as rounded
 from ...l2p_core.sources import SOURCES
 from ..messages.jobs import progress_bar
-
-_SETTINGS = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
-"""Weights are dequantised for the matrix product."""
 
 
 def quantise_backbone(state: dict[str, Tensor]) -> None:
@@ -33,7 +31,7 @@ def quantise_backbone(state: dict[str, Tensor]) -> None:
         done += state[key].nbytes
         layer = key.removesuffix(".weight")
         state[key], state[f"{layer}.weight_scale"] = quantised(state[key], device)
-        state[f"{layer}.{MARKER}"] = marker(_SETTINGS)
+        state[f"{layer}.{MARKER}"] = marker(EIGHT_BITS["float8_e4m3fn"].settings)
         report(done, total)
 
 
