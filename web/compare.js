@@ -1,7 +1,7 @@
 // Shows the pairs of Compare L2P in the node: side by side, under a slider, or as the difference image at true size.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { element, kindOf } from "./graph.js";
+import { element } from "./graph.js";
 import { say } from "./words.js";
 
 const NODE = "L2PCompare";
@@ -159,35 +159,11 @@ function difference(_, pair) {
 
 const SHOW = { Slider: slider, "Side by side": beside, Difference: difference };
 
-// The live preview of the last image, which the host leaves below: the finished images are shown above it.
-function clearPreview(node) {
-  app.revokePreviews?.(String(node.id));
-  node.imgs = undefined;
-  node.preview = undefined;
-  const place = node.widgets?.findIndex((widget) => widget.name === "$$canvas-image-preview") ?? -1;
-  if (place >= 0) node.widgets.splice(place, 1);
-}
-
 function grow(node, parts) {
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width, 420), Math.max(node.size[1], height)]);
   node.graph?.setDirtyCanvas(true, true);
   draw(parts);
-}
-
-function take(node, output) {
-  if (!output?.l2p_pairs) return;
-  const parts = view(node);
-  parts.pairs = output.l2p_pairs;
-  parts.at = Math.min(parts.at, parts.pairs.length - 1);
-  clearPreview(node);
-  grow(node, parts);
-}
-
-function compareNodes(graph) {
-  return (graph?.nodes ?? []).flatMap((node) =>
-    kindOf(node) === NODE ? [node] : node.subgraph ? compareNodes(node.subgraph) : [],
-  );
 }
 
 app.registerExtension({
@@ -206,11 +182,11 @@ app.registerExtension({
     };
     nodeType.prototype.onExecuted = function (message) {
       onExecuted?.apply(this, arguments);
-      take(this, message);
+      if (!message?.l2p_pairs) return;
+      const parts = view(this);
+      parts.pairs = message.l2p_pairs;
+      parts.at = Math.min(parts.at, parts.pairs.length - 1);
+      grow(this, parts);
     };
-  },
-  // A workflow that is shown again, as after another tab: the host still has what its nodes put out.
-  afterConfigureGraph() {
-    for (const node of compareNodes(app.rootGraph ?? app.graph)) take(node, app.nodeOutputs?.[String(node.id)]);
   },
 });
