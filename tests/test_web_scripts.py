@@ -161,10 +161,12 @@ def test_progress_leaves_a_warning_where_it_is(site: Path) -> None:
     assert run(site, FRONTEND + script) == ["Much larger.\n2 pairs", "2 pairs"]
 
 
-def test_a_node_out_of_sight_is_spoken_for_until_the_next_run(site: Path) -> None:
+@pytest.mark.parametrize(("left", "scale"), [(5000, 1), (0, 0.2)])
+def test_a_node_that_cannot_be_read_is_spoken_for_until_the_next_run(site: Path, left: int, scale: float) -> None:
     script = f"""
         import "./extensions/pack/said.js"; {STATE}
-        node(1, "L2PConvert", [5000, 0]);
+        app.canvas.ds.scale = {scale};
+        node(1, "L2PConvert", [{left}, 0]);
         fail("1", "L2PConvert", "The file is taken.");
         result = [state()[0]]; api.send("execution_start", {{}}); result.push(state()[0])
     """

@@ -15,6 +15,7 @@ const COLOURS = { progress: "inherit", said: "var(--fg-color,#ddd)", error: "var
 const MESSAGE_MILLISECONDS = 15000;
 const MOUNTED_MILLISECONDS = 200;
 const ABOVE_ALL = "10000";
+const READABLE = 0.4; // the canvas's zoom
 
 // What is on display of errors, until the next run: nodes, and messages for nodes that are out of sight.
 const shown = new Set();
@@ -117,11 +118,12 @@ function clear() {
   messages.clear();
 }
 
-// Whether any of it is in the part of the graph that the user sees.
+// Whether any of it is in the part of the graph that the user sees, large enough to read.
 function isInSight(node) {
   const { canvas } = app;
   if (!canvas || node.graph !== (canvas.graph ?? node.graph)) return false;
   const { offset, scale } = canvas.ds;
+  if (scale < READABLE) return false;
   return [canvas.canvas.clientWidth, canvas.canvas.clientHeight].every((room, i) => {
     const start = (node.pos[i] + offset[i]) * scale;
     return start < room && start + node.size[i] * scale > 0;
