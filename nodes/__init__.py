@@ -10,6 +10,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .compare_node import CompareL2P
 from .convert_nodes import ConvertToL2P, MergeDelta, SaveDelta
+from .dual_node import DualLoader
 from .evaluate_node import EvaluateL2P
 from .hybrid_nodes import HybridSampler
 from .hybrid_part_nodes import GrowPixels, LatentToPixels, PartSigmas, PixelsToLatent
@@ -36,6 +37,7 @@ class L2PExtension(ComfyExtension):
         """The nodes in menu order."""
         return [
             Loader,
+            DualLoader,
             PixelSampler,
             HybridSampler,
             EmptyPixels,

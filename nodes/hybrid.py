@@ -19,7 +19,7 @@ from torch import Tensor
 from ..l2p_core import flow
 from ..l2p_core.growth import grow, safe_sigma
 from ..l2p_core.hybrid import latent_sigma, pixel_sigma, resized
-from .model.host import L2PBaseModel
+from .model.dual import works_on_pixels
 from .model.limits import check_memory, check_pixels, image_bytes
 from .pixels import image_to_pixels, pixels_to_image
 
@@ -71,9 +71,9 @@ def pixels_to_latent(
     Raises:
         ValueError: for latents in place of pixels, a VAE of another model, or a noise level that cannot be handed over.
     """
-    if isinstance(model.model, L2PBaseModel):
+    if works_on_pixels(model):
         raise ValueError("Pixels to Latent needs the latent model that samples next, and this is an L2P pixel model.")
-    check_vae(vae, model.model.latent_format.latent_channels)
+    check_vae(vae, model.get_model_object("latent_format").latent_channels)
     start = latent_sigma(stopped_at(sigmas), shift)
     clean = {"samples": vae.encode(pixels_to_image(denoised)), **_mask_of(denoised)}
     return clean, schedule(model, start, end, steps)
@@ -168,7 +168,7 @@ def check_vae(vae: Any, channels: int) -> None:
 
 def require_l2p(model: Any) -> None:
     """Raises ValueError unless the MODEL works on pixels."""
-    if not isinstance(model.model, L2PBaseModel):
+    if not works_on_pixels(model):
         raise ValueError(
             f"This model is a {type(model.model).__name__}, which works on latents: connect an L2P model, from L2P "
             "Loader or L2P Demo."

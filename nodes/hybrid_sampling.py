@@ -17,6 +17,7 @@ from ..l2p_core.hybrid import resized
 from ..l2p_core.sources import sampling_of
 from .hybrid import Latent, check_vae, grow_pixels, images, latent_to_pixels, require_l2p, schedule
 from .hybrid_tasks import Asked, Part, in_words, parts
+from .model.dual import works_on_pixels
 from .model.limits import check_memory
 from .options import FROM_MODEL, steps_problem
 from .pixels import image_to_pixels, keep_unmasked, pixels_to_image
@@ -199,7 +200,7 @@ class _Run:
 
 def _empty(part: Part, model: Any) -> Tensor:
     """Zeros for a sampling from noise alone; latents may stand for a few pixels more than asked."""
-    shape = model.model.latent_format
+    shape = model.get_model_object("latent_format")
     cells = [-(-side // shape.spacial_downscale_ratio) for side in part.size]
     return torch.zeros(1, shape.latent_channels, *cells, device=comfy.model_management.intermediate_device())
 
@@ -249,11 +250,11 @@ def _check_models(models: Models) -> None:
             require_l2p(model)
     if models.latent is None:
         return
-    if hasattr(models.latent.model, "l2p"):
+    if works_on_pixels(models.latent):
         raise ValueError("The latent model is an L2P pixel model: connect it as pixel_model, and its source here.")
     if models.vae is None:
         raise ValueError("A latent model needs its VAE: connect it, or disconnect the latent model.")
-    check_vae(models.vae, models.latent.model.latent_format.latent_channels)
+    check_vae(models.vae, models.latent.get_model_object("latent_format").latent_channels)
 
 
 def _check_prompts(models: Models, prompts: Prompts, planned: list[Part]) -> None:

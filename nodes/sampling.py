@@ -16,7 +16,7 @@ from ..l2p_core import flow
 from ..l2p_core.config import Sampling
 from ..l2p_core.ops.finite import check_finite
 from ..l2p_core.sources import sampling_of
-from .model.host import L2PBaseModel
+from .model.dual import works_on_pixels
 from .model.limits import check_memory
 from .options import AS_TYPED, FROM_MODEL, PUBLISHED, UNTRAINED, steps_problem
 from .pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
@@ -152,7 +152,7 @@ def published_settings(model: Any) -> Sampling:
     Raises:
         ValueError: for any other MODEL.
     """
-    if not isinstance(model.model, L2PBaseModel):
+    if not works_on_pixels(model):
         raise ValueError(
             f"This model is a {type(model.model).__name__}, not L2P: load an L2P file with L2P Loader, or create one "
             "with Convert to L2P."

@@ -60,6 +60,7 @@ ORDER = {
         (
             "compare_node",
             "convert_nodes",
+            "dual_node",
             "evaluate_node",
             "hybrid_part_nodes",
             "hybrid_nodes",

@@ -78,7 +78,7 @@ class PublishedEncoder:
         return caption if self.plain_negative and (negative or not caption) else self.template.format(caption)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a row is itself: hashable, whatever its fields hold
 class Source:
     """One architecture.
 

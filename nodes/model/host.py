@@ -9,7 +9,7 @@ the host's own loaders, in whose list `stock` puts it, and `build_model`, whose 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import comfy.latent_formats
@@ -101,6 +101,9 @@ class L2PModelConfig(L2PRow):
         # A multiplier of 1 hands the network sigma itself; ModelSamplingAuraFlow keeps it.
         self.sampling_settings = {"multiplier": 1.0, "shift": sampling_of(config).shift}
         logging.info("L2P: %s model, patch %d, %d blocks", config.variant, config.patch_size, config.n_layers)
+        return self._model(device)
+
+    def _model(self, device: Any) -> L2PBaseModel:
         return L2PBaseModel(self, device=device)
 
     def _keep_the_head_out_of_8_bits(self, weights: dict[str, Tensor]) -> None:
@@ -137,9 +140,11 @@ class L2PModelConfig(L2PRow):
 class L2PBaseModel(comfy.model_base.Lumina2):
     """The host's model object. A Lumina2, because the host's Z-Image LoRA key map asks for one."""
 
+    network: Any = L2PNextDiT
+
     def __init__(self, model_config: L2PModelConfig, device: Any = None):
         comfy.model_base.BaseModel.__init__(
-            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=L2PNextDiT
+            self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=self.network
         )
         self.memory_usage_factor_conds = ()
 
@@ -252,12 +257,13 @@ def build_model(
     weight_dtype: str = "default",
     head_tile: int | None = None,
     disable_dynamic: bool = False,
+    configured: Callable[..., L2PModelConfig] = L2PModelConfig,
 ) -> Any:
     """Put an L2P state dict (no prefix) into a ModelPatcher. Removes the tensors from `state`.
 
     Quantised layers have their markers, see `quantised.mark_layers`.
     """
-    model_config = L2PModelConfig(head_tile=head_tile)
+    model_config = configured(head_tile=head_tile)
     model_config.quant_config = comfy.utils.detect_layer_quantization(state, "") or None
     supported = model_config.supported_inference_dtypes
     quantised = model_config.quant_config is not None

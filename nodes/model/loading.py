@@ -93,7 +93,7 @@ def read_state(path: str, delta: str | None, unchecked_base: bool = False) -> di
             "with Convert to L2P, or choose the delta that was trained on it."
         )
     check_exact(checkpoint, key_shapes(config))
-    state = _read(path)
+    state = read_weights(path)
     mark_layers(state, checkpoint.layer_settings)
     return state
 
@@ -103,8 +103,8 @@ def _read_merged(base: str, delta: str, unchecked_base: bool) -> dict[str, Tenso
     stay so."""
     merged = open_merged(delta, base, unchecked_base)
     _verify_once(merged)
-    of_base = _read(base)
-    state = {name: tensor for name, tensor in _read(delta).items() if not is_adapter(name)}
+    of_base = read_weights(base)
+    state = {name: tensor for name, tensor in read_weights(delta).items() if not is_adapter(name)}
     for name, entry in merged.kept.items():
         state[name] = of_base[name] if merged.is_quantised else of_base[name].to(TORCH_DTYPES[entry.dtype])
     state |= {key: of_base[key] for key in of_base if layer_of(key) in merged.kept_layers and leaf_of(key) in LEAVES}
@@ -132,7 +132,7 @@ def _verify_once(merged: Merged) -> None:
         logging.warning("L2P: the next start has to check the delta's base again: %s", error)
 
 
-def _read(path: str) -> dict[str, Tensor]:
+def read_weights(path: str) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in files_of(Path(path)):
         state |= comfy.utils.load_torch_file(str(file))

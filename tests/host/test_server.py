@@ -30,6 +30,7 @@ NODES = {
     "L2PImageToPixels",
     "L2PPixelsToImage",
     "L2PHybridSampler",
+    "L2PDualLoader",
     "L2PLatentToPixels",
     "L2PPixelsToLatent",
     "L2PGrowPixels",
