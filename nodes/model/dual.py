@@ -142,10 +142,11 @@ class DualNextDiT(L2PNextDiT):
         **_: Any,
     ):
         super().__init__(l2p, head_tile, device, dtype, operations)
+        place = torch.device("cpu") if device is None else device
         # On "meta", so that shared weights are never allocated twice.
         whole = SizedNextDiT(source, torch.device("meta"), dtype, operations)
         for name, parameter in whole.named_parameters(recurse=False):
-            setattr(whole, name, nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=False))
+            setattr(whole, name, nn.Parameter(torch.empty_like(parameter, device=place), requires_grad=False))
         view = copy.copy(whole)
         view._modules = dict(whole._modules)
         for name, child in list(whole.named_children()):
@@ -158,10 +159,10 @@ class DualNextDiT(L2PNextDiT):
                 view._modules[name] = getattr(self, name)
                 del whole._modules[name]
         for child in whole.children():
-            child.to_empty(device=device)
+            child.to_empty(device=place)
         for module in whole.modules():
             if hasattr(module, "factory_kwargs"):  # quantised layers are made when they are loaded
-                module.factory_kwargs["device"] = device
+                module.factory_kwargs["device"] = place
         self.source = whole
         # Not registered: its modules are, as the network's and as the source's own.
         self._latent_view = (view,)

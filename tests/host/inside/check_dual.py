@@ -81,8 +81,9 @@ def check_they_hold_the_source_and_the_trained_part(faces: Faces) -> None:
     own = sum(trained.checkpoint.tensors[name].nbytes for name in trained.trained) * 2  # bfloat16 in the file
     assert pixel.model_size() <= 1.05 * (source + own)
     assert 0 < pixel.model.share < 1
-    held = [id(weight) for weight in pixel.model.parameters()]
-    assert len(held) == len(set(held)) == len(list(pixel.model.state_dict()))
+    network = pixel.model.diffusion_model
+    held = [id(weight) for weight in network.parameters()]
+    assert len(held) == len(set(held)) == len(network.state_dict())
 
 
 def check_nothing_moves_at_a_switch(faces: Faces, prompts: Prompts) -> None:
