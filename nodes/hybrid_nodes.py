@@ -33,8 +33,9 @@ class HybridSampler(io.ComfyNode):
                     "task",
                     options=list(HYBRID_TASKS),
                     default=HYBRID_TASKS[0],
-                    tooltip="fast: latents first, pixels finish. detail: pixels throughout, growing from half the "
-                    "size. large: layout at the model's size, then growth to the size typed. edit: repaints the mask "
+                    tooltip="fast: latents first, pixels finish. detail: pixels throughout; larger images "
+                    "than the model's size grow from half. large: layout at the model's size, then growth to the "
+                    "size typed. edit: repaints the mask "
                     "and nothing else. restore: brings back what a VAE lost in an image. upscale: an image to 4K. "
                     "custom: fast with your switch. auto: by what is connected.",
                 ),

@@ -76,18 +76,18 @@ def check_hybrid_sampler_is_its_parts_bit_for_bit(loaded: tuple[Models, Prompts]
 def check_growth_is_its_parts_bit_for_bit(loaded: tuple[Models, Prompts]) -> None:
     models, prompts = loaded
     said: list[str] = []
-    image = run(loaded, "detail", said, width=128, height=96)
-    assert image.shape == (1, 96, 128, 3)
+    image = run(loaded, "detail", said, width=128, height=128)
+    assert image.shape == (1, 128, 128, 3)
     first, second = said[0].split("; ")
-    assert first.startswith("pixels 64 x 48, noise 1.00 to") and second.startswith("pixels 128 x 96")
+    assert first.startswith("pixels 64 x 64, noise 1.00 to") and second.startswith("pixels 128 x 128")
     end, steps = (
-        safe_sigma((48, 64), (96, 128)),
+        safe_sigma((64, 64), (128, 128)),
         [int(part.split(" steps")[0].split(" ")[-1]) for part in (first, second)],
     )
     sigmas = schedule(models.pixels, 1.0, end, steps[0])
-    output, _ = sampled(models.pixels, prompts, empty_pixels(64, 48, 1), sigmas, 5)
+    output, _ = sampled(models.pixels, prompts, empty_pixels(64, 64, 1), sigmas, 5)
     grown, sigmas, late = grow_pixels(
-        output, sigmas, models.pixels, width=128, height=96, steps=steps[1], end=0.0, seed=6
+        output, sigmas, models.pixels, width=128, height=128, steps=steps[1], end=0.0, seed=6
     )
     assert not late
     output, _ = sampled(models.pixels, prompts, grown, sigmas, None)
