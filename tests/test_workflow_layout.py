@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-WORKFLOWS = sorted((Path(__file__).resolve().parents[1] / "example_workflows").glob("*.json"))
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 TITLE = 30
 SLOT = 20
 """Heights in the frontend's units; a slot's dot is at 0.7 of its row."""
@@ -75,3 +76,14 @@ def test_the_card_of_a_workflow_is_a_small_square(path: Path) -> None:
     assert card.stat().st_size < 61_440
     with Image.open(card) as picture:
         assert picture.format == "JPEG" and picture.width == picture.height >= 400
+
+
+def test_each_workflow_has_a_number_and_a_description_of_its_own() -> None:
+    """The gallery shows them in the order of their numbers, with one line each in the user's language."""
+    numbers = [int(path.stem.split(" ")[0]) for path in WORKFLOWS]
+    assert sorted(numbers) == list(range(1, len(WORKFLOWS) + 1))
+    for language in (ROOT / "locales").glob("*/main.json"):
+        described = json.loads(language.read_text(encoding="utf-8"))["templateWorkflows"]["templateDescription"]
+        for folder, lines in described.items():
+            assert set(lines) == {path.stem for path in WORKFLOWS}, (language, folder)
+            assert all(lines.values())
