@@ -14,6 +14,7 @@ from .dual_node import DualLoader
 from .evaluate_node import EvaluateL2P
 from .hybrid_nodes import HybridSampler
 from .hybrid_part_nodes import GrowPixels, LatentToPixels, PartSigmas, PixelsToLatent
+from .load_image_node import LoadDeepImage
 from .load_nodes import Demo, DemoSource, Loader
 from .messages import routes as routes  # must be registered when the server starts
 from .model import stock
@@ -47,6 +48,7 @@ class L2PExtension(ComfyExtension):
             PixelsToLatent,
             GrowPixels,
             PartSigmas,
+            LoadDeepImage,
             SaveTIFF,
             ConvertToL2P,
             SaveDelta,

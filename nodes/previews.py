@@ -6,6 +6,8 @@ from typing import Any
 
 import comfy.utils
 import latent_preview
+import torch
+from comfy_api.latest import ui
 from PIL import Image
 from torch import Tensor
 
@@ -13,6 +15,8 @@ from ..l2p_core.dataset.pictures import picture
 
 LARGEST = 4096
 """Pixels of a side up to which a finished image is shown as it is; larger ones take seconds to send."""
+_REDUCED = 1024
+"""Pixels of the longer side of a preview that stands for a file."""
 
 Preview = tuple[str, Image.Image, int]
 """As the host takes them: format, image, and the longest side to which it scales the image."""
@@ -64,3 +68,15 @@ class StepPreviews:
     def finish(self, pixels: Tensor) -> None:
         """Show the result, (B, 3, H, W) in [-1, 1], in place of the last preview."""
         self._bar.update_absolute(self._steps, self._steps, self._previews.of_image(picture(pixels[0])))
+
+
+def preview_of(images: Tensor, node: Any) -> dict[str, Any]:
+    """The images as the host previews them, clamped, and reduced if they are large."""
+    shown = images[..., :3].float().clamp(0, 1)
+    scale = _REDUCED / max(shown.shape[1:3])
+    if scale < 1:
+        size = [max(1, round(side * scale)) for side in shown.shape[1:3]]
+        shown = torch.nn.functional.interpolate(shown.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
+    if shown.shape[-1] == 1:
+        shown = shown.expand(-1, -1, -1, 3)
+    return ui.PreviewImage(shown, cls=node).as_dict()

@@ -52,7 +52,8 @@ class SaveTIFF(io.ComfyNode):
     @classmethod
     @plain_errors()
     def execute(cls, images: io.Image.Type, filename_prefix: str, depth: str) -> io.NodeOutput:
-        from .saving import preview_of, save_tiff
+        from .previews import preview_of
+        from .saving import save_tiff
 
         saved = save_tiff(images, filename_prefix, depth, cls.hidden.prompt, cls.hidden.extra_pnginfo)
         # Browsers show no TIFF.

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
 from comfy.cli_args import args
-from comfy_api.latest import ui
 from torch import Tensor
 
 from ..l2p_core.deep_images import tiff
@@ -19,9 +17,6 @@ from ..l2p_core.deep_images.common import BrokenImage, to_levels
 from ..l2p_core.files.atomic import write_bytes
 from ..l2p_core.ops.finite import check_finite
 from .options import TIFF_DEPTHS
-
-_PREVIEW = 1024
-"""Pixels of a preview's longer side."""
 
 
 def save_tiff(
@@ -57,18 +52,6 @@ def save_tiff(
             raise ValueError(str(error).replace(os.path.join(root, ""), "output/")) from error
         saved.append({"filename": file, "subfolder": subfolder, "type": "output"})
     return saved
-
-
-def preview_of(images: Tensor, node: Any) -> dict[str, Any]:
-    """The images as the host previews them, clamped, and reduced if they are large."""
-    shown = images[..., :3].float().clamp(0, 1)
-    scale = _PREVIEW / max(shown.shape[1:3])
-    if scale < 1:
-        size = [max(1, round(side * scale)) for side in shown.shape[1:3]]
-        shown = torch.nn.functional.interpolate(shown.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
-    if shown.shape[-1] == 1:
-        shown = shown.expand(-1, -1, -1, 3)
-    return ui.PreviewImage(shown, cls=node).as_dict()
 
 
 def _content(image: Tensor, depth: str, text: Mapping[str, str]) -> bytes:

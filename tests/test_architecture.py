@@ -55,7 +55,7 @@ ORDER = {
         ("messages",),
         ("model",),
         ("pixels", "sizes", "previews", "clip_captions", "clip_writer", "hybrid_tasks", "file_node"),
-        ("sampling", "saving", "synthesis", "training", "evaluation", "hybrid"),
+        ("sampling", "image_loading", "saving", "synthesis", "training", "evaluation", "hybrid"),
         ("comparison", "hybrid_sampling"),
         (
             "compare_node",
@@ -64,6 +64,7 @@ ORDER = {
             "evaluate_node",
             "hybrid_part_nodes",
             "hybrid_nodes",
+            "load_image_node",
             "load_nodes",
             "pixel_nodes",
             "prompts_node",

@@ -353,3 +353,61 @@ def test_tiff_pages_that_are_small_copies_do_not_count(tmp_path: Path) -> None:
         file.write(RAMP[::4, ::4], subfiletype=1)
     assert tiff.look(tmp_path / "a.tif") == (SIDE, SIDE, 1)
     assert (to_levels(images.load(tmp_path / "a.tif", SIDE, SIDE)) == RAMP[..., None]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_whole_png_keeps_the_colours_of_transparent_pixels(tmp_path: Path, channels: int) -> None:
+    levels = np.stack([RAMP, RAMP[::-1], RAMP.T, RAMP[:, ::-1]], -1)[..., -channels:]
+    (tmp_path / "a.png").write_bytes(png_of(levels))
+    colours, alpha = images.load_whole(tmp_path / "a.png")
+    count = channels - 1 + channels % 2
+    assert colours.shape == (3, SIDE, SIDE) and colours.is_contiguous()
+    assert ((colours * 65535).round().numpy() == np.moveaxis(levels[..., :count], -1, 0)).all()
+    assert (alpha is None) == bool(channels % 2)
+    assert alpha is None or ((alpha * 65535).round().numpy() == levels[..., -1]).all()
+
+
+@pytest.mark.parametrize("meaning", ["assocalpha", "unassalpha"])
+def test_a_whole_float_tiff_has_the_files_own_numbers(tmp_path: Path, meaning: str) -> None:
+    values = np.random.default_rng(0).random((6, 5, 4)).astype(np.float32) * np.float32(1e-3)
+    values[..., 3] = np.array([0.25, 0.5, 1, 0, 0.5], np.float32)
+    stored = values.copy()
+    if meaning == "assocalpha":
+        stored[..., :3] *= np.where(values[..., 3:], values[..., 3:], 1)
+    colours, alpha = images.load_whole(floats(tmp_path / "a.tif", stored, extrasamples=[meaning]))
+    assert alpha is not None and (alpha.numpy() == values[..., 3]).all()
+    assert (np.moveaxis(colours.numpy(), 0, -1) == values[..., :3]).all()
+
+
+def test_a_whole_image_is_upright_and_of_any_depth(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 9, 4), np.uint8)
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    Image.fromarray(values).save(tmp_path / "a.png", exif=turn)
+    colours, alpha = images.load_whole(tmp_path / "a.png")
+    expected = np.rot90(values, -1).astype(np.float32) / 255
+    assert alpha is not None and (alpha.numpy() == expected[..., 3]).all()
+    assert (np.moveaxis(colours.numpy(), 0, -1) == expected[..., :3]).all()
+    deep = np.rot90(values, -1).astype(np.uint16) * 257
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "extratags": [(274, 3, 1, 8, True)]}
+    tifffile.imwrite(tmp_path / "a.tif", deep, **options)
+    colours, alpha = images.load_whole(tmp_path / "a.tif")
+    assert alpha is not None and (alpha.numpy() == values[..., 3].astype(np.float32) / 255).all()
+    assert (np.moveaxis(colours.numpy(), 0, -1) == values[..., :3].astype(np.float32) / 255).all()
+
+
+def test_a_whole_exr_is_srgb_with_its_alpha(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    light = np.random.default_rng(0).random((4, 6, 4)).astype(np.float32)
+    light[..., :3] *= light[..., 3:]
+    path = written(tmp_path / "a.exr", pixels_of(COLOURS[:4, :6]), "float")
+    monkeypatch.setattr(frames, "decode", lambda *given: light)
+    colours, alpha = images.load_whole(path)
+    assert alpha is not None and (alpha.numpy() == light[..., 3]).all()
+    expected = exr.to_srgb(light[..., :3] / light[..., 3:])
+    assert np.allclose(np.moveaxis(colours.numpy(), 0, -1), expected, atol=1e-6)
+
+
+def test_alpha_must_be_finite_too(tmp_path: Path) -> None:
+    values = np.full((4, 4, 4), 0.5, np.float32)
+    values[1, 1, 3] = np.nan
+    assert "not finite" in refused(floats(tmp_path / "a.tif", values, extrasamples=["unassalpha"]))

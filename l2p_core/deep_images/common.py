@@ -15,6 +15,7 @@ MAX_PIXELS = 178_956_970
 """Pillow's guard against decompression bombs, which holds for its formats; a square of 10240 pixels is 105 million."""
 FARTHEST = (-1.0, 2.0)
 """Where black is 0 and white is 1, values beyond these are not an image that overshoots but another unit."""
+_NOT_FINITE = "it holds values that are not finite (NaN or infinity): replace them"
 
 
 class BrokenImage(ValueError):
@@ -85,21 +86,23 @@ def to_pixels(image: Values) -> Tensor:
     Raises:
         BrokenImage: if a value is not finite, or far from black and white.
     """
-    values = image.values if image.values.ndim == 3 else image.values[..., None]
-    colours = values.shape[2] - (image.alpha is not None)
-    if colours not in (1, 3):
-        raise BrokenImage(f"it has {colours} channels of colour: save it as grey or RGB")
-    pixels = torch.empty(colours, *values.shape[:2])
-    for channel in range(colours):
-        pixels[channel] = torch.from_numpy(_scaled(values[..., channel], image.black, image.white))
-    if image.clip:
-        pixels.clamp_(-1, 1)
-    _check_values(pixels, values)
-    if image.alpha is not None:
-        alpha = torch.from_numpy(_scaled(values[..., -1], 0.0, image.alpha)).add_(1).div_(2).clamp_(0, 1)
-        rest = alpha.neg().add_(1)
-        pixels = pixels.add_(rest, alpha=2) if image.associated else pixels.mul_(alpha).add_(rest)
-    return pixels if colours == 3 else pixels.expand(3, -1, -1).contiguous()
+    colours, alpha = _channels(image)
+    if alpha is not None:
+        rest = 1 - alpha
+        colours = colours.add_(rest) if image.associated else colours.mul_(alpha).add_(rest)
+    return _in_three(colours.mul_(2).sub_(1))
+
+
+def to_colours(image: Values) -> tuple[Tensor, Tensor | None]:
+    """The image as (3, H, W) float32, black 0 and white 1, and its alpha channel (H, W), 1 where it is opaque, if it
+    has one. Colours are not multiplied by alpha, so that transparent pixels keep theirs. Errors as for `to_pixels`.
+
+    Floats are the file's own numbers, which a shift to [-1, 1] would round near black.
+    """
+    colours, alpha = _channels(image)
+    if alpha is not None and image.associated:
+        colours = torch.where(alpha > 0, colours / alpha, colours)
+    return _in_three(colours), alpha
 
 
 def to_levels(pixels: Tensor, top: int = 65535) -> np.ndarray:
@@ -129,27 +132,49 @@ def turned(pixels: Tensor, orientation: int) -> Tensor:
     return pixels if turn is None else turn(pixels).contiguous()
 
 
+def _channels(image: Values) -> tuple[Tensor, Tensor | None]:
+    """The colours (1 or 3, H, W) as the file has them, from black 0 to white 1, and alpha (H, W)."""
+    values = image.values if image.values.ndim == 3 else image.values[..., None]
+    count = values.shape[2] - (image.alpha is not None)
+    if count not in (1, 3):
+        raise BrokenImage(f"it has {count} channels of colour: save it as grey or RGB")
+    colours = torch.empty(count, *values.shape[:2])
+    for channel in range(count):
+        colours[channel] = torch.from_numpy(_scaled(values[..., channel], image.black, image.white))
+    if image.clip:
+        colours.clamp_(0, 1)
+    _check_values(colours, values)
+    if image.alpha is None:
+        return colours, None
+    alpha = torch.from_numpy(_scaled(values[..., -1], 0.0, image.alpha)).clamp_(0, 1)
+    if not alpha.isfinite().all():
+        raise BrokenImage(_NOT_FINITE)
+    return colours, alpha
+
+
+def _in_three(colours: Tensor) -> Tensor:
+    return colours if colours.shape[0] == 3 else colours.expand(3, -1, -1).contiguous()
+
+
 def _scaled(values: np.ndarray, black: float, white: float) -> np.ndarray:
-    """Black as -1 and white as 1, float32; 32-bit integers and doubles are rounded only at the end."""
+    """Black as 0 and white as 1, float32; 32-bit integers and doubles are rounded only at the end."""
     exact = np.result_type(values.dtype, np.float32)
-    half = (white - black) / 2
     scaled = values.astype(exact)
     if black:
         scaled -= exact.type(black)
-    scaled /= exact.type(half)
-    scaled -= 1
+    scaled /= exact.type(white - black)
     return np.ascontiguousarray(scaled, np.float32)
 
 
-def _check_values(pixels: Tensor, values: np.ndarray) -> None:
+def _check_values(colours: Tensor, values: np.ndarray) -> None:
     if not np.issubdtype(values.dtype, np.floating):
         return
-    lowest, highest = (float(value) for value in pixels.aminmax())
+    lowest, highest = (float(value) for value in colours.aminmax())
     if not np.isfinite([lowest, highest]).all():
-        raise BrokenImage("it holds values that are not finite (NaN or infinity): replace them")
+        raise BrokenImage(_NOT_FINITE)
     least, most = FARTHEST
-    if (lowest + 1) / 2 < least or (highest + 1) / 2 > most:
+    if lowest < least or highest > most:
         raise BrokenImage(
-            f"its values reach from {(lowest + 1) / 2:.4g} to {(highest + 1) / 2:.4g}, and a float image has 0 for "
-            "black and 1 for white: divide them by their range"
+            f"its values reach from {lowest:.4g} to {highest:.4g}, and a float image has 0 for black and 1 for white: "
+            "divide them by their range"
         )

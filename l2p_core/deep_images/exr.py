@@ -72,8 +72,13 @@ def look(path: Path) -> Header:
     return _header(layout)
 
 
-def decode(path: Path) -> Values:
-    """The pixels as sRGB from black to white; brighter light is clipped, as a screen does. Errors as for `look`."""
+def decode(path: Path, on_white: bool = True) -> Values:
+    """The pixels as sRGB from black to white; brighter light is clipped, as a screen does. Errors as for `look`.
+
+    Args:
+        path: the file.
+        on_white: transparent pixels lie on white, mixed as light; otherwise the image keeps its alpha channel.
+    """
     content = read_bytes(path)
     layout = _layout(content)
     _header(layout)
@@ -86,9 +91,13 @@ def decode(path: Path) -> Values:
     if not np.isfinite(light).all():
         raise BrokenImage("it holds values that are not finite (NaN or infinity): replace them")
     colours = light.shape[2] - (light.shape[2] in (2, 4))
-    if light.shape[2] != colours:  # colours are multiplied by alpha
-        light = light[..., :colours] + (1 - light[..., colours:])
-    return Values(to_srgb(light.clip(0, 1)))
+    if light.shape[2] == colours:
+        return Values(to_srgb(light.clip(0, 1)))
+    colour, alpha = light[..., :colours], light[..., colours:]  # colours are multiplied by alpha
+    if on_white:
+        return Values(to_srgb((colour + (1 - alpha)).clip(0, 1)))
+    straight = np.divide(colour, alpha, out=colour.copy(), where=alpha > 0)
+    return Values(np.concatenate([to_srgb(straight.clip(0, 1)), alpha], -1), alpha=1.0)
 
 
 def encode(pixels: Tensor, text: Mapping[str, str]) -> bytes:

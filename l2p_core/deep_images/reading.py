@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import dicom, exr, png, tiff
-from .common import Header, library, to_pixels, turned
+from .common import Header, Values, library, to_colours, to_pixels, turned
 
 PNG, TIFF, EXR, DICOM = "PNG", "TIFF", "EXR", "DICOM"
 PACKAGES = {EXR: "av", DICOM: "pydicom"}
@@ -69,10 +69,21 @@ def load(path: Path, name: str, orientation: int, frame: int, window: str) -> Te
         frame: of DICOM, counted from 0.
         window: of DICOM, see `dicom.check_window`.
     """
-    if name == TIFF:
-        values, orientation = tiff.decode(path)
-    elif name == DICOM:
-        values = dicom.decode(path, frame, window)
-    else:
-        values = png.decode(path) if name == PNG else exr.decode(path)
+    values, orientation = _decoded(path, name, orientation, frame, window, on_white=True)
     return turned(to_pixels(values), orientation)
+
+
+def load_colours(path: Path, name: str, orientation: int, frame: int, window: str) -> tuple[Tensor, Tensor | None]:
+    """A file as colours (3, H, W) and alpha (H, W), see `to_colours`, upright. Arguments and errors as for `load`."""
+    values, orientation = _decoded(path, name, orientation, frame, window, on_white=False)
+    colours, alpha = to_colours(values)
+    return turned(colours, orientation), None if alpha is None else turned(alpha[None], orientation)[0]
+
+
+def _decoded(path: Path, name: str, orientation: int, frame: int, window: str, on_white: bool) -> tuple[Values, int]:
+    """The values of a file and the orientation by which they must be turned."""
+    if name == TIFF:
+        return tiff.decode(path)
+    if name == DICOM:
+        return dicom.decode(path, frame, window), orientation
+    return png.decode(path) if name == PNG else exr.decode(path, on_white), orientation

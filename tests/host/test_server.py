@@ -35,6 +35,7 @@ NODES = {
     "L2PPixelsToLatent",
     "L2PGrowPixels",
     "L2PPartSigmas",
+    "L2PLoadDeepImage",
     "L2PSaveTIFF",
     "L2PConvert",
     "L2PSaveDelta",

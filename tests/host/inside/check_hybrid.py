@@ -163,6 +163,30 @@ def check_finished_images_are_restored_and_enlarged(loaded: tuple[Models, Prompt
     assert larger.shape == (1, 96, 96, 3) and "noise 0.50 to 0.00" in said[1]
 
 
+@pytest.mark.parametrize(("task", "side"), [("restore", 64), ("upscale", 96)])
+def check_levels_between_those_of_8_bits_are_sampled(
+    loaded: tuple[Models, Prompts], task: str, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing between the image and the sampler, or behind it, rounds to 8 or 16 bits."""
+    taken: list[Tensor] = []
+    sample = comfy.samplers.CFGGuider.sample
+
+    def watched(self: Any, noise: Tensor, latent: Tensor, *given: Any, **named: Any) -> Tensor:
+        taken.append(latent)
+        return sample(self, noise, latent, *given, **named)
+
+    monkeypatch.setattr(comfy.samplers.CFGGuider, "sample", watched)
+    image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0)).mul(0.8).add(0.1)
+    result = run(loaded, task, image=image, width=side, height=side)
+    pixels = image.movedim(-1, 1) * 2 - 1
+    (latent,) = taken
+    assert latent.dtype == torch.float32
+    assert torch.equal(latent, pixels if side == 64 else hybrid.resized(pixels, (side, side)))
+    assert result.dtype == torch.float32 and result.shape == (1, side, side, 3)
+    for top in (255, 65535):
+        assert ((result * top - (result * top).round()).abs() > 0.05).float().mean() > 0.5, f"levels of {top}"
+
+
 def check_either_model_may_be_left_out(loaded: tuple[Models, Prompts]) -> None:
     models, _ = loaded
     latents = run(loaded, "auto", models=Models(models.latent, models.vae), width=60, height=50)

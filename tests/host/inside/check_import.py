@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from comfyui_l2p.l2p_core import config, freeze
-from comfyui_l2p.l2p_core.dataset import prompts
+from comfyui_l2p.l2p_core.dataset import formats, prompts
+from comfyui_l2p.l2p_core.deep_images import reading
 from comfyui_l2p.l2p_core.files import metadata
 from comfyui_l2p.nodes import options
 from comfyui_l2p.nodes.folders import kinds
@@ -96,4 +97,6 @@ def check_choices_are_those_of_the_core() -> None:
     assert tuple(config.VARIANTS) == options.VARIANTS
     assert freeze.POLICIES == options.POLICIES
     assert prompts.SUFFIXES == options.PROMPT_SUFFIXES
+    deep = {"PNG", "TIFF", *reading.PACKAGES}
+    assert {suffix for suffix, name in formats.SUFFIXES.items() if name in deep} - {".apng"} == {*options.DEEP_SUFFIXES}
     assert (kinds._KIND_KEY, kinds.DELTA, kinds.INITIAL) == (metadata.KIND, metadata.DELTA, metadata.PIXEL_INIT)
