@@ -389,7 +389,11 @@ def test_a_whole_image_is_upright_and_of_any_depth(tmp_path: Path) -> None:
     assert alpha is not None and (alpha.numpy() == expected[..., 3]).all()
     assert (np.moveaxis(colours.numpy(), 0, -1) == expected[..., :3]).all()
     deep = np.rot90(values, -1).astype(np.uint16) * 257
-    options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "extratags": [(274, 3, 1, 8, True)]}
+    options: dict[str, Any] = {
+        "photometric": "rgb",
+        "extrasamples": ["unassalpha"],
+        "extratags": [(274, 3, 1, 8, True)],
+    }
     tifffile.imwrite(tmp_path / "a.tif", deep, **options)
     colours, alpha = images.load_whole(tmp_path / "a.tif")
     assert alpha is not None and (alpha.numpy() == values[..., 3].astype(np.float32) / 255).all()

@@ -99,7 +99,7 @@ def test_colours_of_16_bits_come_out_bit_for_bit_outside_the_mask(ramp: Server, 
 def test_floats_and_transparency_are_loaded_as_they_are(ramp: Server) -> None:
     values = np.random.default_rng(0).random((5, 7, 4)).astype(np.float32)
     values[0, 0], values[0, 1] = (1.5, -0.25, 1e-6, 1), (0.1, 0.2, 0.3, 0)
-    options = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
+    options: dict[str, Any] = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
     tifffile.imwrite(ramp.base / "input" / "clear.tif", values, **options)
     run = ramp.run(loading("clear.tif"))
     assert (tifffile.imread(saved(ramp, run, "2")) == values[..., :3]).all()
