@@ -47,7 +47,8 @@ def describe(kind: str, config: ModelConfig, **fields: str) -> dict[str, str]:
     """The metadata of a file of this kind; `fields` are further entries without their prefix ``l2p.``."""
     return {
         "format": "pt",
-        **modelspec(config, is_delta=kind == DELTA),
+        # Runs of earlier versions know the initialisation that they convert by its bytes.
+        **({} if kind == PIXEL_INIT else modelspec(config, is_delta=kind == DELTA)),
         KIND: kind,
         VARIANT: config.variant if isinstance(config, PixelConfig) else "latent",
         CONFIG: config.to_json(),
