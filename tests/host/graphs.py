@@ -62,6 +62,41 @@ def ksampler(steps: int = 4) -> Json:
     }
 
 
+def hybrid(dual: bool = False, **sampler: Any) -> Json:
+    """Hybrid Sampler with the bundled models, loaded one by one or as a pair: node 6 saves."""
+    pair = {"source": TINY, "trained": "tiny delta (comes with L2P)", "weight_dtype": "default", "head_tile": "auto"}
+    loader = {"class_type": "L2PDualLoader", "inputs": pair} if dual else {"class_type": "L2PDemo", "inputs": {}}
+    return {
+        "1": {"class_type": "L2PDemoSource", "inputs": {}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": CAPTION}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+        "4": loader,
+        "5": {
+            "class_type": "L2PHybridSampler",
+            "inputs": {
+                "task": "fast",
+                "positive": ["2", 0],
+                "negative": ["3", 0],
+                "width": 0,
+                "height": 0,
+                "seed": 1,
+                "steps": 6,
+                "cfg": 2.0,
+                "switch": -1.0,
+                "shift": 1.0,
+                "sampler_name": "euler",
+                "pixel_model": ["4", 1 if dual else 0],
+                "latent_model": ["4", 0] if dual else ["1", 0],
+                "vae": ["1", 2],
+                "latent_steps": 6,
+                "latent_cfg": 2.0,
+                **sampler,
+            },
+        },
+        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "hybrid"}},
+    }
+
+
 def synthesize(**inputs: Any) -> Json:
     """Synthesize L2P Dataset with the bundled tiny source: node 2."""
     settings = {

@@ -131,6 +131,20 @@ def test_dynamic_vram_gives_the_same_images(dynamic: Server, small: Server) -> N
     assert np.abs(picture(dynamic, run_whole(dynamic, with_lora()), "5") - plain[0]).mean() > 4
 
 
+def hybrid_image(server: Server, dual: bool) -> np.ndarray:
+    return picture(server, run_whole(server, graphs.hybrid(dual)), "6").astype(int)
+
+
+@pytest.mark.parametrize("kind", ["small", "none", "dynamic"])
+def test_two_models_on_one_set_of_weights_make_the_same_image(
+    kind: str, request: pytest.FixtureRequest, server: Server
+) -> None:
+    there: Server = request.getfixturevalue(kind)
+    alone, expected = hybrid_image(there, dual=False), hybrid_image(server, dual=False)
+    for image in (alone, hybrid_image(there, dual=True), hybrid_image(server, dual=True)):
+        assert np.abs(image - expected).max() <= 2
+
+
 @pytest.mark.parametrize("kind", ["small", "dynamic"])
 def test_training_there_gives_the_device_back(kind: str, request: pytest.FixtureRequest) -> None:
     server: Server = request.getfixturevalue(kind)
