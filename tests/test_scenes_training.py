@@ -13,6 +13,7 @@ from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder, tra
 from comfyui_l2p.l2p_core.tiny.scenes.content import COLOURS, KINDS, random_scenes
 from comfyui_l2p.l2p_core.tiny.scenes.words import PhraseWords
 from comfyui_l2p.l2p_core.tiny.words import CAPTION_DIM
+from comfyui_l2p.train.scenes.__main__ import main
 from comfyui_l2p.train.scenes.autoencoder_training import rendered
 from comfyui_l2p.train.scenes.muon import orthogonal
 from comfyui_l2p.train.scenes.probe import OBJECTS, features
@@ -43,8 +44,8 @@ def autoencoder() -> TrainedAutoencoder:
     return model.eval()
 
 
-def training(out: Path, start: Path | None = None) -> SourceTraining:
-    return SourceTraining(RECIPE, out, CPU, start, SMALL)
+def training(out: Path, start: Path | None = None, encoder: str = "one") -> SourceTraining:
+    return SourceTraining(RECIPE, out, CPU, encoder, start, SMALL)
 
 
 def test_a_resumed_run_is_the_run_that_was_stopped(autoencoder: TrainedAutoencoder, tmp_path: Path) -> None:
@@ -79,8 +80,35 @@ def test_averaged_weights_begin_a_run_with_fresh_optimisers(autoencoder: Trained
         assert torch.equal(tensor, weights[name].float()), name
 
 
+def test_another_autoencoder_is_refused(tmp_path: Path) -> None:
+    training(tmp_path).save()
+    with pytest.raises(ValueError, match="another autoencoder"):
+        training(tmp_path, encoder="two")
+    other = tmp_path / "other"
+    with pytest.raises(ValueError, match="another autoencoder"):
+        training(other, tmp_path / "source.safetensors", encoder="two")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--minutes", "0"], "0 is not above 0"),
+        (["--batch", "-1"], "-1 is not above 0"),
+        (["--device", "abacus"], "no device 'abacus'"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--out", str(tmp_path / "out"), *arguments])
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_training_stops_at_the_images_of_its_recipe(autoencoder: TrainedAutoencoder, tmp_path: Path) -> None:
-    run = SourceTraining(SourceRecipe(batch=2, images=4, report_steps=1), tmp_path, CPU, None, SMALL)
+    run = SourceTraining(SourceRecipe(batch=2, images=4, report_steps=1), tmp_path, CPU, "one", None, SMALL)
     run.train(autoencoder, PhraseWords.make(), minutes=5, finish=True)
     assert run.images == 4
     assert (tmp_path / "state.safetensors").exists()

@@ -3,9 +3,9 @@
     python -m comfyui_l2p.train.scenes --out DIR --minutes 60
     python -m comfyui_l2p.train.scenes --out DIR --minutes 9 --device cuda --batch 128 --finish
 
-Without --stage, the source is trained and then scored. It resumes from DIR, or else begins from the weights that come
-with the package, with fresh optimisers; --anew begins from random ones. The autoencoder of DIR is used, or else the
-package's; a new autoencoder (--stage autoencoder) needs a new source.
+Without --stage, the source is trained and then scored; --stage picture draws some of its images. Training resumes from
+DIR, or else begins from the weights that come with the package, with fresh optimisers; --anew begins from random ones.
+The autoencoder of DIR is used, or else the package's; a new autoencoder (--stage autoencoder) needs a new source.
 """
 
 from __future__ import annotations
@@ -13,26 +13,43 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from ...l2p_core.dataset.pictures import montage, picture
+from ...l2p_core.device import accelerator
 from ...l2p_core.tiny import scenes
+from ...l2p_core.tiny.scenes import captions
 from ...l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder
+from ...l2p_core.tiny.scenes.content import random_scenes
+from ...l2p_core.tiny.scenes.rendering import render
 from ...l2p_core.tiny.scenes.words import PhraseWords
 from ..make_tiny_source import RunLog
 from .autoencoder_training import AutoencoderRecipe, train_autoencoder
-from .source_training import SourceRecipe, SourceTraining, score_source
+from .source_training import SourceRecipe, SourceTraining, score_source, source_images
 
 SCORED_CAPTIONS = 480
 SCORED_STEPS = (30, 4)
+SHOWN = 6
 
 
-def main() -> None:
-    arguments = _arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake is one sentence and exit code 2."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        run(arguments)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train and score what the arguments ask for."""
     out: Path = arguments.out
+    device = accelerator.named(arguments.device)
     out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(arguments.device)
     if arguments.stage == "autoencoder":
         log = RunLog(out / "autoencoder_run.jsonl")
         train_autoencoder(AutoencoderRecipe(), arguments.minutes, device, log).save(out / "autoencoder.safetensors")
@@ -43,10 +60,29 @@ def main() -> None:
     if arguments.stage in ("source", "all"):
         recipe = dataclasses.replace(SourceRecipe(), batch=arguments.batch)
         start = scenes.SOURCE_PATH if scenes.SOURCE_PATH.exists() and not arguments.anew else None
-        training = SourceTraining(recipe, out, device, start)
+        training = SourceTraining(recipe, out, device, autoencoder.encoder_identity(), start)
         training.train(autoencoder, words, arguments.minutes, arguments.finish)
     if arguments.stage in ("score", "all"):
         write_scores(_own(out, scenes.SOURCE_PATH), autoencoder, words, device, out, arguments.captions)
+    if arguments.stage == "picture":
+        write_picture(_own(out, scenes.SOURCE_PATH), autoencoder, words, device, out)
+
+
+def write_picture(
+    source: Path, autoencoder: TrainedAutoencoder, words: PhraseWords, device: torch.device, out: Path
+) -> None:
+    """Draw renderings of the first evaluation captions, their reconstructions and the source's images, a row each."""
+    texts = captions.evaluation_captions(SHOWN)
+    generator = torch.Generator().manual_seed(0)
+    rendered = render(random_scenes(SHOWN, generator, [captions.parse(text) for text in texts]).to(device))
+    with torch.no_grad():
+        restored = autoencoder.decode(autoencoder.encode(rendered))
+    made = source_images(
+        scenes.load_source(source).to(device), autoencoder, words, SHOWN, SCORED_STEPS[0], SourceRecipe.cfg
+    )
+    sheet = montage(torch.cat([rendered.cpu(), restored.cpu(), made]), SHOWN)
+    picture(sheet).save(out / "scenes.png")
+    print("\n".join(texts))
 
 
 def write_scores(
@@ -60,7 +96,7 @@ def write_scores(
     """Score the averaged weights at each number of steps, with the standard error of the whole caption's score."""
     model = scenes.load_source(source).to(device)
     log = RunLog(out / "source_scores.jsonl")
-    cfg = SourceRecipe().cfg
+    cfg = SourceRecipe.cfg
     for steps in SCORED_STEPS:
         scores = score_source(model, autoencoder, words, count, steps, cfg)
         error = math.sqrt(scores["whole"] * (1 - scores["whole"]) / count)
@@ -73,19 +109,33 @@ def _own(out: Path, bundled: Path) -> Path:
     return own if own.exists() else bundled
 
 
-def _arguments() -> argparse.Namespace:
+def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A number above 0, for argparse."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return read
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m comfyui_l2p.train.scenes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of state, weights and logs")
-    parser.add_argument("--stage", choices=("autoencoder", "source", "score", "all"), default="all")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of training, by the clock")
+    parser.add_argument("--stage", choices=("autoencoder", "source", "score", "picture", "all"), default="all")
+    parser.add_argument("--minutes", type=_above_zero(float), default=9.0, help="of training, by the clock")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or another of torch's")
-    parser.add_argument("--batch", type=int, default=SourceRecipe.batch, help="images of a step of the source")
-    parser.add_argument("--captions", type=int, default=SCORED_CAPTIONS, help="that a score is of")
+    parser.add_argument(
+        "--batch", type=_above_zero(int), default=SourceRecipe.batch, help="images of a step of the source"
+    )
+    parser.add_argument("--captions", type=_above_zero(int), default=SCORED_CAPTIONS, help="that a score is of")
     parser.add_argument("--finish", action="store_true", help="let the learning rate fall to 0 by the end")
     parser.add_argument("--anew", action="store_true", help="begin from random weights")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

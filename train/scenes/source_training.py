@@ -41,6 +41,8 @@ SOURCE_CONFIG = ModelConfig(
     t_dim=64,
 )
 
+ENCODER = "l2p.encoder"
+
 
 @dataclass(frozen=True)
 class SourceRecipe:
@@ -74,8 +76,12 @@ class SourceTraining:
         recipe: how to train.
         out: the folder of state, weights and log.
         device: where to train.
+        encoder: the autoencoder's `encoder_identity`.
         start: averaged weights to begin from where the folder has no state; None for random ones.
         config: the model's sizes.
+
+    Raises:
+        ValueError: if the state or the averaged weights were trained on another encoder's latents.
     """
 
     def __init__(
@@ -83,10 +89,11 @@ class SourceTraining:
         recipe: SourceRecipe,
         out: Path,
         device: torch.device,
+        encoder: str,
         start: Path | None = None,
         config: ModelConfig = SOURCE_CONFIG,
     ):
-        self.recipe, self.out, self.device = recipe, out, device
+        self.recipe, self.out, self.device, self.encoder = recipe, out, device, encoder
         torch.manual_seed(recipe.seed)
         self.model = LatentModel(config).to(device)
         self.average = LatentModel(config).to(device).eval().requires_grad_(False)
@@ -119,13 +126,14 @@ class SourceTraining:
         Args:
             autoencoder, words: of this world; the autoencoder on the training's device.
             minutes: by the clock, from now.
-            finish: let the learning rates fall to 0 over the second half of these minutes.
+            finish: let the learning rates fall to 0 over the second half of these minutes or images.
         """
         log = RunLog(self.out / "source_run.jsonl", keep=True)
         losses = SigmaLosses()
         started = saved = scored = time.monotonic()
+        first = self.images
         while self.images < self.recipe.images and (now := time.monotonic()) - started < 60 * minutes:
-            share = (now - started) / (60 * minutes)
+            share = max((now - started) / (60 * minutes), (self.images - first) / (self.recipe.images - first))
             self._set_learning_rates(min(1.0, 2 * (1 - share)) if finish else 1.0)
             errors, sigma = self.advance(autoencoder, words)
             losses.add(errors, sigma)
@@ -182,7 +190,7 @@ class SourceTraining:
         for number, optimiser in enumerate(self.optimisers):
             for index, state in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{number}.{index}.{name}": tensor for name, tensor in state.items()}
-        about = {"step": str(self.step), "since": str(self.since), "images": str(self.images)}
+        about = {"step": str(self.step), "since": str(self.since), "images": str(self.images), ENCODER: self.encoder}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save(tensors, self.out / "state.safetensors", {"l2p.kind": "scenes training", **about}, overwrite=True)
         weights = {name: tensor.cpu().bfloat16() for name, tensor in self.average.state_dict().items()}
@@ -192,11 +200,21 @@ class SourceTraining:
             "l2p.recipe": json.dumps(dataclasses.asdict(self.recipe)),
             "l2p.images": str(self.images),
             "l2p.steps": str(self.step),
+            ENCODER: self.encoder,
         }
         save(weights, self.out / "source.safetensors", metadata, overwrite=True)
 
-    def _resume(self, path: Path) -> None:
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors, about = load_tensors(path)
+        if about.get(ENCODER) != self.encoder:
+            raise ValueError(
+                f"{path} was trained on the latents of another autoencoder: use that one, or train in an empty folder "
+                "with --anew."
+            )
+        return tensors, about
+
+    def _resume(self, path: Path) -> None:
+        tensors, about = self._read(path)
         self.model.load_state_dict(_part(tensors, "model."))
         self.probe.load_state_dict(_part(tensors, "probe."))
         self.average.load_state_dict(_part(tensors, "average."))
@@ -209,7 +227,7 @@ class SourceTraining:
         self.step, self.since, self.images = (int(about[name]) for name in ("step", "since", "images"))
 
     def _start(self, path: Path) -> None:
-        weights, about = load_tensors(path)
+        weights, about = self._read(path)
         weights = {name: tensor.float() for name, tensor in weights.items()}
         self.model.load_state_dict(weights)
         self.average.load_state_dict(weights)
@@ -243,10 +261,18 @@ def stratified_sigmas(count: int, generator: torch.Generator) -> Tensor:
     return flow.training_sigmas()[(parts / count * flow.TRAINING_GRID_STEPS).long().clamp(max=499)]
 
 
+def source_images(
+    model: LatentModel, autoencoder: TrainedAutoencoder, words: PhraseWords, count: int, steps: int, cfg: float
+) -> Tensor:
+    """Images (count, 3, 128, 128) of the first evaluation captions, each with its index as the seed."""
+    texts = captions.evaluation_captions(count)
+    return generate(model, autoencoder, words, texts, range(count), steps=steps, cfg=cfg, size=IMAGE_SIZE)
+
+
 def score_source(
     model: LatentModel, autoencoder: TrainedAutoencoder, words: PhraseWords, count: int, steps: int, cfg: float
 ) -> dict[str, float]:
-    """The judge's scores of images of the first evaluation captions, each with its index as the seed."""
-    texts = captions.evaluation_captions(count)
-    images = generate(model, autoencoder, words, texts, range(count), steps=steps, cfg=cfg, size=IMAGE_SIZE)
-    return {name: round(value, 4) for name, value in judge.score(images, texts).as_dict().items()}
+    """The judge's scores of those images."""
+    images = source_images(model, autoencoder, words, count, steps, cfg)
+    scores = judge.score(images, captions.evaluation_captions(count)).as_dict()
+    return {name: round(value, 4) for name, value in scores.items()}

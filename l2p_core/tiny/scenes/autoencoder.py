@@ -7,6 +7,8 @@ keeping, and what is not worth its noise, such as the background's weave, is los
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +44,14 @@ class TrainedAutoencoder(Autoencoder):
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 8 -> (B, 16, H/8, W/8)."""
         return self.norm(super().encode(pixels) + self.refinement(pixels))
+
+    def encoder_identity(self) -> str:
+        """A name for what `encode` does, as kept in files: a source trained on other latents has another one."""
+        digest = hashlib.sha256()
+        for part in (self.encoder, self.refinement, self.norm):
+            for tensor in part.state_dict().values():
+                digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 def training_loss(model: TrainedAutoencoder, pixels: Tensor, noise: Tensor) -> Tensor:
