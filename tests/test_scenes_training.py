@@ -9,6 +9,8 @@ import torch
 
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
+from comfyui_l2p.l2p_core.tiny import generate, scenes
+from comfyui_l2p.l2p_core.tiny.scenes import captions
 from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder, training_loss
 from comfyui_l2p.l2p_core.tiny.scenes.content import COLOURS, KINDS, random_scenes
 from comfyui_l2p.l2p_core.tiny.scenes.words import PhraseWords
@@ -172,3 +174,15 @@ def test_the_probe_is_taught_what_covers_each_token() -> None:
     first = taught[..., 0].view(6, 8, 8)
     middle = (first.sum(1) * x).sum(1) / first.sum((1, 2))
     assert (middle - scenes.centre[:, 0, 0]).abs().max() < 8
+
+
+def test_the_bundled_source_belongs_to_its_autoencoder(tmp_path: Path) -> None:
+    encoder = scenes.load_autoencoder().encoder_identity()
+    begun = SourceTraining(RECIPE, tmp_path, CPU, encoder, scenes.SOURCE_PATH)
+    assert begun.images > 0
+    texts = captions.evaluation_captions(2)
+    images = generate(
+        scenes.load_source(), scenes.load_autoencoder(), scenes.load_words(), texts, range(2), steps=2, size=128
+    )
+    assert images.shape == (2, 3, 128, 128)
+    assert not torch.equal(images[0], images[1])
