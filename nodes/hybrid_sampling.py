@@ -102,10 +102,11 @@ def sample_hybrid(
         if part.space == "pixels":
             check_memory(models.of(part), batch, *part.size)
     cfgs = [_cfg(part, models, settings) for part in planned]
-    tell(in_words(planned, cfgs))
+    tell(f"Plan: {in_words(planned, cfgs)}")
     run = _Run(models, prompts, settings, sum(part.steps for part in planned), image, mask)
     for number, (part, cfg) in enumerate(zip(planned, cfgs, strict=True)):
         run.sample(part, cfg, settings.seed + number)
+    tell(f"Done: {in_words(planned, cfgs)}")
     if planned[-1].space == "latent":
         decoded = image_to_pixels(images(models.vae.decode(run.output["samples"])))
         return pixels_to_image({"samples": resized(decoded["samples"], planned[-1].size)})

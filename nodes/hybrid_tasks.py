@@ -88,7 +88,7 @@ def in_words(planned: Sequence[Part], cfgs: Sequence[float]) -> str:
         height, width = part.size
         said.append(
             f"{'latents' if part.space == 'latent' else 'pixels'} {width} x {height}, noise {part.start:.2f} to "
-            f"{part.end:.2f}, {part.steps} steps"
+            f"{part.end:.2f}, {part.steps} {'step' if part.steps == 1 else 'steps'}"
         )
     return f"{'; '.join(said)}. {total} evaluations in all."
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from comfy_api.latest import io
 
 from .messages.errors import plain_errors
@@ -48,6 +50,13 @@ class SaveTIFF(io.ComfyNode):
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The images as they came.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, depth: str | None = None) -> bool | str:
+        # Said before anything is sampled that could not be saved.
+        if importlib.util.find_spec("tifffile") is None:
+            return "TIFF files need the package tifffile: install it into ComfyUI's Python and restart ComfyUI."
+        return True
 
     @classmethod
     @plain_errors()

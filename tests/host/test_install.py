@@ -10,7 +10,7 @@ from typing import Any
 
 import graphs
 import pytest
-from host_server import ROOT, Host, Server
+from host_server import ROOT, Host, Refused, Server
 from test_server import NODES, picture, sentence
 
 NAME = "l2p"
@@ -67,7 +67,9 @@ def test_the_published_files_run(installed: Server) -> None:
     saving = graphs.demo(steps=1)
     saving["5"] = {"class_type": "L2PSaveTIFF", "inputs": saving["5"]["inputs"] | {"depth": "16-bit"}}
     if "  tifffile: " not in installed.get("/l2p/doctor").decode():
-        assert "TIFF files need the package tifffile" in sentence(installed.run(saving))
+        with pytest.raises(Refused) as refused:
+            installed.run(saving)
+        assert "TIFF files need the package tifffile" in refused.value.sentences()
     graph = graphs.demo()
     graph["2"]["inputs"]["text"] = "a castle"
     assert "does not know the word 'castle'" in sentence(installed.run(graph))

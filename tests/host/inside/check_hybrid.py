@@ -78,11 +78,12 @@ def check_growth_is_its_parts_bit_for_bit(loaded: tuple[Models, Prompts]) -> Non
     said: list[str] = []
     image = run(loaded, "detail", said, width=128, height=128)
     assert image.shape == (1, 128, 128, 3)
-    first, second = said[0].split("; ")
+    assert said[1] == said[0].replace("Plan", "Done")
+    first, second = said[0].removeprefix("Plan: ").split("; ")
     assert first.startswith("pixels 64 x 64, noise 1.00 to") and second.startswith("pixels 128 x 128")
     end, steps = (
         safe_sigma((64, 64), (128, 128)),
-        [int(part.split(" steps")[0].split(" ")[-1]) for part in (first, second)],
+        [int(part.split(" step")[0].split(" ")[-1]) for part in (first, second)],
     )
     sigmas = schedule(models.pixels, 1.0, end, steps[0])
     output, _ = sampled(models.pixels, prompts, empty_pixels(64, 64, 1), sigmas, 5)
@@ -151,7 +152,7 @@ def check_edit_keeps_what_is_not_painted_exactly(loaded: tuple[Models, Prompts])
     edited = run(loaded, "auto", said, image=image, mask=mask)
     keep = mask[0] == 0
     assert torch.equal(edited[0][keep], image[0][keep]) and not torch.equal(edited, image)
-    assert said[0].startswith("pixels 64 x 64, noise 1.00 to 0.00")
+    assert said[0].startswith("Plan: pixels 64 x 64, noise 1.00 to 0.00")
 
 
 def check_finished_images_are_restored_and_enlarged(loaded: tuple[Models, Prompts]) -> None:
@@ -160,7 +161,7 @@ def check_finished_images_are_restored_and_enlarged(loaded: tuple[Models, Prompt
     restored = run(loaded, "auto", said, image=image)
     assert restored.shape == image.shape and "noise 0.30 to 0.00" in said[0]
     larger = run(loaded, "auto", said, image=image, width=96, height=96)
-    assert larger.shape == (1, 96, 96, 3) and "noise 0.50 to 0.00" in said[1]
+    assert larger.shape == (1, 96, 96, 3) and "noise 0.50 to 0.00" in said[-1]
 
 
 @pytest.mark.parametrize(("task", "side"), [("restore", 64), ("upscale", 96)])
