@@ -14,7 +14,7 @@ from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.files.tensor_file import save
 from comfyui_l2p.l2p_core.memory.sampling_model import Form, load
-from comfyui_l2p.l2p_core.ops.finite import cause, check_finite
+from comfyui_l2p.l2p_core.ops.finite import cause, check_finite, is_finite
 from comfyui_l2p.l2p_core.run import montage
 from comfyui_l2p.l2p_core.run.recipe import WatchSection
 from comfyui_l2p.l2p_core.tiny.bundled import TinySource, is_tiny, pixel_images
@@ -118,3 +118,10 @@ def test_words_of_the_tiny_model_are_for_its_backbone_alone() -> None:
     assert is_tiny(source) and is_tiny(source.with_head("4k", 0.25))
     wider = type(source)(**{**vars(source), "ffn_dim": 512})
     assert wider.caption_dim == source.caption_dim and not is_tiny(wider)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_every_float8(dtype: torch.dtype) -> None:
+    for code in range(256):
+        values = torch.tensor([0, code], dtype=torch.uint8).view(dtype)
+        assert is_finite(values) == bool(values.float().isfinite().all()), code

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ...l2p_core import convert, delta, quantise
 from ...l2p_core.checkpoint import open_checkpoint
@@ -26,7 +27,7 @@ from ...l2p_core.config import ModelConfig
 from ...l2p_core.device.process_memory import peak_memory
 from ...l2p_core.files.model_file import Slot, model_file
 from ...l2p_core.files.safetensors_header import nbytes
-from ...l2p_core.files.tensor_io import ChunkReader
+from ...l2p_core.files.tensor_io import ChunkReader, as_bytes
 from ...l2p_core.files.units import bytes_text
 from ...l2p_core.freeze import trainable_names
 from ...l2p_core.model import key_shapes
@@ -84,7 +85,9 @@ def _bytes(config: ModelConfig) -> int:
 
 def write_source(config: ModelConfig, target: Path) -> None:
     """Write a latent model with arbitrary weights."""
-    pattern = np.random.default_rng(0).integers(0, 256, _PATTERN_BYTES, dtype=np.uint8).data
+    # Finite: a delta of broken weights is refused.
+    generator = torch.Generator().manual_seed(0)
+    pattern = as_bytes(torch.randn(_PATTERN_BYTES // 2, generator=generator).bfloat16())
     slots = [Slot(name, DTYPE, shape) for name, shape in key_shapes(config).items()]
     with model_file(target, slots, config, {}) as (writer, places):
         for slot in slots:
