@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .folders import datasets
+from .limited import within_limits
 from .messages.errors import plain_errors
 from .options import DEEP_SUFFIXES
 
@@ -79,6 +80,7 @@ class LoadDeepImage(io.ComfyNode):
 
     @classmethod
     @plain_errors()
+    @within_limits
     def execute(cls, image: str, dicom: str, frame: int) -> io.NodeOutput:
         from .image_loading import load_image
         from .previews import preview_of
