@@ -1,7 +1,7 @@
 """Both spaces in one sampling: hand-over between latents and pixels, and lists of stages.
 
 A latent model is cheap where only the layout is decided; a pixel model keeps what a VAE loses. Both work on the same
-flow x_sigma = (1 - sigma) x0 + sigma noise, so either goes on from what the other left at any noise level.
+flow x_sigma = (1 - sigma) x0 + sigma noise, so either can continue from the other's noisy image at any noise level.
 """
 
 from __future__ import annotations

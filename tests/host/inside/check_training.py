@@ -110,7 +110,8 @@ def check_errors_give_memory_back(
 
 def check_a_full_disk_is_named_and_nothing_half_written(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train()
-    (host / "diffusion_models" / "run.safetensors").unlink()
+    for path in (host / "diffusion_models").iterdir():  # the delta, its card and its montage
+        path.unlink()
     publish = run_files.publish
     full = Usage(1, 1, 0)
 
