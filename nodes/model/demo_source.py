@@ -13,11 +13,12 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.patcher_extension
 import comfy.sd
 import comfy.supported_models
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...l2p_core import tiny
 from ...l2p_core.checkpoint import load_latent, open_checkpoint
@@ -107,7 +108,7 @@ def load_source_model(disable_dynamic: bool = False) -> Any:
 
 def load_vae() -> Any:
     """The tiny autoencoder behind the host's VAE interface, in float32."""
-    autoencoder = tiny.load_autoencoder()
+    autoencoder = castable(tiny.load_autoencoder())
     # The host's class has no place for other networks than it knows; its simplest one sets up all the rest.
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     vae.first_stage_model = autoencoder
@@ -122,6 +123,14 @@ def load_vae() -> Any:
     vae.size = None
     vae.model_size()
     return vae
+
+
+def castable(autoencoder: Autoencoder) -> Autoencoder:
+    """It with the host's convolutions, which fetch weights that are not on the device (--novram) at every use."""
+    for module in autoencoder.modules():
+        if type(module) in (nn.Conv2d, nn.ConvTranspose2d):
+            module.__class__ = getattr(comfy.ops.disable_weight_init, type(module).__name__)
+    return autoencoder
 
 
 def _output(process: Callable[[Tensor], Tensor], autoencoder: Autoencoder, pixels: Tensor) -> Tensor:

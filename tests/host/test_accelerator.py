@@ -135,7 +135,7 @@ def hybrid_image(server: Server, dual: bool) -> np.ndarray:
     return picture(server, run_whole(server, graphs.hybrid(dual)), "6").astype(int)
 
 
-@pytest.mark.parametrize("kind", ["small", "dynamic"])
+@pytest.mark.parametrize("kind", ["small", "none", "dynamic"])
 def test_two_models_on_one_set_of_weights_make_the_same_image(
     kind: str, request: pytest.FixtureRequest, server: Server
 ) -> None:
