@@ -65,6 +65,19 @@ def _stopped() -> io.Sigmas.Input:
     )
 
 
+def _handed_over(model: str) -> list[io.Input]:
+    """What both directions take, and the model to hand over to."""
+    return [
+        io.Latent.Input("denoised", tooltip="denoised_output of the sampler that stopped half-way."),
+        io.Vae.Input("vae", tooltip="The latent model's VAE."),
+        _stopped(),
+        io.Model.Input("model", tooltip=model),
+        shift_input(),
+        _steps(),
+        _end(),
+    ]
+
+
 class LatentToPixels(io.ComfyNode):
     """From a latent sampling to a pixel sampling, half-way."""
 
@@ -78,13 +91,7 @@ class LatentToPixels(io.ComfyNode):
             "sampler's estimate of the image, and the next sampler adds the noise that is left, with Random Noise.",
             search_aliases=ALIASES,
             inputs=[
-                io.Latent.Input("denoised", tooltip="denoised_output of the sampler that stopped half-way."),
-                io.Vae.Input("vae", tooltip="The latent model's VAE."),
-                _stopped(),
-                io.Model.Input("model", tooltip="The L2P model that samples next."),
-                shift_input(),
-                _steps(),
-                _end(),
+                *_handed_over("The L2P model that samples next."),
                 *sides("0 is the size of the latents' image."),
             ],
             outputs=[io.Latent.Output(display_name="pixels"), io.Sigmas.Output(display_name="sigmas")],
@@ -127,13 +134,7 @@ class PixelsToLatent(io.ComfyNode):
             "sampler adds the noise that is left, with Random Noise.",
             search_aliases=ALIASES,
             inputs=[
-                io.Latent.Input("denoised", tooltip="denoised_output of the sampler that stopped half-way."),
-                io.Vae.Input("vae", tooltip="The latent model's VAE."),
-                _stopped(),
-                io.Model.Input("model", tooltip="The latent model that samples next."),
-                shift_input(),
-                _steps(),
-                _end(),
+                *_handed_over("The latent model that samples next."),
             ],
             outputs=[io.Latent.Output(display_name="latent"), io.Sigmas.Output(display_name="sigmas")],
         )
