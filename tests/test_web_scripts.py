@@ -40,7 +40,7 @@ STAND_INS = {
           add(message) { app.toasts.push(message); },
           remove(message) { app.toasts = app.toasts.filter((other) => other !== message); },
         } };
-        globalThis.document = { createElement: () => ({
+        globalThis.document = { querySelector: () => null, createElement: () => ({
           style: {},
           replaceChildren(...parts) { this.textContent = parts.map((part) => part.textContent).join("\\n"); },
         }) };
@@ -101,7 +101,10 @@ def test_lists_are_read_again_without_messages(site: Path) -> None:
         import "./extensions/pack/files.js";
         node(1, "L2PConvert"); node(2, "KSampler");
         const later = () => new Promise((done) => setTimeout(done, 400));
-        api.send("executed", { node: "2" }); await later(); result = [[...app.calls]];
+        app.graph.nodes.get(1).outputs = [{ type: "COMBO" }, { type: "STRING" }];
+        node(3, "L2PSaveTIFF").outputs = [{ type: "IMAGE" }]; node(4, "Other").outputs = [{ type: "COMBO" }];
+        for (const id of "234") api.send("executed", { node: id });
+        await later(); result = [[...app.calls]];
         api.send("executed", { node: "1" }); await later(); result.push([...app.calls]);
         app.reloadNodeDefs = undefined;
         api.send("executed", { node: "1" }); await later(); result.push(app.calls)
@@ -123,6 +126,23 @@ def test_a_new_node_is_as_wide_as_its_values(site: Path) -> None:
                   width("KSampler", "a".repeat(900))]
     """
     assert run(site, FRONTEND + script) == [300, 332, 420, 300]
+
+
+def test_a_report_is_read_in_any_node_of_ours(site: Path) -> None:
+    script = """
+        import "./extensions/pack/report.js";
+        app.widgets = { STRING(node, name) {
+          const widget = { name, options: {} }; node.widgets.push(widget); return { widget };
+        } };
+        result = ["L2PSaveQuantised", "ShowText"].map((type) => {
+          function Kind() {}
+          app.extension.beforeRegisterNodeDef(Kind, { name: type });
+          const made = node(1, type);
+          Kind.prototype.onExecuted?.call(made, { text: ["copied 3"] });
+          return made.widgets.map(({ name, value, serialize }) => [name, value, serialize]);
+        })
+    """
+    assert run(site, FRONTEND + script) == [[["report", "copied 3", False]], []]
 
 
 STATE = """
@@ -182,3 +202,30 @@ def test_a_failure_that_the_run_shows_is_not_repeated(site: Path) -> None:
     """
     (_, ((text, *_),)), (_, ((other, *_),)) = run(site, FRONTEND + script)
     assert text is None and other == "No such data set."
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind", "closed"),
+    [
+        ("L2PConvert failed", "ValueError", True),
+        ("2 errors found", "ValueError", False),
+        ("L2PConvert failed", "torch.OutOfMemoryError", False),
+    ],
+)
+def test_the_hosts_general_hint_makes_room_for_the_sentence(
+    site: Path, heading: str, kind: str, closed: bool
+) -> None:
+    """By its own button, and only where it is about the node that has the sentence."""
+    script = f"""
+        import "./extensions/pack/said.js";
+        let hint = null, closed = false;
+        const button = {{ click: () => (closed = true) }};
+        document.querySelector = () => hint;
+        node(1, "L2PConvert");
+        api.send("execution_error", {{ node_id: "1", node_type: "L2PConvert", exception_message: "The file is taken.",
+                                       exception_type: "{kind}" }});
+        hint = {{ textContent: "{heading}", querySelector: () => button }}; // a moment later
+        await new Promise((done) => setTimeout(done, 120));
+        result = closed
+    """
+    assert run(site, FRONTEND + script) is closed

@@ -3,19 +3,15 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { kindOf, nodeOf } from "./graph.js";
 
-const WRITERS = new Set([
-  "L2PConvert",
-  "L2PSaveDelta",
-  "L2PMergeDelta",
-  "L2PTrain",
-  "L2PSynthesizeDataset",
-  "L2PPrompts",
-]);
 const CONTROLS = new Set(["fixed", "increment", "decrement", "randomize"]);
 const CONTROL_AT = 3; // in Convert to L2P of 0.1: source, variant, seed, what becomes of the seed, filename, overwrite
 const LENGTH_THEN = 6;
 
 let waiting = 0;
+
+// One of ours that hands on the name of a file has written it.
+const writes = (node) =>
+  kindOf(node)?.startsWith("L2P") && node.outputs?.some(({ type }) => type === "COMBO");
 
 // Once for nodes that end together: all lists are asked for anew, without the messages that the key R shows, where the
 // frontend can do that.
@@ -28,7 +24,7 @@ app.registerExtension({
   name: "L2P.Files",
   setup() {
     api.addEventListener("executed", ({ detail }) => {
-      if (WRITERS.has(kindOf(nodeOf(detail?.display_node ?? detail?.node)))) refresh();
+      if (writes(nodeOf(detail?.display_node ?? detail?.node))) refresh();
     });
   },
   beforeRegisterNodeDef(nodeType, nodeData) {

@@ -1,10 +1,9 @@
-// Shows the report of nodes that write files in the node itself, and a link to its page.
+// Shows the report of a node of ours, where it has one, in the node itself, and a link to its page.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { element } from "./graph.js";
 import { say } from "./words.js";
 
-const NODES = new Set(["L2PConvert", "L2PSaveDelta", "L2PMergeDelta", "L2PEvaluate", "L2PPrompts"]);
 // The routes of the reports that are pages, by node.
 const PAGES = { L2PEvaluate: "evaluation", L2PPrompts: "prompts" };
 const NAME = "report";
@@ -45,7 +44,7 @@ function pageLink(node, page, name) {
 app.registerExtension({
   name: "L2P.Report",
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!NODES.has(nodeData.name)) return;
+    if (!nodeData.name.startsWith("L2P")) return;
     const onExecuted = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (message) {
       onExecuted?.apply(this, arguments);

@@ -3,9 +3,11 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { PACK, element, kindOf, nodeOf } from "./graph.js";
+import { closeHint } from "./hint.js";
 import { say } from "./words.js";
 
 const OURS = /^L2P/;
+const OUT_OF_MEMORY = /OutOfMemory|OOM/; // of which the host's hint says what to do
 const STYLE =
   "box-sizing:border-box;padding:4px 6px;font:12px/1.35 sans-serif;color:inherit;" +
   "white-space:normal;overflow:auto;height:100%;user-select:text;";
@@ -134,6 +136,7 @@ function show({ detail }) {
   const sentence = sentenceOf(detail);
   if (!sentence) return;
   const node = nodeOf(detail.node_id);
+  if (!OUT_OF_MEMORY.test(detail.exception_type)) closeHint(node?.title ?? detail.node_type);
   if (node) {
     // Train L2P may show it where it shows its progress.
     if (node.l2pTraining?.state?.text !== sentence) showError(node, sentence);
