@@ -212,9 +212,7 @@ def test_a_failure_that_the_run_shows_is_not_repeated(site: Path) -> None:
         ("L2PConvert failed", "torch.OutOfMemoryError", False),
     ],
 )
-def test_the_hosts_general_hint_makes_room_for_the_sentence(
-    site: Path, heading: str, kind: str, closed: bool
-) -> None:
+def test_the_hosts_general_hint_makes_room_for_the_sentence(site: Path, heading: str, kind: str, closed: bool) -> None:
     """By its own button, and only where it is about the node that has the sentence."""
     script = f"""
         import "./extensions/pack/said.js";

@@ -15,6 +15,8 @@ WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 TITLE = 30
 SLOT = 20
 """Heights in the frontend's units; a slot's dot is at 0.7 of its row."""
+CARD_LETTERS = 36
+"""Of a name, before the gallery cuts it at its narrowest cards."""
 Node = dict[str, Any]
 Point = tuple[float, float]
 
@@ -82,6 +84,7 @@ def test_each_workflow_has_a_number_and_a_description_of_its_own() -> None:
     """The gallery shows them in the order of their numbers, with one line each in the user's language."""
     numbers = [int(path.stem.split(" ")[0]) for path in WORKFLOWS]
     assert sorted(numbers) == list(range(1, len(WORKFLOWS) + 1))
+    assert max(len(path.stem) for path in WORKFLOWS) <= CARD_LETTERS
     for language in (ROOT / "locales").glob("*/main.json"):
         described = json.loads(language.read_text(encoding="utf-8"))["templateWorkflows"]["templateDescription"]
         for folder, lines in described.items():
