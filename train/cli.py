@@ -231,11 +231,14 @@ def _add_benchmark_hybrid(kinds: _Commands) -> None:
     hybrid.add_argument("--output", type=typed, default=Path("runs/hybrid"), help="folder; finished rows are kept")
     hybrid.add_argument("--captions", type=_positive, default=96, help="captions of each pass")
     hybrid.add_argument("--seeds", type=_positive, default=3, help="passes with other noise")
+    hybrid.add_argument("--world", choices=("shapes", "scenes"), default="shapes", help="the tiny world to measure in")
+    hybrid.add_argument("--pixels", type=typed, metavar="FILE", help="a pixel model of that world's source")
+    hybrid.add_argument("--large", type=typed, metavar="FILE", help="one for larger images, to grow into")
 
     def run(args: argparse.Namespace) -> None:
         from .benchmark.hybrid import benchmark_hybrid
 
-        benchmark_hybrid(args.output, args.captions, args.seeds)
+        benchmark_hybrid(args.output, args.captions, args.seeds, args.world, args.pixels, args.large)
 
     hybrid.set_defaults(command=run)
 

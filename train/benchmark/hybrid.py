@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -19,129 +18,87 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...l2p_core import delta, hybrid
+from ...l2p_core import hybrid
 from ...l2p_core.config import ModelConfig, PixelConfig
 from ...l2p_core.files.atomic import write_bytes
-from ...l2p_core.flow import FlowModel
-from ...l2p_core.growth import Space, safe_sigma
-from ...l2p_core.hybrid import Stage
 from ...l2p_core.model import L2PModel, LatentModel
 from ...l2p_core.sources import SOURCES
-from ...l2p_core.tiny import bundled, judge
-from ...l2p_core.tiny.shapes import IMAGE_SIZE, evaluation_captions
 from .. import figure
 from ..console import table
+from .hybrid_rows import Row, rows
+from .hybrid_worlds import World, open_world
 
-CFG = 2.0
 BATCH = 48
 SEED_DISTANCE = 1_000_000
 """Between the seeds of two passes, whose images have the seeds that follow."""
 SHOWN = 8
 CAPTION_TOKENS = 128
+COMPARED = "pixels only, 6 steps"
+"""The row with whose distance others of its size and evaluations are compared."""
+
+Scores = dict[str, list[float]]
+"""Of one row, a value for each pass: whole captions right, distance to a clean rendering, seconds an image, and the
+share of attributes that growth kept (NaN for a row that does not grow)."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A way of sampling: its name, its stages, and the shift between the spaces."""
-
-    name: str
-    stages: list[Stage]
-    shift: float = 1.0
-
-    @property
-    def evaluations(self) -> int:
-        return sum(stage.steps * (1 if stage.cfg == 1 else 2) for stage in self.stages)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Scores of a row's passes: whole captions right, distance to a clean rendering, seconds an image."""
-
-    whole: list[float]
-    distance: list[float]
-    seconds: list[float]
-
-
-def benchmark_hybrid(output: Path, captions: int = 96, seeds: int = 3) -> None:
+def benchmark_hybrid(
+    output: Path,
+    captions: int = 96,
+    seeds: int = 3,
+    world: str = "shapes",
+    pixels: Path | None = None,
+    large: Path | None = None,
+) -> None:
     """Measure what is missing, then write results.json, results.md and results.png, and print the tables.
 
     Args:
         output: the folder of all results.
         captions: of each pass.
         seeds: passes with other noise.
+        world, pixels, large: as for `open_world`.
     """
+    opened = open_world(world, pixels, large)
     output.mkdir(parents=True, exist_ok=True)
-    source = bundled.TinySource()
-    pixels = delta.load_model(bundled.DELTA, bundled.SOURCE, dtype=torch.float32).eval()
-    assert isinstance(pixels, L2PModel)
-    ways = rows(source.model, pixels)
-    texts = evaluation_captions(captions)
-    found: dict[str, dict[str, list[float]]] = {row.name: {} for row in ways}
-    shown: dict[str, Tensor] = {}
+    ways, texts = rows(opened), opened.captions(captions)
+    found: dict[str, Scores] = {row.name: {} for row in ways}
     for seed in range(seeds):
         for row in ways:
-            path = output / f"{_file_name(row.name)}-{captions}-{seed}.json"
+            path = output / f"{opened.identity}-{_file_name(row.name)}-{captions}-{seed}.json"
             if not path.exists():
-                print(f"{row.name}, seed {seed}")
-                write_bytes(path, json.dumps(_measure(row, source, texts, seed)).encode())
+                print(f"{row.name}, seed {seed}", flush=True)
+                write_bytes(path, json.dumps(_measure(row, opened, texts, seed)).encode())
             for key, value in json.loads(path.read_text(encoding="utf-8")).items():
                 found[row.name].setdefault(key, []).append(value)
-    for row in ways:
-        if row.shift == 1 and row.evaluations == ways[0].evaluations:
-            shown[row.name] = _images(row, source, texts[:SHOWN], 0)
+    shown = {row.name: _images(row, opened, texts[:SHOWN], 0) for row in ways if row.shift == 1}
     _report(output, ways, found, shown, texts)
 
 
-def rows(latent: LatentModel, pixels: L2PModel) -> list[Row]:
-    """All ways: one space alone, hand-over at several levels and maps, a finished image sampled again, growth."""
-    size = (IMAGE_SIZE, IMAGE_SIZE)
-    half = (IMAGE_SIZE // 2, IMAGE_SIZE // 2)
-    alone: list[tuple[str, FlowModel, Space]] = [("latents", latent, "latent"), ("pixels", pixels, "pixels")]
-    found = [
-        Row(f"{name} only, {steps} steps", [Stage(model, space, size, steps, cfg=CFG)])
-        for steps in (6, 12)
-        for name, model, space in alone
-    ]
-    for switch in (0.8, 0.65, 0.5, 0.35):
-        first = max(1, min(5, round(6 * (1 - _even(switch)))))
-        for shift in (1.0, 3.0):
-            stages = [
-                Stage(latent, "latent", size, first, end=switch, cfg=CFG),
-                Stage(pixels, "pixels", size, 6 - first, cfg=CFG),
-            ]
-            found.append(Row(f"latents to {switch:g}, then pixels, shift {shift:g}, 6 steps", stages, shift))
-    safe = safe_sigma(half, size)
-    found.append(
-        Row(
-            "pixels growing from half the size, 4 + 2 steps",
-            [
-                Stage(pixels, "pixels", half, 4, end=safe, cfg=CFG),
-                Stage(pixels, "pixels", size, 2, cfg=CFG),
-            ],
-        )
-    )
-    return found
-
-
-def _measure(row: Row, source: bundled.TinySource, texts: Sequence[str], seed: int) -> dict[str, float]:
+def _measure(row: Row, world: World, texts: Sequence[str], seed: int) -> dict[str, float]:
     began = time.perf_counter()
-    images = _images(row, source, texts, seed)
+    images = _images(row, world, texts, seed)
     seconds = (time.perf_counter() - began) / len(texts)
-    score = judge.score(images, texts)
-    return {"whole": score.whole, "distance": score.residual, "seconds": seconds}
+    judged = world.judged(images, texts)
+    kept, small = math.nan, row.without_growth()
+    if small is not None:
+        before = world.judged(_images(small, world, texts, seed), texts).attributes
+        pairs = [
+            pair for one, two in zip(judged.attributes, before, strict=True) for pair in zip(one, two, strict=True)
+        ]
+        kept = mean(float(one == two) for one, two in pairs)
+    return {"whole": judged.whole, "distance": judged.distance, "seconds": seconds, "kept": kept}
 
 
-def _images(row: Row, source: bundled.TinySource, texts: Sequence[str], seed: int) -> Tensor:
+def _images(row: Row, world: World, texts: Sequence[str], seed: int) -> Tensor:
     found = []
     for start in range(0, len(texts), BATCH):
-        captions = [source.words.encode(text) for text in texts[start : start + BATCH]]
+        captions = [world.words.encode(text) for text in texts[start : start + BATCH]]
         found.append(
             hybrid.sample(
                 row.stages,
                 captions,
                 seed=seed * SEED_DISTANCE + start,
-                negative=[source.words.encode("")] * len(captions),
-                codec=source.autoencoder,
+                negative=[world.words.encode("")] * len(captions),
+                codec=world.codec,
                 space_shift=row.shift,
             )
         )
@@ -151,15 +108,18 @@ def _images(row: Row, source: bundled.TinySource, texts: Sequence[str], seed: in
 def _report(
     output: Path,
     ways: Sequence[Row],
-    found: dict[str, dict[str, list[float]]],
-    shown: dict[str, Tensor],
+    found: Mapping[str, Scores],
+    shown: Mapping[str, Tensor],
     texts: Sequence[str],
 ) -> None:
     lines = [
         [
             row.name,
+            f"{row.size[1]} x {row.size[0]}",
             _with_error(found[row.name]["whole"], 100, "%"),
             _with_error(found[row.name]["distance"], 1, ""),
+            _cleaner(row, ways, found),
+            _with_error(found[row.name]["kept"], 100, "%"),
             str(row.evaluations),
             f"{mean(found[row.name]['seconds']) * 1000:.0f} ms",
         ]
@@ -167,7 +127,8 @@ def _report(
     ]
     seeds = len(found[ways[0].name]["whole"])
     text = f"{len(texts)} captions, {seeds} seeds; mean and standard error of the mean over seeds.\n\n"
-    text += table(["way", "whole captions", "distance", "evaluations", "an image"], lines)
+    header = ["way", "size", "whole captions", "distance", "cleaner by", "attributes kept", "evaluations", "an image"]
+    text += table(header, lines)
     text += "\n\nOne evaluation of the 6B model, by shapes:\n\n" + table(
         ["space and size", "operations", "read and written at least"], _real_costs()
     )
@@ -184,10 +145,27 @@ def _report(
     print(f"{output / 'results.png'}, results.json and results.md written.")
 
 
+def _cleaner(row: Row, ways: Sequence[Row], found: Mapping[str, Scores]) -> str:
+    """How many standard errors a row's distance is below that of pixels alone, at its size and evaluations."""
+    other = next((way for way in ways if way.name == COMPARED), None)
+    if other is None or row is other or (row.size, row.evaluations) != (other.size, other.evaluations):
+        return ""
+    mine, others = found[row.name]["distance"], found[other.name]["distance"]
+    if len(mine) < 2:
+        return ""
+    error = math.hypot(_error(mine), _error(others))
+    return f"{(mean(others) - mean(mine)) / error:.1f} errors" if error > 0 else ""
+
+
 def _with_error(values: Sequence[float], factor: float, unit: str) -> str:
+    if any(math.isnan(value) for value in values):
+        return ""
     digits = 1 if unit else 4
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{mean(values) * factor:.{digits}f}{unit} ± {error * factor:.{digits}f}"
+    return f"{mean(values) * factor:.{digits}f}{unit} ± {_error(values) * factor:.{digits}f}"
+
+
+def _error(values: Sequence[float]) -> float:
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def _real_costs() -> list[list[str]]:
@@ -211,11 +189,6 @@ def _cost(name: str, config: ModelConfig, side: int, downscale: int) -> list[str
     weights = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
     traffic = weights + 2 * image.numel() * image.itemsize
     return [f"{name}, {side} x {side}", f"{counter.get_total_flops() / 1e12:.1f} TFLOP", f"{traffic / 1e9:.1f} GB"]
-
-
-def _even(sigma: float, shift: float = 3.0) -> float:
-    """u of the published schedule at a noise level."""
-    return sigma / (shift - (shift - 1) * sigma)
 
 
 def _file_name(name: str) -> str:
