@@ -123,9 +123,11 @@ def test_a_new_node_is_as_wide_as_its_values(site: Path) -> None:
           return made.size[0];
         };
         result = [width("L2PLoader", "a"), width("L2PLoader", "a".repeat(32)), width("L2PLoader", "a".repeat(900)),
-                  width("KSampler", "a".repeat(900))]
+                  width("KSampler", "a".repeat(900))];
+        globalThis.LiteGraph = { vueNodesMode: true }; // whose labels have a column of their own
+        result.push(width("L2PLoader", "a".repeat(28)))
     """
-    assert run(site, FRONTEND + script) == [300, 332, 420, 300]
+    assert run(site, FRONTEND + script) == [300, 332, 420, 300, 360]
 
 
 def test_a_report_is_read_in_any_node_of_ours(site: Path) -> None:

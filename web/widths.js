@@ -6,13 +6,23 @@ const LETTER = 7; // pixels on average, in the frontend's 14 px letters
 const AROUND = 80; // margins and arrows of a widget
 const WIDEST = 420;
 
+const labelOf = ({ label, name }) => `${label ?? name}`.length;
+const valueOf = ({ value }) => `${value ?? ""}`.length;
+const longest = (lengths) => Math.max(0, ...lengths);
+
+// Nodes 2.0 stands all values in one column, beside the longest label.
+function lettersOf(lines) {
+  if (!globalThis.LiteGraph?.vueNodesMode) return longest(lines.map((line) => labelOf(line) + valueOf(line)));
+  const rows = lines.filter(({ name }) => name !== "control_after_generate"); // a button beside the seed
+  return longest(rows.map(labelOf)) + longest(rows.map(valueOf));
+}
+
 app.registerExtension({
   name: "L2P.Widths",
   nodeCreated(node) {
     if (!kindOf(node)?.startsWith("L2P")) return;
     const lines = (node.widgets ?? []).filter(({ element }) => !element);
-    const letters = lines.map(({ name, label, value }) => `${label ?? name}${value ?? ""}`.length);
-    const needed = Math.min(WIDEST, Math.max(0, ...letters) * LETTER + AROUND);
+    const needed = Math.min(WIDEST, lettersOf(lines) * LETTER + AROUND);
     if (node.size[0] < needed) node.setSize([needed, node.size[1]]);
   },
 });
