@@ -133,18 +133,18 @@ def test_a_new_node_is_as_wide_as_its_values(site: Path) -> None:
 def test_a_report_is_read_in_any_node_of_ours(site: Path) -> None:
     script = """
         import "./extensions/pack/report.js";
-        app.widgets = { STRING(node, name) {
-          const widget = { name, options: {} }; node.widgets.push(widget); return { widget };
-        } };
         result = ["L2PSaveQuantised", "ShowText"].map((type) => {
           function Kind() {}
           app.extension.beforeRegisterNodeDef(Kind, { name: type });
           const made = node(1, type);
           Kind.prototype.onExecuted?.call(made, { text: ["copied 3"] });
-          return made.widgets.map(({ name, value, serialize }) => [name, value, serialize]);
+          const shown = made.l2pReport;
+          return [made.widgets.map(({ name, serialize }) => [name, serialize]), shown?.textContent, shown?.style.flex];
         })
     """
-    assert run(site, FRONTEND + script) == [[["report", "copied 3", False]], []]
+    ours, other = run(site, FRONTEND + script)
+    assert ours == [[["report", False]], "copied 3", "1 0 120px"], "its room, in Nodes 2.0 too"
+    assert other[0] == []
 
 
 STATE = """

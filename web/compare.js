@@ -1,7 +1,7 @@
 // Shows the pairs of Compare L2P in the node: side by side, under a slider, or as the difference image at true size.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { element } from "./graph.js";
+import { addElement, element, holdRoom } from "./graph.js";
 import { say } from "./words.js";
 
 const NODE = "L2PCompare";
@@ -36,13 +36,7 @@ function view(node) {
   parts.stage = element("div", STYLE.stage);
   parts.caption = element("div", STYLE.caption, { textContent: say("Run it to see both models") });
   root.append(parts.bar, parts.stage, parts.caption);
-  // Neither saved with the workflow nor sent to the server, which has no such input.
-  parts.widget = node.addDOMWidget("pairs", "l2p_pairs", root, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => (parts.pairs.length ? HEIGHT : BAR),
-  });
-  parts.widget.serialize = false;
+  parts.widget = addElement(node, "pairs", root, { getMinHeight: () => (parts.pairs.length ? HEIGHT : BAR) });
   parts.node = node;
   node.l2pCompare = parts;
   return parts;
@@ -160,6 +154,7 @@ function difference(_, pair) {
 const SHOW = { Slider: slider, "Side by side": beside, Difference: difference };
 
 function grow(node, parts) {
+  holdRoom(parts.root, HEIGHT);
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width, 420), Math.max(node.size[1], height)]);
   node.graph?.setDirtyCanvas(true, true);

@@ -22,3 +22,18 @@ export function element(tag, style, properties = {}) {
   made.style.cssText = style;
   return made;
 }
+
+// A widget that is an element of ours: neither saved with the workflow nor sent to the server, which has no such input.
+// The classic canvas asks for its height; Nodes 2.0 takes it from the element's style, see `holdRoom`.
+export function addElement(node, name, root, heights) {
+  const widget = node.addDOMWidget(name, `l2p_${name}`, root, { serialize: false, hideOnZoom: false, ...heights });
+  widget.serialize = false;
+  return widget;
+}
+
+const MARGINS = 20; // above and below an element on the classic canvas, which its height includes
+
+// Room for an element that fills what it is given and has no height of its own.
+export function holdRoom(root, height) {
+  root.style.flex = `1 0 ${Math.max(0, height - MARGINS)}px`;
+}

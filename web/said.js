@@ -2,7 +2,7 @@
 // ours, whichever node they come from, where the host would show a general hint.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { PACK, element, kindOf, nodeOf } from "./graph.js";
+import { PACK, addElement, element, kindOf, nodeOf } from "./graph.js";
 import { closeHint } from "./hint.js";
 import { say } from "./words.js";
 
@@ -44,13 +44,8 @@ function textWidget(node) {
   if (node.l2pSaid) return node.l2pSaid;
   const text = element("div", STYLE);
   const parts = { text, height: 0, texts: {} };
-  parts.widget = node.addDOMWidget("said", "l2p_said", text, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => parts.height,
-    getMaxHeight: () => parts.height,
-  });
-  parts.widget.serialize = false;
+  const height = () => parts.height;
+  parts.widget = addElement(node, "said", text, { getMinHeight: height, getMaxHeight: height });
   node.l2pSaid = parts;
   return parts;
 }

@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { labels, stepTicks } from "./axis.js";
-import { element, kindOf, nodeOf } from "./graph.js";
+import { addElement, element, holdRoom, kindOf, nodeOf } from "./graph.js";
 import { say } from "./words.js";
 
 const NODE = "L2PTrain";
@@ -51,13 +51,7 @@ function view(node) {
   parts.stop.style.display = parts.report.style.display = "none";
   parts.text.textContent = say("Not trained yet");
   root.append(parts.text, parts.bar, parts.chart, parts.montage, parts.notes);
-  // Neither saved with the workflow nor sent to the server, which has no such input.
-  parts.widget = node.addDOMWidget("training", "l2p_training", root, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => parts.height,
-  });
-  parts.widget.serialize = false;
+  parts.widget = addElement(node, "training", root, { getMinHeight: () => parts.height });
   new ResizeObserver(() => draw(parts)).observe(parts.chart);
   // A narrower node breaks them into more lines.
   const words = new ResizeObserver(() => grow(node, parts));
@@ -112,6 +106,7 @@ function grow(node, parts) {
   height = Math.ceil(height);
   if (height <= parts.height) return;
   parts.height = height;
+  holdRoom(parts.root, height);
   const [least, lowest] = node.computeSize();
   node.setSize([Math.max(node.size[0], least), Math.max(node.size[1], lowest)]);
   node.graph?.setDirtyCanvas(true, true);

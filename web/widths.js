@@ -5,9 +5,10 @@ import { kindOf } from "./graph.js";
 const LETTER = 7; // pixels on average, in the frontend's 14 px letters
 const AROUND = 80; // margins and arrows of a widget
 const WIDEST = 420;
+const SEED_LETTERS = 20; // of a number that is drawn, and of the button beside it
 
 const labelOf = ({ label, name }) => `${label ?? name}`.length;
-const valueOf = ({ value }) => `${value ?? ""}`.length;
+const valueOf = ({ name, value }) => Math.max(name === "seed" ? SEED_LETTERS : 0, `${value ?? ""}`.length);
 const longest = (lengths) => Math.max(0, ...lengths);
 
 // Nodes 2.0 stands all values in one column, beside the longest label.
