@@ -68,18 +68,52 @@ def test_a_linked_list_shows_no_choice_that_is_not_there(server: Server, path: P
                 assert shown[key]["inputs"][name] in ("", *options)
 
 
-def test_a_workflow_runs_with_the_bundled_model_in_its_place(server: Server) -> None:
-    """What the real models' workflows do, their loaders aside."""
-    (path,) = (path for path in WORKFLOWS if path.stem == "5 Text to image 1k")
+BUNDLED: dict[str, Any] = {
+    "L2PLoader": ["pixels", 0],
+    "UNETLoader": ["source", 0],
+    "CLIPLoader": ["source", 1],
+    "VAELoader": ["source", 2],
+    "LoadImage": ["canvas", 0],
+}
+"""What stands for the loaders of large models, and for the host's example picture."""
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("5 Text to image 1k", 64),
+        ("14 Enlarge a picture to 4K", 96),
+        ("15 Turbo layout, pixel finish", 64),
+        ("16 Grow from 1k to 4k to 8k", 96),
+    ],
+)
+def test_a_workflow_runs_with_the_bundled_model_in_its_place(server: Server, name: str, side: int) -> None:
+    """What the real models' workflows do, their loaders and sizes aside."""
+    (path,) = (path for path in WORKFLOWS if path.stem == name)
     prompt = graphs.from_workflow(read(path), server.get("/object_info"))
-    kinds = {node["class_type"]: key for key, node in prompt.items()}
-    del prompt[kinds["CLIPLoader"]]
-    prompt[kinds["L2PLoader"]] = {"class_type": "L2PDemo", "inputs": {}}
+    loaders = {key: node["class_type"] for key, node in prompt.items() if node["class_type"] in BUNDLED}
+    growing = iter((80, 96))
     for node in prompt.values():
-        if node["class_type"] == "CLIPTextEncode":
-            node["inputs"] = {"clip": [kinds["L2PLoader"], 1], "text": graphs.CAPTION}
-    prompt[kinds["L2PPixelSampler"]]["inputs"] |= {"steps": 2}
-    assert picture(server, server.run(prompt), kinds["SaveImage"]).shape == (64, 64, 3)
+        inputs = node["inputs"]
+        for key, value in inputs.items():
+            if isinstance(value, list) and value[0] in loaders:
+                inputs[key] = BUNDLED[loaders[value[0]]]
+        if inputs.get("text"):
+            inputs["text"] = graphs.CAPTION
+        if "steps" in inputs:
+            inputs["steps"] = 2
+        if node["class_type"] == "L2PGrowPixels":
+            inputs["width"] = inputs["height"] = next(growing)
+        if inputs.get("task") == "upscale":
+            inputs["width"] = inputs["height"] = 96
+    canvas = {"width": 64, "height": 64, "batch_size": 1, "color": 255}
+    prompt = {key: node for key, node in prompt.items() if key not in loaders} | {
+        "pixels": {"class_type": "L2PDemo", "inputs": {}},
+        "source": {"class_type": "L2PDemoSource", "inputs": {}},
+        "canvas": {"class_type": "EmptyImage", "inputs": canvas},
+    }
+    (save,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
+    assert picture(server, server.run(prompt), save).shape == (side, side, 3)
 
 
 def test_inpainting_keeps_what_is_outside_the_mask(server: Server) -> None:
