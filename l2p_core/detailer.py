@@ -7,6 +7,7 @@ full-resolution stages only a single extra pixel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
-from .ops.fused_decoder import Fusion, fused_stage
-from .ops.head_tiles import countable
+from .ops.fused_decoder import ComposedWeights, Fusion, fused_from, fused_stage
+from .ops.head_tiles import countable, pixels_at_once
 from .ops.precision import unwidened
 from .ops.region import Region, StageRegions, stage_regions
 
@@ -37,10 +38,11 @@ class DetailerHead(nn.Module):
         config = variant_row(variant).head if isinstance(variant, str) else variant
         self.stages, self._config, self._dim = config.stages, config, dim
         # A host's layers cast, offload or patch their weights when called.
-        self._plain = operations is nn
+        self.plain = operations is nn
         self.gradient_checkpointing = False
         self.compiled: Callable[[Tensor, Tensor], Tensor] | None = None  # `whole`, by `compile_blocks`
         self.fused: bool | None = None  # decoder stages; None fuses where measurements show a gain
+        self._composed = ComposedWeights()
 
         def conv(inside: int, outside: int, kernel: int = 3) -> nn.Module:
             return operations.Conv2d(inside, outside, kernel, padding=kernel // 2, **factory)
@@ -81,12 +83,15 @@ class DetailerHead(nn.Module):
         if tile is not None and tile < 1:
             raise ValueError(f"A tile of {tile} pixels is not valid: give 1 or more, or none for the whole image.")
         image = Region(0, height, 0, width)
-        tile = countable(self._config, self._dim, image, len(pixels), tile)
+        fusing = self._fused_from(pixels.device)
+        tile = countable(self._config, self._dim, image, len(pixels), tile, fusing)
+        at_once = pixels_at_once(image, tile)
         if tile is None or tile >= max(height, width):
-            compiled = None if torch.is_grad_enabled() else self.compiled
+            # A compiler does not find what fusing by hand saves in large images.
+            compiled = None if torch.is_grad_enabled() or at_once >= fusing else self.compiled
             return (compiled or self.whole)(pixels, features)
         output = torch.empty_like(pixels)
-        fusion = Fusion(self.fused, tile * tile)
+        fusion = Fusion(self.fused, at_once, self._composed)
         for piece in image.tiles(tile):
             output[piece.index] = self.piece(pixels, features, piece, image, fusion)
         return output
@@ -94,7 +99,7 @@ class DetailerHead(nn.Module):
     def whole(self, pixels: Tensor, features: Tensor) -> Tensor:
         """The head on the whole image at once; see `forward`."""
         image = Region(0, pixels.shape[-2], 0, pixels.shape[-1])
-        return self.piece(pixels, features, image, image, Fusion(self.fused, image.pixels))
+        return self.piece(pixels, features, image, image, Fusion(self.fused, image.pixels, self._composed))
 
     def piece(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, fusion: Fusion) -> Tensor:
         """The output over `wanted`; each stage computes only the region that this output depends on."""
@@ -112,6 +117,12 @@ class DetailerHead(nn.Module):
             x = self._run(self._decode, stage, at, x, skips.pop(), fusion)
         return self.out_conv(x)
 
+    def _fused_from(self, device: torch.device) -> float:
+        """Pixels at once from which all decoder stages are fused."""
+        if not self.plain or torch.is_grad_enabled() or self.fused is False:
+            return math.inf
+        return 0 if self.fused else fused_from(device)
+
     def _encode(self, stage: Stage, at: StageRegions, x: Tensor) -> tuple[Tensor, Tensor]:
         skip = _silu(_cropped(self._conv("enc", stage, 0)(x), at.encoder_reads, at.encoded))
         return skip, F.max_pool2d(skip, 2)
@@ -120,7 +131,7 @@ class DetailerHead(nn.Module):
         return _silu(self.bottleneck[0](torch.cat([x, features.to(x.dtype)], dim=1)))
 
     def _decode(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
-        if self._plain and not torch.is_grad_enabled() and fusion.pays(x.device, at.decoded.pixels):
+        if self.plain and not torch.is_grad_enabled() and fusion.pays(x.device, at.decoded.pixels):
             return _silu(self._fused(stage, at, x, skip, fusion))
         return _silu(self._merged(stage, at, x, skip))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig
-from comfyui_l2p.l2p_core.memory.sampling_memory import head_bytes, step_bytes
+from comfyui_l2p.l2p_core.memory.sampling_memory import choose_tile, head_bytes, step_bytes
+from comfyui_l2p.l2p_core.ops.fused_decoder import GPU_PIXELS
 
 MEGABYTE = 10**6
 BF16 = 2
@@ -22,6 +23,29 @@ def test_the_head_takes_what_a_gpu_took(variant: str, tile: int | None, measured
     side = VARIANTS[variant].pixels
     planned = head_bytes(ModelConfig().with_head(variant), side, side, tile, BF16)
     assert planned == pytest.approx(measured * MEGABYTE, rel=0.15)
+
+
+@pytest.mark.parametrize(("variant", "measured"), [("1k", 454), ("4k", 1763), ("8k", 6325), ("10k", 9909)])
+def test_a_fused_head_takes_what_a_gpu_took(variant: str, measured: int) -> None:
+    side = VARIANTS[variant].pixels
+    planned = head_bytes(ModelConfig().with_head(variant), side, side, None, BF16, fused_from=0)
+    assert planned == pytest.approx(measured * MEGABYTE, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("variant", "gigabytes", "plain", "fused"),
+    [
+        ("4k", 60, None, None), ("8k", 60, None, None), ("10k", 60, 5120, None), ("4k", 2, 2048, 2048),
+        ("8k", 8, 5120, None), ("10k", 8, 5120, 5120), ("10k", 1, 1024, 1024),
+    ],
+)  # fmt: skip
+def test_an_automatic_tile_takes_the_memory_that_is_free(
+    variant: str, gigabytes: int, plain: int | None, fused: int | None
+) -> None:
+    config, side = ModelConfig().with_head(variant), VARIANTS[variant].pixels
+    free = gigabytes * 1e9
+    assert choose_tile(config, side, side, 128, BF16, free=free) == plain
+    assert choose_tile(config, side, side, 128, BF16, free=free, fused_from=GPU_PIXELS) == fused
 
 
 def test_an_image_that_becomes_float32_at_the_end_is_counted() -> None:

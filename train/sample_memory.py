@@ -15,6 +15,7 @@ from ..l2p_core.device.system_memory import available_memory, free_memory_and_sw
 from ..l2p_core.memory.plan import GB, gigabytes
 from ..l2p_core.memory.sampling_memory import choose_tile, step_bytes
 from ..l2p_core.memory.sampling_model import Form, WeightMemory, weight_memory
+from ..l2p_core.ops.fused_decoder import fused_from
 from ..l2p_core.ops.head_tiles import TILES
 from ..l2p_core.sources import source_of
 
@@ -73,9 +74,19 @@ class Need:
         step = step_bytes(self.config, self.height, self.width, caption, form.dtype.itemsize, tile=TILES[-1])
         return weights.device + max(weights.loading, weights.computing + step) + _SPARE
 
-    def tile(self, form: Form, caption: int, free: int) -> int | None:
-        """The side of the head's tiles for this many free bytes with the model loaded; None is the whole image."""
-        return choose_tile(self.config, self.height, self.width, caption, form.dtype.itemsize, free=free)
+    def tile(self, form: Form, caption: int, device: torch.device) -> int | None:
+        """The side of the head's tiles for what is free on the device with the model loaded; None is the whole
+        image."""
+        accelerator.empty_cache(device)
+        return choose_tile(
+            self.config,
+            self.height,
+            self.width,
+            caption,
+            form.dtype.itemsize,
+            free=free_bytes(device),
+            fused_from=fused_from(device),
+        )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from .console import bar, byte_progress
-from .sample_memory import Choice, Need, free_bytes, place
+from .sample_memory import Choice, Need, place
 
 
 class SamplingSettings(NamedTuple):
@@ -97,7 +97,7 @@ class Sampler:
         args, choice = self._args, self._choice
         self._model = _load(self._opened, choice)
         self._model.tile = (
-            max(args.tile, LEAST_TILE) if args.tile else self._need.tile(choice.form, tokens, free_bytes(choice.device))
+            max(args.tile, LEAST_TILE) if args.tile else self._need.tile(choice.form, tokens, choice.device)
         )
         if args.compile:
             compile_blocks(self._model)

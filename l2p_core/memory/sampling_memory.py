@@ -6,6 +6,7 @@ shapes (`live_memory`); a test measures both.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from ..config import PIXEL_CHANNELS, PixelConfig
 from ..detailer import DetailerHead
 from ..ops.fused_decoder import Fusion
-from ..ops.head_tiles import TILES, countable
+from ..ops.head_tiles import TILES, countable, pixels_at_once
 from ..ops.region import Region, stage_regions
 from ..patch import padded_size
 from ..sources import source_of
@@ -47,6 +48,7 @@ def step_bytes(
     batch: int = 1,
     tile: int | None = None,
     fused_attention: bool = True,
+    fused_from: float = math.inf,
 ) -> int:
     """Peak activations of one forward pass of `batch` images, over the backbone and the head.
 
@@ -55,10 +57,11 @@ def step_bytes(
         itemsize: bytes of an element in the compute dtype.
         tile: side of the head's tiles, None for whole.
         fused_attention: whether attention scores are never materialised (torch's fused kernels, flash, xformers).
+        fused_from: as for `choose_tile`.
     """
     backbone = backbone_bytes(config, height, width, caption, itemsize, fused_attention)
     features = 2 * tokens_of(config, height, width, caption) * config.dim * itemsize
-    head = features + head_bytes(config, height, width, tile, itemsize)
+    head = features + head_bytes(config, height, width, tile, itemsize, fused_from)
     if itemsize == 4:
         return batch * max(backbone, head)
     # The sampler's images are float32: the network reads a converted copy, and its output is converted back.
@@ -90,14 +93,17 @@ def backbone_bytes(
 
 
 @lru_cache(maxsize=256)
-def head_bytes(config: PixelConfig, height: int, width: int, tile: int | None, itemsize: int) -> int:
+def head_bytes(
+    config: PixelConfig, height: int, width: int, tile: int | None, itemsize: int, fused_from: float = math.inf
+) -> int:
     """Peak activations of the Detailer Head for one image, evaluated whole or in tiles of `tile` pixels: those of the
-    largest piece of the image, run without data."""
+    largest piece of the image, run without data. `fused_from` as for `choose_tile`."""
     multiple, dtype = config.size_multiple, _DTYPES[itemsize]
     image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
     whole = tile is None or tile >= max(image.bottom, image.right)
     with torch.device("meta"):
         head = DetailerHead(config.head, config.dim, _Uninitialised, dtype=dtype)
+        head.plain, head.fused = True, pixels_at_once(image, tile) >= fused_from
         pixels = torch.empty(1, PIXEL_CHANNELS, image.bottom, image.right, dtype=dtype)
         stages = len(head.stages)
         features = torch.empty(1, config.dim, image.bottom >> stages, image.right >> stages, dtype=dtype)
@@ -105,7 +111,7 @@ def head_bytes(config: PixelConfig, height: int, width: int, tile: int | None, i
     largest = max(pieces, key=lambda piece: stage_regions(piece, image, stages)[1].pixels)
     live = Live([pixels, features, *head.parameters()])
     with torch.no_grad(), live:
-        head.piece(pixels, features, largest, image, Fusion(wanted=False))
+        head.piece(pixels, features, largest, image, Fusion(head.fused))
     return live.peak + (0 if whole else pixels.nbytes)
 
 
@@ -118,6 +124,7 @@ def choose_tile(
     batch: int = 1,
     free: float | None = None,
     spare: float | None = None,
+    fused_from: float = math.inf,
 ) -> int | None:
     """The side of the head's tiles: None (whole) if that fits the head's budget, else the largest that does.
 
@@ -125,6 +132,8 @@ def choose_tile(
         free: bytes of the device that the step can use in total; None if unknown.
         spare: bytes of them that nothing else needs, such as offloadable weights; all by default. If the head has to
             displace weights, its budget is no more than the backbone's memory.
+        fused_from: pixels of a tile or image from which its decoder is fused (`fused_decoder.fused_from`); never where
+            the head's layers are a host's.
     """
     budget = float(max(MIN_HEAD_BUDGET, batch * backbone_bytes(config, height, width, caption, itemsize)))
     if free is not None:
@@ -133,8 +142,8 @@ def choose_tile(
     multiple = config.size_multiple
     image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
     for tile in (None, *TILES):
-        fits = batch * head_bytes(config, height, width, tile, itemsize) <= budget
-        if fits and countable(config.head, config.dim, image, batch, tile) == tile:
+        fits = batch * head_bytes(config, height, width, tile, itemsize, fused_from) <= budget
+        if fits and countable(config.head, config.dim, image, batch, tile, fused_from) == tile:
             return tile
     return TILES[-1]
 

@@ -9,6 +9,7 @@ the caller computes those with the separate convolutions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -18,12 +19,50 @@ from torch import Tensor, nn
 # Composing weights costs as much as it saves at about 200 x 200 pixels.
 MIN_PIXELS = 512 * 512
 
-GPU_PIXELS = 4096 * 4096
-"""Pixels of a tile or image, from which fusing is faster on an H100 (docs/benchmarks.md): by 17 to 37%."""
+GPU_PIXELS = 2048 * 2048
+"""Pixels of a tile or image, from which fusing is faster on an H100 once weights are composed (docs/benchmarks.md)."""
 
 # A fine pixel p = 2i + a reads, by tap t of the 5x5 composition, fine pixel p + t - 2, which lies in the coarse cell
 # i + (a + t - 2) // 2. For each a: the coarse tap (0, 1, 2 for cells i-1, i, i+1) of the fine taps 0 to 4.
 _COARSE_TAPS = tuple(tuple((a + t - 2) // 2 + 1 for t in range(5)) for a in (0, 1))
+
+
+Composed = tuple[Tensor, Tensor]
+"""Weight and bias, see `compose`."""
+
+
+def fused_from(device: torch.device) -> float:
+    """Pixels of a tile or image from which all of its decoder stages are fused; on a CPU only large stages are."""
+    return GPU_PIXELS if device.type == "cuda" and torch.version.hip is None else math.inf
+
+
+class ComposedWeights:
+    """The composed weights of a head's stages, kept as long as its layers keep theirs.
+
+    Composing takes longer than the small tiles and images that fusing is for: 4.5 ms on an H100.
+    """
+
+    def __init__(self) -> None:
+        self._composed: dict[nn.Module, tuple[list[tuple[Tensor, int]], Composed]] = {}
+
+    def of(self, up: nn.Conv2d, dec: nn.Conv2d) -> Composed:
+        """What `compose` returns."""
+        sources = [*up.parameters(), *dec.parameters()]
+        if torch.compiler.is_compiling() or any(source.requires_grad or source.is_inference() for source in sources):
+            return compose(up, dec)  # weights that train change, and not always where torch counts it
+        if up in self._composed:
+            known, composed = self._composed[up]
+            if all(map(_unchanged, known, sources)):
+                return composed
+        # The tensors are kept as well, so that no other weights can take their place in memory.
+        composed = compose(up, dec)
+        self._composed[up] = [(source.detach(), source._version) for source in sources], composed
+        return composed
+
+
+def _unchanged(known: tuple[Tensor, int], source: Tensor) -> bool:
+    tensor, version = known
+    return tensor.data_ptr() == source.data_ptr() and tensor.dtype == source.dtype and version == source._version
 
 
 @dataclass
@@ -33,24 +72,23 @@ class Fusion:
     Attributes:
         wanted: whether to fuse; None fuses where measurements show a gain.
         at_once: pixels of a tile, or of the whole image.
-        weights: the result of `compose` for each stage's `up`; composing again for each tile would cost more than
-            fusing saves.
+        weights: of the head's stages, kept from pass to pass.
+        of_pass: the same by each stage's `up`, even while they train.
     """
 
     wanted: bool | None = None
     at_once: int = 0
-    weights: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    weights: ComposedWeights = field(default_factory=ComposedWeights)
+    of_pass: dict[nn.Module, Composed] = field(default_factory=dict)
 
     def pays(self, device: torch.device, pixels: int) -> bool:
         """Whether to fuse a stage of a tile, which has so many pixels."""
         if self.wanted is not None:
             return self.wanted
-        if device.type == "cuda" and torch.version.hip is None:
-            return self.at_once >= GPU_PIXELS
-        return device.type == "cpu" and pixels >= MIN_PIXELS
+        return self.at_once >= fused_from(device) or (device.type == "cpu" and pixels >= MIN_PIXELS)
 
 
-def compose(up: nn.Conv2d, dec: nn.Conv2d) -> tuple[Tensor, Tensor]:
+def compose(up: nn.Conv2d, dec: nn.Conv2d) -> Composed:
     """The coarse convolution that equals nearest x2, `up` and the input channels of `dec` that read its output.
 
     Returns:
@@ -79,15 +117,15 @@ def fused_stage(x: Tensor, skip: Tensor, up: nn.Conv2d, dec: nn.Conv2d, fusion: 
     Args:
         x: (B, in, h, w), the coarse input.
         skip: (B, skip channels, ...), of any region.
-        fusion: of the pass; caches the composed weights.
+        fusion: of the pass.
 
     Returns:
         (B, out, 2h, 2w), the part that comes through `up`, valid where all neighbours were in `x` or lie outside the
             image by 2 or more pixels; and (B, out, ...) of the skip, with the whole bias.
     """
-    if up not in fusion.weights:
-        fusion.weights[up] = compose(up, dec)
-    weight, bias = fusion.weights[up]
+    if up not in fusion.of_pass:
+        fusion.of_pass[up] = fusion.weights.of(up, dec)
+    weight, bias = fusion.of_pass[up]
     through = _fine(F.conv2d(x, weight, padding=1), dec.out_channels)
     return through, F.conv2d(skip, dec.weight[:, up.out_channels :], bias, padding=1)
 

@@ -116,7 +116,7 @@ def check_auto_takes_the_memory_that_is_free() -> None:
     asked_for = memory.choose_tile(config, side, side, 512, 2)
     assert asked_for is not None
     # The whole image would pass what a GPU's convolutions count.
-    assert memory.choose_tile(config, side, side, 512, 2, free=60 * 2**30) == 4096
+    assert memory.choose_tile(config, side, side, 512, 2, free=60 * 2**30) == 5120
     # Weights that come and go give way to what the host was asked for, and to no more.
     assert memory.choose_tile(config, side, side, 512, 2, free=60 * 2**30, spare=0) == asked_for
 
