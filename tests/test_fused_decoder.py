@@ -80,7 +80,8 @@ def test_weights_are_composed_once_for_all_steps_until_they_change(count: list[i
             assert relative_error(head(pixels, features), expected) < 1e-5
             assert count == [before + 1]
 
-        up = head.up1[1]
+        up = head.get_submodule("up1.1")
+        assert isinstance(up, torch.nn.Conv2d)
         up.weight.mul_(2)  # in place
         renewed()
         up.weight.data = up.weight * 2  # in other memory

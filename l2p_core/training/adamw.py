@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -87,6 +87,33 @@ def set_step(optimiser: torch.optim.Optimizer, parameter: Tensor, step: int) -> 
         state["step"].fill_(float(step))
     else:
         state["step"] = step
+
+
+def takes_pieces(optimiser: torch.optim.Optimizer, parameter: Tensor) -> bool:
+    """Whether `step_pieces` can step a parameter."""
+    return isinstance(optimiser, torch.optim.AdamW) and parameter.is_contiguous()
+
+
+@torch.no_grad()
+def step_pieces(optimiser: torch.optim.Optimizer, parameter: Tensor, gradient: Iterable[Tensor]) -> None:
+    """One step of a parameter, given its gradient as consecutive flat pieces in float32, each of which is used before
+    the next is requested.
+
+    What is done to a piece before and in the step then happens in the processor's cache.
+    """
+    state = optimiser.state[parameter]
+    group = next(group for group in optimiser.param_groups if any(own is parameter for own in group["params"]))
+    state["step"] += 1
+    beta1, beta2 = group["betas"]
+    settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+    settings |= {"beta1": beta1, "beta2": beta2}
+    tensors = [tensor.detach().view(-1) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"])]
+    start = 0
+    for piece in gradient:
+        own, first, second = (tensor[start : start + len(piece)] for tensor in tensors)
+        start += len(piece)
+        torch._fused_adamw_([own], [piece], [first], [second], [], [state["step"]], **settings)
+    assert start == parameter.numel()
 
 
 def step_unless(optimiser: torch.optim.Optimizer, broken: Tensor) -> None:

@@ -3,7 +3,9 @@
 The device holds a working copy of each weight, in bfloat16 with precision "bf16", and gradients of a few layers at a
 time: each complete gradient is copied to RAM immediately (see `memory.exchange`). With one micro-batch per step the
 weight is stepped at once (see `in_backward`) and its working copy renewed during the backward pass. With several,
-gradients are summed in RAM and clipped by their total norm, and all weights are stepped after the last micro-batch. If
+gradients are summed in RAM and clipped by their total norm, and all weights are stepped after the last micro-batch; a
+weight's working copy is renewed while the next weight is stepped. What is done to gradients in RAM is done piece by
+piece, in the processor's cache: a whole copy in float32 would take longer than AdamW does. If
 blocks are streamed, working copies of their linear layers are in RAM too and come to the device with their block (see
 `memory.trained_linear`).
 """
@@ -21,9 +23,12 @@ from ..memory import exchange
 from ..memory.trained_linear import TrainedLinear
 from ..sources.source import Source
 from ..training_config import TrainingConfig
+from . import adamw
 from .in_backward import EarlyWeights
 
 CPU = torch.device("cpu")
+PIECE = 1 << 20
+"""Elements of a gradient that are worked on at a time."""
 
 
 class OffloadedWeights(EarlyWeights):
@@ -56,6 +61,10 @@ class OffloadedWeights(EarlyWeights):
         self._exchange = exchange.make(device, max(*sizes, vectors), self._dtype)
         super().__init__(parameters, config, source)
         self._sums: dict[str, Tensor] = {}
+        self._micro_batches: dict[str, int] = {}
+        self._norms_of_sums: dict[str, Tensor] = {}
+        self._sums_factor = 1.0
+        self._scratch = torch.empty(min(PIECE, max(sizes)))
 
     def _own(self) -> dict[str, Tensor]:
         return {name: self._master(name, parameter) for name, parameter in self.parameters.items()}
@@ -86,6 +95,11 @@ class OffloadedWeights(EarlyWeights):
             # A copy, because the backward pass uses the errors at the same time.
             self._exchange.bring([errors.detach().clone()], self._losses)
 
+    def begin(self, step: int, lr: float) -> None:
+        super().begin(step, lr)
+        self._micro_batches.clear()
+        self._norms_of_sums.clear()
+
     def clip(self) -> Tensor:
         waiting = {name: p.grad for name, p in self._waiting.items() if p.grad is not None}
         if waiting:
@@ -93,21 +107,45 @@ class OffloadedWeights(EarlyWeights):
         for name in waiting:
             self.parameters[name].grad = None
         self._exchange.finish()
-        if not self.steps_early:
-            for name in self._arrived:
-                self.masters[name].grad = self._sums[name]
-        return self._clip(list(waiting))
+        return self._clip(list(waiting)) if self.steps_early else self._clip_sums()
+
+    @torch.no_grad()
+    def _clip_sums(self) -> Tensor:
+        """As `torch.nn.utils.clip_grad_norm_`; sums are scaled down when they are used."""
+        names = [name for name in self.masters if name in self._arrived]
+        for name in names:
+            if name not in self._norms_of_sums:  # not every micro-batch used this weight
+                self._norms_of_sums[name] = torch.linalg.vector_norm(self._sums[name])
+        total = torch.linalg.vector_norm(torch.stack([self._norms_of_sums[name] for name in names]))
+        self._sums_factor = float((self.config.clip_norm / (total + 1e-6)).clamp(max=1))
+        return total
 
     @torch.no_grad()
     def step(self) -> None:
         if not self.steps_early:
-            for optimiser in self.optimisers:
-                optimiser.step()
-            self._renew({name: self.masters[name] for name in self._arrived})
-            self._average(self._arrived)
-            self.drop_gradients()
+            self._step_sums()
         super().step()
         self._renew({name: self.masters[name] for name in self._arrived & self._waiting.keys()})
+
+    def _step_sums(self) -> None:
+        names = [name for name in self.masters if name in self._arrived]
+        apart = [name for name in names if not adamw.takes_pieces(self.optimiser_of[name], self.masters[name])]
+        for name in apart:
+            self.masters[name].grad = self._sums[name].mul_(self._sums_factor)
+        for optimiser in {self.optimiser_of[name] for name in apart}:
+            optimiser.step()
+
+        def stepped() -> Iterator[tuple[Tensor, Tensor]]:
+            for name in names:
+                if name not in apart:
+                    pieces = self._sums[name].view(-1).split(PIECE)
+                    scaled = (piece.mul_(self._sums_factor) if self._sums_factor < 1 else piece for piece in pieces)
+                    adamw.step_pieces(self.optimiser_of[name], self.masters[name], scaled)
+                self._average([name])
+                yield from self._renewed({name: self.masters[name]})
+
+        self._exchange.send(stepped())
+        self._exchange.finish()
 
     @contextmanager
     def averages_in_place(self) -> Iterator[None]:
@@ -135,7 +173,9 @@ class OffloadedWeights(EarlyWeights):
     def _take(self, name: str, gradient: Tensor) -> None:
         first = name not in self._arrived
         self._arrived.add(name)
-        use = partial(self._stepped, name) if self.steps_early else partial(self._summed, name, first)
+        self._micro_batches[name] = number = self._micro_batches.get(name, 0) + 1
+        last = number == self.config.accumulate
+        use = partial(self._stepped, name) if self.steps_early else partial(self._summed, name, first, last)
         self._exchange.bring([gradient], use)
 
     # The exchange calls the following methods, with gradients in RAM.
@@ -145,17 +185,42 @@ class OffloadedWeights(EarlyWeights):
         return ()
 
     def _stepped(self, name: str, gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
-        self._step_one(name, gradients[0].float())
+        self._step_one(name, gradients[0])
         return self._renewed({name: self.masters[name]})
 
     @torch.no_grad()
-    def _summed(self, name: str, first: bool, gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
+    def _step_one(self, name: str, gradient: Tensor) -> None:
+        if not adamw.takes_pieces(self.optimiser_of[name], self.masters[name]):
+            super()._step_one(name, gradient.float())
+            return
+        norms = [torch.linalg.vector_norm(piece) for piece in self._pieces(gradient)]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        self._norms.append(norm)
+        self._note(norm)
+        if bool(self._broken):
+            return
+        factor = self._factor(norm) if norm > self.config.clip_norm else None
+        scaled = (piece if factor is None else piece.mul_(factor) for piece in self._pieces(gradient))
+        adamw.step_pieces(self.optimiser_of[name], self.masters[name], scaled)
+        self._average([name])
+
+    def _pieces(self, gradient: Tensor) -> Iterator[Tensor]:
+        """Flat pieces of a gradient in float32, each valid until the next."""
+        for piece in gradient.flatten().split(PIECE):
+            yield self._scratch[: len(piece)].copy_(piece)
+
+    @torch.no_grad()
+    def _summed(self, name: str, first: bool, last: bool, gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
         if name not in self._sums:
-            self._sums[name] = torch.empty_like(self.masters[name])
+            # Contiguous, as gradients arrive.
+            self._sums[name] = torch.empty(self.masters[name].shape)
         if first:
             self._sums[name].copy_(gradients[0])
         else:
-            self._sums[name] += gradients[0]
+            for total, piece in zip(self._sums[name].view(-1).split(PIECE), self._pieces(gradients[0]), strict=True):
+                total.add_(piece)
+        if last:
+            self._norms_of_sums[name] = torch.linalg.vector_norm(self._sums[name])
         return ()
 
     def _keep(self, names: Sequence[str], gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:

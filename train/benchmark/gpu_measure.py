@@ -23,6 +23,7 @@ Interval = tuple[float, float]
 
 _WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 _COPIES = ("Memcpy HtoD", "Memcpy DtoH", "aten::copy_")
+_LONGEST = 16
 _NO_KERNELS = (*_COPIES, "Memcpy", "Memset")
 
 
@@ -60,10 +61,13 @@ class Bench:
         accelerator.empty_cache(self.device)
 
 
-def timed(bench: Bench, step: Callable[[], object], rounds: int | None = None, warm_up: int = 1) -> Figures:
+def timed(
+    bench: Bench, step: Callable[[], object], rounds: int | None = None, warm_up: int = 1, together: int = 1
+) -> Figures:
     """Median milliseconds of a call, and the allocator's peak during it.
 
-    Ends early, after at least one round, when the measurement's seconds or the part's time are used up.
+    The device is waited for after `together` calls. Ends early, after at least one round, when the seconds of the
+    measurement or of the part are used up.
     """
     for _ in range(warm_up):
         step()
@@ -76,9 +80,10 @@ def timed(bench: Bench, step: Callable[[], object], rounds: int | None = None, w
     until = min(bench.deadline, time.monotonic() + bench.scale.seconds)
     while not taken or (len(taken) < (rounds or bench.scale.rounds) and time.monotonic() < until):
         started = time.perf_counter()
-        step()
+        for _ in range(together):
+            step()
         bench.synchronise()
-        taken.append(1000 * (time.perf_counter() - started))
+        taken.append(1000 * (time.perf_counter() - started) / together)
     figures: Figures = {"ms": statistics.median(taken), "rounds": len(taken), "ms_all": taken}
     if bench.gpu:
         peak = bench.gpu.max_memory_allocated(bench.device)
@@ -134,6 +139,7 @@ def of_events(events: Sequence[_Event]) -> Figures:
     copy_time = length(copying)
     both = copy_time + length(computing) - length(union([*copying, *computing]))
     return {
+        "longest": _longest(kernels),
         "kernels": len(kernels),
         "copies": len(copies),
         "waits": sum(event.name in _WAITS for event in events if not event.on_device),
@@ -143,6 +149,15 @@ def of_events(events: Sequence[_Event]) -> Figures:
         # The CPU's operations are nested, so all of their copying would seem hidden.
         "hidden": both / copy_time if copy_time and at_work[0].on_device else None,
     }
+
+
+def _longest(kernels: Sequence[_Event]) -> list[dict[str, Any]]:
+    """The kernels that take most of the time: names, how often, and milliseconds of all together."""
+    found: dict[str, list[float]] = {}
+    for event in kernels:
+        found.setdefault(event.name, []).append((event.end - event.start) / 1000)
+    longest = sorted(found.items(), key=lambda item: sum(item[1]), reverse=True)[:_LONGEST]
+    return [{"kernel": name[:120], "count": len(times), "ms": sum(times)} for name, times in longest]
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:

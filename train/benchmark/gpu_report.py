@@ -20,6 +20,7 @@ def _number(digits: int) -> Callable[[Any], str]:
 COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("value", "", str),
     ("ms", "ms", _number(1)),
+    ("after", "after the backward pass, ms", _number(1)),
     ("rounds", "rounds", str),
     ("error", "relative error", lambda value: f"{value:.1e}"),
     ("peak", "allocator's peak", bytes_text),
@@ -38,8 +39,12 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 """For each column: its figure, its heading, and its format."""
 
+_SHOWN = 8  # of the longest kernels; gpu.json has more
+
 LEGEND = """\
-- *ms*: median of the rounds, after a warm-up round. A training step consists of all its micro-batches.
+- *ms*: median of the rounds, after a warm-up round. Sampling steps are queued behind each other as in sampling, several
+  a round. A training step consists of all its micro-batches; *after the backward pass* is the part of a further one
+  that no computing on the device hides: stepping weights in RAM, and copying them.
 - *peak compared*: the allocator's peak, for sampling and the head beyond what was allocated before (weights), for
   training in total; *predicted* is our own plan of the same, *ratio* is measured over predicted.
 - *relative error*: in `golden` against the reference named in the row; in `sampling` against the same step computed as
@@ -68,7 +73,20 @@ def markdown(about: dict[str, Any], results: dict[str, Figures]) -> str:
     if about["quick"]:
         title += " (quick check, small sizes: a check that it runs, not a measurement)"
     weights = "random weights" if about["model"] is None else f"weights of {Path(about['model']).name}"
-    return f"{title}\n\n{weights}, {about['seconds']:.0f} s in all\n\n{table(header, rows)}\n\n{LEGEND}\n"
+    summary = f"{weights}, {about['seconds']:.0f} s in all"
+    return "\n\n".join([title, summary, table(header, rows), LEGEND, *_longest(results)]) + "\n"
+
+
+def _longest(results: dict[str, Figures]) -> list[str]:
+    """The longest kernels of the rows whose kernels are counted."""
+    texts = []
+    for key, figures in results.items():
+        lines = [
+            f"- {kernel['ms']:.2f} ms, {kernel['count']} times: `{kernel['kernel']}`"
+            for kernel in figures.get("longest", [])[:_SHOWN]
+        ]
+        texts += ["\n".join([f"The longest kernels of {key}:", "", *lines])] if lines else []
+    return texts
 
 
 def write(folder: Path, about: dict[str, Any], results: dict[str, Figures]) -> None:

@@ -62,6 +62,18 @@ _PRECISIONS = {
 }
 
 
+_PASSES: list[tuple[str, str, bool | None]] = [
+    ("whole plain", "whole", False),
+    ("whole fused", "whole", True),
+    ("auto", "auto", None),
+    ("large tiles plain", "large", False),
+    ("large tiles fused", "large", True),
+    ("small tiles plain", "small", False),
+    ("small tiles fused", "small", True),
+]
+"""Name, tiles and fusion of the head's rows; 1k is no larger than a tile."""
+
+
 def _sampling() -> tuple[Row, ...]:
     scenes = [Sampling(weights, compiled) for weights in ("bf16", "fp8") for compiled in (False, True)]
     rows = []
@@ -79,6 +91,8 @@ def _training() -> tuple[Row, ...]:
         "z-image-1k, 2 micro-batches": Training("z-image-1k", accumulate=2),
         "z-image-1k-16gb, 2 micro-batches": Training("z-image-1k-16gb", accumulate=2),
         "z-image-1k-16gb, streamed, 1 micro-batch": Training("z-image-1k-16gb", accumulate=1, stream=True),
+        # Last, as compiling takes longest.
+        "z-image-1k compiled, 2 micro-batches": Training("z-image-1k", accumulate=2, compiled=True),
     }
     return tuple(Row("training", name, measure) for name, measure in settings.items())
 
@@ -86,7 +100,7 @@ def _training() -> tuple[Row, ...]:
 PARTS: tuple[Part, ...] = (
     Part(
         "card",
-        "the device, its software, bandwidth from and to pinned memory, a large bf16 product",
+        "the device, its software, bandwidth from and to pinned memory, bf16 products and attention",
         1,
         (
             Row("card", "device", gpu_card.name),
@@ -94,6 +108,8 @@ PARTS: tuple[Part, ...] = (
             Row("card", "pinned memory to device", gpu_card.to_device),
             Row("card", "device to pinned memory", gpu_card.from_device),
             Row("card", "bf16 product", gpu_card.matmul),
+            *(Row("card", f"{name} of a block", gpu_card.Product(*sides)) for name, sides in gpu_card.PRODUCTS.items()),
+            *(Row("card", f"attention, {name}", gpu_card.Attention(name)) for name in gpu_card.ATTENTION),
         ),
     ),
     Part(
@@ -106,17 +122,16 @@ PARTS: tuple[Part, ...] = (
             for name, measure in _PRECISIONS.items()
         ),
     ),
-    Part("sampling", "a step of each variant: bf16 and fp8, eager and compiled, and as published", 9, _sampling()),
-    Part("training", "a step at 1024 pixels with three of the recipes' memory settings", 7, _training()),
+    Part("sampling", "a step of each variant: bf16 and fp8, eager and compiled, and as published", 8, _sampling()),
+    Part("training", "a step at 1024 pixels with three of the recipes' memory settings, and compiled", 9, _training()),
     Part(
         "head",
         "the Detailer Head alone: whole, in tiles, its decoder fused and not",
         3,
         tuple(
-            Row("head", f"{variant} {tiles} {decoder}", Pass(variant, tiles, decoder == "fused"), Head(variant))
+            Row("head", f"{variant} {name}", Pass(variant, tiles, fused), Head(variant))
             for variant in VARIANTS
-            for tiles in ("whole", "auto", "fixed")
-            for decoder in ("plain", "fused")
+            for name, tiles, fused in (_PASSES[:3] if variant == "1k" else _PASSES)
         ),
     ),
 )

@@ -11,9 +11,11 @@ from torch import Tensor
 from ...l2p_core import checkpoint
 from ...l2p_core.memory import block_store
 from ...l2p_core.memory.compiled import compile_blocks
+from ...l2p_core.memory.fit import free_memory
 from ...l2p_core.memory.placement import Form, for_sampling
 from ...l2p_core.memory.sampling_memory import choose_tile, step_bytes
 from ...l2p_core.model import L2PModel
+from ...l2p_core.ops.fused_decoder import fused_from
 from .gpu_measure import Bench, Figures, counted, relative_error, timed
 from .gpu_weights import random_input, random_model, with_variant
 from .published import published_velocity
@@ -73,7 +75,10 @@ class Step:
             model = with_variant(base, config, bench.device).eval().requires_grad_(False)
             if base.local_decoder.compiled:
                 compile_blocks(model.local_decoder, backend=bench.scale.backend, dynamic=False)
-        model.tile = choose_tile(model.config, side, side, caption, itemsize=2)
+        bench.clean()
+        fused = fused_from(bench.device)
+        free = free_memory(bench.device) if bench.gpu else None
+        model.tile = choose_tile(model.config, side, side, caption, itemsize=2, free=free, fused_from=fused)
         pixels = random_input("pixels", (1, 3, side, side), torch.float32, bench.device)
         features = random_input("caption", (caption, model.config.caption_dim), torch.bfloat16, bench.device)
         sigma = torch.tensor([0.6], device=bench.device)
@@ -83,9 +88,10 @@ class Step:
             if self.published
             else (lambda: model(pixels, sigma, captions))
         )
-        figures = timed(bench, step)
+        figures = timed(bench, step, together=bench.scale.together)
         if not self.published:
-            figures["predicted"] = step_bytes(model.config, side, side, caption, itemsize=2, tile=model.tile)
+            sizes = side, side, caption
+            figures["predicted"] = step_bytes(model.config, *sizes, itemsize=2, tile=model.tile, fused_from=fused)
             figures["note"] = f"head in tiles of {model.tile}" if model.tile else "head whole"
         figures |= self._compared(bench, step()[..., ::_EVERY, ::_EVERY].float().cpu())
         return figures | (counted(bench, step) if self.variant == _COUNTED else {})

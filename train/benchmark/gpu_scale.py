@@ -15,13 +15,14 @@ class Scale:
         source: the backbone, with any head.
         head_width: factor on the head's channels.
         sides: of each variant's image, in pixels.
-        tile: side of the head's fixed tiles, in pixels.
+        tiles: sides of the head's fixed tiles by name, in pixels.
         caption: tokens.
         training_side: of the training images.
         blocks: trained at each end of the backbone.
         golden: whether the published code's outputs are compared, whose head has the full width.
         rounds: maximum rounds of a measurement, after a warm-up round.
         seconds: after which a measurement ends with fewer rounds.
+        together: sampling steps that are queued one behind the other in a round, as in sampling.
         copied: bytes of the copies for measuring bandwidth.
         matmul: side of the square matrices.
         backend: of torch.compile.
@@ -30,13 +31,14 @@ class Scale:
     source: ModelConfig
     head_width: float
     sides: dict[str, int]
-    tile: int
+    tiles: dict[str, int]
     caption: int
     training_side: int
     blocks: int
     golden: bool
     rounds: int
     seconds: float
+    together: int
     copied: int
     matmul: int
     backend: str
@@ -50,13 +52,14 @@ FULL = Scale(
     ModelConfig(),
     head_width=1.0,
     sides={name: row.pixels for name, row in VARIANTS.items()},
-    tile=1024,
+    tiles={"large": 2048, "small": 1024},
     caption=128,
     training_side=1024,
     blocks=5,
     golden=True,
-    rounds=10,
-    seconds=4.0,
+    rounds=5,
+    seconds=2.5,
+    together=4,
     copied=1 << 30,
     matmul=8192,
     backend="inductor",
@@ -67,14 +70,15 @@ QUICK = Scale(
         t_dim=32,
     ),
     head_width=1 / 32,
-    sides={"1k": 64, "4k": 128, "8k": 128, "10k": 320},
-    tile=96,
+    sides={"1k": 64, "4k": 128, "8k": 128, "10k": 160},
+    tiles={"large": 160, "small": 96},
     caption=40,
     training_side=64,
     blocks=1,
     golden=False,
     rounds=1,
     seconds=0.1,
+    together=1,
     copied=1 << 16,
     matmul=64,
     backend="eager",

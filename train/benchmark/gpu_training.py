@@ -4,6 +4,7 @@ how much of the copying is hidden behind computing."""
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from ...l2p_core.distributed.ranks import Ranks
 from ...l2p_core.memory import placement
 from ...l2p_core.memory.activations import Workload
 from ...l2p_core.memory.checkpointing import kept_blocks
+from ...l2p_core.memory.compiled import compile_blocks
 from ...l2p_core.memory.fit import Room, free_memory, keeping_what_fits
 from ...l2p_core.memory.plan import DEVICE_OVERHEAD, plan
 from ...l2p_core.run import recipe as recipes
@@ -40,11 +42,13 @@ class Training:
         recipe: a bundled one, whose [training] section is used.
         accumulate: micro-batches per step, in place of the recipe's.
         stream: whether blocks are streamed.
+        compiled: whether blocks are compiled.
     """
 
     recipe: str
     accumulate: int
     stream: bool = False
+    compiled: bool = False
 
     def __call__(self, bench: Bench, _: Any) -> Figures:
         config = open_checkpoint(bench.model).pixel_config() if bench.model is not None else bench.scale.config("1k")
@@ -68,8 +72,11 @@ class Training:
             weights = placement.of_run(config, training)
             model = random_model(config, bench.device, weights, CPU if training.offload else None)
         trainer = Trainer(model, training, ranks=ranks)
+        if self.compiled:
+            compile_blocks(model, backend=bench.scale.backend)
         step = _steps(trainer, _OneImage(work, config.caption_dim))
-        figures = timed(bench, step, rounds=3, warm_up=2)
+        figures = timed(bench, step, rounds=3, warm_up=2 if self.compiled else 1)
+        figures["after"] = _after_backward(bench, trainer, step)
         overhead = DEVICE_OVERHEAD if bench.gpu else 0
         figures |= {
             "predicted": planned.device_bytes - overhead,
@@ -99,6 +106,26 @@ class _OneImage:
 def _steps(trainer: Trainer, batches: _OneImage) -> Callable[[], object]:
     running = trainer.run(batches)
     return lambda: next(running)
+
+
+def _after_backward(bench: Bench, trainer: Trainer, step: Callable[[], object]) -> float:
+    """Milliseconds of a step after the device has completed its last backward pass."""
+    began: list[float] = []
+    weights: Any = trainer._weights
+    clip = weights.clip
+
+    def watched() -> torch.Tensor:
+        bench.synchronise()
+        began.append(time.perf_counter())
+        return clip()
+
+    weights.clip = watched
+    try:
+        step()
+        bench.synchronise()
+    finally:
+        del weights.clip
+    return 1000 * (time.perf_counter() - began[0])
 
 
 def _with_library(training: TrainingConfig) -> tuple[TrainingConfig, list[str]]:
