@@ -15,6 +15,7 @@ from ..l2p_core.prompts.writer import CHATML_MARK, MAX_TOKENS, TOP_K, TOP_P, Req
 from ..l2p_core.run.metrics import duration
 from .clip_captions import identity_of, unload
 from .folders.prompt_files import check_list
+from .messages.progress import counted
 
 
 class ClipWriter:
@@ -93,14 +94,14 @@ def write_prompts(
     finally:
         if (folder / outputs.TABLE).is_file():
             write_bytes(target, (folder / outputs.TABLE).read_bytes())
-    say(f"{len(result.prompts)} prompts, {result.now} of them written now")
+    say(f"{counted(len(result.prompts), 'prompt')}, {result.now} of them written now")
     return result
 
 
 def _sentence(progress: work.Progress) -> str:
     parts = [f"{progress.done} of {progress.wanted} prompts"]
     if progress.rejected:
-        parts.append(f"{progress.rejected} texts rejected")
+        parts.append(f"{counted(progress.rejected, 'text')} rejected")
     if progress.seconds_left is not None:
         parts.append(f"about {duration(progress.seconds_left)} left")
     return ", ".join(parts)

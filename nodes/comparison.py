@@ -12,6 +12,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from .messages.progress import counted
 from .sampling import SamplerSettings, sample_image
 from .sizes import chosen_size, l2p_config
 from .synthesis import Source
@@ -84,7 +85,7 @@ def compare(
             images.append(draw(number).float().cpu().clamp(0, 1))
             bar.update(1)
         sides.append(torch.cat(images))
-    say(f"{len(prompts)} pairs")
+    say(counted(len(prompts), "pair"))
     return Compared(sides[0], sides[1], (sides[0] - sides[1]).abs())
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..l2p_core.growth import Size, Space, grown_sigma, safe_sigma
 from ..l2p_core.hybrid import pixel_sigma
+from .messages.progress import counted
 from .options import HYBRID_TASKS
 
 Start = Literal["noise", "image", "space", "growth", "on"]
@@ -88,9 +89,9 @@ def in_words(planned: Sequence[Part], cfgs: Sequence[float]) -> str:
         height, width = part.size
         said.append(
             f"{'latents' if part.space == 'latent' else 'pixels'} {width} x {height}, noise {part.start:.2f} to "
-            f"{part.end:.2f}, {part.steps} {'step' if part.steps == 1 else 'steps'}"
+            f"{part.end:.2f}, {counted(part.steps, 'step')}"
         )
-    return f"{'; '.join(said)}. {total} evaluations in all."
+    return f"{'; '.join(said)}. {counted(total, 'evaluation')} in all."
 
 
 def _automatic(asked: Asked) -> str:

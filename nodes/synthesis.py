@@ -21,6 +21,7 @@ from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder
 from ..l2p_core.ops.finite import check_finite
 from ..l2p_core.run.metrics import duration
+from .messages.progress import counted
 from .model.content import content_digest
 from .model.host import PixelFormat
 from .pixels import pixels_to_image
@@ -163,7 +164,7 @@ def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -
         how = "Stopped" if isinstance(error, comfy.model_management.InterruptProcessingException) else "Failed"
         say(f"{how} with {len(made.done)} of {len(made.wanted)} images; run it again to make the rest.")
         raise
-    say(f"{len(made.wanted)} images, {len(todo)} of them made now")
+    say(f"{counted(len(made.wanted), 'image')}, {len(todo)} of them made now")
     return made
 
 

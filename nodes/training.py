@@ -37,6 +37,7 @@ from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from .clip_captions import host_captions
 from .folders import datasets, files, run_files
 from .messages.live import Live, shown_montage
+from .messages.progress import counted
 from .messages.sentences import by_folders
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
@@ -158,7 +159,7 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
         live.end("failed", str(error))
         raise
     name = files.name_of(target)
-    live.end("finished", f"Finished after {result.step} steps: {name}")
+    live.end("finished", f"Finished after {counted(result.step, 'step')}: {name}")
     losses = [line["loss"] for line in read_metrics(folder.metrics)]
     left = [target, folder.delta, folder.report, folder.montages()[-1]]
     return Trained(name, losses, _last_montage(folder), dict(live.state), left)

@@ -52,9 +52,9 @@ ORDER = {
     "nodes": (
         ("options", "training_choices", "limited"),
         ("folders",),
-        ("messages",),
+        ("messages", "sizes"),
         ("model",),
-        ("pixels", "sizes", "previews", "clip_captions", "clip_writer", "hybrid_tasks", "file_node"),
+        ("pixels", "previews", "clip_captions", "clip_writer", "hybrid_tasks", "file_node"),
         ("sampling", "image_loading", "saving", "synthesis", "training", "evaluation", "hybrid"),
         ("comparison", "hybrid_sampling"),
         (

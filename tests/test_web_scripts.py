@@ -183,6 +183,18 @@ def test_progress_leaves_a_warning_where_it_is(site: Path) -> None:
     assert run(site, FRONTEND + script) == ["Much larger.\n2 pairs", "2 pairs"]
 
 
+def test_a_warning_of_a_sampling_is_told_beside_nodes_that_do_not_say_it(site: Path) -> None:
+    script = f"""
+        import "./extensions/pack/said.js"; {STATE}
+        node(1, "KSampler"); node(2, "L2PPixelSampler");
+        const send = (id, kind, text) => api.send("l2p.said", {{ node: id, kind, text }});
+        send("1", "warning", "It makes noise."); send("1", "warning", "It makes noise.");
+        send("2", "said", "It makes noise. Too large."); send("2", "warning", "It makes noise.");
+        result = [state()[0]]; api.send("execution_start", {{}}); result.push(state()[0])
+    """
+    assert run(site, FRONTEND + script) == [["It makes noise."], []]
+
+
 @pytest.mark.parametrize(("left", "scale"), [(5000, 1), (0, 0.2)])
 def test_a_node_that_cannot_be_read_is_spoken_for_until_the_next_run(site: Path, left: int, scale: float) -> None:
     script = f"""

@@ -137,14 +137,21 @@ function show({ detail }) {
     if (node.l2pTraining?.state?.text !== sentence) showError(node, sentence);
     if (isInSight(node)) return;
   }
-  const message = {
-    severity: "error",
-    summary: node?.title ?? detail.node_type,
-    detail: say(sentence),
-    life: MESSAGE_MILLISECONDS,
-  };
+  tell("error", node?.title ?? detail.node_type, sentence);
+}
+
+// A message beside the graph, once, until the next run.
+function tell(severity, summary, sentence) {
+  const detail = say(sentence);
+  if ([...messages].some((other) => other.summary === summary && other.detail === detail)) return;
+  const message = { severity, summary, detail, life: MESSAGE_MILLISECONDS };
   messages.add(message);
   app.extensionManager?.toast?.add(message);
+}
+
+// Of a sampling, whichever node samples; those of ours that say it themselves are left at that.
+function warn(node, sentence) {
+  if (!node?.l2pSaid?.texts.said?.includes(sentence)) tell("warn", node?.title ?? "L2P", sentence);
 }
 
 app.registerExtension({
@@ -154,7 +161,8 @@ app.registerExtension({
     api.addEventListener("execution_error", show);
     api.addEventListener("l2p.said", ({ detail }) => {
       const node = nodeOf(detail.node);
-      if (OURS.test(kindOf(node))) write(node, detail.text, detail.kind ?? "said");
+      if (detail.kind === "warning") warn(node, detail.text);
+      else if (OURS.test(kindOf(node))) write(node, detail.text, detail.kind ?? "said");
     });
   },
 });

@@ -9,11 +9,16 @@ const CHINESE = [
   [`Failed with ${NUMBER} of ${NUMBER} images`, "出错，已有 $1 张图像，共 $2 张"],
   ["run it again to make the rest", "再次运行即生成其余图像"],
   [`${NUMBER} of ${NUMBER} images`, "已有 $1 张图像，共 $2 张"],
-  [`${NUMBER} images, ${NUMBER} of them made now`, "$1 张图像，其中本次生成 $2 张"],
+  [`${NUMBER} images?, ${NUMBER} of them made now`, "$1 张图像，其中本次生成 $2 张"],
+  // L2P Prompts.
+  [`Stopped with ${NUMBER} of ${NUMBER} prompts`, "已停止，完成 $1 条提示词，共 $2 条"],
+  [`${NUMBER} prompts?, ${NUMBER} of them written now`, "$1 条提示词，其中本次编写 $2 条"],
+  [`${NUMBER} of ${NUMBER} prompts`, "已有 $1 条提示词，共 $2 条"],
+  [`${NUMBER} texts? rejected`, "$1 条文本被拒绝"],
   // Compare L2P with Its Source.
   [`the source: image ${NUMBER} of ${NUMBER}`, "来源模型：第 $1 张图像，共 $2 张"],
   [`the pixel model: image ${NUMBER} of ${NUMBER}`, "像素模型：第 $1 张图像，共 $2 张"],
-  [`${NUMBER} pairs`, "$1 对图像"],
+  [`${NUMBER} pairs?`, "$1 对图像"],
   // Train L2P.
   ["Not trained yet", "尚未训练"],
   ["Preparing", "准备中"],
@@ -28,7 +33,7 @@ const CHINESE = [
   [`${NUMBER} images a second`, "每秒 $1 张图像"],
   [`${NUMBER} GB at most`, "最多占用 $1 GB"],
   [`Stopped after ${NUMBER} of ${NUMBER} steps`, "已在第 $1 步停止，共 $2 步"],
-  [`Finished after ${NUMBER} steps`, "已完成 $1 步"],
+  [`Finished after ${NUMBER} steps?`, "已完成 $1 步"],
   ["all is saved", "全部已保存"],
   ["the last save is of step (\\d+)", "最近一次保存在第 $1 步"],
   ["run it again to resume from the last save", "再次运行即从最近一次保存处恢复"],
@@ -89,11 +94,26 @@ const CHINESE = [
   ["CPU with (\\d+) threads", "$1 线程 CPU"],
   ["TensorBoard is not installed, so no event files are written; see report\\.html", "未安装 TensorBoard，不写事件文件；请看 report.html"],
   [`Resuming after step ${NUMBER} of ${NUMBER}`, "从第 $1 步之后继续，共 $2 步"],
-  // L2P Prompts.
-  [`Stopped with ${NUMBER} of ${NUMBER} prompts`, "已停止，完成 $1 条提示词，共 $2 条"],
-  [`${NUMBER} of ${NUMBER} prompts, ${NUMBER} of them written now`, "$1 条提示词，共 $2 条，本次编写 $3 条"],
-  [`${NUMBER} texts were rejected`, "$1 条文本被拒绝"],
   ["[Rr]un it again for the rest", "再次运行即补写其余部分"],
+  // Hybrid Sampler and its parts, L2P Dual Loader, Pixels to Image.
+  ["^Plan: ", "计划："],
+  ["^Done: ", "已完成："],
+  [
+    `(latents|pixels) (\\d+ x \\d+), noise ${NUMBER} to ${NUMBER}, ${NUMBER} steps?`,
+    "$1 $2，噪声 $3 到 $4，$5 步",
+  ],
+  ["\\blatents (?=\\d+ x \\d+，)", "潜空间 "],
+  ["\\bpixels (?=\\d+ x \\d+，)", "像素 "],
+  [`\\. ${NUMBER} evaluations? in all`, "。模型共计算 $1 次"],
+  [
+    `Growing to (\\d+ x \\d+) at noise level ${NUMBER}: below ${NUMBER} the image may lack fine detail`,
+    "放大到 $1，噪声水平为 $2：低于 $3 时图像可能缺少细节",
+  ],
+  [`${NUMBER}% of the latent model's weights are shared`, "与潜空间模型共用 $1% 的权重"],
+  [
+    `Values from (-?[\\d.]+) to (-?[\\d.]+); ${NUMBER}% lie beyond black \\(0\\) and white \\(1\\)`,
+    "数值范围 $1 到 $2；$3% 超出黑（0）白（1）之间",
+  ],
   // What was loaded, and what to know of an image.
   [`Tiny L2P model, ${NUMBER} x ${NUMBER} pixels`, "微型 L2P 模型，$1 x $2 像素"],
   [`L2P (\\w+) model, ${NUMBER} x ${NUMBER} pixels`, "L2P $1 模型，$2 x $3 像素"],

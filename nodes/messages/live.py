@@ -12,6 +12,7 @@ from ...l2p_core.run.folder import RunFolder
 from ...l2p_core.run.live import LossCurves, arguments_of, sentence
 from ...l2p_core.run.metrics import RunMetrics, read_metrics
 from ..folders.run_files import run_folder, served
+from .progress import counted
 from .server import running_server
 
 EVENT = "l2p.training"
@@ -124,7 +125,7 @@ def saved_state(run: str) -> dict[str, Any]:
 
 def _where(last: Mapping[str, Any], finished: bool) -> str:
     if finished and last["step"] >= last["steps"]:
-        return f"Finished after {last['step']} steps"
+        return f"Finished after {counted(last['step'], 'step')}"
     return f"Stopped after {last['step']} of {last['steps']} steps; run it again to resume from the last save."
 
 

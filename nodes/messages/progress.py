@@ -1,4 +1,4 @@
-"""Messages of a node to the open workflow: its progress, and notes on its result."""
+"""Messages of a node to the open workflow: its progress, notes on its result, and warnings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from functools import partial
 from .server import running_server
 
 EVENT = "l2p.said"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 image, 2 images."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def say_at(node: str | None) -> Callable[[str], None]:
@@ -28,6 +33,12 @@ def tell_at(node: str | None) -> Callable[[str], None]:
         _send(node, "said", text)
 
     return tell
+
+
+def warn_where_running(text: str) -> None:
+    """Show a warning at the node that runs, which may be the host's, and write it to the log."""
+    logging.warning("L2P: %s", text)
+    _send(getattr(running_server(), "last_node_id", None), "warning", text)
 
 
 def _send(node: str | None, kind: str, text: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,18 @@ from torch import Tensor
 from ...l2p_core.files.metadata import KIND, PIXEL_INIT
 from ...l2p_core.files.safetensors_header import CheckpointError, read_header
 from ...l2p_core.ops.finite import cause, check_finite, weights_of
+from ..messages.progress import warn_where_running
 from ..options import UNTRAINED
+from ..sizes import far_from_trained
 from .limits import check_memory, check_pixels
 from .lora import FittingPatches
 from .lora_names import PREFIX
 from .whole_file import WholeFile
 
 KEY = "l2p"
+_LAYOUT = 0.95
+"""Sigma above which a sampling lays the image out."""
+
 AREA_UNIT = 8
 """Pixels per unit of conditioning areas, for every model."""
 
@@ -63,7 +67,8 @@ def before_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> 
     """Wraps the host's sampling: refuses invalid or non-finite samplings, and converts areas to pixels."""
     guider = executor.class_obj
     check_pixels(noise.shape)
-    _say_if_untrained(guider.model_patcher)
+    for warning in _warnings(guider.model_patcher, noise.shape, _first_sigma(*args, **kwargs)):
+        warn_where_running(warning)
     check_memory(guider.model_patcher, noise.shape[0], *noise.shape[2:])
     for conds in guider.conds.values():
         for cond in conds:
@@ -73,16 +78,28 @@ def before_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> 
     return finite_samples(executor, noise, *args, **kwargs)
 
 
-def _say_if_untrained(patcher: Any) -> None:
-    """Say it in the log where the model is a pixel initialisation. The host's loaders keep what a file says of itself
-    from the model, and leave the file's path for those who load it anew."""
+def _warnings(patcher: Any, shape: Sequence[int], sigma: float) -> list[str]:
+    """What the user should know of a sampling of pixels (B, 3, H, W) that starts at this sigma; usually nothing."""
+    untrained = UNTRAINED if _is_untrained(patcher) else ""
+    # An image that is sampled again, enlarged or not, has its layout already.
+    far = far_from_trained(patcher.model.l2p, shape[3], shape[2]) if sigma > _LAYOUT else ""
+    return [warning for warning in (untrained, far) if warning]
+
+
+def _first_sigma(latent: Any, sampler: Any, sigmas: Tensor, *_: Any, **__: Any) -> float:
+    """Of the host's `outer_sample`, by its arguments after the noise."""
+    return float(sigmas[0]) if len(sigmas) else 0.0
+
+
+def _is_untrained(patcher: Any) -> bool:
+    """Whether the model is a pixel initialisation. The host's loaders keep what a file says of itself from the model,
+    and leave the file's path for those who load it anew."""
     model = patcher.model
     if model.untrained is None:
         _, arguments, *_ = patcher.cached_patcher_init or (None, ())
         path = next(iter(arguments), None)
         model.untrained = isinstance(path, str) and Path(path).is_file() and _is_initialisation(path)
-    if model.untrained:
-        logging.warning("L2P: %s", UNTRAINED)
+    return bool(model.untrained)
 
 
 def _is_initialisation(path: str) -> bool:

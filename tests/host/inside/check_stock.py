@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.cli_args
@@ -25,6 +26,7 @@ from comfyui_l2p.l2p_core.config import COMFY_PREFIX, ModelConfig
 from comfyui_l2p.l2p_core.files.metadata import KIND, MERGED, PIXEL_INIT
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.model import key_shapes
+from comfyui_l2p.nodes.messages import progress
 from comfyui_l2p.nodes.model import stock
 from comfyui_l2p.nodes.model.host import L2PBaseModel
 from comfyui_l2p.nodes.model.lora import FittingPatches
@@ -69,8 +71,12 @@ LOADERS = pytest.mark.parametrize("load", [diffusion_model, checkpoint])
 
 @LOADERS
 def check_an_untrained_initialisation_is_called_that_when_it_samples(
-    tmp_path: Path, load: Any, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, load: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In the log, and to the workflow at the host's own sampler."""
+    sent: list[dict[str, Any]] = []
+    server = SimpleNamespace(last_node_id="7", send_sync=lambda _, message: sent.append(message))
+    monkeypatch.setattr(progress, "running_server", lambda: server)
     weights = to_comfy(golden.diffusers_weights())
     for kind in (PIXEL_INIT, MERGED):
         path = tmp_path / f"{kind}.safetensors"
@@ -80,7 +86,9 @@ def check_an_untrained_initialisation_is_called_that_when_it_samples(
             model = load(str(path))
             kit.ksample(model.clone())
         assert (UNTRAINED in caplog.text) == (kind == PIXEL_INIT)
+        assert ({"node": "7", "kind": "warning", "text": UNTRAINED} in sent) == (kind == PIXEL_INIT)
         assert model.model.untrained == (kind == PIXEL_INIT)
+        sent.clear()
 
 
 @LOADERS
