@@ -36,6 +36,10 @@ class Spectrum:
 SPECTRA: dict[Space, Spectrum] = {"pixels": Spectrum(3745, 2.449, 512), "latent": Spectrum(204, 1.915, 128)}
 """Fits published with SPEED (MIT), for pixels in [-1, 1] and for normalised latents of 8 x 8 pixels a cell."""
 
+SAFE, STILL_GOOD = 0.01, 0.05
+"""The share of a frequency's information that may be seen before growing: nothing is lost by the first, and images
+look good up to the second (SPEED)."""
+
 
 def grown_sigma(sigma: float, old: Size, new: Size) -> float:
     """The noise level t' = r t / (1 + (r - 1) t) after growing from `old` to `new`, r the ratio of their sides."""
@@ -43,7 +47,7 @@ def grown_sigma(sigma: float, old: Size, new: Size) -> float:
     return ratio * sigma / (1 + (ratio - 1) * sigma)
 
 
-def safe_sigma(old: Size, new: Size, space: Space = "pixels", delta: float = 0.01) -> float:
+def safe_sigma(old: Size, new: Size, space: Space = "pixels", delta: float = SAFE) -> float:
     """The lowest noise level before growing at which the new band is still all noise, as the model expects it.
 
     A frequency of power P is hidden, up to `delta` of its information, above t_w = 1 / (1 + sqrt(delta / (P (1 + P -
@@ -53,7 +57,7 @@ def safe_sigma(old: Size, new: Size, space: Space = "pixels", delta: float = 0.0
     Args:
         old: cells of the image before growing (pixels, or latent cells), as (height, width).
         new: after growing.
-        delta: 0.01 is safe, 0.05 still looks good (SPEED).
+        delta: SAFE to STILL_GOOD; more waits longer, for a lower level.
     """
     ratio = _ratio(old, new)
     power = SPECTRA[space].power(math.sqrt(old[0] * old[1]) / 2, math.sqrt(new[0] * new[1]))
@@ -94,14 +98,19 @@ def grow(x: Tensor, sigma: float, noise: Tensor) -> tuple[Tensor, float]:
     return out, grown_sigma(sigma, (height, width), (new_height, new_width))
 
 
+def keeps_aspect(old: Size, new: Size) -> bool:
+    """Whether two sizes have the same aspect ratio, as whole sides can have it: to less than a cell."""
+    (height, width), (new_height, new_width) = old, new
+    return abs(new_height * width - height * new_width) < new_height + new_width
+
+
 def _planes(images: Tensor) -> Tensor:
     return images.view(-1, *images.shape[-2:]) if images.is_contiguous() else images.flatten(0, 1)
 
 
 def _ratio(old: Size, new: Size) -> float:
     (height, width), (new_height, new_width) = old, new
-    # Sizes are whole, so an aspect ratio is kept as long as less than a cell of a side is missing.
-    if abs(new_height * width - height * new_width) >= new_height + new_width:
+    if not keeps_aspect(old, new):
         raise ValueError(
             f"An image of {width} x {height} cannot grow to {new_width} x {new_height}: growing keeps the aspect ratio;"
             f" {round(width * new_height / height)} x {new_height} has it."

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .backbone import Caption
 from .flow import FlowModel, Progress, add_noise, integrate, sigmas_between
-from .growth import Size, Space, grow, grown_sigma, safe_sigma
+from .growth import STILL_GOOD, Size, Space, grow, grown_sigma, safe_sigma
 from .ops.finite import cause, check_finite, weights_of
 
 
@@ -89,7 +89,7 @@ def resized(pixels: Tensor, size: Size) -> Tensor:
     """Clean pixels (B, 3, h, w) in [-1, 1] at another size, bicubic; as they are at their own."""
     if tuple(pixels.shape[-2:]) == size:
         return pixels
-    # Antialiasing matters where the image becomes smaller; it does not change enlarging.
+    # Antialiasing matters where the image becomes smaller.
     return F.interpolate(pixels.float(), size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
@@ -181,7 +181,7 @@ def cautions(stages: Sequence[Stage], codec: Codec | None = None) -> list[str]:
     for number, (before, stage) in enumerate(zip(stages, stages[1:], strict=False), 2):
         if before.space != stage.space or before.size == stage.size:
             continue
-        safe = safe_sigma(_cells(before, codec), _cells(stage, codec), stage.space)
+        safe = safe_sigma(_cells(before, codec), _cells(stage, codec), stage.space, STILL_GOOD)
         if before.end < safe:
             said.append(
                 f"Stage {number} grows at noise level {before.end:.2f}; below {safe:.2f} the larger image may lack fine"

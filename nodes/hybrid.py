@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..l2p_core import flow
-from ..l2p_core.growth import grow, safe_sigma
+from ..l2p_core.growth import STILL_GOOD, grow, safe_sigma
 from ..l2p_core.hybrid import latent_sigma, pixel_sigma, resized
 from .model.dual import works_on_pixels
 from .model.limits import check_memory, check_pixels, image_bytes
@@ -104,7 +104,7 @@ def grow_pixels(
     grown, level = grow(samples.to(device, torch.float32) * (1.0 - sigma), sigma, noise.to(device))
     del noise
     latent: Latent = {"samples": grown.div_(1.0 - level).cpu(), "downscale_ratio_spacial": 1, **_mask_of(pixels)}
-    safe = safe_sigma((old_height, old_width), (height, width))
+    safe = safe_sigma((old_height, old_width), (height, width), delta=STILL_GOOD)
     late = (
         f"Growing to {width} x {height} at noise level {sigma:.2f}: below {safe:.2f} the image may lack fine detail."
         if sigma < safe - _ROUNDING

@@ -40,7 +40,7 @@ class Models:
     def of(self, part: Part) -> Any:
         if part.space == "latent":
             return self.latent
-        return self.large if part.large and self.large is not None else self.pixels
+        return self.large if part.large else self.pixels
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,7 @@ class _Run:
         sigmas = schedule(model, part.start, part.end, part.steps)
         if part.begins == "image":
             assert self.image is not None
-            latent = image_to_pixels(self.image, self.mask)
-            return {**latent, "samples": resized(latent["samples"], part.size)}, sigmas
+            return image_to_pixels(self.image, self.mask, width, height), sigmas
         return {"samples": _empty(part, model)}, sigmas
 
     def _shown(self, model: Any, clean: dict[str, Tensor]) -> Callable[..., None]:
@@ -226,6 +225,8 @@ def _asked(
         latent_steps=LATENT_STEPS if settings.latent_steps == FROM_MODEL else settings.latent_steps,
         switch=settings.switch,
         shift=settings.shift,
+        large_own=own_side(models.large.model.l2p) if models.large is not None else 0,
+        large_steps=_steps(settings.steps, models.large),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..l2p_core.growth import Size, Space, grown_sigma, safe_sigma
+from ..l2p_core.growth import SAFE, STILL_GOOD, Size, Space, grown_sigma, keeps_aspect, safe_sigma
 from ..l2p_core.hybrid import pixel_sigma
 from .messages.progress import counted
 from .options import HYBRID_TASKS
@@ -31,7 +31,7 @@ class Part:
     """One model's part of a sampling; sizes are (height, width) in pixels of the image.
 
     Attributes:
-        large: whether the model for large images samples it, if there is one.
+        large: whether the model for large images samples it.
     """
 
     space: Space
@@ -49,9 +49,10 @@ class Asked:
 
     Attributes:
         own: the side of the images that the pixel model was trained on, or that the latent model makes.
+        large_own: of those that the model for large images was trained on, 0 without one.
         size: as typed, 0 for "not typed".
         image: size of the image to start from, None without.
-        steps, latent_steps: evaluations of both models for a whole image.
+        steps, latent_steps, large_steps: of each model for a whole image.
         switch: noise level, None for the task's own.
         shift: m of `pixel_sigma`.
     """
@@ -67,6 +68,8 @@ class Asked:
     latent_steps: int
     switch: float | None
     shift: float
+    large_own: int = 0
+    large_steps: int = 0
 
 
 def parts(asked: Asked) -> list[Part]:
@@ -75,6 +78,7 @@ def parts(asked: Asked) -> list[Part]:
     Raises:
         ValueError: if a model, an image or a mask is missing or of no use to the task.
     """
+    asked = replace(asked, size=_typed(asked))
     task = _automatic(asked) if asked.task == "auto" else asked.task
     _check(task, asked)
     return _with_steps(_PLANS[task](asked), asked)
@@ -122,6 +126,12 @@ def _check(task: str, asked: Asked) -> None:
         raise ValueError(f"The task {task} changes the whole image and cannot keep a mask's: choose edit.")
     if task == "custom" and not (asked.latent and asked.pixels):
         raise ValueError("The task custom switches from a latent model to a pixel model: connect both.")
+    if task in ("edit", "restore") and asked.size not in ((0, 0), asked.image):
+        assert asked.image
+        raise ValueError(
+            f"The task {task} keeps the image's size, {asked.image[1]} x {asked.image[0]}: leave width and height at "
+            "0, or choose upscale."
+        )
 
 
 def _fast(asked: Asked) -> list[Part]:
@@ -162,37 +172,53 @@ def _grown(planned: list[Part], target: Size, asked: Asked) -> list[Part]:
     """The parts with growth to the target behind them, by at most a factor of two at a time."""
     ratio = math.sqrt(_area(target) / _area(planned[-1].size))
     times = math.ceil(math.log(ratio, LARGEST_GROWTH) - 1e-6) if ratio > 1 else 0
+    # Above its own size a model decides shapes badly: in the tiny world growth at the safe level lost a third of them.
+    delta = SAFE if asked.large_own else STILL_GOOD
     for left in range(times - 1, -1, -1):
         before = planned[-1]
         size = target if left == 0 else _scaled(target, ratio ** (-left / times))
         # Where the image is grown already before its level is safe, it grows at once.
-        leave = min(safe_sigma(before.size, size), before.start * 0.999)
+        leave = min(safe_sigma(before.size, size, delta=delta), before.start * 0.999)
         planned[-1] = replace(before, end=leave)
         level = grown_sigma(leave, before.size, size)
-        planned.append(Part("pixels", size, "growth", level, 0.0, large=max(size) > asked.own))
+        planned.append(Part("pixels", size, "growth", level, 0.0, large=_suits_large(size, asked)))
     return planned
 
 
 def _edit(asked: Asked) -> list[Part]:
     assert asked.image
-    return [Part("pixels", asked.image, "image", 1.0 if asked.switch is None else asked.switch, 0.0)]
+    return [_from_image(asked.image, 1.0, asked)]
 
 
 def _restore(asked: Asked) -> list[Part]:
     assert asked.image
-    return [Part("pixels", asked.image, "image", RESTORED if asked.switch is None else asked.switch, 0.0)]
+    return [_from_image(asked.image, RESTORED, asked)]
 
 
 def _upscale(asked: Asked) -> list[Part]:
     assert asked.image
     height, width = asked.image
-    factor = UPSCALED_SIDE / max(height, width)
-    size = (asked.size[0] or round(height * factor), asked.size[1] or round(width * factor))
+    size = asked.size if any(asked.size) else _scaled(asked.image, UPSCALED_SIDE / max(height, width))
     if _area(size) < _area(asked.image):
         raise ValueError(
             f"{size[1]} x {size[0]} is smaller than the image's {width} x {height} pixels: type a larger size."
         )
-    return [Part("pixels", size, "image", UPSCALED if asked.switch is None else asked.switch, 0.0, large=True)]
+    if not keeps_aspect(asked.image, size):
+        raise ValueError(
+            f"{size[1]} x {size[0]} would stretch the image of {width} x {height}: type width or height alone, and "
+            "leave the other at 0."
+        )
+    return [_from_image(size, UPSCALED, asked)]
+
+
+def _from_image(size: Size, level: float, asked: Asked) -> Part:
+    start = level if asked.switch is None else asked.switch
+    return Part("pixels", size, "image", start, 0.0, large=_suits_large(size, asked))
+
+
+def _suits_large(size: Size, asked: Asked) -> bool:
+    """Whether a size is nearer to what the model for large images was trained at."""
+    return bool(asked.large_own) and _area(size) > asked.own * asked.large_own
 
 
 _PLANS: dict[str, Callable[[Asked], list[Part]]] = {
@@ -214,19 +240,30 @@ def _with_steps(planned: list[Part], asked: Asked) -> list[Part]:
             part,
             steps=max(
                 1,
-                round(
-                    (asked.latent_steps if part.space == "latent" else asked.steps)
-                    * (_even(part.start) - _even(part.end))
-                ),
+                round(_whole_steps(part, asked) * (_even(part.start) - _even(part.end))),
             ),
         )
         for part in planned
     ]
 
 
+def _whole_steps(part: Part, asked: Asked) -> int:
+    if part.space == "latent":
+        return asked.latent_steps
+    return asked.large_steps if part.large else asked.steps
+
+
 def _even(sigma: float, shift: float = 3.0) -> float:
     """u of the published schedule at a noise level: sigma = shift u / (1 + (shift - 1) u)."""
     return sigma / (shift - (shift - 1) * sigma)
+
+
+def _typed(asked: Asked) -> Size:
+    """The size as typed; a side that was not follows the image's aspect ratio, if there is one."""
+    height, width = asked.size
+    if asked.image is None or bool(height) == bool(width):
+        return asked.size
+    return _scaled(asked.image, height / asked.image[0] if height else width / asked.image[1])
 
 
 def _size(asked: Asked) -> Size:

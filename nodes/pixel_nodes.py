@@ -105,16 +105,30 @@ class ImageToPixels(io.ComfyNode):
                     optional=True,
                     tooltip="White is repainted, black is kept. Any shape, as large as the image.",
                 ),
+                *(
+                    io.Int.Input(
+                        name,
+                        default=0,
+                        min=0,
+                        max=MAX_SIDE,
+                        optional=True,
+                        tooltip=f"{name.capitalize()} to resize to, in pixels; 0 is the image's own.",
+                    )
+                    for name in ("width", "height")
+                ),
             ],
             outputs=[io.Latent.Output(display_name="pixels", tooltip="Pixels as a LATENT, for any sampler.")],
         )
 
     @classmethod
     @plain_errors()
-    def execute(cls, image: io.Image.Type, mask: io.Mask.Type | None = None) -> io.NodeOutput:
+    @within_limits
+    def execute(
+        cls, image: io.Image.Type, mask: io.Mask.Type | None = None, width: int = 0, height: int = 0
+    ) -> io.NodeOutput:
         from .pixels import image_to_pixels
 
-        return io.NodeOutput(image_to_pixels(image, mask))
+        return io.NodeOutput(image_to_pixels(image, mask, width, height))
 
 
 class PixelsToImage(io.ComfyNode):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..l2p_core.hybrid import resized
 from ..l2p_core.ops.finite import check_finite
 from .model.limits import check_canvas
 
@@ -22,16 +23,20 @@ def empty_pixels(width: int, height: int, batch: int) -> dict[str, Any]:
     return {"samples": torch.zeros(batch, 3, height, width), "downscale_ratio_spacial": 1}
 
 
-def image_to_pixels(image: Tensor, mask: Tensor | None = None) -> dict[str, Any]:
+def image_to_pixels(image: Tensor, mask: Tensor | None = None, width: int = 0, height: int = 0) -> dict[str, Any]:
     """An IMAGE (B, H, W, 3 or more) in [0, 1] as a LATENT (B, 3, H, W) in [-1, 1]; an alpha channel is dropped.
 
-    A mask (H, W) or (B, H, W) becomes the latent's noise mask: 1 is repainted, 0 is kept.
+    A mask (H, W) or (B, H, W) becomes the latent's noise mask: 1 is repainted, 0 is kept. Samplers fit it to the
+    latent. A width or height of 0 is the image's own.
 
     Raises:
         ValueError: if the mask has another size than the image, or is empty.
     """
     samples = image[..., :3].movedim(-1, 1).float() * 2.0 - 1.0
-    latent: dict[str, Any] = {"samples": samples.contiguous(), "downscale_ratio_spacial": 1}
+    size = (height or samples.shape[-2], width or samples.shape[-1])
+    if size != samples.shape[-2:]:
+        check_canvas(len(samples), *size)
+    latent: dict[str, Any] = {"samples": resized(samples, size).contiguous(), "downscale_ratio_spacial": 1}
     if mask is not None:
         check_mask(mask, image)
         latent["noise_mask"] = mask.reshape(-1, 1, *mask.shape[-2:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..l2p_core.config import VARIANTS, PixelConfig
+from ..l2p_core.config import VARIANTS, ModelConfig, PixelConfig
 from ..l2p_core.sources import sampling_of
 from ..l2p_core.tiny.bundled import is_tiny
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
@@ -17,13 +17,13 @@ _FAR = 2.0
 _DEFAULT_SIDE = 1024
 
 
-def own_side(config: PixelConfig | None) -> int:
+def own_side(config: ModelConfig | None) -> int:
     """The side in pixels of the images that a model was trained on; that of the 1k models without a model."""
     if config is None:
         return _DEFAULT_SIDE
-    if is_tiny(config):
-        return IMAGE_SIZE
-    return VARIANTS[config.variant].pixels
+    # The bundled source, which has no variant, makes images of the size of its 1k model.
+    side = VARIANTS[config.variant if isinstance(config, PixelConfig) else "1k"].pixels
+    return IMAGE_SIZE * side // VARIANTS["1k"].pixels if is_tiny(config) else side
 
 
 def chosen_size(config: PixelConfig | None, width: int, height: int, aspect: str = AS_TYPED) -> tuple[int, int]:

@@ -162,9 +162,9 @@ def test_stages_that_cannot_follow_each_other_are_refused_before_any_step(
 
 
 def test_growing_too_late_is_said() -> None:
-    small = Stage(Towards(IMAGE), "pixels", (512, 512), 2, end=0.3)
+    small = Stage(Towards(IMAGE), "pixels", (512, 512), 2, end=0.2)
     large = replace(small, size=(1024, 1024), end=0.0)
-    assert "below 0.41 the larger image may lack fine detail" in hybrid.cautions([small, large])[0]
+    assert "below 0.23 the larger image may lack fine detail" in hybrid.cautions([small, large])[0]
     assert not hybrid.cautions([replace(small, end=0.5), large])
 
 

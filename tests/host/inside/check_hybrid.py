@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.samplers
@@ -12,16 +13,16 @@ from torch import Tensor
 
 import nodes
 from comfyui_l2p.l2p_core import delta, hybrid, tiny
-from comfyui_l2p.l2p_core.growth import safe_sigma
 from comfyui_l2p.l2p_core.hybrid import Stage
 from comfyui_l2p.l2p_core.tiny import judge
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
+from comfyui_l2p.nodes import hybrid_sampling
 from comfyui_l2p.nodes.hybrid import grow_pixels, latent_to_pixels, pixels_to_latent, schedule
 from comfyui_l2p.nodes.hybrid_sampling import HybridSettings, Models, Prompts, sample_hybrid
-from comfyui_l2p.nodes.hybrid_tasks import Asked, parts
+from comfyui_l2p.nodes.hybrid_tasks import Asked, Part, parts
 from comfyui_l2p.nodes.model.demo import load_demo
 from comfyui_l2p.nodes.model.demo_source import load_demo_source
-from comfyui_l2p.nodes.pixels import empty_pixels, pixels_to_image
+from comfyui_l2p.nodes.pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
 
 CAPTION = evaluation_captions(1)[0]
 SETTINGS = HybridSettings(seed=5, steps=8, cfg=2.0, latent_steps=8, latent_cfg=2.0)
@@ -57,42 +58,74 @@ def sampled(model: Any, prompts: Prompts, latent: dict[str, Any], sigmas: Tensor
         ).result
 
 
-def check_hybrid_sampler_is_its_parts_bit_for_bit(loaded: tuple[Models, Prompts]) -> None:
+def wired(loaded: tuple[Models, Prompts], planned: Sequence[Part], image: Tensor | None, mask: Tensor | None) -> Tensor:
+    """The same parts from nodes: each starts from what the sampler before it gave."""
     models, prompts = loaded
-    said: list[str] = []
-    image = run(loaded, "fast", said)
-    assert "latents 64 x 64, noise 1.00 to 0.50, 6 steps; pixels 64 x 64, noise 0.50 to 0.00, 2 steps" in said[0]
-    assert "16 evaluations in all" in said[0]
-    sigmas = schedule(models.latent, 1.0, 0.5, 6)
-    empty = {"samples": torch.zeros(1, 16, 8, 8)}
-    _, denoised = sampled(models.latent, prompts, empty, sigmas, 5)
-    half, sigmas = latent_to_pixels(
-        denoised, models.vae, sigmas, models.pixels, shift=1.0, steps=2, end=0.0, width=0, height=0
-    )
-    output, _ = sampled(models.pixels, prompts, half, sigmas, 6)
-    assert torch.equal(pixels_to_image(output), image)
+    output: dict[str, Any] = {}
+    denoised: dict[str, Any] = {}
+    sigmas = torch.empty(0)
+    for number, part in enumerate(planned):
+        model, (height, width), seed = models.of(part), part.size, 5 + number
+        to: dict[str, Any] = {"steps": part.steps, "end": part.end}
+        size: dict[str, Any] = {"width": width, "height": height}
+        if part.begins == "space":
+            latent, sigmas = latent_to_pixels(denoised, models.vae, sigmas, model, shift=1.0, **to, **size)
+        elif part.begins == "growth":
+            latent, sigmas, late = grow_pixels(output, sigmas, model, **to, **size, seed=seed)
+            assert not late
+        else:
+            sigmas = schedule(model, part.start, part.end, part.steps)
+            latent = empty_pixels(width, height, 1)
+            if part.space == "latent":
+                latent = {"samples": torch.zeros(1, 16, height // 8, width // 8)}
+            elif part.begins == "image":
+                assert image is not None
+                latent = image_to_pixels(image, mask, width, height)
+        with torch.inference_mode():
+            output, denoised = sampled(model, prompts, latent, sigmas, None if part.begins == "growth" else seed)
+    result = pixels_to_image(output)
+    return result if image is None or mask is None else keep_unmasked(result, image, mask)
 
 
-def check_growth_is_its_parts_bit_for_bit(loaded: tuple[Models, Prompts]) -> None:
-    models, prompts = loaded
+IMAGE = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+MASK = torch.zeros(1, 64, 64)
+MASK[:, 20:40, 20:40] = 1
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "spaces", "sizes"),
+    [
+        ("fast", {}, "latent pixels", [64, 64]),
+        ("detail", {"width": 128, "height": 128}, "pixels pixels", [64, 128]),
+        ("large", {"width": 150, "height": 150}, "latent pixels pixels pixels", [64, 64, 98, 150]),
+        ("edit", {"image": IMAGE, "mask": MASK}, "pixels", [64]),
+        ("restore", {"image": IMAGE}, "pixels", [64]),
+        ("upscale", {"image": IMAGE, "width": 96}, "pixels", [96]),
+    ],
+)
+def check_hybrid_sampler_is_its_parts_bit_for_bit(
+    loaded: tuple[Models, Prompts],
+    task: str,
+    given: dict[str, Any],
+    spaces: str,
+    sizes: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planned: list[Part] = []
+
+    def noted(given: Asked) -> list[Part]:
+        planned.extend(parts(given))
+        return planned
+
+    monkeypatch.setattr(hybrid_sampling, "parts", noted)
     said: list[str] = []
-    image = run(loaded, "detail", said, width=128, height=128)
-    assert image.shape == (1, 128, 128, 3)
+    image = run(loaded, task, said, **given)
     assert said[1] == said[0].replace("Plan", "Done")
-    first, second = said[0].removeprefix("Plan: ").split("; ")
-    assert first.startswith("pixels 64 x 64, noise 1.00 to") and second.startswith("pixels 128 x 128")
-    end, steps = (
-        safe_sigma((64, 64), (128, 128)),
-        [int(part.split(" step")[0].split(" ")[-1]) for part in (first, second)],
-    )
-    sigmas = schedule(models.pixels, 1.0, end, steps[0])
-    output, _ = sampled(models.pixels, prompts, empty_pixels(64, 64, 1), sigmas, 5)
-    grown, sigmas, late = grow_pixels(
-        output, sigmas, models.pixels, width=128, height=128, steps=steps[1], end=0.0, seed=6
-    )
-    assert not late
-    output, _ = sampled(models.pixels, prompts, grown, sigmas, None)
-    assert torch.equal(pixels_to_image(output), image)
+    assert [part.space for part in planned] == spaces.split() and [part.size[1] for part in planned] == sizes
+    assert torch.equal(wired(loaded, planned, given.get("image"), given.get("mask")), image)
+    if task == "fast":
+        assert "latents 64 x 64, noise 1.00 to 0.50, 6 steps; pixels 64 x 64, noise 0.50 to 0.00, 2 steps" in said[0]
+        assert "16 evaluations in all" in said[0]
 
 
 def check_the_core_makes_the_same_image(loaded: tuple[Models, Prompts]) -> None:
@@ -117,15 +150,43 @@ def asked(task: str, **changed: Any) -> Asked:
 
 
 def check_large_images_take_their_layout_at_the_models_size_and_double() -> None:
-    planned = parts(asked("auto", latent=True, size=(2160, 3840)))
+    planned = parts(asked("auto", latent=True, size=(2160, 3840), large_own=4096, large_steps=50))
     assert [part.space for part in planned] == ["latent", "pixels", "pixels", "pixels"]
     assert planned[0].size == planned[1].size and planned[-1].size == (2160, 3840)
     assert abs(planned[0].size[0] * planned[0].size[1] / 1024**2 - 1) < 0.01
-    assert [part.large for part in planned] == [False, False, True, True]
+    assert [part.large for part in planned] == [False, False, False, True]
     for before, part in zip(planned[1:], planned[2:], strict=False):
         assert part.size[0] / before.size[0] <= 2.01 and part.start > before.end
     assert [part.end for part in planned][-1] == 0 and planned[0].steps < 8
     assert parts(asked("large"))[-1].size == (2048, 2048)
+
+
+def check_a_size_is_sampled_by_the_model_that_was_trained_nearer_to_it() -> None:
+    planned = parts(asked("large", size=(8192, 8192), large_own=8192, large_steps=50))
+    assert [(part.size[0], part.large) for part in planned] == [
+        (1024, False),
+        (2048, False),
+        (4096, True),
+        (8192, True),
+    ]
+    for task in ("restore", "upscale", "edit"):
+        image = {"image": (3000, 4000), "mask": task == "edit", "large_own": 4096, "large_steps": 50}
+        assert parts(asked(task, **image))[0].large
+        assert not parts(asked(task, **image | {"large_own": 0}))[0].large
+
+
+def check_without_a_model_for_them_images_grow_later() -> None:
+    """As above its own size a model decides shapes badly."""
+    alone, with_large = parts(asked("large")), parts(asked("large", large_own=4096, large_steps=50))
+    assert alone[0].end == pytest.approx(0.206, abs=1e-3) and with_large[0].end == pytest.approx(0.371, abs=1e-3)
+
+
+def check_a_side_that_is_not_typed_keeps_the_aspect_ratio() -> None:
+    image = {"image": (576, 1024)}
+    assert parts(asked("auto", size=(0, 2048), **image))[0].size == (1152, 2048)
+    assert parts(asked("upscale", size=(1152, 0), **image))[0].size == (1152, 2048)
+    assert parts(asked("upscale", **image))[0].size == (2304, 4096)
+    assert parts(asked("restore", size=(576, 0), **image))[0].size == (576, 1024)
 
 
 def check_a_10k_image_is_planned_from_the_1k_layout() -> None:
@@ -203,6 +264,8 @@ def check_either_model_may_be_left_out(loaded: tuple[Models, Prompts]) -> None:
         ("edit", {"image": torch.ones(1, 64, 64, 3)}, "needs a mask"),
         ("restore", {"image": torch.ones(1, 64, 64, 3), "mask": torch.ones(1, 64, 64)}, "cannot keep a mask"),
         ("upscale", {"image": torch.ones(1, 64, 64, 3), "width": 32, "height": 32}, "smaller than the image"),
+        ("upscale", {"image": torch.ones(1, 64, 64, 3), "width": 96, "height": 128}, "would stretch the image"),
+        ("restore", {"image": torch.ones(1, 64, 64, 3), "width": 96}, "keeps the image's size, 64 x 64"),
         ("fast", {"switch": 1.0}, "Spaces change at a noise level of 0 or more and below 1"),
         ("fast", {"steps": 0}, "steps is 0"),
     ],
