@@ -33,7 +33,7 @@ class Sampling:
 
     Attributes:
         weights: storage of the blocks' linear layers, "bf16" or "fp8".
-        compiled: whether the blocks are compiled, and the head if it is evaluated whole.
+        compiled: whether the blocks are compiled, and the head of 1k; those of larger images are fused instead.
     """
 
     weights: str
@@ -73,8 +73,6 @@ class Step:
         if base.config.variant != self.variant:
             config = base.config.with_head(self.variant, bench.scale.head_width)
             model = with_variant(base, config, bench.device).eval().requires_grad_(False)
-            if base.local_decoder.compiled:
-                compile_blocks(model.local_decoder, backend=bench.scale.backend, dynamic=False)
         bench.clean()
         fused = fused_from(bench.device)
         free = free_memory(bench.device) if bench.gpu else None
