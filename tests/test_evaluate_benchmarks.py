@@ -42,8 +42,8 @@ def geneval(tmp_path: Path) -> Path:
 def dpg(tmp_path: Path) -> Path:
     folder = tmp_path / "prompts"
     folder.mkdir()
-    for name, caption in zip(("partiprompts0", "midjourney3"), CAPTIONS, strict=True):
-        (folder / f"{name}.txt").write_text(caption + "\n", encoding="utf-8")
+    for name, caption in zip(("partiprompts0.txt", "midjourney3.TXT"), CAPTIONS, strict=True):
+        (folder / name).write_text(caption + "\n", encoding="utf-8")
     return folder
 
 
@@ -85,6 +85,7 @@ def test_geneval_has_its_own_layout_and_seeds(
     missing = output / "00001/samples/0001.png"
     before = {name: (output / name).read_bytes() for name in images}
     missing.write_bytes(before["00001/samples/0001.png"][:-20])  # cut off, as a full disk leaves it
+    (output / "00000/metadata.jsonl").unlink()
     drawn: list[str] = []
     draw = Sampler.image
 
@@ -96,6 +97,7 @@ def test_geneval_has_its_own_layout_and_seeds(
     assert main(tiny_model("geneval", geneval, output)) == 0
     assert "8 images, 1 of them made now" in capsys.readouterr().out and drawn == ["00001 1"]
     assert {name: (output / name).read_bytes() for name in images} == before
+    assert json.loads((output / "00000/metadata.jsonl").read_text(encoding="utf-8")) == LINES[0]
     page = (tmp_path / "made-run" / "report.html").read_text(encoding="utf-8")
     assert "All images are there" in page and "42, reset for every prompt" in page and CAPTIONS[1] in page
     assert "evaluate_images.py made --outfile" in page
@@ -254,6 +256,11 @@ def test_scores_stand_beside_the_sources(tmp_path: Path, capsys: pytest.CaptureF
     assert ("DPG-Bench", "entity - whole") not in rows and scores.read(our_dpg).images == 2
     assert main(["evaluate", "scores", str(ours)]) == 0
     assert "kept" not in capsys.readouterr().out
+    results = ours.read_bytes()
+    assert "already exists" in mistake(capsys, "evaluate", "scores", ours, "--json", ours)
+    assert ours.read_bytes() == results, "the scorer took hours"
+    assert "does not exist" in mistake(capsys, "evaluate", "scores", ours, "--json", tmp_path / "none" / "table.json")
+    assert main(["evaluate", "scores", str(ours), "--json", str(table), "--overwrite"]) == 0
 
 
 def test_other_files_are_no_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ..l2p_core.files.atomic import check_target
+from ..l2p_core.files.paths import typed
 from ..l2p_core.ranges import COUNT, GIGABYTES, Range
 
 _SHOWN = 40  # characters of a wrong value
@@ -45,6 +47,22 @@ def add_about(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--license", default=None, help="license of the model")
     group.add_argument("--trigger-words", default=None, metavar="WORDS", help="words that prompts should contain")
     group.add_argument("--description", default=None, help="what it is")
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """The option to write results as JSON, of which `check_json` must be asked before the work."""
+    parser.add_argument("--json", type=typed, default=None, metavar="FILE", help=f"also write the {what} here")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE of --json if it exists")
+
+
+def check_json(args: argparse.Namespace) -> None:
+    """Refuse a file of `add_json` that exists, or cannot be written.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if args.json:
+        check_target(args.json, args.overwrite)
 
 
 class Number:

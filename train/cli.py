@@ -17,7 +17,7 @@ from ..l2p_core.ranges import SEED
 from ..l2p_core.version import __version__
 from . import evaluate_commands, file_commands, image_commands, prompt_commands, run_commands
 from .arguments import Commands as _Commands
-from .arguments import Number
+from .arguments import Number, add_json, check_json
 from .arguments import command as _command
 from .arguments import positive as _positive
 from .arguments import positive_number as _positive_number
@@ -126,11 +126,12 @@ def _add_benchmark(commands: _Commands) -> None:
 
     head = _command(kinds, "head", "the Detailer Head: memory format, tiles, and a 10240-pixel image in little memory")
     head.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
-    head.add_argument("--json", type=typed, default=None, metavar="FILE", help="also write the results here")
+    add_json(head, "results")
 
     def run_head(args: argparse.Namespace) -> None:
         from .benchmark.head import benchmark_head
 
+        check_json(args)
         benchmark_head(quick=args.quick, json_file=args.json)
 
     head.set_defaults(command=run_head)
@@ -139,11 +140,12 @@ def _add_benchmark(commands: _Commands) -> None:
     train.add_argument("--quick", action="store_true", help="small sizes: a check that it runs, not a measurement")
     train.add_argument("--precision", choices=["bf16", "fp32"], default=None, help="default: by processor")
     train.add_argument("--device", default=None, help="torch device, such as cpu or cuda (default: a GPU if any)")
-    train.add_argument("--json", type=typed, default=None, metavar="FILE", help="also write the results here")
+    add_json(train, "results")
 
     def run_train(args: argparse.Namespace) -> None:
         from .benchmark.train import benchmark_train
 
+        check_json(args)
         benchmark_train(quick=args.quick, precision=args.precision, device=args.device, json_file=args.json)
 
     train.set_defaults(command=run_train)

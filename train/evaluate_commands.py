@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..l2p_core import ranges
 from ..l2p_core.files.paths import typed
-from .arguments import Commands, Number, add_unchecked_base, command
+from .arguments import Commands, Number, add_json, add_unchecked_base, check_json, command
 from .image_commands import add_encoder, add_sampling
 
 _PROMPTS = {
@@ -92,11 +92,12 @@ def _add_scores(kinds: Commands) -> None:
     parser.add_argument(
         "--source", type=typed, nargs="+", default=[], metavar="FILE", help="results for the source, same benchmarks"
     )
-    parser.add_argument("--json", type=typed, default=None, metavar="FILE", help="also write the table here")
+    add_json(parser, "table")
 
     def run(args: argparse.Namespace) -> None:
         from .evaluate_scores import scores_command
 
+        check_json(args)
         scores_command(args)
 
     parser.set_defaults(command=run)

@@ -101,7 +101,7 @@ def read_dpg(path: Path) -> list[Prompt]:
     """
     if not path.is_dir():
         raise ValueError(f"There is no folder {path}: give the folder with the .txt files of DPG-Bench's prompts.")
-    files = sorted(file for file in path.iterdir() if file.suffix == ".txt" and not file.name.startswith("."))
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".txt" and not file.name.startswith("."))
     if not files:
         raise ValueError(f"{path} holds no .txt files: give the folder with DPG-Bench's prompts, one file each.")
     prompts = []

@@ -130,15 +130,22 @@ class GenEvalFolder(BenchmarkFolder):
         return self.folder / shot.name
 
     def _is_there(self, shot: Shot) -> bool:
-        return is_whole(self.finished(shot))
+        if not is_whole(self.finished(shot)):
+            return False
+        self._describe(shot.of)
+        return True
 
     def _write(self, shot: Shot, content: bytes) -> None:
         path = self.finished(shot)
-        line = self.folder / shot.of.name / "metadata.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not line.exists():
-            write_bytes(line, f"{shot.of.line}\n".encode())
+        self._describe(shot.of)
         write_bytes(path, content)
+
+    def _describe(self, prompt: Prompt) -> None:
+        """Write the prompt's line, without which the scorer stops, if it is not there."""
+        line = self.folder / prompt.name / "metadata.jsonl"
+        if not line.exists():
+            write_bytes(line, f"{prompt.line}\n".encode())
 
 
 class DpgFolder(BenchmarkFolder):
