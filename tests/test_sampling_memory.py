@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig
-from comfyui_l2p.l2p_core.memory.sampling_memory import choose_tile, head_bytes, step_bytes
+from comfyui_l2p.l2p_core.memory.sampling_memory import _largest_tile, choose_tile, head_bytes, step_bytes
+from comfyui_l2p.l2p_core.ops import region
 from comfyui_l2p.l2p_core.ops.fused_decoder import GPU_PIXELS
+from comfyui_l2p.l2p_core.ops.region import Region, stage_regions
 
 MEGABYTE = 10**6
 BF16 = 2
@@ -53,3 +57,24 @@ def test_an_image_that_becomes_float32_at_the_end_is_counted() -> None:
     planned = step_bytes(ModelConfig().with_head("10k"), side, side, 128, BF16, tile=256)
     # What the network reads and returns in bfloat16, and the velocity in float32.
     assert planned >= 3 * side * side * (BF16 + BF16 + 4)
+
+
+@pytest.mark.parametrize(("height", "width", "tile"), [(96, 640, 64), (640, 16, 33), (208, 336, 96), (48, 80, 128)])
+def test_the_largest_tile_is_found_without_looking_at_each(
+    height: int, width: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Region(0, height, 0, width)
+    expected = max(image.tiles(tile), key=lambda piece: stage_regions(piece, image, 4)[1].pixels)
+    assert _largest_tile(image, tile, 4) == expected
+    made = 0
+
+    def counted(self: Region, side: int) -> Iterator[Region]:
+        nonlocal made
+        for piece in tiles(self, side):
+            made += 1
+            yield piece
+
+    tiles = region.Region.tiles
+    monkeypatch.setattr(region.Region, "tiles", counted)
+    _largest_tile(Region(0, 65_536, 0, 65_536), 64, 5)
+    assert made == 2 * 1024

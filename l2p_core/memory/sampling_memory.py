@@ -6,6 +6,7 @@ shapes (`live_memory`); a test measures both.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import lru_cache
 
@@ -107,12 +108,23 @@ def head_bytes(
         pixels = torch.empty(1, PIXEL_CHANNELS, image.bottom, image.right, dtype=dtype)
         stages = len(head.stages)
         features = torch.empty(1, config.dim, image.bottom >> stages, image.right >> stages, dtype=dtype)
-    pieces = [image] if whole or tile is None else image.tiles(tile)
-    largest = max(pieces, key=lambda piece: stage_regions(piece, image, stages)[1].pixels)
+    largest = image if whole or tile is None else _largest_tile(image, tile, stages)
     live = Live([pixels, features, *head.parameters()])
     with torch.no_grad(), live:
         head.piece(pixels, features, largest, image, Fusion(head.fused))
     return live.peak + (0 if whole else pixels.nbytes)
+
+
+def _largest_tile(image: Region, side: int, stages: int) -> Region:
+    """The first tile of those whose bottleneck is largest. Rows and columns do not depend on each other, so a row and a
+    column of tiles are looked at, not each of the million tiles of a large image."""
+
+    def bottleneck(tile: Region) -> int:
+        return stage_regions(tile, image, stages)[1].pixels
+
+    row = max(dataclasses.replace(image, bottom=min(side, image.bottom)).tiles(side), key=bottleneck)
+    column = max(dataclasses.replace(image, right=min(side, image.right)).tiles(side), key=bottleneck)
+    return dataclasses.replace(column, left=row.left, right=row.right)
 
 
 def choose_tile(
