@@ -8,24 +8,30 @@ READY := $(VENV)/.ready
 # mypy does not follow the import hook that maps the repository root to the package's name; it follows a link.
 TYPECHECK = MYPYPATH=$(VENV)/src $(BIN)/python -m mypy -p comfyui_l2p
 
-.PHONY: demo test typecheck clean
+.PHONY: demo test typecheck types-posix types-windows clean
 
 demo: $(READY)
 	$(BIN)/l2p demo --output demo
 
 # One thread for each of the tests' processes, for several run at once: of two threads on busy cores each waits for the
-# other. The tests in a running ComfyUI share one server, so they run in one process.
+# other. Each takes neighbouring files, for the sake of what a file's tests share, and at the end half of what another
+# has left. The tests in a running ComfyUI share one server, so they run in one process.
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(TYPECHECK)
-	$(TYPECHECK) --platform win32
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore tests/host
+	$(MAKE) typecheck
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --ignore tests/host
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/host
 
+# For two systems at once, each with its own cache: mypy takes nothing from that of another.
 typecheck: $(READY)
+	$(MAKE) --jobs 2 types-posix types-windows
+
+types-posix: $(READY)
 	$(TYPECHECK)
-	$(TYPECHECK) --platform win32
+
+types-windows: $(READY)
+	$(TYPECHECK) --platform win32 --cache-dir .mypy_cache/win32
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

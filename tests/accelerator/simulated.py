@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -32,19 +33,29 @@ def why_not() -> str | None:
 
 
 def built() -> Path:
-    """The library, compiled (half a minute) unless it was before for this torch."""
+    """The library, compiled (half a minute) unless it was before for this torch; by one process, others wait for it."""
     identity = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
     library = SOURCE.parents[2] / "build" / f"simulated-accelerator-{identity}.so"
     if not library.exists():
         library.parent.mkdir(exist_ok=True)
-        root = Path(torch.__file__).parent
-        part = library.with_suffix(f".{os.getpid()}")
-        include = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
-        link = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-        command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++20", *include, str(SOURCE), "-o", str(part), *link]
-        subprocess.run(command, check=True)
-        part.replace(library)
+        with library.with_suffix(".lock").open("w") as lock:
+            if sys.platform != "win32":
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not library.exists():
+                _build(library)
     return library
+
+
+def _build(library: Path) -> None:
+    root = Path(torch.__file__).parent
+    part = library.with_suffix(f".{os.getpid()}")
+    include = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
+    link = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++20", *include, str(SOURCE), "-o", str(part), *link]
+    subprocess.run(command, check=True)
+    part.replace(library)
 
 
 def installed() -> types.ModuleType:
