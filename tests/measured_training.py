@@ -1,8 +1,8 @@
 """One training in a process of its own: python FILE SETTINGS prints, as JSON, its plan and the memory that it took.
 
-SETTINGS is JSON: choices of the training, "size" in pixels and "device". Memory is, on the CPU, the peak resident set
-beyond what the process held before the model was loaded, everything that torch loads on first use included; on another
-device, what its allocator gave at most.
+SETTINGS is JSON: choices of the training, "size" in pixels, "device", and the model's "dim". Memory is, on the CPU, the
+peak resident set beyond what the process held before the model was loaded, everything that torch loads on first use
+included; on another device, what its allocator gave at most.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from comfyui_l2p.l2p_core.checkpoint import save
-from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.config import ModelConfig, PixelConfig
 from comfyui_l2p.l2p_core.device import accelerator
 from comfyui_l2p.l2p_core.device.process_memory import peak_memory
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
@@ -30,11 +30,15 @@ from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.train.benchmark.process import forget_peak
 
-CONFIG = ModelConfig(
-    dim=512, head_dim=64, n_layers=10, n_refiner_layers=1, caption_dim=128, ffn_dim=1536, t_freq_dim=64,
-    t_hidden_dim=128, t_dim=128,
-).with_head("1k", 0.5)  # fmt: skip
-TOKENS = 64
+TOKENS = 32
+
+
+def model_of(dim: int) -> PixelConfig:
+    """A model of this width."""
+    return ModelConfig(
+        dim=dim, head_dim=64, n_layers=10, n_refiner_layers=1, caption_dim=128, ffn_dim=3 * dim, t_freq_dim=64,
+        t_hidden_dim=128, t_dim=128,
+    ).with_head("1k", 0.5)  # fmt: skip
 
 
 class OneBatch:
@@ -48,11 +52,11 @@ class OneBatch:
         return Batch(self.pixels, self.captions, [number], [None])
 
 
-def weights() -> dict[str, Tensor]:
-    """Random ones of that size, in bfloat16."""
+def weights(model: PixelConfig) -> dict[str, Tensor]:
+    """Random ones of a model, in bfloat16."""
     generator = torch.Generator().manual_seed(0)
     return {
-        name: (torch.randn(shape, generator=generator) * 0.02).bfloat16() for name, shape in key_shapes(CONFIG).items()
+        name: (torch.randn(shape, generator=generator) * 0.02).bfloat16() for name, shape in key_shapes(model).items()
     }
 
 
@@ -63,12 +67,13 @@ def train(trainer: Trainer, size: int) -> None:
 
 def main(settings: dict[str, object]) -> None:
     size, device = int(str(settings.pop("size"))), torch.device(str(settings.pop("device", "cpu")))
+    model = model_of(int(str(settings.pop("dim", 512))))
     config = TrainingConfig(steps=1, lr=1e-4, blocks=2, **settings)  # type: ignore[arg-type]
     train(Trainer(tiny_models.pixel_model(), config), 32)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        save(weights(), path)
-        planned = plan.plan(CONFIG, config, Workload(1, size, size, TOKENS), device_type=device.type).device
+        save(weights(model), path)
+        planned = plan.plan(model, config, Workload(1, size, size, TOKENS), device_type=device.type).device
         planned.pop("the GPU's driver", None)
         forget_peak()
         before = peak_memory()

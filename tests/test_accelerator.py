@@ -74,12 +74,32 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+COMMANDS = """
+import contextlib, io, json, sys, torch
+from comfyui_l2p.train.cli import main
+
+results = []
+for limit, arguments in json.loads(sys.argv[1]):
+    torch.ops.simulated_accelerator.set_limit(limit or 2**62)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = main(arguments)
+    results.append((code, said.getvalue()))
+print(json.dumps(results))
+"""
+"""Several commands in one process, each with another size of the device's memory: most of a process is its start."""
+
+
 @cache
-def found(scene: str) -> dict[str, Any]:
-    done = run([str(FOLDER / "scenes.py"), scene])
+def scenes() -> dict[str, dict[str, Any]]:
+    done = run([str(FOLDER / "scenes.py")])
     assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def found(scene: str) -> dict[str, Any]:
+    return scenes()[scene]
 
 
 def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -150,8 +170,8 @@ def test_a_step_waits_once() -> None:
 @pytest.mark.parametrize("settings", [
     {"precision": "fp32", "size": 256, "step_early": True},
     {"precision": "fp32", "size": 256, "frozen": "fp8", "stream": True, "offload": True},
-    {"precision": "bf16", "size": 64, "frozen": "fp8", "stream": True, "offload": True, "accumulate": 2},
-    {"precision": "bf16", "size": 128, "frozen": "fp8", "stream": True, "offload": True},
+    {"precision": "bf16", "size": 64, "frozen": "fp8", "stream": True, "offload": True, "accumulate": 2, "dim": 256},
+    {"precision": "bf16", "size": 128, "frozen": "fp8", "stream": True, "offload": True, "dim": 256},
 ], ids=["stepped early", "fp8 streamed, offloaded", "bf16, two batches", "bf16, mostly activations"])  # fmt: skip
 def test_its_memory_is_within_15_percent_of_the_plan(settings: dict[str, object]) -> None:
     script = Path(__file__).with_name("measured_training.py")
@@ -193,21 +213,23 @@ def test_memory_that_runs_out_all_the_same_is_one_sentence_and_nothing_is_lost(r
     assert done.returncode == 0 and "Resuming after step 2 of 3" in done.stderr, done.stderr[-3000:]
 
 
-def sample(output: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def sampled(tries: dict[Path, tuple[int | None, list[str]]]) -> list[tuple[int, str]]:
+    """Exit code and errors of `l2p sample` into each file, with this limit of the device's memory and these options."""
     caption = "a red circle in the centre on a white background"
-    command = ["-m", "comfyui_l2p.train", "sample", "tiny", "--prompt", caption, "--steps", "3", *arguments]
-    return run([*command, "--output", str(output)], PYTHONPATH=str(FOLDER), **environment)
+    command = ["sample", "tiny", "--prompt", caption, "--steps", "3"]
+    given = [(limit, [*command, *more, "--output", str(output)]) for output, (limit, more) in tries.items()]
+    done = run(["-c", COMMANDS, json.dumps(given)], PYTHONPATH=str(FOLDER))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [(code, said) for code, said in json.loads(done.stdout.splitlines()[-1])]
 
 
 def test_the_command_line_samples_on_it_as_on_the_cpu(tmp_path: Path) -> None:
-    names = {"there": [], "named": ["--device", "npu:0"], "here": ["--device", "cpu"]}
-    for name, arguments in names.items():
-        done = sample(tmp_path / f"{name}.png", *arguments)
-        assert done.returncode == 0, done.stderr[-3000:]
-    pixels = [torch.from_numpy(np.array(Image.open(tmp_path / f"{name}.png"))).int() for name in names]
+    names = {"there": [], "named": ["--device", "npu:0"], "here": ["--device", "cpu"], "other": ["--device", "npu:1"]}
+    done = sampled({tmp_path / f"{name}.png": (None, arguments) for name, arguments in names.items()})
+    assert [code for code, _ in done] == [0, 0, 0, 2], done
+    pixels = [torch.from_numpy(np.array(Image.open(tmp_path / f"{name}.png"))).int() for name in list(names)[:3]]
     assert torch.equal(pixels[0], pixels[1]) and int((pixels[0] - pixels[2]).abs().max()) <= 1
-    done = sample(tmp_path / "other.png", "--device", "npu:1")
-    assert done.returncode == 2 and "no device 'npu:1': it has cpu, npu." in done.stderr
+    assert "no device 'npu:1': it has cpu, npu." in done[3][1]
 
 
 @pytest.mark.parametrize("form", ["whole", "fp8", "streamed", "streamed fp8"])
@@ -231,14 +253,15 @@ def test_sampling_takes_the_form_and_the_place_that_there_is_memory_for(tmp_path
         "kept in bf16, streamed from RAM": Form(torch.bfloat16, streamed=True),
     }
     assert needed(Form(torch.float32)) > needed(Form(torch.bfloat16)) > needed(Form(torch.bfloat16, float8=True))
-    for number, (said, form) in enumerate(forms.items()):
-        target = tmp_path / f"{number}.png"
-        done = sample(target, "--device", "npu", SIMULATED_ACCELERATOR_BYTES=str(needed(form)))
-        assert done.returncode == 0 and said in done.stderr and target.is_file(), done.stderr[-3000:]
-    done = sample(tmp_path / "image.png", SIMULATED_ACCELERATOR_BYTES=str(50 * 10**6))
-    assert done.returncode == 0 and "runs on the CPU" in done.stderr and (tmp_path / "image.png").is_file()
-    done = sample(tmp_path / "other.png", "--device", "npu", SIMULATED_ACCELERATOR_BYTES=str(50 * 10**6))
-    assert done.returncode == 2 and "0.1 GB free" in done.stderr and "--device cpu" in done.stderr
+    little = 50 * 10**6
+    tries: dict[Path, tuple[int | None, list[str]]] = {
+        tmp_path / f"{number}.png": (needed(form), ["--device", "npu"]) for number, form in enumerate(forms.values())
+    }
+    done = sampled({**tries, tmp_path / "cpu.png": (little, []), tmp_path / "no.png": (little, ["--device", "npu"])})
+    for target, said, (code, errors) in zip(tries, forms, done[:3], strict=True):
+        assert code == 0 and said in errors and target.is_file(), errors
+    assert done[3][0] == 0 and "runs on the CPU" in done[3][1] and (tmp_path / "cpu.png").is_file()
+    assert done[4][0] == 2 and "0.1 GB free" in done[4][1] and "--device cpu" in done[4][1]
 
 
 def test_without_one_training_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
-"""What is shown on the simulated accelerator, each in a process of its own: python FILE SCENE prints what it found, as
-JSON. The accelerator changes torch for the whole process."""
+"""What is shown on the simulated accelerator, in a process of its own, for it changes torch for the whole process:
+python FILE prints what every scene found, as JSON."""
 
 from __future__ import annotations
 
@@ -238,14 +238,14 @@ def _velocity(model: L2PModel, device: torch.device) -> Tensor:
         return model(pixels, torch.tensor([0.7], device=device), features).cpu()
 
 
-SCENES = {
-    "training": training,
+SCENES: dict[str, Callable[[], object]] = {
     "sampling": sampling,
+    "training": training,
     "waits": waits,
-    "mistakes": mistakes,
     "streaming": streaming,
     "precision": precision,
+    "mistakes": mistakes,  # last: what they leave behind must not be taken for the others'
 }
 
 if __name__ == "__main__":
-    print(json.dumps(SCENES[sys.argv[1]]()))
+    print(json.dumps({name: scene() for name, scene in SCENES.items()}))
