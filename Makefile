@@ -13,14 +13,14 @@ TYPECHECK = MYPYPATH=$(VENV)/src $(BIN)/python -m mypy -p comfyui_l2p
 demo: $(READY)
 	$(BIN)/l2p demo --output demo
 
-# One thread for each of the tests' processes, for several run at once: of two threads on busy cores each waits for the
-# other. Each takes neighbouring files, for the sake of what a file's tests share, and at the end half of what another
-# has left. The tests in a running ComfyUI share one server, so they run in one process.
+# One thread for each of the tests' processes, of which there is one a logical processor: of two threads on busy cores
+# each waits for the other. Each takes neighbouring files, for the sake of what a file's tests share, and at the end
+# half of what another has left. The tests in a running ComfyUI share one server, so they run in one process.
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) typecheck
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --ignore tests/host
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist worksteal --ignore tests/host
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/host
 
 # For two systems at once, each with its own cache: mypy takes nothing from that of another.

@@ -95,7 +95,7 @@ def beside(made: RunFolder) -> list[Path]:
 
 
 def test_montages_records_and_images_are_counted(folder: Path) -> None:  # noqa: F811
-    text = test_run.RECIPE.format(steps=30, lr=1e-3).replace("montage_every = 4", "montage_every = 7\nsize = 40")
+    text = test_run.RECIPE.format(steps=14, lr=1e-3).replace("montage_every = 4", "montage_every = 3\nsize = 40")
     command = arguments(folder, folder / "run", text.replace("images = 4", "images = 17"))
     plan = needed(folder, folder / "run")
     assert main(command) == 0
