@@ -197,7 +197,11 @@ def _hooks(live: Live, folder: RunFolder) -> Hooks:
         if "training" not in bars:
             _begin(live, folder, metrics.step)
         live.step(metrics)
-        show("training", metrics.step, metrics.steps)
+        try:
+            show("training", metrics.step, metrics.steps)
+        except comfy.model_management.InterruptProcessingException:
+            # The host's bar takes the interruption before the step is saved: given back, it is the loop's to act on.
+            comfy.model_management.interrupt_current_processing()
 
     def working(text: str, done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -52,7 +52,7 @@ const CHINESE = [
   ["^Converting: ", "转换中："],
   ["^Loading: ", "加载中："],
   ["^Looking at images: ", "检查图像："],
-  ["^Encoding captions: ", "编码标题文字："],
+  ["^Encoding captions: ", "编码描述文本："],
   ["^Images of the source: ", "生成来源模型的图像："],
   ["^Montage: ", "拼图："],
   // Notes of a run: what it needs, how long it takes.
@@ -78,7 +78,7 @@ const CHINESE = [
   [`montages ${NUMBER}`, "拼图 $1"],
   [`metrics and report ${NUMBER}`, "指标与报告 $1"],
   [`images to train on ${NUMBER}`, "训练图像 $1"],
-  [`caption features to encode ${NUMBER}`, "待编码的标题特征 $1"],
+  [`caption features to encode ${NUMBER}`, "待编码的描述特征 $1"],
   ["Nothing is checkpointed\\. ?", "不使用梯度检查点。"],
   [
     `${NUMBER} of ${NUMBER} blocks keep their activations and are not recomputed`,

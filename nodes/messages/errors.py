@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import comfy.model_management
 
-_OURS = __package__.rpartition(".")[0] if __package__ else ""
+_OURS = (__package__ or "").removesuffix(".nodes.messages")
 
 
 @contextmanager

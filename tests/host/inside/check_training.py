@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as manager
+import comfy.utils
 import data_folders
 import folder_paths
 import kit
@@ -22,7 +23,8 @@ from comfyui_l2p.l2p_core.run.memory_plan import MemoryRanOut
 from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.nodes import training
 from comfyui_l2p.nodes.folders import datasets, files, run_files
-from comfyui_l2p.nodes.messages import sentences
+from comfyui_l2p.nodes.messages import live, sentences
+from comfyui_l2p.nodes.messages.errors import plain_errors
 from comfyui_l2p.nodes.messages.live import Live
 from comfyui_l2p.nodes.model.demo import load_demo
 from comfyui_l2p.nodes.training_choices import AS_RECIPE, Choices
@@ -106,6 +108,32 @@ def check_errors_give_memory_back(
     assert is_left_alone(), "an error that is still held holds the model"
     del caught
     assert not list((host / "diffusion_models").iterdir())
+
+
+def check_errors_of_the_core_are_sentences_without_the_name_of_a_class() -> None:
+    """The host shows a class with its module, which is where this pack lies."""
+    with pytest.raises(ValueError, match="It diverged") as caught, plain_errors():
+        raise TrainingDiverged("It diverged.")
+    assert type(caught.value) is ValueError
+
+
+def check_an_interruption_is_acted_on_after_the_save(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's progress bars raise it wherever one is updated."""
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda *_, **__: manager.throw_exception_if_processing_interrupted()
+    )
+    step = Trainer._train_step
+
+    def interrupted(trainer: Trainer, batches: Any) -> Any:
+        if trainer.step == 1:
+            manager.interrupt_current_processing()
+        return step(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    with pytest.raises(manager.InterruptProcessingException):
+        train(steps=3)
+    assert live.last_states()[-1]["text"] == "Stopped after 2 of 3 steps; all is saved."
+    assert not manager.processing_interrupted() and (run_files.root() / "run" / "state.safetensors").is_file()
 
 
 def check_a_full_disk_is_named_and_nothing_half_written(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
