@@ -16,11 +16,11 @@ from tiny_models import RandomBatches, pixel_model
 
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
+from comfyui_l2p.l2p_core.memory import exchange
 from comfyui_l2p.l2p_core.model import L2PModel
 from comfyui_l2p.l2p_core.sources import SOURCES
 from comfyui_l2p.l2p_core.training import adamw
 from comfyui_l2p.l2p_core.training import loading as training_model
-from comfyui_l2p.l2p_core.training import offload as offloading
 from comfyui_l2p.l2p_core.training.batch import Batch
 from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
@@ -66,7 +66,7 @@ def same(one: Trainer, other: Trainer) -> bool:
     {"policy": "all"},
 ], ids=["stepped early", "summed and clipped", "adapters", "all layers"])  # fmt: skip
 def test_in_float32_offloading_changes_no_bit(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offloading, "PIECE", 256)  # several pieces a weight, the last one shorter
+    monkeypatch.setattr(exchange, "PIECE", 256)  # several pieces a weight, the last one shorter
     plain, offloaded, streamed = (
         go_on(Trainer(pixel_model(), config(**changes, **way), EMPTY), 3)
         for way in ({"offload": False}, {}, {"stream": True})

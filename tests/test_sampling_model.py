@@ -131,6 +131,21 @@ def test_the_form_follows_from_free_memory(
     assert said in err and bool(err) == bool(said)
 
 
+def test_the_tile_follows_from_the_memory_that_is_free_where_the_model_is(
+    memory: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied: list[torch.device] = []
+    monkeypatch.setattr(accelerator, "empty_cache", emptied.append)
+    side = VARIANTS["10k"].pixels
+    need = Need(ModelConfig().with_head("10k"), side, side, torch.bfloat16)
+    memory["gpu"] = 60 * GB
+    assert need.tile(BF16, 128, GPU) is None, "fused, the whole image is within what GPUs count"
+    memory["gpu"] = 8 * GB
+    assert need.tile(BF16, 128, GPU) == 5120
+    assert need.tile(BF16, 128, CPU) == 5120, "a CPU fuses stage by stage"
+    assert emptied == [GPU, GPU, CPU], "memory that loading left unused is free"
+
+
 def test_a_file_in_float32_becomes_bfloat16_where_that_fits(
     memory: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:

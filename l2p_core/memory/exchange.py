@@ -21,6 +21,8 @@ from torch import Tensor
 from ..device import accelerator
 
 BUFFERS = 2
+PIECE = 1 << 20
+"""Elements of a gradient in RAM that are worked on at a time: a processor's cache holds them with their moments."""
 
 Renewed = Iterable[tuple[Tensor, Tensor]]
 """Weights (float32, on the CPU), and the device tensors to fill with them."""

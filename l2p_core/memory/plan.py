@@ -17,7 +17,7 @@ from . import activations, placement
 from .activations import Workload
 from .block_stream import pinned_bytes
 from .checkpointing import kept_blocks
-from .exchange import BUFFERS
+from .exchange import BUFFERS, PIECE
 
 GB = 10**9
 DEVICE_OVERHEAD = 6 * GB // 10
@@ -98,10 +98,12 @@ class _Planner:
             activations.step_of(self.config, training, self.work), self._recomputed, partial(self._gradients, largest)
         )
         if training.offload:
+            # bitsandbytes steps whole weights.
+            widened = largest if training.optimiser_bits == 8 else min(PIECE, largest)
             computer |= {
                 "optimiser": moments,
                 "averages": averages,
-                "gradients": 4 * (self.elements if training.accumulate > 1 else largest),
+                "gradients": 4 * (self.elements if training.accumulate > 1 else widened),
             }
             if taken:
                 device["gradients"] = peak.gradients

@@ -89,17 +89,20 @@ def set_step(optimiser: torch.optim.Optimizer, parameter: Tensor, step: int) -> 
         state["step"] = step
 
 
-def takes_pieces(optimiser: torch.optim.Optimizer, parameter: Tensor) -> bool:
-    """Whether `step_pieces` can step a parameter."""
-    return isinstance(optimiser, torch.optim.AdamW) and parameter.is_contiguous()
+def takes_pieces(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether `step_pieces` works with an optimiser of ours: bitsandbytes steps whole parameters only."""
+    return isinstance(optimiser, torch.optim.AdamW)
 
 
 @torch.no_grad()
 def step_pieces(optimiser: torch.optim.Optimizer, parameter: Tensor, gradient: Iterable[Tensor]) -> None:
-    """One step of a parameter, given its gradient as consecutive flat pieces in float32, each of which is used before
-    the next is requested.
+    """One step of a contiguous parameter, so that what is done to a piece of its gradient, before and in the step,
+    happens in the processor's cache.
 
-    What is done to a piece before and in the step then happens in the processor's cache.
+    Args:
+        optimiser: see `takes_pieces`.
+        parameter: one of the optimiser's.
+        gradient: in consecutive flat pieces, float32; each is used before the next is requested, and may be changed.
     """
     state = optimiser.state[parameter]
     group = next(group for group in optimiser.param_groups if any(own is parameter for own in group["params"]))

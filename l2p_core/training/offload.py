@@ -4,9 +4,9 @@ The device holds a working copy of each weight, in bfloat16 with precision "bf16
 time: each complete gradient is copied to RAM immediately (see `memory.exchange`). With one micro-batch per step the
 weight is stepped at once (see `in_backward`) and its working copy renewed during the backward pass. With several,
 gradients are summed in RAM and clipped by their total norm, and all weights are stepped after the last micro-batch; a
-weight's working copy is renewed while the next weight is stepped. What is done to gradients in RAM is done piece by
-piece, in the processor's cache: a whole copy in float32 would take longer than AdamW does. If
-blocks are streamed, working copies of their linear layers are in RAM too and come to the device with their block (see
+weight's working copy is copied to the device while the next weight is stepped. Gradients in RAM are worked on piece by
+piece, in the processor's cache: a whole copy in float32 would take longer than AdamW does. If blocks are streamed,
+working copies of their linear layers are in RAM too and come to the device with their block (see
 `memory.trained_linear`).
 """
 
@@ -27,8 +27,6 @@ from . import adamw
 from .in_backward import EarlyWeights
 
 CPU = torch.device("cpu")
-PIECE = 1 << 20
-"""Elements of a gradient that are worked on at a time."""
 
 
 class OffloadedWeights(EarlyWeights):
@@ -64,7 +62,7 @@ class OffloadedWeights(EarlyWeights):
         self._micro_batches: dict[str, int] = {}
         self._norms_of_sums: dict[str, Tensor] = {}
         self._sums_factor = 1.0
-        self._scratch = torch.empty(min(PIECE, max(sizes)))
+        self._scratch = torch.empty(min(exchange.PIECE, max(sizes)))
 
     def _own(self) -> dict[str, Tensor]:
         return {name: self._master(name, parameter) for name, parameter in self.parameters.items()}
@@ -73,10 +71,11 @@ class OffloadedWeights(EarlyWeights):
         """A weight in RAM, with its working copy in its final place; no other copy remains, so that a device never
         holds all weights in float32."""
         if name in self._streamed:
-            parameter.data = parameter.detach().to(CPU, torch.float32)
+            parameter.data = parameter.detach().to(CPU, torch.float32).contiguous()
             self._streamed[name].working.fill(parameter.detach())
             return parameter.detach()
-        master = parameter.detach().to(CPU, torch.float32, copy=True)
+        # In the order of its elements, in which its gradient is cut into pieces.
+        master = parameter.detach().to(CPU, torch.float32, copy=True, memory_format=torch.contiguous_format)
         parameter.data = master.to(self._device, self._dtype, copy=True)
         return master
 
@@ -129,7 +128,7 @@ class OffloadedWeights(EarlyWeights):
 
     def _step_sums(self) -> None:
         names = [name for name in self.masters if name in self._arrived]
-        apart = [name for name in names if not adamw.takes_pieces(self.optimiser_of[name], self.masters[name])]
+        apart = [name for name in names if not adamw.takes_pieces(self.optimiser_of[name])]
         for name in apart:
             self.masters[name].grad = self._sums[name].mul_(self._sums_factor)
         for optimiser in {self.optimiser_of[name] for name in apart}:
@@ -138,7 +137,7 @@ class OffloadedWeights(EarlyWeights):
         def stepped() -> Iterator[tuple[Tensor, Tensor]]:
             for name in names:
                 if name not in apart:
-                    pieces = self._sums[name].view(-1).split(PIECE)
+                    pieces = self._sums[name].view(-1).split(exchange.PIECE)
                     scaled = (piece.mul_(self._sums_factor) if self._sums_factor < 1 else piece for piece in pieces)
                     adamw.step_pieces(self.optimiser_of[name], self.masters[name], scaled)
                 self._average([name])
@@ -190,7 +189,7 @@ class OffloadedWeights(EarlyWeights):
 
     @torch.no_grad()
     def _step_one(self, name: str, gradient: Tensor) -> None:
-        if not adamw.takes_pieces(self.optimiser_of[name], self.masters[name]):
+        if not adamw.takes_pieces(self.optimiser_of[name]):
             super()._step_one(name, gradient.float())
             return
         norms = [torch.linalg.vector_norm(piece) for piece in self._pieces(gradient)]
@@ -206,18 +205,18 @@ class OffloadedWeights(EarlyWeights):
 
     def _pieces(self, gradient: Tensor) -> Iterator[Tensor]:
         """Flat pieces of a gradient in float32, each valid until the next."""
-        for piece in gradient.flatten().split(PIECE):
+        for piece in gradient.flatten().split(exchange.PIECE):
             yield self._scratch[: len(piece)].copy_(piece)
 
     @torch.no_grad()
     def _summed(self, name: str, first: bool, last: bool, gradients: list[Tensor]) -> Iterable[tuple[Tensor, Tensor]]:
         if name not in self._sums:
-            # Contiguous, as gradients arrive.
-            self._sums[name] = torch.empty(self.masters[name].shape)
+            self._sums[name] = torch.empty_like(self.masters[name])
         if first:
             self._sums[name].copy_(gradients[0])
         else:
-            for total, piece in zip(self._sums[name].view(-1).split(PIECE), self._pieces(gradients[0]), strict=True):
+            totals = self._sums[name].view(-1).split(exchange.PIECE)
+            for total, piece in zip(totals, self._pieces(gradients[0]), strict=True):
                 total.add_(piece)
         if last:
             self._norms_of_sums[name] = torch.linalg.vector_norm(self._sums[name])
