@@ -206,6 +206,8 @@ def test_mistakes_are_one_line(geneval: Path, dpg: Path, tmp_path: Path, capsys:
     wrong = tmp_path / "prompts.jsonl"
     wrong.write_text('{"prompt": "a fox"}\n', encoding="utf-8")
     assert "Line 1" in said("geneval", wrong, "--model", "tiny")
+    wrong.write_text(json.dumps(LINES[0]) + '\n{"tag": "colors", "prompt": "a \\ud800 fox"}\n', encoding="utf-8")
+    assert "Line 2" in said("geneval", wrong, "--model", "tiny")
     (dpg / "empty.txt").write_text(" \n", encoding="utf-8")
     assert "its prompt is missing" in said("dpg", dpg, "--model", "tiny")
     (dpg / "empty.txt").rename(dpg / "a.b.txt")
@@ -217,6 +219,7 @@ def test_mistakes_are_one_line(geneval: Path, dpg: Path, tmp_path: Path, capsys:
     output.mkdir()
     (output / "notes.txt").write_text("x", encoding="utf-8")
     assert "holds other files" in said("geneval", geneval, "--model", "tiny", "--device", "cpu")
+    assert not output.with_name(f"{output.name}-run").exists()
 
 
 GENEVAL = [("single_object", [1, 1, 1, 0]), ("counting", [1, 0, 0, 0])]

@@ -198,6 +198,19 @@ def test_without_the_library_a_sentence_says_what_to_install(tmp_path: Path, mon
 # The loop.
 
 
+def test_half_a_character_of_a_model_stops_neither_the_work_nor_its_report(tmp_path: Path) -> None:
+    """Servers answer in JSON, which may contain one; a page in UTF-8 may not."""
+
+    def answer(request: Request) -> str:
+        return f"\ud800{prompt(request.seed)}" if len(writer.asked) < 3 else prompt(request.seed)
+
+    writer = FakeWriter(answer)
+    for _ in range(2):
+        result = run(tmp_path, 3, writer)
+        assert len(result.prompts) == 3 and result.rejected == {reasons.MARKUP: 2}
+    assert r"\ud800" in (tmp_path / outputs.REPORT).read_text(encoding="utf-8")
+
+
 def test_prompts_are_written_and_synthesis_reads_them(tmp_path: Path) -> None:
     result = run(tmp_path, 40, FakeWriter())
     assert len(set(result.prompts)) == 40 and result.now == 40 and not result.stopped and not result.rejected

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..dataset.synthesis import Item
-from ..dataset.tables import decoded
+from ..dataset.tables import decoded, is_text
 
 SEED = 42
 """GenEval's own seed, reset for every prompt."""
@@ -74,7 +74,8 @@ def read_geneval(path: Path) -> list[Prompt]:
         path = path / "evaluation_metadata.jsonl"
     if not path.is_file():
         raise ValueError(f"There is no file {path}: give evaluation_metadata.jsonl of your copy of GenEval's prompts.")
-    lines = [line.strip() for line in decoded(path).splitlines() if line.strip()]
+    # Not at the other ends of lines that Unicode knows, which JSON may contain.
+    lines = [line.strip() for line in decoded(path).split("\n") if line.strip()]
     prompts = []
     for number, line in enumerate(lines):
         try:
@@ -82,7 +83,7 @@ def read_geneval(path: Path) -> list[Prompt]:
             text, task = entry["prompt"], entry["tag"]
         except (ValueError, KeyError, TypeError, RecursionError):
             text = task = None
-        if not isinstance(text, str) or not text.strip() or not isinstance(task, str):
+        if not isinstance(text, str) or not text.strip() or not is_text(text) or not isinstance(task, str):
             raise ValueError(
                 f"Line {number + 1} of {path} is not JSON with a prompt and a tag: give evaluation_metadata.jsonl of "
                 "GenEval."

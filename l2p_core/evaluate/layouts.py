@@ -51,11 +51,7 @@ class BenchmarkFolder(abc.ABC):
         self.settings = {name: str(value) for name, value in settings.items()}
         self.beside = folder.with_name(folder.name + SUFFIX)
         self._record = self.beside / "settings.json"
-        for path in (folder, self.beside):
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"The folder {path} could not be made: {error.strerror}.") from error
+        _make(folder)
         self._begin()
         self._done = {shot.name for shot in self.wanted if self._is_there(shot)}
 
@@ -96,6 +92,7 @@ class BenchmarkFolder(abc.ABC):
         if there and not self._record.exists():
             raise ValueError(f"{self.folder} holds other files: give a new folder, for the scorer reads all of it.")
         if not there:
+            _make(self.beside)
             write_bytes(self._record, json.dumps(record, indent=1).encode())
             return
         try:
@@ -121,6 +118,13 @@ class BenchmarkFolder(abc.ABC):
     @abc.abstractmethod
     def _write(self, shot: Shot, content: bytes) -> None:
         """Store an image, a PNG file's content, in its place."""
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"The folder {folder} could not be made: {error.strerror}.") from error
 
 
 class GenEvalFolder(BenchmarkFolder):

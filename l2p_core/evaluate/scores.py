@@ -121,7 +121,7 @@ def _by_benchmark(results: Iterable[Scores]) -> dict[str, Scores]:
 
 def _geneval(path: Path, text: str) -> Scores | None:
     by_task: dict[str, list[bool]] = defaultdict(list)
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

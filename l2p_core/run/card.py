@@ -80,7 +80,7 @@ def write(delta: Path, run: OfRun | None = None) -> Path | None:
     picture = delta.with_name(f"{delta.stem}-montage.png")
     if run and run.montage:
         write_bytes(picture, run.montage.read_bytes())
-    write_bytes(card, ("\n".join(_lines(delta, run, picture.name)) + "\n").encode())
+    write_bytes(card, ("\n".join(_lines(delta, run, picture.name)) + "\n").encode(errors="backslashreplace"))
     return card
 
 

@@ -41,7 +41,9 @@ def page(title: str, parts: Iterable[str]) -> bytes:
     viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head = f'<meta charset="utf-8">{viewport}<title>{text(title)}</title><style>{_STYLE}</style>'
     body = "\n".join(parts)
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'.encode()
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'.encode(
+        errors="backslashreplace"  # half characters: of file names on Linux, and of what models and files say
+    )
 
 
 def text(plain: str) -> str:
