@@ -38,6 +38,7 @@ from .files.tensor_io import (
 )
 from .initialise import INITS, random_values
 from .model import key_shapes
+from .patch_pairs import FILE, Fit, PatchPairs, fit
 from .ranges import HEAD_WIDTH, SEED
 from .sources import source_of
 
@@ -96,6 +97,7 @@ def convert(
     init: str = "random",
     head_width: float = 1.0,
     layout: str = "comfy",
+    pairs: PatchPairs | None = None,
     about: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: ProgressCallback | None = None,
@@ -111,13 +113,15 @@ def convert(
         init: how new weights are made, see `initialise.INITS`; "random" as the published code.
         head_width: factor on the Detailer Head's widths, for models smaller than the published ones.
         layout: of the keys written, "comfy" or "diffusers".
+        pairs: of images that the source made, for the init "fitted".
         about: metadata beside what the source says, see `files.about`.
         overwrite: whether an existing target may be replaced.
         progress: called with (bytes done, bytes in all); what it raises stops the conversion.
 
     Raises:
         CheckpointError: if the source is unsuitable or damaged, or the target cannot be written.
-        ValueError: for an unknown variant, init or layout, or a number outside its range (see `ranges`).
+        ValueError: for an unknown variant, init or layout, a number outside its range (see `ranges`), or pairs that
+            cannot be fitted to.
     """
     source, target = Path(source), Path(target)
     SEED.check("seed", seed)
@@ -132,7 +136,8 @@ def convert(
     refuse_own_source(target, [header.path for header in checkpoint.files])
 
     config = source_config.with_head(variant, head_width)
-    fates = _fates(checkpoint, source_config, config, f"{init}, seed {seed}")
+    fitted = fitted_embedder(checkpoint, config, pairs) if init == "fitted" else None
+    fates = _fates(checkpoint, source_config, config, f"{init}, seed {seed}", fitted)
     shapes = key_shapes(config)
     slots = _slots(checkpoint, fates, shapes, DTYPE_NAMES[dtype] if dtype else None)
     report = ConversionReport(source, target, variant, seed, _NO_HASH, fates)
@@ -148,7 +153,9 @@ def convert(
         copies = _copies(checkpoint, slots, places, report.keys("copied"))
         hashes = [_copy_file(header, copies, reader, writer, counter) for header in checkpoint.files]
         for key in report.keys("initialised"):
-            _write_random(slots[key], places[key], random_values(key, shapes, seed, init), writer, counter)
+            new = fitted.values(key) if fitted else None
+            chunks = random_values(key, shapes, seed, init) if new is None else [new]
+            _write_new(slots[key], places[key], chunks, writer, counter)
         report = replace(report, source_sha256=_combined(hashes), broken=writer.broken)
         writer.finish(_metadata(config, report, init) | said)
     return report
@@ -164,7 +171,47 @@ def check_init(init: str) -> None:
         raise ValueError(f"There is no initialisation {init!r}; choose one of {', '.join(INITS)}.")
 
 
-def _fates(checkpoint: Checkpoint, source: ModelConfig, target: PixelConfig, how: str) -> tuple[Fate, ...]:
+@dataclass(frozen=True)
+class _Fitted:
+    """The patch embedder of the init "fitted": its keys' beginning, and its values."""
+
+    embedder: str
+    fit: Fit
+
+    def values(self, key: str) -> Tensor | None:
+        """The values of a key of it, flat; None for another."""
+        layer, _, name = key.rpartition(".")
+        return None if layer != self.embedder else (self.fit.weight if name == "weight" else self.fit.bias).flatten()
+
+
+def fitted_embedder(checkpoint: Checkpoint, target: PixelConfig, pairs: PatchPairs | None) -> _Fitted:
+    """Fit the patch embedder of `target` to the checkpoint's own.
+
+    Raises:
+        ValueError: without pairs, for pairs of another patch or latent space, or too few, and for an L2P model.
+    """
+    if pairs is None:
+        raise ValueError(
+            f'The start "fitted" needs the file {FILE} that Synthesize L2P Dataset or l2p synth leaves beside its '
+            'images: choose that data set, or start with "scaled".'
+        )
+    source = checkpoint.plain_config()
+    if isinstance(source, PixelConfig) or target.patch_size != pairs.side:
+        raise ValueError(
+            f'The start "fitted" is for a latent source and patches of {pairs.side} pixels: convert it to 1k with it, '
+            f'and start {target.variant} from the trained result with "scaled".'
+        )
+    row = source_of(source)
+    if pairs.space[1:] != (source.in_channels, row.latent.patch_size, row.latent.order):
+        raise ValueError("The data set's patches are of another latent space: use the one that this source made.")
+    with ChunkReader() as reader:
+        weight, bias = (reader.read(checkpoint.tensors[f"{row.embedder}.{name}"]) for name in ("weight", "bias"))
+    return _Fitted(row.embedder, fit(pairs, weight, bias))
+
+
+def _fates(
+    checkpoint: Checkpoint, source: ModelConfig, target: PixelConfig, how: str, fitted: _Fitted | None
+) -> tuple[Fate, ...]:
     """Every key's fate: first those of the result in its order, then what is left of the source."""
     held, wanted, row = checkpoint.shapes, key_shapes(target), source_of(source)
     # Published names hold the patch size: an embedder of another one is another layer, bias included.
@@ -174,6 +221,8 @@ def _fates(checkpoint: Checkpoint, source: ModelConfig, target: PixelConfig, how
     for key in wanted:
         if key in copied:
             fates.append(Fate(key, "copied", "equal name and shape"))
+        elif fitted and fitted.values(key) is not None:
+            fates.append(Fate(key, "initialised", fitted.fit.summary()))
         else:
             fates.append(
                 Fate(key, "initialised", f"{how}; the source's has another patch size or shape" if key in held else how)
@@ -242,9 +291,7 @@ def _copy_file(
     return digest.hexdigest()
 
 
-def _write_random(
-    slot: Slot, position: int, chunks: Iterable[Tensor], writer: TensorWriter, counter: ByteCounter
-) -> None:
+def _write_new(slot: Slot, position: int, chunks: Iterable[Tensor], writer: TensorWriter, counter: ByteCounter) -> None:
     for values in chunks:
         data = as_bytes(values.to(TORCH_DTYPES[slot.dtype]))
         writer.write(position, data)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbone import Caption
+from .backbone import Caption, Captions
 from .ops.finite import cause, check_finite, weights_of
 
 FlowModel = Callable[[Tensor, Tensor, Any], Tensor]
@@ -82,13 +82,13 @@ def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return (1 - sigma) * x0.float() + sigma * noise.float()
 
 
-def velocity_errors(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, captions: Sequence[Caption]) -> Tensor:
+def velocity_errors(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, captions: Captions) -> Tensor:
     """Each sample's mean squared velocity error, (B,) float32; arguments as for `velocity_loss`."""
     predicted = model(add_noise(x0, noise, sigma), sigma, captions)
     return (predicted.float() - (noise.float() - x0.float())).square().flatten(1).mean(1)
 
 
-def velocity_loss(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, captions: Sequence[Caption]) -> Tensor:
+def velocity_loss(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, captions: Captions) -> Tensor:
     """The training objective: mean squared error of the predicted velocity, unweighted.
 
     Args:
@@ -96,7 +96,7 @@ def velocity_loss(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, ca
         x0: (B, C, H, W) clean images in [-1, 1] (or latents).
         noise: (B, C, H, W) standard normal.
         sigma: (B,) noise levels in [0, 1].
-        captions: B tensors (L_i, caption_dim).
+        captions: B tensors (L_i, caption_dim), or what `refined` made of them.
 
     Returns:
         A float32 scalar.

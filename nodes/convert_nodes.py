@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from .file_node import FileNode, about_inputs, unchecked_base_input
-from .folders import files, kinds
+from .folders import datasets, files, kinds
 from .folders.kinds import DELTA, INITIAL, LATENT, PIXEL, first
 from .limited import within_limits
 from .messages.errors import plain_errors
@@ -73,16 +75,37 @@ class ConvertToL2P(FileNode):
                 ),
             ],
             filename="l2p-1k-init",
+            more=[
+                io.Combo.Input(
+                    "dataset",
+                    options=[files.NO_FILE, *datasets.choices()],
+                    default=files.NO_FILE,
+                    optional=True,
+                    tooltip="A data set that Synthesize L2P Dataset made with this source: the new patch embedder is "
+                    "fitted to the source's own on its images, so that less has to be trained. For 1k only.",
+                )
+            ],
         )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, filename: str | None = None, dataset: str | None = None, **inputs: Any
+    ) -> tuple[Any, str]:
+        fitted = "" if dataset in (None, files.NO_FILE) else datasets.pairs_fingerprint(dataset)
+        return super().fingerprint_inputs(filename=filename, **inputs), fitted
 
     @classmethod
     @plain_errors()
     @within_limits
-    def execute(cls, source: str, variant: str, seed: int, filename: str, overwrite: bool) -> io.NodeOutput:
+    def execute(
+        cls, source: str, variant: str, seed: int, filename: str, overwrite: bool, dataset: str = files.NO_FILE
+    ) -> io.NodeOutput:
         from .messages.jobs import convert_file
 
         target = files.new_file(filename, overwrite)
-        return cls.done(filename, target, convert_file(files.existing(source), target, variant, seed, overwrite))
+        folder = None if dataset == files.NO_FILE else datasets.existing(dataset)
+        report = convert_file(files.existing(source), target, variant, seed, overwrite, folder)
+        return cls.done(filename, target, report)
 
 
 class SaveDelta(FileNode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..l2p_core.config import VARIANTS
 from ..l2p_core.dataset.images import as_pixels, load
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder
 from ..l2p_core.ops.finite import check_finite
+from ..l2p_core.patch_pairs import KeptPairs, PatchPairs
 from ..l2p_core.run.metrics import duration
 from .messages.progress import counted
 from .model.content import content_digest
@@ -31,6 +34,9 @@ ENCODED = 256
 """Prompts encoded at a time: their features take some 200 MB, and text encoder and model rarely swap places."""
 SHOWN = 4
 """Images that the node returns."""
+
+CELL = 8
+"""Pixels of a side of a latent cell, in all sources that convert."""
 
 Say = Callable[[str], None]
 
@@ -95,6 +101,12 @@ class Source:
         self, seeds: Sequence[int], positive: Any, negative: Any, callback: Callable[[int, Tensor], None]
     ) -> Tensor:
         """Images (B, H, W, 3) in [0, 1] of B seeds, each from its own noise; `callback` gets (step, x0)."""
+        return self.decoded(self.sampled(seeds, positive, negative, callback))
+
+    def sampled(
+        self, seeds: Sequence[int], positive: Any, negative: Any, callback: Callable[[int, Tensor], None]
+    ) -> Tensor:
+        """What the images are decoded from: latents, or pixels; arguments as for `images`."""
         latent = self._empty(len(seeds))
         noise = torch.cat([comfy.sample.prepare_noise(latent[i : i + 1], seed) for i, seed in enumerate(seeds)])
         samples = comfy.sample.sample(
@@ -112,7 +124,19 @@ class Source:
             seed=seeds[0],
         )
         check_finite(samples)
-        return self._decoded(samples)
+        return samples
+
+    def read(self, samples: Tensor) -> Tensor:
+        """Latents as the model reads them."""
+        scaled: Tensor = self.model.model.process_latent_in(samples)
+        return scaled
+
+    def pairs(self, folder: Path) -> KeptPairs | None:
+        """The patch pairs of a data set's folder; None for a model of other latents than those of known sources."""
+        form = self.model.get_model_object("latent_format")
+        if self.makes_pixels or form.latent_dimensions != 2 or form.spacial_downscale_ratio != CELL:
+            return None
+        return KeptPairs(folder, PatchPairs(VARIANTS["1k"].patch_size, form.latent_channels))
 
     def _empty(self, count: int) -> Tensor:
         form = self.model.get_model_object("latent_format")
@@ -123,7 +147,12 @@ class Source:
             self.model, torch.zeros(count, form.latent_channels, *sides), ratio
         )
 
-    def _decoded(self, samples: Tensor) -> Tensor:
+    def decoded(self, samples: Tensor) -> Tensor:
+        """Images (B, H, W, 3) in [0, 1].
+
+        Raises:
+            ValueError: if the VAE makes something else of them.
+        """
         images = pixels_to_image({"samples": samples}) if self.makes_pixels else self.vae.decode(samples)
         images = images.reshape(-1, *images.shape[-3:])[:, : self.height, : self.width, :3]
         if images.shape[1:] != (self.height, self.width, 3):
@@ -156,10 +185,11 @@ def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -
     made = SynthesisFolder(folder, wanted, source.settings())
     todo = made.todo
     try:
-        work = _Work(made, source, len(todo), say) if todo else None
-        for part in _by_prompts(todo, ENCODED):
-            assert work is not None
-            work.make(part)
+        with (source.pairs(folder) if todo else None) or nullcontext() as pairs:
+            work = _Work(made, source, len(todo), say, pairs) if todo else None
+            for part in _by_prompts(todo, ENCODED):
+                assert work is not None
+                work.make(part)
     except BaseException as error:
         how = "Stopped" if isinstance(error, comfy.model_management.InterruptProcessingException) else "Failed"
         say(f"{how} with {len(made.done)} of {len(made.wanted)} images; run it again to make the rest.")
@@ -171,8 +201,8 @@ def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -
 class _Work:
     """One run of the work: its progress, and the state shared by its parts."""
 
-    def __init__(self, made: SynthesisFolder, source: Source, count: int, say: Say):
-        self._made, self._source, self._say = made, source, say
+    def __init__(self, made: SynthesisFolder, source: Source, count: int, say: Say, pairs: KeptPairs | None):
+        self._made, self._source, self._say, self._pairs = made, source, say, pairs
         self._count, self._done, self._seconds = count, 0, 0.0
         self._negative: Any = None
         model = source.model
@@ -206,10 +236,14 @@ class _Work:
             steps = self._done * self._source.steps + (step + 1) * len(batch)
             self._show(steps, self._previews.of_samples(x0))
 
-        images = self._source.images([item.seed for item in batch], positive, self._negative, step_done)
-        pictures = [picture(image.movedim(-1, 0).float() * 2 - 1) for image in images]
+        samples = self._source.sampled([item.seed for item in batch], positive, self._negative, step_done)
+        images = self._source.decoded(samples)
+        pixels = images.movedim(-1, 1).float() * 2 - 1
+        pictures = [picture(image) for image in pixels]
         for item, made in zip(batch, pictures, strict=True):
             self._made.write(item, made)
+        if self._pairs:
+            self._pairs.add(pixels, self._source.read(samples))
         self._done += len(batch)
         # The node finally shows a finished image, not the last preview.
         self._show(self._done * self._source.steps, self._previews.of_image(pictures[-1]))

@@ -35,7 +35,7 @@ ORDER = {
         ("sources",),
         ("model", "layouts", "initialise", "flow", "growth"),
         ("files",),
-        ("checkpoint", "freeze"),
+        ("checkpoint", "freeze", "patch_pairs"),
         ("convert", "hybrid"),
         ("deltas",),
         ("delta", "training_config"),

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from comfyui_l2p.l2p_core.backbone import RefinedCaptions
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
+from comfyui_l2p.l2p_core.model import LatentModel
 from comfyui_l2p.l2p_core.tiny import generate, scenes
 from comfyui_l2p.l2p_core.tiny.scenes import captions
 from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder, training_loss
@@ -18,8 +20,8 @@ from comfyui_l2p.l2p_core.tiny.words import CAPTION_DIM
 from comfyui_l2p.train.scenes.__main__ import main
 from comfyui_l2p.train.scenes.autoencoder_training import rendered
 from comfyui_l2p.train.scenes.muon import orthogonal
-from comfyui_l2p.train.scenes.probe import OBJECTS, features
-from comfyui_l2p.train.scenes.source_training import SourceRecipe, SourceTraining, stratified_sigmas
+from comfyui_l2p.train.scenes.probe import OBJECTS, what_is_shown
+from comfyui_l2p.train.scenes.source_training import SourceRecipe, SourceTraining, padded_captions, stratified_sigmas
 
 CPU = torch.device("cpu")
 RECIPE = SourceRecipe(batch=2, warmup=2)
@@ -159,7 +161,7 @@ def test_words_know_their_phrase() -> None:
 
 def test_the_probe_is_taught_what_covers_each_token() -> None:
     scenes = random_scenes(6, torch.Generator().manual_seed(3))
-    taught = features(scenes, 8)
+    taught = what_is_shown(scenes, 8)
     assert taught.shape[:2] == (6, 64)
     covered = taught[..., :OBJECTS].sum(-1)
     assert covered.max() <= 1.001
@@ -186,3 +188,21 @@ def test_the_bundled_source_belongs_to_its_autoencoder(tmp_path: Path) -> None:
     )
     assert images.shape == (2, 3, 128, 128)
     assert not torch.equal(images[0], images[1])
+
+
+def test_captions_padded_to_one_length_are_those_of_the_model() -> None:
+    torch.manual_seed(0)
+    model = LatentModel(SMALL)
+    torch.nn.init.normal_(model.cap_pad_token)
+    words = PhraseWords.make()
+    texts = ["", "a red circle above a blue square", "a plain letter E left of a cyan spotted cross"]
+    features = [words.encode(text) for text in texts]
+    rows = torch.full((3, 32, CAPTION_DIM), 7.0)
+    exists = torch.zeros(3, 32, 1, dtype=torch.bool)
+    for row, feature in enumerate(features):
+        rows[row, : len(feature)], exists[row, : len(feature)] = feature, True
+    refined = model.refined(features)
+    assert isinstance(refined, RefinedCaptions)
+    padded = padded_captions(model, rows, exists)
+    assert padded.lengths == refined.lengths
+    assert torch.allclose(padded.tokens, refined.tokens, atol=1e-6)

@@ -31,7 +31,11 @@ def add_convert(commands: Commands) -> None:
     parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")
     parser.add_argument("--variant", default="1k", help="1k, 4k, 8k or 10k")
     parser.add_argument("--seed", type=Number(ranges.SEED), default=0, help="seed of the new layers")
-    parser.add_argument("--init", default="random", help="how the new layers are initialised: random or scaled")
+    parser.add_argument("--init", default="random", help="how the new layers are initialised: random, scaled or fitted")
+    parser.add_argument(
+        "--pairs", type=typed, default=None, metavar="FOLDER",
+        help="for --init fitted: the folder that l2p synth or Synthesize L2P Dataset made, or the file in it",
+    )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="dtype of all weights (default: as in SOURCE)"
     )

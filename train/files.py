@@ -12,6 +12,7 @@ from ..l2p_core.files.about import STATED, stated
 from ..l2p_core.files.metadata import broken_text
 from ..l2p_core.files.model_file import check_name
 from ..l2p_core.files.units import bytes_text
+from ..l2p_core.patch_pairs import in_folder
 from ..l2p_core.run import card
 from ..l2p_core.tiny.bundled import resolve
 from .console import byte_progress
@@ -32,6 +33,7 @@ def convert_command(args: argparse.Namespace) -> None:
             init=args.init,
             head_width=args.head_width,
             layout=args.layout,
+            pairs=in_folder(args.pairs) if args.pairs else None,
             about=_about(args),
             overwrite=args.overwrite,
             progress=progress,

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..l2p_core.config import VARIANTS
 from ..l2p_core.dataset import prompts
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder, items
+from ..l2p_core.patch_pairs import KeptPairs, PatchPairs
+from ..l2p_core.tiny.autoencoder import LATENT_CHANNELS
 from ..l2p_core.tiny.bundled import NAME, TinySource
 from ..l2p_core.tiny.generate import CFG, STEPS
 from ..l2p_core.tiny.shapes import IMAGE_SIZE, all_captions
@@ -71,10 +74,12 @@ def _from_tiny(folder: Path, wanted: Sequence[Item], steps: int, cfg: float) -> 
     }
     made = SynthesisFolder(folder, wanted, settings)
     todo = made.todo
-    with deferred_interrupt() as interrupt, _shown(made) as progress:
+    kept = KeptPairs(folder, PatchPairs(VARIANTS["1k"].patch_size, LATENT_CHANNELS))
+    with deferred_interrupt() as interrupt, _shown(made) as progress, kept as pairs:
         for start in range(0, len(todo), BATCH):
             batch = todo[start : start + BATCH]
             pixels = source.images([item.prompt for item in batch], [item.seed for item in batch], steps, cfg)
+            pairs.add(pixels, source.autoencoder.encode(pixels))
             for item, image in zip(batch, pixels, strict=True):
                 made.write(item, picture(image))
                 progress.update()

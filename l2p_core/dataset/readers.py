@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from ..patch_pairs import FILE as PAIRS
 from . import formats, tables
 from .data_files import DataFiles, name_below
 from .problems import Problem
@@ -146,7 +147,7 @@ class _Reading:
         for name, path in self.files.others.items():
             if self.files.is_captioned(name):
                 self.listing.problems.append(Problem(name, formats.unreadable(path.suffix) or "it cannot be read"))
-            else:
+            elif path.name != PAIRS:
                 self.listing.skipped[path.suffix.lower() or path.name] += 1
         self.listing.unused = self.files.unused
 

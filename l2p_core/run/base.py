@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import convert
@@ -13,11 +14,17 @@ from ..files.sampled_hash import add_samples
 from ..files.shards import files_of
 from ..files.tensor_io import ProgressCallback
 from ..model import key_shapes
+from ..patch_pairs import PatchPairs
 from ..tiny.bundled import resolve
 from .recipe import ModelSection
 
 
-def initialisation(model: ModelSection, target: Path, progress: ProgressCallback | None = None) -> Path:
+def initialisation(
+    model: ModelSection,
+    target: Path,
+    progress: ProgressCallback | None = None,
+    pairs: Callable[[], PatchPairs] | None = None,
+) -> Path:
     """The L2P file that training starts from.
 
     A latent source, or a smaller variant than requested, is first converted to `target`, once: if that exists,
@@ -27,6 +34,7 @@ def initialisation(model: ModelSection, target: Path, progress: ProgressCallback
         model: with an absolute `base`.
         target: the file to convert to.
         progress: called with (bytes done, total bytes) of the conversion.
+        pairs: finds those of a model that starts "fitted".
 
     Raises:
         ValueError: if the base cannot be read or converted.
@@ -43,6 +51,7 @@ def initialisation(model: ModelSection, target: Path, progress: ProgressCallback
         seed=model.seed,
         init=model.init,
         head_width=model.head_width,
+        pairs=pairs() if pairs and model.init == "fitted" else None,
         progress=progress,
     )
     return target

@@ -13,11 +13,14 @@ from torch import Tensor
 from .. import tiny
 from ..config import VARIANTS, PixelConfig
 from ..dataset.image_folder import ImageFolder, open_folder
+from ..dataset.images import from_uint8
 from ..dataset.loader import Loader
 from ..dataset.problems import Problem
 from ..distributed.ranks import Ranks
+from ..patch_pairs import PatchPairs, in_folder
 from ..sources import source_of
 from ..tiny import bundled, image_set
+from ..tiny.autoencoder import LATENT_CHANNELS
 from ..tiny.image_set import ImageSet
 from ..tiny.shapes import IMAGE_SIZE
 from ..training.batch import BatchShare, BatchSource
@@ -29,6 +32,9 @@ Features = Callable[[str], Tensor]
 
 Working = Callable[[str, int, int], None]
 """Called with a description of the work, how much of it is done, and the total."""
+
+PAIRED = 64
+"""Images of which patches are paired at a time."""
 
 Room = Callable[[Path, int], None]
 """Called with a folder and how many bytes will be written there, to refuse them."""
@@ -128,6 +134,34 @@ def tiny_images(section: DataSection, folder: Path, working: Working) -> ImageSe
     name = source.name(section.steps, section.cfg)
     progress = partial(working, "images of the source")
     return image_set.generated(generate, section.images, section.seed, folder, name, progress)
+
+
+def pairs_of(recipe: Recipe, found: RunData) -> PatchPairs:
+    """The patch pairs of the images that a run trains on.
+
+    Raises:
+        ValueError: if their making left none, or the file is damaged.
+    """
+    if isinstance(found.images, ImageSet):
+        return tiny_pairs(found.images)
+    return in_folder(pairs_place(recipe))
+
+
+def pairs_place(recipe: Recipe) -> Path:
+    """Where the patch pairs of a run on a data folder are: a folder, or the file itself."""
+    given = Path(recipe.model.pairs or recipe.data.path)
+    # The data may be one table in its folder.
+    return given.parent if given.is_file() and not recipe.model.pairs else given
+
+
+def tiny_pairs(images: ImageSet) -> PatchPairs:
+    """The pairs of images of the bundled source's world."""
+    autoencoder = tiny.load_autoencoder()
+    pairs = PatchPairs(VARIANTS["1k"].patch_size, LATENT_CHANNELS)
+    for part in images.pixels.split(PAIRED):
+        pixels = from_uint8(part)
+        pairs.add(pixels, autoencoder.encode(pixels))
+    return pairs
 
 
 def image_side(recipe: Recipe, config: PixelConfig) -> int:

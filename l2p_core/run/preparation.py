@@ -15,6 +15,7 @@ from ..distributed.sharding import check_shards
 from ..files.atomic import remove, write_bytes
 from ..memory.checkpointing import kept_sentence
 from ..memory.plan import gigabytes
+from ..patch_pairs import in_folder
 from ..tiny.bundled import is_tiny
 from ..training.trainer import check_possible
 from . import base, data, disk, pace
@@ -106,6 +107,8 @@ def _config(recipe: Recipe, folder: RunFolder, fresh: bool) -> PixelConfig:
     """The configuration of the model to train; also checks that its base is usable."""
     if fresh or not folder.init.exists():
         base.check(recipe.model)
+        if recipe.model.init == "fitted" and recipe.data.kind == "folder":
+            in_folder(data.pairs_place(recipe))
     return base.pixel_config(recipe.model, None if fresh else folder.init)
 
 
@@ -118,7 +121,8 @@ def _begin(recipe: Recipe, folder: RunFolder, restart: bool, hooks: Hooks) -> No
 def _initialisation(recipe: Recipe, folder: RunFolder, found: RunData, hooks: Hooks, ranks: Ranks) -> Path:
     """The file that training starts from, created if missing and checked against the run's identity."""
     is_new = not folder.init.exists()
-    start = base.initialisation(recipe.model, folder.init, partial(hooks.working, "converting"))
+    converting = partial(hooks.working, "converting")
+    start = base.initialisation(recipe.model, folder.init, converting, partial(data.pairs_of, recipe, found))
     if ranks.first:
         try:
             folder.identify({"base": base.fingerprint(start), "data": found.fingerprint})

@@ -74,6 +74,7 @@ class ModelSection:
             A relative path starts at the recipe's folder.
         variant, head_width, seed, init: how a latent source is converted, see `l2p convert`; an L2P file of a smaller
             variant is converted too, any other is used unchanged.
+        pairs: of init "fitted": the file that making the images left, or its folder; by default that of the data.
     """
 
     base: str
@@ -81,6 +82,7 @@ class ModelSection:
     head_width: float = 1.0
     seed: int = 0
     init: str = "random"
+    pairs: str = ""
 
     def __post_init__(self) -> None:
         ranges.check(self, RANGES["model"])
@@ -291,7 +293,7 @@ def with_paths(recipe: Recipe, beside: Path) -> Recipe:
     captions = {name: absolute(value) for name, value in dataclasses.asdict(recipe.captions).items()}
     return replace(
         recipe,
-        model=replace(recipe.model, base=absolute(recipe.model.base)),
+        model=replace(recipe.model, base=absolute(recipe.model.base), pairs=absolute(recipe.model.pairs)),
         data=replace(recipe.data, path=absolute(recipe.data.path)),
         captions=CaptionsSection(**captions),
     )
@@ -307,7 +309,7 @@ def without_folders(recipe: Recipe) -> Recipe:
     captions = {key: name(value) for key, value in dataclasses.asdict(recipe.captions).items()}
     return replace(
         recipe,
-        model=replace(recipe.model, base=name(recipe.model.base)),
+        model=replace(recipe.model, base=name(recipe.model.base), pairs=name(recipe.model.pairs)),
         data=replace(recipe.data, path=name(recipe.data.path)),
         captions=CaptionsSection(**captions),
     )

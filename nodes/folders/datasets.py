@@ -93,6 +93,13 @@ def fingerprint(name: str | None) -> str:
     return paths.state(folder(name)) if name and name.strip() else ""
 
 
+def pairs_fingerprint(name: str) -> str:
+    """A fingerprint of a data set's patch pairs."""
+    from ...l2p_core.patch_pairs import FILE
+
+    return paths.state(folder(name) / FILE)
+
+
 def input_fingerprint(name: str | None) -> str:
     """A fingerprint of a file in the input folder."""
     return paths.state(input_file(name)) if name else ""

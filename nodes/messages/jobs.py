@@ -12,18 +12,30 @@ import torch
 from ...l2p_core import convert, delta, quantise
 from ...l2p_core.files.about import stated
 from ...l2p_core.files.tensor_io import ProgressCallback
+from ...l2p_core.patch_pairs import in_folder
 from ...l2p_core.run import card
 from .sentences import by_listed_names
 
 
 @by_listed_names()
-def convert_file(source: str, target: Path, variant: str, seed: int, overwrite: bool) -> str:
-    """Write the pixel initialisation of a latent model; returns the report.
+def convert_file(
+    source: str, target: Path, variant: str, seed: int, overwrite: bool, dataset: Path | None = None
+) -> str:
+    """Write the pixel initialisation of a latent model, fitted to a data set if there is one; returns the report.
 
     Raises:
         ValueError: for an unsuitable source, or a target that cannot be written.
     """
-    report = convert.convert(source, target, variant=variant, seed=seed, overwrite=overwrite, progress=progress_bar())
+    report = convert.convert(
+        source,
+        target,
+        variant=variant,
+        seed=seed,
+        init="random" if dataset is None else "fitted",
+        pairs=None if dataset is None else in_folder(dataset),
+        overwrite=overwrite,
+        progress=progress_bar(),
+    )
     return _by_name(report.summary(), target, Path(source))
 
 

@@ -9,9 +9,15 @@ from pathlib import Path
 
 import graphs
 import pytest
+import torch
 from host_server import Refused, Run, Server
 
+from comfyui_l2p.l2p_core import tiny
 from comfyui_l2p.l2p_core.dataset import readers
+from comfyui_l2p.l2p_core.dataset.images import as_pixels, load
+from comfyui_l2p.l2p_core.patch_pairs import FILE, PatchPairs
+from comfyui_l2p.l2p_core.tiny import image_set
+from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
 
 OTHER = "a green triangle at the top left on a black background"
 
@@ -45,6 +51,13 @@ def test_prompts_become_a_data_set(server: Server, data: Path) -> None:
     first = rows(data / "deep" / "made")[0]
     settings = {"steps": "4", "cfg": "2.0", "sampler": "euler", "scheduler": "simple", "shift": "3.0", "width": "64"}
     assert settings.items() <= first.items()
+    pairs = PatchPairs.load(data / "deep" / "made" / FILE)
+    images = torch.stack([as_pixels(load(data / "deep" / "made" / sample.name, 64, 64)) for sample in listing.samples])
+    again = PatchPairs(16, 16)
+    again.add(images, tiny.load_autoencoder().encode(images))
+    assert pairs.count == again.count == 4 * 16
+    apart = (pairs.sums["zx"] - again.sums["zx"]).norm() / again.sums["zx"].norm()
+    assert apart < 0.3, "the latents are those that the model reads"
     assert len(run.outputs["2"]["images"]) == 4
     assert run.progress[-1][1:] == (16, 16) and len(run.previews) >= 4
     assert run.texts[:2] == ["Encoding prompts: 1 of 2", "Encoding prompts: 2 of 2"]
@@ -128,3 +141,20 @@ def test_mistakes_are_the_nodes_own_sentences(server: Server, data: Path) -> Non
     assert set(data.rglob("*.png")) == before
     assert server.run(graphs.synthesize()).error is None
     assert "made with cfg 2.0, not 3.0" in sentence(server.run(graphs.synthesize(cfg=3.0)))
+
+
+def test_a_conversion_is_fitted_to_a_data_set(server: Server, data: Path) -> None:
+    graph = graphs.convert(graphs.TINY, "fitted")
+    graph["3"]["inputs"]["dataset"] = "made"
+    (data / "made").mkdir(parents=True)
+    assert "made has none: choose a data set that they made" in sentence(server.run(graph))
+    pairs, images = PatchPairs(16, 16), image_set.rendered(evaluation_captions(320), range(320))
+    pairs.add(images, tiny.load_autoencoder().encode(images))
+    pairs.save(data / "made" / FILE)
+    run = server.run(graph)
+    assert run.error is None, run.error
+    assert "fitted to 5120 patches, explains" in str(run.outputs["3"])
+    pairs.add(images, tiny.load_autoencoder().encode(images))
+    pairs.save(data / "made" / FILE)
+    graph["3"]["inputs"]["overwrite"] = True
+    assert "fitted to 10240 patches, explains" in str(server.run(graph).outputs["3"]), "its data set has changed"

@@ -33,6 +33,8 @@ from .source_training import SourceRecipe, SourceTraining, score_source, source_
 SCORED_CAPTIONS = 480
 SCORED_STEPS = (30, 4)
 SHOWN = 6
+AHEAD = 32
+"""Steps whose images a GPU renders at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train and score what the arguments ask for."""
     out: Path = arguments.out
     device = accelerator.named(arguments.device)
+    torch.set_float32_matmul_precision("high")
     out.mkdir(parents=True, exist_ok=True)
     if arguments.stage == "autoencoder":
         log = RunLog(out / "autoencoder_run.jsonl")
@@ -60,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.stage in ("source", "all"):
         recipe = dataclasses.replace(SourceRecipe(), batch=arguments.batch)
         start = scenes.SOURCE_PATH if scenes.SOURCE_PATH.exists() and not arguments.anew else None
-        training = SourceTraining(recipe, out, device, autoencoder.encoder_identity(), start)
+        ahead = 1 if device.type == "cpu" else AHEAD
+        training = SourceTraining(recipe, out, device, autoencoder.encoder_identity(), start, ahead=ahead)
         training.train(autoencoder, words, arguments.minutes, arguments.finish)
     if arguments.stage in ("score", "all"):
         write_scores(_own(out, scenes.SOURCE_PATH), autoencoder, words, device, out, arguments.captions)

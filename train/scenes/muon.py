@@ -44,17 +44,21 @@ class Muon(torch.optim.Optimizer):
                 self._step(parameters, group["lr"], group["momentum"], group["weight_decay"])
 
     def _step(self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
-        directions = []
-        for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter)
-            assert parameter.grad is not None, "grouped by shape because it has one"
-            state["momentum"].lerp_(parameter.grad, 1 - momentum)
-            directions.append(parameter.grad.lerp(state["momentum"], momentum))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        momenta = [self._momentum(parameter) for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        directions = torch._foreach_lerp(gradients, momenta, momentum)
         size = 0.2 * max(parameters[0].shape) ** 0.5
-        for parameter, update in zip(parameters, orthogonal(torch.stack(directions)), strict=True):
-            parameter.mul_(1 - lr * weight_decay).add_(update, alpha=-lr * size)
+        weights: list[Tensor] = list(parameters)
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        torch._foreach_add_(weights, orthogonal(torch.stack(directions)).unbind(), alpha=-lr * size)
+
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum: Tensor = state["momentum"]
+        return momentum
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:

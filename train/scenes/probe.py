@@ -36,16 +36,20 @@ class Probe(nn.Module):
     def _keep(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
         self._hidden = output
 
-    def loss(self, scenes: Scenes, cells: int = 8) -> Tensor:
-        """The squared error of what is read, summed over features and averaged over tokens; a scalar."""
+    def loss(self, shown: Tensor) -> Tensor:
+        """The squared error of what is read, summed over features and averaged over tokens; a scalar.
+
+        Args:
+            shown: what there is to read, see `what_is_shown`.
+        """
         assert self._hidden is not None, "the model has not been run"
-        read = self.linear(F.rms_norm(self._hidden[:, : cells * cells], self._hidden.shape[-1:]))
+        read = self.linear(F.rms_norm(self._hidden[:, : shown.shape[1]], self._hidden.shape[-1:]))
         self._hidden = None
-        return (read - features(scenes, cells)).square().sum(-1).mean()
+        return (read - shown).square().sum(-1).mean()
 
 
 @torch.no_grad()
-def features(scenes: Scenes, cells: int) -> Tensor:
+def what_is_shown(scenes: Scenes, cells: int) -> Tensor:
     """What each token shows, (B, cells * cells, features): the coverage by each object, of each kind, colour and
     texture."""
     place = torch.arange(OBJECTS, device=scenes.kind.device).expand_as(scenes.kind)

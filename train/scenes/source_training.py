@@ -9,16 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...l2p_core import flow
+from ...l2p_core.backbone import RefinedCaptions
 from ...l2p_core.config import ModelConfig
 from ...l2p_core.files.tensor_file import load_tensors, save
 from ...l2p_core.model import LatentModel
+from ...l2p_core.ops.rope import caption_rope
+from ...l2p_core.tiny.autoencoder import DOWNSCALE, LATENT_CHANNELS
 from ...l2p_core.tiny.generate import generate
 from ...l2p_core.tiny.scenes import captions, judge
 from ...l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder
@@ -27,8 +33,9 @@ from ...l2p_core.tiny.scenes.rendering import IMAGE_SIZE, render
 from ...l2p_core.tiny.scenes.words import PhraseWords
 from ...l2p_core.tiny.words import CAPTION_DIM
 from ..make_tiny_source import RunLog, SigmaLosses
+from .gradients import gradients_of
 from .muon import Muon
-from .probe import Probe
+from .probe import Probe, what_is_shown
 
 SOURCE_CONFIG = ModelConfig(
     dim=128,
@@ -43,6 +50,11 @@ SOURCE_CONFIG = ModelConfig(
 
 ENCODER = "l2p.encoder"
 
+CAPTION_TOKENS = 32
+"""Of every caption: all are shorter than the multiple that the source pads to."""
+IMAGE_CELLS = 8
+"""Tokens along a side of the image."""
+
 
 @dataclass(frozen=True)
 class SourceRecipe:
@@ -51,8 +63,8 @@ class SourceRecipe:
     images: int = 700_000
     """At most, over all sessions."""
     batch: int = 32
-    learning_rate: float = 1e-3
-    muon_learning_rate: float = 3e-3
+    learning_rate: float = 1.7e-3
+    muon_learning_rate: float = 5e-3
     weight_decay: float = 0.01
     warmup: int = 100
     """Steps, also after resuming from averaged weights alone."""
@@ -79,6 +91,7 @@ class SourceTraining:
         encoder: the autoencoder's `encoder_identity`.
         start: averaged weights to begin from where the folder has no state; None for random ones.
         config: the model's sizes.
+        ahead: steps whose images are rendered and encoded at once; a GPU renders few slowly.
 
     Raises:
         ValueError: if the state or the averaged weights were trained on another encoder's latents.
@@ -92,8 +105,10 @@ class SourceTraining:
         encoder: str,
         start: Path | None = None,
         config: ModelConfig = SOURCE_CONFIG,
+        ahead: int = 1,
     ):
         self.recipe, self.out, self.device, self.encoder = recipe, out, device, encoder
+        self._ahead, self._drawn = ahead, list[Drawn]()
         torch.manual_seed(recipe.seed)
         self.model = LatentModel(config).to(device)
         self.average = LatentModel(config).to(device).eval().requires_grad_(False)
@@ -101,6 +116,7 @@ class SourceTraining:
         self.step = self.since = 0  # steps in all, and of these optimisers
         self.images = 0
         self.optimisers = self._optimisers()
+        self._gradients = gradients_of(self._losses, [*self.model.parameters(), *self.probe.parameters()], device)
         if (out / "state.safetensors").exists():
             self._resume(out / "state.safetensors")
         elif start is not None:
@@ -130,14 +146,17 @@ class SourceTraining:
         """
         log = RunLog(self.out / "source_run.jsonl", keep=True)
         losses = SigmaLosses()
+        waiting: list[tuple[Tensor, Tensor]] = []  # on the device, which need not be waited for in each step
         started = saved = scored = time.monotonic()
         first = self.images
         while self.images < self.recipe.images and (now := time.monotonic()) - started < 60 * minutes:
             share = max((now - started) / (60 * minutes), (self.images - first) / (self.recipe.images - first))
             self._set_learning_rates(min(1.0, 2 * (1 - share)) if finish else 1.0)
-            errors, sigma = self.advance(autoencoder, words)
-            losses.add(errors, sigma)
+            waiting.append(self.advance(autoencoder, words))
             if self.step % self.recipe.report_steps == 0:
+                for errors, sigma in waiting:
+                    losses.add(errors.cpu(), sigma.cpu())
+                waiting.clear()
                 log.write(step=self.step, images=self.images, **losses.take())
             if now - saved > 60 * self.recipe.save_minutes:
                 saved = now
@@ -156,21 +175,23 @@ class SourceTraining:
                 group["lr"] = base * factor
 
     def advance(self, autoencoder: TrainedAutoencoder, words: PhraseWords) -> tuple[Tensor, Tensor]:
-        """One step; each image's error and noise level."""
-        recipe, device = self.recipe, self.device
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
-        scenes, latents, features = source_batch(recipe, autoencoder, words, generator, device)
-        sigma = stratified_sigmas(recipe.batch, generator)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        errors = flow.velocity_errors(self.model, latents, noise, sigma.to(device), features)
-        (errors.mean() + recipe.probe_weight * self.probe.loss(scenes)).backward()
+        """One step; each image's error and noise level, on the device."""
+        if not self._drawn:
+            self._drawn = drawn(self.recipe, autoencoder, words, range(self.step, self.step + self._ahead), self.device)
+        inputs = self._drawn.pop(0)
+        errors = self._gradients(inputs)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        self.step, self.since, self.images = self.step + 1, self.since + 1, self.images + recipe.batch
+        self.step, self.since, self.images = self.step + 1, self.since + 1, self.images + self.recipe.batch
         self._average()
-        return errors.detach().cpu(), sigma
+        return errors, inputs.sigma
+
+    def _losses(self, inputs: Drawn) -> tuple[Tensor, Tensor]:
+        """Each image's error, and the loss; with fixed shapes and nothing read back, as a CUDA graph needs."""
+        captions = padded_captions(self.model, inputs.features, inputs.exists)
+        errors = flow.velocity_errors(self.model, inputs.latents, inputs.noise, inputs.sigma, captions)
+        return errors, errors.mean() + self.recipe.probe_weight * self.probe.loss(inputs.shown)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -238,21 +259,64 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+class Drawn(NamedTuple):
+    """What a step trains on, all of it on the device.
+
+    Attributes:
+        latents, noise: (B, 16, 16, 16).
+        sigma: (B,) noise levels.
+        features, exists: (B, tokens, 64) and (B, tokens, 1), of captions and whether a token is one.
+        shown: (B, tokens of the image, features), what the probe should read.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    sigma: Tensor
+    features: Tensor
+    exists: Tensor
+    shown: Tensor
+
+
 @torch.no_grad()
-def source_batch(
+def drawn(
     recipe: SourceRecipe,
     autoencoder: TrainedAutoencoder,
     words: PhraseWords,
-    generator: torch.Generator,
+    steps: Sequence[int],
     device: torch.device,
-) -> tuple[Scenes, Tensor, list[Tensor]]:
-    """New scenes, their latents (B, 16, 16, 16) and their captions' features, some of them the empty caption's."""
-    scenes = random_scenes(recipe.batch, generator)
-    texts = [captions.caption(content) for content in captions.contents(scenes, generator)]
-    dropped = (torch.rand(recipe.batch, generator=generator) < recipe.caption_dropout).tolist()
-    features = [words.encode("" if drop else text).to(device) for text, drop in zip(texts, dropped, strict=True)]
-    scenes = scenes.to(device)
-    return scenes, autoencoder.encode(render(scenes)), features
+) -> list[Drawn]:
+    """What each step trains on, from the seed and its number alone; all images are rendered and encoded at once."""
+    scenes, sigmas, noise, features = [], [], [], []
+    side = IMAGE_SIZE // DOWNSCALE
+    for step in steps:
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        scenes.append(random_scenes(recipe.batch, generator))
+        texts = [captions.caption(content) for content in captions.contents(scenes[-1], generator)]
+        dropped = (torch.rand(recipe.batch, generator=generator) < recipe.caption_dropout).tolist()
+        features += [words.encode("" if drop else text) for text, drop in zip(texts, dropped, strict=True)]
+        sigmas.append(stratified_sigmas(recipe.batch, generator))
+        noise.append(torch.randn(recipe.batch, LATENT_CHANNELS, side, side, generator=generator))
+    every = Scenes.joined(scenes).to(device)
+    rows = nn.utils.rnn.pad_sequence([F.pad(feature, (0, 1), value=1.0) for feature in features], batch_first=True)
+    rows = F.pad(rows, (0, 0, 0, CAPTION_TOKENS - rows.shape[1])).to(device)
+    parts = (
+        autoencoder.encode(render(every)),
+        torch.cat(noise).to(device),
+        torch.cat(sigmas).to(device),
+        rows[..., :-1],
+        rows[..., -1:] > 0,
+        what_is_shown(every, IMAGE_CELLS),
+    )
+    return [Drawn(*step) for step in zip(*(part.split(recipe.batch) for part in parts), strict=True)]
+
+
+def padded_captions(model: LatentModel, features: Tensor, exists: Tensor) -> RefinedCaptions:
+    """What `model.refined` makes of captions that are all padded to one length with anything, (B, tokens, 64)."""
+    tokens = torch.where(exists, model.cap_embedder(features), model.cap_pad_token)
+    rope = caption_rope(model.positions, tokens.shape[1], tokens.device)
+    for block in model.context_refiner:
+        tokens = block(tokens, rope)
+    return RefinedCaptions(tokens, (tokens.shape[1],) * len(tokens))
 
 
 def stratified_sigmas(count: int, generator: torch.Generator) -> Tensor:

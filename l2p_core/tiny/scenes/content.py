@@ -79,6 +79,11 @@ class Scenes:
         """The same on a device."""
         return Scenes(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Scenes]) -> Scenes:
+        """The scenes of all parts, one after the other."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls)))
+
 
 @dataclass(frozen=True)
 class Object:

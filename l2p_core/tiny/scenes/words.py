@@ -23,6 +23,10 @@ class PhraseWords(Words):
 
     KIND = "scenes words"
 
+    def __init__(self, vocabulary: list[str], table: Tensor):
+        super().__init__(vocabulary, table)
+        self._vectors: dict[tuple[int, ...], Tensor] = {}
+
     @classmethod
     def make(cls, seed: int = 0) -> PhraseWords:
         """The words of this world's captions with orthogonal vectors drawn from `seed`."""
@@ -32,7 +36,7 @@ class PhraseWords(Words):
 
     def encode(self, text: str, ignore_unknown: bool = False) -> Tensor:
         """Features of a caption; errors as for `Words.encode`."""
-        rows = [[self._index[START]]]
+        rows: list[tuple[int, ...]] = [(self._index[START],)]
         phrase: list[int] = []
         place, relation = FIRST, list[int]()
         for word in self._known(text, ignore_unknown):
@@ -41,7 +45,14 @@ class PhraseWords(Words):
                 place, phrase, relation = SECOND, relation, []
             elif word in _RELATED:
                 relation.append(index)
-            rows.append([index, self._index[place], *phrase])
+            rows.append((index, self._index[place], *phrase))
             if word not in ARTICLES:
                 phrase = [*phrase, index]
-        return torch.stack([self.table[row].sum(0) for row in rows])
+        return torch.stack([self._vector(row) for row in rows])
+
+    def _vector(self, row: tuple[int, ...]) -> Tensor:
+        """The sum of these rows of the table, kept: there are few different ones in all captions."""
+        found = self._vectors.get(row)
+        if found is None:
+            found = self._vectors[row] = self.table[list(row)].sum(0)
+        return found
