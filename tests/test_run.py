@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from comfyui_l2p.l2p_core import delta
+from comfyui_l2p.l2p_core import delta, patch_pairs
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.model import LatentModel
 from comfyui_l2p.l2p_core.run import recipe as recipes
+from comfyui_l2p.l2p_core.run.data import tiny_images, tiny_pairs
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.metrics import loss_by_sigma, read_metrics
 from comfyui_l2p.l2p_core.tiny import image_set
@@ -176,3 +177,27 @@ def test_captions_of_another_width_are_refused(folder: Path) -> None:
     save(LatentModel(dataclasses.replace(SOURCE, caption_dim=24)).state_dict(), folder / "source.safetensors", {}, True)
     with pytest.raises(ValueError, match="64 values per token"):
         train(folder, "run")
+
+
+def test_a_run_starts_fitted_to_its_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patch_pairs, "FEW", 64)
+    recipe = folder / "recipe.toml"
+    fitted = RECIPE.format(steps=2, lr=1e-3).replace("head_width", 'init = "fitted"\nhead_width')
+    recipe.write_text(fitted, encoding="utf-8")
+    run.train(str(recipe), folder / "run")
+    images = tiny_images(recipes.load(recipe).data, folder / "run" / "images", lambda *_: None)
+    source, _ = load_tensors(folder / "source.safetensors")
+    found = patch_pairs.fit(tiny_pairs(images), source["x_embedder.weight"], source["x_embedder.bias"])
+    begun, about = load_tensors(RunFolder(folder / "run").init)
+    assert torch.equal(begun["x_embedder.weight"], found.weight) and about["l2p.init"] == "fitted"
+
+
+def test_a_data_folder_without_pairs_is_refused_before_anything_is_made(folder: Path) -> None:
+    (folder / "photos").mkdir()
+    recipe = folder / "recipe.toml"
+    text = RECIPE.format(steps=2, lr=1e-3).replace("head_width", 'init = "fitted"\nhead_width')
+    text = text.replace('kind = "renderings"\nimages = 4', 'kind = "folder"\npath = "photos"')
+    recipe.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"photos has none: choose a data set that they made, or start without it"):
+        run.train(str(recipe), folder / "run")
+    assert not RunFolder(folder / "run").init.exists() and not (folder / "run" / "images").exists()
