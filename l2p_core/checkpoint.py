@@ -138,7 +138,8 @@ class Checkpoint:
     def _refuse_other_models(self) -> None:
         if self.is_delta:
             raise CheckpointError(
-                f"{self.path} is an L2P delta, which holds only what was trained: merge it onto its base first."
+                f"{self.path} is an L2P delta, which holds only what was trained: merge it onto its base first, or "
+                "give that base here and this file as the delta."
             )
         kind = other_kind(self.tensors, self.outside, self.metadata.get("model_class", ""))
         if kind:

@@ -211,7 +211,7 @@ def test_wrong_files_have_their_sentence(files: Files) -> None:
             delta.extract(*arguments, overwrite=arguments[2] == files.trained)
     with pytest.raises(CheckpointError, match="is not an L2P delta"):
         delta.merge(files.trained, files.source, target)
-    with pytest.raises(CheckpointError, match="is an L2P delta, .*: merge it onto its base first"):
+    with pytest.raises(CheckpointError, match="is an L2P delta, .*: merge it onto its base first, or give that base"):
         load_model(files.delta)
     with pytest.raises(CheckpointError, match="is an L2P delta"):
         convert(files.delta, target)
