@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.latent_formats
@@ -27,13 +28,11 @@ from .fp8 import quantise_backbone
 from .host import L2PBaseModel, L2PModelConfig, PixelFormat, build_model
 from .host_rows import HOST_ROWS
 from .lora import FittingPatches
-from .lora_names import PREFIX
+from .lora_names import PREFIX, SOURCE, L2PParts
 from .network import L2PNextDiT, SizedNextDiT
 from .patcher import KEY, finite_samples
 
 STACKS = {stack.name for row in SOURCES.values() for stack in row.stacks}
-SOURCE = "source."
-"""What the names of the source's own weights begin with, inside the network."""
 
 
 def build_faces(
@@ -208,6 +207,8 @@ class DualBaseModel(L2PBaseModel):
     network = DualNextDiT
     share = 0.0
     """Of the source's parameters, those in blocks that both faces compute with."""
+    saves_source = False
+    """Whether what is being saved is the latent source."""
 
     def __init__(self, model_config: DualModelConfig, device: Any = None):
         super().__init__(model_config, device)
@@ -230,9 +231,29 @@ class DualBaseModel(L2PBaseModel):
         required: float = comfy.model_base.BaseModel.memory_required(self, shape, cond_shapes or {}, **more)
         return required
 
+    def state_dict_for_saving(self, unet_state_dict: dict[str, Any], *others: Any, **named: Any) -> dict[str, Any]:
+        """As the host's, of one face: a file of the pixel model, or of the source, as each would be saved alone."""
+        if self.saves_source:
+            names = self.diffusion_model._latent_view[0].state_dict()
+            kept = {name: unet_state_dict.get(f"{SOURCE}{name}", unet_state_dict.get(name)) for name in names}
+        else:
+            kept = {name: weight for name, weight in unet_state_dict.items() if not name.startswith(SOURCE)}
+        saved: dict[str, Any] = super().state_dict_for_saving(kept, *others, **named)
+        return saved
+
 
 class LatentFace:
     """A mixin for the host's ModelPatcher: the model as its latent source."""
+
+    def state_dict_for_saving(self, *others: Any, **named: Any) -> dict[str, Any]:
+        """As the host's, of the source alone."""
+        model: DualBaseModel = self.model  # type: ignore[attr-defined]
+        model.saves_source = True
+        try:
+            saved: dict[str, Any] = super().state_dict_for_saving(*others, **named)  # type: ignore[misc]
+        finally:
+            model.saves_source = False
+        return saved
 
     def get_model_object(self, name: str) -> Any:
         """As the host's; the format of empty latents is the source's."""
@@ -242,10 +263,32 @@ class LatentFace:
     def _fitting(self, patches: dict[Any, Any]) -> tuple[dict[Any, Any], list[Any]]:
         """Patches go to the source's own weights where there are any."""
         weights = self.model.state_dict()  # type: ignore[attr-defined]
-        moved = {_of_source(key, weights): patch for key, patch in patches.items()}
-        fitting, skipped = super()._fitting(moved)  # type: ignore[misc]
-        back = {_of_source(key, weights): key for key in patches}
-        return fitting, [back.get(key, key) for key in skipped]
+        moved = {
+            _of_source(key, weights): _parts_of_source(patch, weights) if isinstance(patch, L2PParts) else patch
+            for key, patch in patches.items()
+        }
+        found: tuple[dict[Any, Any], list[Any]] = super()._fitting(moved)  # type: ignore[misc]
+        return found
+
+    def add_patches(self, patches: dict[Any, Any], *strengths: float, **named: float) -> list[Any]:
+        """As the host's, which compares what was patched with the names that it gave."""
+        patched = super().add_patches(patches, *strengths, **named)  # type: ignore[misc]
+        return self._as_given(patched, patches)
+
+    def add_hook_patches(self, hook: Any, patches: dict[Any, Any], *strengths: float, **named: float) -> list[Any]:
+        """As `add_patches`."""
+        patched = super().add_hook_patches(hook, patches, *strengths, **named)  # type: ignore[misc]
+        return self._as_given(patched, patches)
+
+    def _as_given(self, patched: Iterable[Any], patches: Iterable[Any]) -> list[Any]:
+        weights = self.model.state_dict()  # type: ignore[attr-defined]
+        given = {_of_source(key, weights): key for key in patches}
+        return [given.get(key, key) for key in patched]
+
+
+def _parts_of_source(parts: L2PParts, weights: Mapping[str, Tensor]) -> L2PParts:
+    found = parts.of_source()
+    return replace(found, patches={_of_source(key, weights): patch for key, patch in found.patches.items()})
 
 
 def _of_source(key: Any, weights: Mapping[str, Tensor]) -> Any:

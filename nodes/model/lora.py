@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .lora_names import PREFIX, L2PParts
+from .lora_names import PREFIX, SOURCE, L2PParts
 
 NOT_OF_WEIGHTS = ("config",)
 """Kinds of patches by which files configure how a layer computes (newer hosts); the host applies them to no weight."""
@@ -60,7 +60,7 @@ def _report(patched: int, skipped: dict[Any, Any]) -> None:
             parts |= patch.parts
             whole += patch.whole
         else:
-            name = _name(key).removeprefix(PREFIX).removesuffix(".weight")
+            name = _name(key).removeprefix(PREFIX).removeprefix(SOURCE).removesuffix(".weight")
             parts.add("final_layer" if name.startswith("final_layer.") else name)
     reasons = ["not being made for this model: " + ", ".join(sorted(parts))] if parts else []
     if whole:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,25 +22,37 @@ from ...l2p_core.sources import SOURCES
 from ...l2p_core.sources.source import Source
 
 PREFIX = "diffusion_model."
+SOURCE = "source."
+"""What the names of the source's own weights begin with, inside the network of a pair of models."""
 
 _HEAD = f"{PREFIX}{HEAD}."
 _ONCE_A_FILE = f"{_HEAD}out_conv.bias"
 """A name that the host looks up once per file, for L2P models only."""
 
 
+@dataclass(frozen=True)
 class L2PParts:
     """Stands among a file's patches for tensors that the host does not look for.
 
-    Args:
+    Attributes:
         patches: of the patch embedder, under names that the host does not know.
+        output: of the latent source's output projection, which a pixel model does not have.
         parts: of the latent source, which a pixel model does not have.
+        unread: those of them that `output` does not hold in full.
         whole: how many tensors are a delta's, beside its adapters.
-        keys: all of the file's that this is.
+        loaded_keys: all of the file's that this is.
     """
 
-    def __init__(self, patches: dict[str, Any], parts: set[str], whole: int, keys: set[str]):
-        self.patches, self.parts, self.whole = patches, parts, whole
-        self.loaded_keys = keys
+    patches: dict[str, Any]
+    output: dict[str, Any]
+    parts: set[str]
+    unread: set[str]
+    whole: int
+    loaded_keys: set[str]
+
+    def of_source(self) -> L2PParts:
+        """The same for a model that has the latent source's output projection."""
+        return replace(self, patches=self.patches | self.output, output={}, parts=self.unread)
 
 
 class L2PNames:
@@ -70,19 +83,33 @@ def make_known() -> None:
 
 def _parts(lora: Mapping[str, Tensor]) -> L2PParts | None:
     """The patch embedder, the latent source's output projection, and in a delta the tensors beside its adapters."""
-    patches, parts, projection, whole = {}, set(), set(), set()
+    patches: dict[str, Any] = {}
+    output: dict[str, Any] = {}
+    parts, projection, whole = set[str](), set[str](), set[str]()
     for source in SOURCES.values():
         embedder = _adapter(_unknown_to_the_host(source), lora)
         if embedder is not None:
             patches[f"{PREFIX}{source.embedder_weight}"] = embedder
         of_output = {key for key in lora if _output_pattern(source).search(key)}
-        parts |= {source.output} if of_output else set()
+        if of_output:
+            output |= _output_adapters(source, lora)
+            parts.add(source.output)
         projection |= of_output
         whole |= {key for key in lora if _whole_tensor(source).fullmatch(key) and "lora" not in key}
     if not patches and not projection and not whole:
         return None
-    known = {key for adapter in patches.values() for key in adapter.loaded_keys}
-    return L2PParts(patches, parts, len(whole), projection | whole | known)
+    unread = parts if projection - _loaded(output) else set[str]()
+    return L2PParts(patches, output, parts, unread, len(whole), projection | whole | _loaded(patches))
+
+
+def _loaded(adapters: Mapping[str, Any]) -> set[str]:
+    return {key for adapter in adapters.values() for key in adapter.loaded_keys}
+
+
+def _output_adapters(source: Source, lora: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A file's adapters for a source's output projection, by the weights that they are for."""
+    found = {f"{PREFIX}{weight}": _adapter(names, lora) for weight, names in _output_names(source).items()}
+    return {weight: adapter for weight, adapter in found.items() if adapter is not None}
 
 
 def _unknown_to_the_host(source: Source) -> list[str]:
@@ -105,6 +132,18 @@ def _output_pattern(source: Source) -> re.Pattern[str]:
     published = source.layout.to_diffusers(f"{source.output}.{layer}", source.latent.patch_size)[0]
     names = "|".join(re.escape(name) for name in dict.fromkeys((source.output, published.partition(".")[0])))
     return re.compile(rf"(?:^|[._])(?:{names})[._]")
+
+
+@cache
+def _output_names(source: Source) -> dict[str, list[str]]:
+    """The weights of a source's output projection, and what files call each of them."""
+    found = {}
+    for layer in source.projection(source.config()).state_dict():
+        weight = f"{source.output}.{layer}"
+        if layer.endswith(".weight"):
+            names = (weight, *source.layout.to_diffusers(weight, source.latent.patch_size))
+            found[weight] = [form for name in names for form in _spellings(name.removesuffix(".weight"))]
+    return found
 
 
 @cache

@@ -9,21 +9,27 @@ import comfy.model_management as management
 import comfy.sample
 import comfy.samplers
 import comfy.sd
+import comfy.utils
+import folder_paths
 import golden_vectors as golden
 import latent_preview
 import pytest
 import torch
-from safetensors.torch import save_file
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras import nodes_model_merging
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import nodes
 from comfyui_l2p.l2p_core import delta, tiny
+from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.deltas.delta_on_base import open_merged
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
 from comfyui_l2p.nodes.hybrid_sampling import HybridSettings, Models, Prompts, sample_hybrid
 from comfyui_l2p.nodes.model.demo import load_demo
 from comfyui_l2p.nodes.model.demo_source import load_demo_source
 from comfyui_l2p.nodes.model.dual_loading import load_dual
+from comfyui_l2p.nodes.model.loading import load_model
 
 CAPTION = evaluation_captions(1)[0]
 Faces = tuple[Any, Any]
@@ -110,6 +116,52 @@ def check_loras_stay_with_their_face(faces: Faces, prompts: Prompts, layer: int)
     assert golden.relative_error(ksample(latent, prompts, latents()), plain[0]) < 1e-6
 
 
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer.", "lora_unet_", "lycoris_", ""])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_embedder", "final_layer.linear", "final_layer.adaLN_modulation.1"),
+        ("all_x_embedder.2-1", "all_final_layer.2-1.linear", "all_final_layer.2-1.adaLN_modulation.1"),
+    ],
+)
+def check_loras_change_the_ends_of_the_latent_face(
+    faces: Faces, prompts: Prompts, prefix: str, names: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Patch embedder and output projection, which the pixel face does not have and skips."""
+    source = load_demo_source()[0]
+    torch.manual_seed(0)
+    file: dict[str, Tensor] = {}
+    written: dict[str, Tensor] = {}
+    for name, own in zip(names, ("x_embedder", "final_layer.linear", "final_layer.adaLN_modulation.1"), strict=True):
+        rows, columns = source.model.state_dict()[f"diffusion_model.{own}.weight"].shape
+        pair = {"lora_up": 0.1 * torch.randn(rows, 2), "lora_down": torch.randn(2, columns)}
+        file |= {f"diffusion_model.{own}.{end}.weight": weight for end, weight in pair.items()}
+        key = prefix + (name.replace(".", "_") if prefix.endswith("_") else name)
+        written |= {f"{key}.{end}.weight": weight for end, weight in pair.items()}
+    plain = ksample(faces[0], prompts, latents())
+    expected = ksample(comfy.sd.load_lora_for_models(source, None, file, 1.0, 0.0)[0], prompts, latents())
+    assert golden.relative_error(expected, plain) > 0.01
+    with caplog.at_level("INFO"):
+        on_latents = comfy.sd.load_lora_for_models(faces[0], None, written, 1.0, 0.0)[0]
+        assert not caplog.records
+        on_pixels = comfy.sd.load_lora_for_models(faces[1], None, written, 1.0, 0.0)[0]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line == "L2P: 0 weights patched; skipped, not being made for this model: final_layer, x_embedder"
+    assert golden.relative_error(ksample(on_latents, prompts, latents()), expected) < 1e-5
+    assert torch.equal(ksample(on_pixels, prompts, pixels()), ksample(faces[1], prompts, pixels()))
+
+
+def check_what_does_not_fit_the_latent_face_is_said(faces: Faces, caplog: pytest.LogCaptureFixture) -> None:
+    file = {
+        "final_layer.linear.lora_up.weight": torch.ones(5, 2),
+        "final_layer.linear.lora_down.weight": torch.ones(2, 7),
+    }
+    with caplog.at_level("INFO"):
+        comfy.sd.load_lora_for_models(faces[0], None, file, 1.0, 0.0)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line == "L2P: 0 weights patched; skipped, not being made for this model: final_layer"
+
+
 def check_unloading_one_keeps_the_other(faces: Faces, prompts: Prompts) -> None:
     latent, pixel = faces
     expected = ksample(pixel, prompts, pixels())
@@ -130,6 +182,58 @@ def check_previews_show_either_space(faces: Faces, prompts: Prompts) -> None:
             model.model.latent_format.latent_rgb_factors_reshape,
         ).decode_latent_to_preview(x)
         assert shown.size == tuple(x.shape[:1:-1])
+
+
+def check_ksampler_previews_either_face(faces: Faces, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda done, total, preview, **_: shown.append(preview))
+    latent_preview.set_preview_method("latent2rgb")
+    try:
+        ksample(faces[0], prompts, latents())
+        ksample(faces[1], prompts, pixels())
+    finally:
+        latent_preview.set_preview_method(latent_preview.LatentPreviewMethod.NoPreviews.value)
+    assert [preview[1].size for preview in shown] == [(8, 8)] * 3 + [(64, 64)] * 3
+
+
+def save_both(pair: Faces) -> None:
+    nodes_model_merging.ModelSave().save(lora(pair[0], 3), "latents")
+    nodes_model_merging.CheckpointSave().save(pair[1], *load_demo_source()[1:], "pixels")
+
+
+@pytest.mark.parametrize("weight_dtype", ["fp32", "fp8_e4m3fn"])
+def check_each_face_is_saved_as_the_model_it_is(
+    tmp_path: Path, prompts: Prompts, weight_dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the host's ModelSave and CheckpointSave, with the LoRA that is on it."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    with torch.inference_mode():  # as nodes run
+        pair = load_dual(str(tiny.SOURCE_PATH), str(tiny.DELTA_PATH), weight_dtype)
+        save_both(pair)
+    (latent,), (pixel,) = tmp_path.glob("latents*"), tmp_path.glob("pixels*")
+    saved, plain = open_checkpoint(latent), load_file(tiny.SOURCE_PATH)
+    assert set(saved.tensors) - {name for name in saved.tensors if "comfy_quant" in name or "_scale" in name} == set(
+        plain
+    )
+    if weight_dtype == "fp32":
+        weights = {name.removeprefix("model.diffusion_model."): weight for name, weight in load_file(latent).items()}
+        changed = [name for name, weight in plain.items() if not torch.equal(weights[name], weight)]
+        assert changed == ["layers.3.attention.out.weight"]
+    with torch.inference_mode():
+        again = load_model(str(pixel), weight_dtype=weight_dtype)
+    expected = ksample(pair[1], prompts, pixels())
+    assert golden.relative_error(ksample(again, prompts, pixels()), expected) < 1e-5
+
+
+def check_a_compiled_face(faces: Faces, prompts: Prompts) -> None:
+    """The other stays as it was, and so does the face that was compiled from."""
+    torch._dynamo.reset()
+    expected, of_pixels = ksample(faces[0], prompts, latents()), ksample(faces[1], prompts, pixels())
+    compiled = faces[0].clone(disable_dynamic=True)
+    set_torch_compile_wrapper(model=compiled, backend="eager")
+    assert golden.relative_error(ksample(compiled, prompts, latents()), expected) < 1e-5
+    assert torch.equal(ksample(faces[0], prompts, latents()), expected)
+    assert torch.equal(ksample(faces[1], prompts, pixels()), of_pixels)
 
 
 def check_hybrid_sampler_takes_both_faces(faces: Faces, prompts: Prompts) -> None:

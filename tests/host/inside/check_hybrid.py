@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.samplers
@@ -299,6 +300,10 @@ def check_models_that_do_not_fit_are_named(loaded: tuple[Models, Prompts]) -> No
             end=0.0,
             seed=1,
         )
+    with pytest.raises(ValueError, match="This VAE's latents have 4 channels and the model's 16"):
+        run((Models(models.latent, SimpleNamespace(latent_channels=4), models.pixels), prompts), "fast")
+    with pytest.raises(ValueError, match="must fall between 1 and 0"):
+        schedule(models.pixels, 0.3, 0.5, 5)
     other = Prompts([[torch.zeros(1, 4, 7), {}]], prompts.negative)
     with pytest.raises(ValueError, match="text encoder"):
         run((models, other), "fast")
