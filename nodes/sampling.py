@@ -21,7 +21,7 @@ from .model.limits import check_memory
 from .options import AS_TYPED, FROM_MODEL, PUBLISHED, UNTRAINED, steps_problem
 from .pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
 from .previews import StepPreviews
-from .sizes import chosen_size, far_from_trained
+from .sizes import OWN_SIZE, chosen_size, far_from_trained
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def sample_image(
 def warnings_of(model: Any, width: int, height: int) -> list[str]:
     """Sentences that the user should read before sampling an image that may come out wrong; usually empty."""
     untrained = UNTRAINED if getattr(model.model, "untrained", False) else ""
-    return [untrained, far_from_trained(model.model.l2p, width, height)]
+    far = far_from_trained(model.model.l2p, width, height)
+    return [untrained, far and f"{far} {OWN_SIZE}"]
 
 
 def denoise_pixels(

@@ -16,6 +16,9 @@ _FAR = 2.0
 
 _DEFAULT_SIDE = 1024
 
+OWN_SIZE = f"Width and height {OF_MODEL} take the model's own size."
+"""Advice in nodes with these inputs."""
+
 
 def own_side(config: ModelConfig | None) -> int:
     """The side in pixels of the images that a model was trained on; that of the 1k models without a model."""
@@ -61,7 +64,7 @@ def far_from_trained(config: PixelConfig, width: int, height: int) -> str:
     what = "larger" if factor > 1 else "smaller"
     return (
         f"{width} x {height} is much {what} than the {side} x {side} pixels that this model was trained at: the image "
-        f"may come out wrong. Width and height {OF_MODEL} take the model's own size."
+        "may come out wrong."
     )
 
 
