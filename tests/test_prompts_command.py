@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 import json
+import os
+import shlex
 import socket
 import threading
 import time
@@ -101,13 +103,16 @@ def test_prompts_are_written_by_a_server(
     server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # not for this machine
-    command = ["prompts", "write", str(tmp_path / "out"), "--count", "20", "--server", server.address, "--seed", "3"]
+    folder = tmp_path / "my out"
+    command = ["prompts", "write", str(folder), "--count", "20", "--server", server.address, "--seed", "3"]
     assert main(command) == 0
-    written = lists.read(tmp_path / "out" / "prompts.csv")
+    written = lists.read(folder / "prompts.csv")
     assert written == [prompt(seed_of(3, slot, 0)) for slot in slots(20)]
     out, err = capsys.readouterr()
     assert "20 of 20 prompts, 20 of them written now." in out and "l2p synth SOURCE FOLDER --prompts" in out
     assert "prompts: 100%" in err
+    if os.name == "posix":
+        assert shlex.split(out.splitlines()[-1])[-1] == str(folder / "prompts.csv"), "it can be copied and pasted"
     body = server.asked[0]
     assert body["model"] == "tiny-llm" and body["temperature"] == 0.9 and not body["stream"]
     assert [message["role"] for message in body["messages"]] == ["system", "user"]

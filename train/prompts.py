@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..l2p_core.dataset import prompts
 from ..l2p_core.files.atomic import check_target, write_bytes
+from ..l2p_core.files.paths import quoted
 from ..l2p_core.prompts import checking, outputs, reasons, report, rewriting, scheme, work
 from ..l2p_core.prompts.writer import Writer
 from .console import bar, table
@@ -83,7 +84,7 @@ def _work(args: argparse.Namespace, slots: Sequence[scheme.Slot]) -> None:
         )
     print(f"{args.output}: {result.summary()}")
     if result.prompts:
-        print(f"For training images: l2p synth SOURCE FOLDER --prompts {args.output / outputs.TABLE}")
+        print(f"For training images: l2p synth SOURCE FOLDER --prompts {quoted(args.output / outputs.TABLE)}")
     if result.stopped:
         raise KeyboardInterrupt
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..dataset.images import opened
 from ..files.atomic import write_bytes
+from ..files.paths import quoted
 from ..run.metrics import duration
 from ..run.page import facts, jpeg_url, page, text
 from .benchmarks import PER_PROMPT, Shot
@@ -56,7 +57,7 @@ def _parts(made: BenchmarkFolder, now: int, seconds: float) -> Iterator[str]:
     ]
     yield facts(rows)
     side = next(iter(_sides(made)), "SIDE")
-    command = _SCORERS[made.benchmark.key].format(folder=made.folder.name, side=side)
+    command = _SCORERS[made.benchmark.key].format(folder=quoted(Path(made.folder.name)), side=side)
     yield f"<h2>Scoring</h2><p>In the benchmark's own repository:</p><pre>{text(command)}</pre>"
     yield "<p>Then <code>l2p evaluate scores RESULTS --source RESULTS_OF_THE_SOURCE</code> compares them.</p>"
     if shown := _shown(made):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -124,3 +126,8 @@ def _stat(file: Path | os.DirEntry[str], name: str) -> tuple[str, int, int]:
     except OSError:
         return name, -1, -1
     return name, stat.st_size, stat.st_mtime_ns
+
+
+def quoted(path: Path) -> str:
+    """A path as it is typed in a command line of this system."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
