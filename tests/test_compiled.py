@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ import torch
 from golden_vectors import relative_error
 from torch import Tensor
 
-from comfyui_l2p.l2p_core.memory import compiled
+from comfyui_l2p.l2p_core.memory import block_store, compiled
 from comfyui_l2p.l2p_core.memory.compiled import check_compiler, compile_blocks
+from comfyui_l2p.l2p_core.memory.frozen_store import FrozenLinear
+from comfyui_l2p.l2p_core.memory.placement import Form, for_sampling
 from comfyui_l2p.l2p_core.model import L2PModel
+from comfyui_l2p.l2p_core.ops.eight_bit import FLOAT8, PackedWeight
 from comfyui_l2p.l2p_core.ops.rope import image_rope
 from comfyui_l2p.l2p_core.sources.next_dit import Block
 from comfyui_l2p.l2p_core.sources.z_image import TRAITS
@@ -98,6 +101,49 @@ def test_training_compiled_comes_to_the_same_weights(changes: dict[str, Any], ba
     assert fused == pytest.approx(plain, rel=1e-5)
     for name, weight in ours.items():
         assert (weight - theirs[name]).abs().max() < 1e-5, name
+
+
+def test_sampling_compiled_converts_float8_within_the_graphs_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_reads_float8", lambda device: True)
+    eager: list[torch.Size] = []
+    in_graphs: list[int] = []
+    as_dtype = PackedWeight.as_dtype
+
+    def counting(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+        if not torch.compiler.is_compiling():
+            eager.append(weight.elements.shape)
+        return as_dtype(weight, dtype)
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        in_graphs.append(sum(given.dtype == FLOAT8 for given in inputs if isinstance(given, Tensor)))
+        return graph.forward
+
+    model = deep(refiners=0).eval().requires_grad_(False)
+    block_store.store_loaded(model, for_sampling(model.config, Form(torch.float32, float8=True)), torch.device("cpu"))
+    stored = [module.read().elements for module in model.layers[0].modules() if isinstance(module, FrozenLinear)]
+    layers = sum(elements.dtype == FLOAT8 for elements in stored)
+    given = arguments()
+    with torch.no_grad():
+        expected = model(*given)
+        compile_blocks(model, backend=backend)
+        model.local_decoder.compiled = None
+        monkeypatch.setattr(PackedWeight, "as_dtype", counting)
+        found = model(*given)
+    assert relative_error(found, expected) < 1e-5
+    assert layers > 3 and in_graphs == [layers]  # one graph, which all joint blocks share
+    assert eager == [] and breaks() == 0
+
+
+@pytest.mark.parametrize(("capability", "traced"), [((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_float8_is_left_to_torch_where_triton_cannot_read_it(
+    capability: tuple[int, int], traced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert compiled._reads_float8(torch.device("cuda")) == traced
+    assert not compiled._reads_float8(torch.device("cpu"))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not compiled._reads_float8(torch.device("cuda"))
 
 
 def test_a_block_keeps_no_more_for_its_gradients_when_compiled() -> None:

@@ -111,8 +111,8 @@ def test_layers_of_a_host_are_left_alone(count: list[int]) -> None:
 def test_a_gpu_fuses_from_the_size_at_which_it_was_measured_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.version, "hip", None)
-    assert Fusion(at_once=2048 * 2048).pays(gpu, 1)
-    assert not Fusion(at_once=1024 * 1024).pays(gpu, 1024 * 1024)
+    assert Fusion(at_once=4096 * 4096).pays(gpu, 1)
+    assert not Fusion(at_once=2048 * 2048).pays(gpu, 2048 * 2048)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert not Fusion(at_once=4096 * 4096).pays(gpu, 4096 * 4096)
     cpu = torch.device("cpu")

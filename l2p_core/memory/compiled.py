@@ -1,8 +1,9 @@
 """torch.compile for our models: block by block, so that one compiled block serves all similar ones.
 
 Norms, modulation, rotary positions and gates then run as a few fused kernels between the matrix products. Compiling the
-whole model as one graph would take minutes and gain nothing more. Parts that cannot be compiled stay eager: layers in
-few bits or streamed (`block_store`) run between the fused kernels; the tiled head and the head in training are not
+whole model as one graph would take minutes and gain nothing more. In sampling, float8 weights are converted by one
+compiled kernel each, where the compiler reads float8. Parts that cannot be compiled stay eager: streamed layers, and in
+training all of `block_store`'s, run between the fused kernels; neither the tiled head nor the head in training is
 compiled.
 """
 
@@ -66,14 +67,27 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
     setattr(torch._dynamo.config, limit, max(_VERSIONS_OF_A_BLOCK, getattr(torch._dynamo.config, limit)))
     for module in model.modules():
-        if isinstance(module, (FrozenLinear, TrainedLinear)):
-            # The location and arrival of its weight are invisible to a compiler of tensor operations.
+        # The location and arrival of a streamed weight are invisible to a compiler of tensor operations.
+        if isinstance(module, TrainedLinear):
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+        elif isinstance(module, FrozenLinear):
+            module.traced = module.stays_on_device and _reads_float8(module.device)
+            module.product = torch.compiler.disable(module.product)  # type: ignore[method-assign]
     for _, block in model.blocks() if isinstance(model, Backbone) else ():
         block.compile(**settings)
     for module in model.modules():
         if isinstance(module, DetailerHead):
             module.compiled = torch.compile(module.whole, **settings)
+
+
+def _reads_float8(device: torch.device) -> bool:
+    """Whether compiled kernels can read float8 (e4m3fn): Triton's from NVIDIA's compute capability 8.9 on.
+
+    Not used on CPUs, where looking values up (`ops.eight_bit`) is faster.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _too_old() -> bool:

@@ -44,14 +44,26 @@ class FrozenLinear(nn.Module):
         dtype: to store the weight in.
         place: of the stored weight.
         device: to compute on.
+
+    Attributes:
+        device: to compute on.
+        traced: whether a compiler may convert the weight within its own kernels while nothing needs gradients. With
+            gradients, it would keep converted weights for the backward pass.
     """
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype, place: OnDevice | StreamedTensor, device: torch.device):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self._dtype, self._place, self._device = dtype, place, device
+        self.device = device
+        self._dtype, self._place = dtype, place
         self._scale: Tensor | None = None
         self._bias: Tensor | None = None
+        self.traced = False
+
+    @property
+    def stays_on_device(self) -> bool:
+        """Whether its weight is not streamed."""
+        return isinstance(self._place, OnDevice)
 
     @property
     def bytes_in_computer(self) -> int:
@@ -60,12 +72,12 @@ class FrozenLinear(nn.Module):
 
     def put_weight(self, weight: Tensor) -> None:
         """Set the weight."""
-        elements, self._scale = packed(weight.detach().to(self._device), self._dtype)
+        elements, self._scale = packed(weight.detach().to(self.device), self._dtype)
         self._place.fill(elements)
 
     def put_bias(self, bias: Tensor) -> None:
         """Set the bias; without a call there is none."""
-        self._bias = bias.detach().to(self._device)
+        self._bias = bias.detach().to(self.device)
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """What it holds on the device, or reads there."""
@@ -83,7 +95,13 @@ class FrozenLinear(nn.Module):
         """(..., in_features) -> (..., out_features)."""
         dtype = computed_in(x)
         bias = None if self._bias is None else self._bias.to(dtype)
-        return _Product.apply(x.to(dtype), self, bias)
+        if self.traced and not torch.is_grad_enabled():
+            return F.linear(x.to(dtype), self.read().as_dtype(dtype), bias)
+        return self.product(x.to(dtype), bias)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x weight^T + bias, keeping no weight for the backward pass."""
+        return _Product.apply(x, self, bias)
 
 
 class _Product(torch.autograd.Function):

@@ -150,17 +150,23 @@ def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def _workspace(func: Any, args: Any) -> int:
-    """Bytes of the copies that a GPU convolution makes of maps whose channels it pads to a multiple.
+    """Bytes of the copies that a GPU convolution makes of maps whose channels it pads to a multiple, and of an input
+    that is cut out of a larger map.
 
-    The copy of the input was measured on an H100; the backward pass is assumed to copy each map that it reads.
+    The copies of inputs were measured on an H100; the backward pass is assumed to copy each padded map that it reads.
     """
     aten = torch.ops.aten
-    read = {aten.convolution.default: args[:1], aten.convolution_backward.default: args[:2]}.get(func, ())
-    return sum(
-        x.numel() // x.shape[1] * padded_size(x.shape[1], CHANNEL_MULTIPLE) * x.itemsize
-        for x in read
-        if x.itemsize == 2 and x.shape[1] % CHANNEL_MULTIPLE
-    )
+    if func is aten.convolution.default:
+        x = args[0]
+        cut = not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+        return _padded_bytes(x) or (x.nbytes if cut else 0)
+    return sum(map(_padded_bytes, args[:2])) if func is aten.convolution_backward.default else 0
+
+
+def _padded_bytes(x: Tensor) -> int:
+    if x.itemsize != 2 or x.shape[1] % CHANNEL_MULTIPLE == 0:
+        return 0
+    return x.numel() // x.shape[1] * padded_size(x.shape[1], CHANNEL_MULTIPLE) * x.itemsize
 
 
 class _Cast(TorchFunctionMode):

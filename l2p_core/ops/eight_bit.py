@@ -79,7 +79,7 @@ def dequantised(elements: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _from_float8(elements: Tensor, dtype: torch.dtype) -> Tensor:
-    if elements.device.type != "cpu":
+    if elements.device.type != "cpu" or torch.compiler.is_compiling():
         return elements.to(dtype)
     # On CPUs torch converts element by element; looking up the 256 values takes a fifth of the time.
     values = torch.arange(256).to(torch.uint8).view(FLOAT8).to(dtype)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 # Composing weights costs as much as it saves at about 200 x 200 pixels.
 MIN_PIXELS = 512 * 512
 
-GPU_PIXELS = 2048 * 2048
-"""Pixels of a tile or image, from which fusing is faster on an H100 once weights are composed (docs/benchmarks.md)."""
+GPU_PIXELS = 4096 * 4096
+"""Pixels of a tile or image, from which fusing was faster in every case on an H100 (docs/benchmarks.md)."""
 
 # A fine pixel p = 2i + a reads, by tap t of the 5x5 composition, fine pixel p + t - 2, which lies in the coarse cell
 # i + (a + t - 2) // 2. For each a: the coarse tap (0, 1, 2 for cells i-1, i, i+1) of the fine taps 0 to 4.
