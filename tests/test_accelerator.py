@@ -75,12 +75,14 @@ sys.exit(main(sys.argv[1:]))
 
 
 COMMANDS = """
-import contextlib, io, json, sys, torch
+import contextlib, gc, io, json, sys, torch
 from comfyui_l2p.train.cli import main
 
 results = []
 for limit, arguments in json.loads(sys.argv[1]):
-    torch.ops.simulated_accelerator.set_limit(limit or 2**62)
+    gc.collect()
+    left = torch.npu.memory_allocated()  # by the command before
+    torch.ops.simulated_accelerator.set_limit(left + limit if limit else 2**62)
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         code = main(arguments)
