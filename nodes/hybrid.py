@@ -170,8 +170,7 @@ def require_l2p(model: Any) -> None:
     """Raises ValueError unless the MODEL works on pixels."""
     if not works_on_pixels(model):
         raise ValueError(
-            f"This model is a {type(model.model).__name__}, which works on latents: connect an L2P model, from L2P "
-            "Loader or L2P Demo."
+            "This is a model which works on latents, not on pixels: connect an L2P model, from L2P Loader or L2P Demo."
         )
 
 

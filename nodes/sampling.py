@@ -155,7 +155,7 @@ def published_settings(model: Any) -> Sampling:
     """
     if not works_on_pixels(model):
         raise ValueError(
-            f"This model is a {type(model.model).__name__}, not L2P: load an L2P file with L2P Loader, or create one "
-            "with Convert to L2P."
+            "This model works on latents, not on pixels: connect an L2P model, from L2P Loader or L2P Demo, or sample "
+            "this one with KSampler."
         )
     return sampling_of(model.model.l2p)

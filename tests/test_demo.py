@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from comfyui_l2p.l2p_core import tiny
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.run import find as finder
 from comfyui_l2p.l2p_core.run.folder import RunFolder
@@ -78,3 +79,8 @@ def test_a_figure_leaves_no_parts_behind(tmp_path: Path) -> None:
     curves = [figure.Curves([1, 2], {"sigma": [0.5, 0.4]}, "error")]
     figure.draw(tmp_path / "figure.png", ["one", "two", "three"], rows, curves, {"model": 0.5})
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+def test_pixels_are_no_latents_of_the_tiny_vae() -> None:
+    with pytest.raises(ValueError, match="connect Pixels to Image in place of VAE Decode"):
+        tiny.load_autoencoder().decode(torch.zeros(1, 3, 64, 64))

@@ -8,6 +8,7 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from comfyui_l2p.l2p_core.run import report
 from comfyui_l2p.l2p_core.run.chart import chart
 from comfyui_l2p.l2p_core.run.events import Events
 from comfyui_l2p.l2p_core.run.folder import RunFolder
+from comfyui_l2p.l2p_core.run.loop import Run
 from comfyui_l2p.l2p_core.run.metrics import Clock, RunMetrics, read_metrics
 from comfyui_l2p.l2p_core.training.step_metrics import StepMetrics
 
@@ -50,6 +52,31 @@ def test_a_run_leaves_one_file_that_opens_offline(folder: Path) -> None:  # noqa
     assert not {"link", "script", "iframe"} & set(page.tags)
     assert "Finished after 4 of 4 steps." in text and "base = " in text
     assert page.tags.count("svg") == 7
+
+
+def test_the_report_of_a_resumed_run_does_not_say_that_it_has_stopped(
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = train(folder, "run", steps=2)
+    monkeypatch.setattr(Run, "_save_if_due", lambda *_: False)  # nothing rewrites it before the end
+    said: list[str] = []
+    write = report.write
+
+    def noted(place: RunFolder, status: str, prompts: Sequence[str]) -> None:
+        said.append(status)
+        write(place, status, prompts)
+
+    monkeypatch.setattr(report, "write", noted)
+    train(folder, "run", steps=3)
+    assert said[0] == "Running: resumed after step 2 of 3."
+    assert "Running: resumed" not in made.report.read_text(encoding="utf-8")
+
+
+def test_a_short_runs_axis_has_each_step_once() -> None:
+    root = ElementTree.fromstring(chart("Loss", [1, 2, 3, 4], {"a": [1.0, 2.0, 3.0, 4.0]}))
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text") if text.get("text-anchor") == "middle"]
+    assert texts == ["1", "2", "3", "4"]
 
 
 def test_metrics_say_how_fast_and_how_long(folder: Path) -> None:  # noqa: F811

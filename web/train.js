@@ -69,7 +69,7 @@ function show(node, state) {
   const runs = state.status === "preparing" || state.status === "training";
   parts.stop.style.display = runs ? "" : "none";
   parts.stop.disabled &&= runs;
-  parts.report.style.display = state.montage ? "" : "none";
+  parts.report.style.display = state.report ? "" : "none";
   parts.report.href = api.apiURL(`/l2p/report?${new URLSearchParams({ run: state.run })}`);
   const curves = state.curves.steps.length > 1;
   parts.chart.style.display = curves ? "block" : "none";

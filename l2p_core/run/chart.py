@@ -79,6 +79,8 @@ def _axes(first: int, last: int, low: float, high: float, logarithmic: bool) -> 
         label = 10**value if logarithmic else value
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="currentColor" stroke-opacity="0.2"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="currentColor">{label:.3g}</text>')
-        x, step = _LEFT + share * (right - _LEFT), first + share * (last - first)
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle" fill="currentColor">{step:.0f}</text>')
+    # Each step once, where it is: a short run has fewer than five.
+    for step in sorted({round(first + i / 4 * (last - first)) for i in range(5)}):
+        x = _LEFT + (step - first) / (last - first) * (right - _LEFT)
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle" fill="currentColor">{step}</text>')
     return parts

@@ -213,6 +213,9 @@ class Run:
         if not self._make_up_montage():
             return False
         finished = self.trainer.step >= total
+        if self.trainer.step and not finished:
+            # Until the next save the report would say that the run has stopped.
+            self._write_report(f"Running: resumed after step {self.trainer.step} of {total}.")
         with stream.block:
             for plain in self.trainer.run(stream.batches):
                 metrics = clock.add(plain)

@@ -104,6 +104,11 @@ class Autoencoder(nn.Module):
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
         """As decode, for training: a clamp would stop the gradient of every pixel that overshoots."""
+        if latents.shape[1] != LATENT_CHANNELS:
+            raise ValueError(
+                f"The tiny VAE decodes latents of {LATENT_CHANNELS} channels, not of {latents.shape[1]}. The pixels of "
+                "an L2P model need no VAE: connect Pixels to Image in place of VAE Decode."
+            )
         latents = _channels_last(latents)
         return self.inverse(latents) + self.correction(latents)
 

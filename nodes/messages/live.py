@@ -94,6 +94,7 @@ class Live:
         self._last = time.monotonic()
         if self.curves is not None:
             self.state["curves"] = self.curves.as_json()
+        self.state["report"] = report_of(self.state["run"]) is not None
         self.state["notes"] = [*self._notes, *filter(None, [self._forecast])]
         if running_server() is not None:
             # A copy, because another thread converts it to JSON.
@@ -119,6 +120,7 @@ def saved_state(run: str) -> dict[str, Any]:
         "text": _where(lines[-1], folder.delta.is_file()) if lines else "Not trained yet",
         "notes": [],
         "montage": shown_montage(montages[-1]) if montages else None,
+        "report": folder.report.is_file(),
         "curves": curves.as_json(),
     }
 

@@ -232,7 +232,7 @@ def check_another_model_is_refused() -> None:
     class Patcher:
         model = object()
 
-    with pytest.raises(ValueError, match="not L2P"):
+    with pytest.raises(ValueError, match="works on latents, not on pixels"):
         sample(Patcher())
 
 
