@@ -113,6 +113,26 @@ def test_lists_are_read_again_without_messages(site: Path) -> None:
     assert before == [] and after == ["reloadNodeDefs"] and old == ["reloadNodeDefs", "refreshComboInNodes"]
 
 
+def test_convert_opens_as_it_was_saved_then_and_now(site: Path) -> None:
+    script = """
+        import "./extensions/pack/files.js";
+        class Type { configure(saved) { this.values = saved.widgets_values; } }
+        app.extension.beforeRegisterNodeDef(Type, { name: "L2PConvert" });
+        const opened = (values) => {
+          const made = new Type();
+          made.configure({ widgets_values: values });
+          return made.values;
+        };
+        result = [
+          opened(["source", "1k", 0, "randomize", "made", false]),
+          opened(["source", "1k", 0, "made", false]), opened(["source", "1k", 0, "fixed", false, "none"]),
+        ];
+    """
+    then, between, now = run(site, FRONTEND + script)
+    assert then == between == ["source", "1k", 0, "made", False]
+    assert now == ["source", "1k", 0, "fixed", False, "none"], "a file may be named as a control was"
+
+
 def test_a_new_node_is_as_wide_as_its_values(site: Path) -> None:
     script = """
         import "./extensions/pack/widths.js";

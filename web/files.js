@@ -32,7 +32,9 @@ app.registerExtension({
     const configure = nodeType.prototype.configure;
     nodeType.prototype.configure = function (saved) {
       const values = saved?.widgets_values;
-      if (values?.length === LENGTH_THEN && CONTROLS.has(values[CONTROL_AT])) {
+      // Today as many end with a data set's name.
+      const then = values?.length === LENGTH_THEN && typeof values.at(-1) === "boolean";
+      if (then && CONTROLS.has(values[CONTROL_AT])) {
         saved = { ...saved, widgets_values: values.filter((_, place) => place !== CONTROL_AT) };
       }
       return configure?.call(this, saved);

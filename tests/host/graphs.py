@@ -186,7 +186,10 @@ def from_workflow(workflow: Json, object_info: Json) -> Json:
             continue  # Notes live in the frontend alone.
         defined = object_info[node["type"]]["input"]
         inputs: Json = {}
-        values = iter(node["widgets_values"])
+        saved = node["widgets_values"]
+        if node["type"] == "L2PConvert" and isinstance(saved[-1], bool) and len(saved) == 6:
+            saved = saved[:3] + saved[4:]  # as web/files.js does with workflows of 0.1
+        values = iter(saved)
         for name, spec in (defined.get("required", {}) | defined.get("optional", {})).items():
             if isinstance(spec[0], list) or spec[0] in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
                 options = spec[1] if len(spec) > 1 else {}  # The host's older nodes state a type alone.
