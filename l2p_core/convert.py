@@ -172,7 +172,7 @@ def check_init(init: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class FittedEmbedder:
     """The patch embedder of the init "fitted": its keys' beginning, and its values."""
 
     embedder: str
@@ -184,7 +184,7 @@ class _Fitted:
         return None if layer != self.embedder else (self.fit.weight if name == "weight" else self.fit.bias).flatten()
 
 
-def fitted_embedder(checkpoint: Checkpoint, target: PixelConfig, pairs: PatchPairs | None) -> _Fitted:
+def fitted_embedder(checkpoint: Checkpoint, target: PixelConfig, pairs: PatchPairs | None) -> FittedEmbedder:
     """Fit the patch embedder of `target` to the checkpoint's own.
 
     Raises:
@@ -192,25 +192,25 @@ def fitted_embedder(checkpoint: Checkpoint, target: PixelConfig, pairs: PatchPai
     """
     if pairs is None:
         raise ValueError(
-            f'The start "fitted" needs the file {FILE} that Synthesize L2P Dataset or l2p synth leaves beside its '
-            'images: choose that data set, or start with "scaled".'
+            f"A fitted start needs the file {FILE} that Synthesize L2P Dataset leaves beside its images: choose that "
+            "data set, or start without a fit."
         )
     source = checkpoint.plain_config()
     if isinstance(source, PixelConfig) or target.patch_size != pairs.side:
         raise ValueError(
-            f'The start "fitted" is for a latent source and patches of {pairs.side} pixels: convert it to 1k with it, '
-            f'and start {target.variant} from the trained result with "scaled".'
+            "A start fitted to a data set is for a latent source and the variant 1k: convert it to that first, and the "
+            f"trained result to {target.variant} without a fit."
         )
     row = source_of(source)
     if pairs.space[1:] != (source.in_channels, row.latent.patch_size, row.latent.order):
         raise ValueError("The data set's patches are of another latent space: use the one that this source made.")
     with ChunkReader() as reader:
         weight, bias = (reader.read(checkpoint.tensors[f"{row.embedder}.{name}"]) for name in ("weight", "bias"))
-    return _Fitted(row.embedder, fit(pairs, weight, bias))
+    return FittedEmbedder(row.embedder, fit(pairs, weight, bias))
 
 
 def _fates(
-    checkpoint: Checkpoint, source: ModelConfig, target: PixelConfig, how: str, fitted: _Fitted | None
+    checkpoint: Checkpoint, source: ModelConfig, target: PixelConfig, how: str, fitted: FittedEmbedder | None
 ) -> tuple[Fate, ...]:
     """Every key's fate: first those of the result in its order, then what is left of the source."""
     held, wanted, row = checkpoint.shapes, key_shapes(target), source_of(source)

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files.safetensors_header import CheckpointError
+from .files.safetensors_header import CheckpointError, read_header
 from .files.tensor_file import load_tensors, save
 from .model import PIXEL_ORDER
+from .ops.finite import is_finite
 from .patch import patchify
 
 FILE = "patch-pairs.safetensors"
@@ -37,6 +38,12 @@ _SECONDS = 60.0
 """Between saves."""
 
 
+def _shapes(side: int, channels: int, cells: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the sums."""
+    width, depth = side * side * 3, cells * cells * channels
+    return {"x": (width,), "z": (depth,), "xx": (width, width), "zx": (depth, width), "zz": (depth, depth)}
+
+
 class PatchPairs:
     """Sums over pairs of a pixel patch x (P*P*3, in a pixel model's order) and a latent patch z, in float64.
 
@@ -49,14 +56,9 @@ class PatchPairs:
 
     def __init__(self, side: int, channels: int, cells: int = 2, order: str = "p q c"):
         self.side, self.channels, self.cells, self.order = side, channels, cells, order
-        width, depth = side * side * 3, cells * cells * channels
         self.count = 0
         self.sums = {
-            "x": torch.zeros(width, dtype=torch.float64),
-            "z": torch.zeros(depth, dtype=torch.float64),
-            "xx": torch.zeros(width, width, dtype=torch.float64),
-            "zx": torch.zeros(depth, width, dtype=torch.float64),
-            "zz": torch.zeros(depth, depth, dtype=torch.float64),
+            name: torch.zeros(shape, dtype=torch.float64) for name, shape in _shapes(side, channels, cells).items()
         }
 
     @property
@@ -111,24 +113,24 @@ class PatchPairs:
         Raises:
             CheckpointError: if it is not such a file, or is damaged.
         """
-        tensors, metadata = load_tensors(path)
+        refusal = CheckpointError(
+            f"{path} does not hold sums over patches: use the {FILE} that Synthesize L2P Dataset leaves in its folder."
+        )
+        header = read_header(path)
         try:
-            about = json.loads(metadata["l2p.pairs"])
-            count, order = int(about.pop("count")), str(about.pop("order"))
-            side, channels, cells = (int(about[name]) for name in ("side", "channels", "cells"))
-            # Hostile sizes would take all memory: the tensors say what there is.
-            whole = tensors["x"].shape == (side * side * 3,) and tensors["z"].shape == (cells * cells * channels,)
-            pairs = cls(side, channels, cells, order) if whole else cls(1, 1, 1)
-            whole = whole and all(tensors[name].shape == value.shape for name, value in pairs.sums.items())
-            whole = whole and count > 0 and all(bool(tensors[name].isfinite().all()) for name in pairs.sums)
+            about = json.loads(header.metadata["l2p.pairs"])
+            side, channels, cells, count = (int(about[name]) for name in ("side", "channels", "cells", "count"))
+            order = str(about["order"])
         except (KeyError, TypeError, ValueError):
-            whole = False
-        if not whole or metadata["l2p.kind"] != _KIND:
-            raise CheckpointError(
-                f"{path} does not hold sums over patches: use the {FILE} that Synthesize L2P Dataset or l2p synth "
-                "leaves in its folder."
-            )
-        pairs.count, pairs.sums = count, {name: tensors[name].double() for name in pairs.sums}
+            raise refusal from None
+        # Before anything is read or made: a model's file, and made-up sizes, would take all memory.
+        held = {name: entry.shape for name, entry in header.tensors.items()}
+        if header.metadata.get("l2p.kind") != _KIND or count < 1 or held != _shapes(side, channels, cells):
+            raise refusal
+        pairs = cls(side, channels, cells, order)
+        pairs.count, pairs.sums = count, {name: value.double() for name, value in load_tensors(path)[0].items()}
+        if not all(is_finite(value) for value in pairs.sums.values()):
+            raise refusal
         return pairs
 
 
@@ -142,8 +144,8 @@ def in_folder(folder: Path) -> PatchPairs:
     path = folder / FILE if folder.is_dir() else folder
     if not path.is_file():
         raise ValueError(
-            f'The start "fitted" needs the file {FILE} that Synthesize L2P Dataset and l2p synth leave beside their '
-            f"images, and {folder} has none: choose a data set that they made, or start without it."
+            f"A fitted start needs the file {FILE} that Synthesize L2P Dataset leaves beside its images, and {folder} "
+            "has none: choose a data set that it made, or start without a fit."
         )
     return PatchPairs.load(path)
 
@@ -227,7 +229,7 @@ def fit(pairs: PatchPairs, weight: Tensor, bias: Tensor) -> Fit:
     if pairs.count < FEW:
         raise ValueError(
             f"{pairs.count} patches are too few for a fitted start, which needs {FEW}: make more or larger images, or "
-            "start without it."
+            "start without a fit."
         )
     weight, bias = weight.double(), bias.double()
     if weight.shape[1] != len(pairs.sums["z"]):

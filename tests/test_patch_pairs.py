@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from tiny_checkpoints import HEAD_WIDTH
 
 from comfyui_l2p.l2p_core import tiny
-from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors
+from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors, save
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.initialise import random_values
 from comfyui_l2p.l2p_core.patch_pairs import ENOUGH, FEW, FILE, KeptPairs, PatchPairs, fit
@@ -121,6 +122,11 @@ def test_a_file_keeps_the_sums_and_damaged_ones_are_refused(tmp_path: Path) -> N
         PatchPairs.load(path)
     with pytest.raises(CheckpointError, match="does not hold sums over patches"):
         PatchPairs.load(bundled.SOURCE)
+    sums = {name: torch.zeros(1) for name in pairs.sums}
+    about = json.dumps({"side": 1 << 20, "channels": 16, "cells": 2, "order": "p q c", "count": 1})
+    save(sums, path, {"l2p.kind": "patch pairs", "l2p.pairs": about}, overwrite=True)
+    with pytest.raises(CheckpointError, match="does not hold sums over patches"):
+        PatchPairs.load(path)
     path.write_bytes(b"text")
     with pytest.raises(CheckpointError):
         PatchPairs.load(path)
@@ -176,7 +182,7 @@ def test_conversions_that_cannot_be_fitted(world: PatchPairs, tmp_path: Path) ->
     target = tmp_path / "made.safetensors"
     with pytest.raises(ValueError, match="choose that data set"):
         convert(bundled.SOURCE, target, init="fitted")
-    with pytest.raises(ValueError, match="convert it to 1k with it"):
+    with pytest.raises(ValueError, match="is for a latent source and the variant 1k"):
         convert(bundled.SOURCE, target, variant="4k", head_width=HEAD_WIDTH, init="fitted", pairs=world)
     with pytest.raises(ValueError, match="another latent space"):
         convert(bundled.SOURCE, target, head_width=HEAD_WIDTH, init="fitted", pairs=PatchPairs(16, 4))

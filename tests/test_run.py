@@ -198,6 +198,11 @@ def test_a_data_folder_without_pairs_is_refused_before_anything_is_made(folder: 
     text = RECIPE.format(steps=2, lr=1e-3).replace("head_width", 'init = "fitted"\nhead_width')
     text = text.replace('kind = "renderings"\nimages = 4', 'kind = "folder"\npath = "photos"')
     recipe.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"photos has none: choose a data set that they made, or start without it"):
+    with pytest.raises(ValueError, match=r"photos has none: choose a data set that it made, or start without a fit"):
+        run.train(str(recipe), folder / "run")
+    pairs = patch_pairs.PatchPairs(16, 16)
+    pairs.count = patch_pairs.FEW - 1
+    pairs.save(folder / "photos" / patch_pairs.FILE)
+    with pytest.raises(ValueError, match="too few for a fitted start"):
         run.train(str(recipe), folder / "run")
     assert not RunFolder(folder / "run").init.exists() and not (folder / "run" / "images").exists()

@@ -71,8 +71,12 @@ def pixel_config(model: ModelSection, target: Path | None) -> PixelConfig:
     return config.with_head(model.variant, model.head_width)
 
 
-def check(model: ModelSection) -> None:
+def check(model: ModelSection, pairs: Callable[[], PatchPairs] | None = None) -> None:
     """Check that the base can be trained or converted, before anything is moved for it.
+
+    Args:
+        model: with an absolute `base`.
+        pairs: finds those of a model that starts "fitted"; None if they are still to be made.
 
     Raises:
         ValueError: if it is incomplete, quantised, or cannot be converted as requested.
@@ -82,6 +86,8 @@ def check(model: ModelSection) -> None:
     config = checkpoint.plain_config()
     hold = check_complete if _is_converted(config, model) else check_exact
     hold(checkpoint, key_shapes(config))
+    if pairs and model.init == "fitted" and _is_converted(config, model):
+        convert.fitted_embedder(checkpoint, config.with_head(model.variant, model.head_width), pairs())
 
 
 def bytes_to_convert(model: ModelSection) -> int:

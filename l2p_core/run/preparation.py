@@ -106,9 +106,8 @@ def prepare(
 def _config(recipe: Recipe, folder: RunFolder, fresh: bool) -> PixelConfig:
     """The configuration of the model to train; also checks that its base is usable."""
     if fresh or not folder.init.exists():
-        base.check(recipe.model)
-        if recipe.model.init == "fitted" and recipe.data.kind == "folder":
-            in_folder(data.pairs_place(recipe))
+        in_data = recipe.data.kind == "folder"
+        base.check(recipe.model, partial(in_folder, data.pairs_place(recipe)) if in_data else None)
     return base.pixel_config(recipe.model, None if fresh else folder.init)
 
 

@@ -147,7 +147,7 @@ def test_a_conversion_is_fitted_to_a_data_set(server: Server, data: Path) -> Non
     graph = graphs.convert(graphs.TINY, "fitted")
     graph["3"]["inputs"]["dataset"] = "made"
     (data / "made").mkdir(parents=True)
-    assert "made has none: choose a data set that they made" in sentence(server.run(graph))
+    assert "made has none: choose a data set that it made" in sentence(server.run(graph))
     pairs, images = PatchPairs(16, 16), image_set.rendered(evaluation_captions(320), range(320))
     pairs.add(images, tiny.load_autoencoder().encode(images))
     pairs.save(data / "made" / FILE)

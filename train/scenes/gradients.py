@@ -14,12 +14,12 @@ from torch import Tensor, nn
 WARM_UP = 3
 
 Losses = Callable[[Any], tuple[Tensor, Tensor]]
-"""A named tuple of tensors to what is of interest, and the loss; with fixed shapes, nothing read back and no random
-numbers."""
+"""From a named tuple of tensors: a result, and the loss. Shapes are fixed, nothing is read back, and no random numbers
+are drawn."""
 
 
 def gradients_of(losses: Losses, parameters: Sequence[nn.Parameter], device: torch.device) -> Callable[[Any], Tensor]:
-    """A function that sets the parameters' gradients and returns what is of interest."""
+    """A function that sets the parameters' gradients and returns the result."""
     return _Graphed(losses, parameters) if device.type == "cuda" else _Plain(losses, parameters)
 
 
@@ -30,9 +30,9 @@ class _Plain:
     def __call__(self, inputs: Any) -> Tensor:
         for parameter in self._parameters:
             parameter.grad = None
-        interest, loss = self._losses(inputs)
+        result, loss = self._losses(inputs)
         loss.backward()
-        return interest.detach()
+        return result.detach()
 
 
 class _Graphed:
@@ -42,16 +42,16 @@ class _Graphed:
         self._plain, self._parameters = _Plain(losses, parameters), parameters
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
-        self._interest: Tensor | None = None
+        self._result: Tensor | None = None
 
     def __call__(self, inputs: Any) -> Tensor:
         if self._graph is None:
             self._record(inputs)
         for kept, given in zip(self._inputs, inputs, strict=True):
             kept.copy_(given)
-        assert self._graph is not None and self._interest is not None, "recorded"
+        assert self._graph is not None and self._result is not None, "recorded"
         self._graph.replay()
-        return self._interest.clone()
+        return self._result.clone()
 
     def _record(self, inputs: Any) -> None:
         kept = type(inputs)(*(tensor.clone() for tensor in inputs))
@@ -65,5 +65,5 @@ class _Graphed:
             parameter.grad = None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._interest = self._plain(kept)
+            self._result = self._plain(kept)
         self._graph, self._inputs = graph, kept
