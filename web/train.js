@@ -134,25 +134,33 @@ function draw({ chart, state }) {
   const y = (value) => CHART_HEIGHT - PAD.bottom - ((value - low) / (high - low)) * (CHART_HEIGHT - PAD.top - PAD.bottom);
   axes(pen, ink, width, { first, last, low, high }, x, y);
   const colours = { true: [...HIGH], false: [...LOW] };
-  let place = PAD.left;
   pen.textAlign = "left";
-  for (const range of ranges) {
+  const fonts = { true: "bold 10px sans-serif", false: "10px sans-serif" };
+  const wide = (text, high = false) => {
+    pen.font = fonts[high];
+    return pen.measureText(text).width;
+  };
+  const named = ranges.map((range) => ({ ...range, name: range.name.replace(" to ", "–") }));
+  const title = say("loss at sigma");
+  const length = named.reduce((sum, { name, high }) => sum + wide(name, high) + 20, wide(title) + 8) - 9;
+  // In a narrow node, or in a longer language, the legend begins further to the left.
+  let place = Math.max(2, Math.min(PAD.left, width - length));
+  pen.globalAlpha = 1;
+  pen.fillStyle = ink;
+  const ahead = wide(title) + 8; // sets the title's font, too
+  pen.fillText(title, place, 12);
+  place += ahead;
+  for (const range of named) {
     const colour = colours[range.high].shift();
     line(pen, steps, range, colour, x, y);
     pen.globalAlpha = 1;
-    pen.font = range.high ? "bold 10px sans-serif" : "10px sans-serif";
-    if (place === PAD.left) {
-      pen.fillStyle = ink;
-      pen.fillText(say("loss at sigma"), place, 12);
-      place += pen.measureText(say("loss at sigma")).width + 8;
-    }
     // The colour beside the name: not every one can be read on a light and on a dark node.
     pen.fillStyle = colour;
     pen.fillRect(place, 5, 8, 7);
     pen.fillStyle = ink;
-    const name = range.name.replace(" to ", "–");
-    pen.fillText(name, place + 11, 12);
-    place += pen.measureText(name).width + 20;
+    const space = wide(range.name, range.high);
+    pen.fillText(range.name, place + 11, 12);
+    place += space + 20;
   }
 }
 
