@@ -119,6 +119,11 @@ class TrainingConfig:
         """What `precision` computes in."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
+    @property
+    def steps_in_backward(self) -> bool:
+        """Whether weights are stepped during the backward pass."""
+        return self.step_early or (self.offload and self.accumulate == 1)
+
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:

@@ -22,6 +22,7 @@ from comfyui_l2p.l2p_core.sources import SOURCES
 from comfyui_l2p.l2p_core.training import adamw
 from comfyui_l2p.l2p_core.training import loading as training_model
 from comfyui_l2p.l2p_core.training.batch import Batch
+from comfyui_l2p.l2p_core.training.in_backward import InBackward
 from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
@@ -121,16 +122,17 @@ def test_working_copies_are_bfloat16_and_what_is_kept_is_float32() -> None:
 def test_gradients_never_pile_up(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever one is taken, no other weight has one, but for vectors; and the last to come finds the first stepped."""
     trained = Trainer(pixel_model(), config(**changes), EMPTY)
-    weights, seen = trained._weights, []
+    weights, stepping, seen = trained._weights, trained._stepping, []
     first = weights.masters["local_decoder.out_conv.weight"].clone()
-    step = weights._step_one  # type: ignore[attr-defined]
+    assert isinstance(stepping, InBackward)
+    step = stepping._stepped
 
-    def watched(name: str, gradient: torch.Tensor) -> None:
+    def watched(name: str, gradients: list[torch.Tensor]) -> exchange.Renewed:
         assert all(parameter.grad is None for parameter in trained.parameters.values() if parameter.ndim > 1)
         seen.append((name, torch.equal(weights.masters["local_decoder.out_conv.weight"], first)))
-        step(name, gradient)
+        return step(name, gradients)
 
-    monkeypatch.setattr(weights, "_step_one", watched)
+    monkeypatch.setattr(stepping, "_stepped", watched)
     go_on(trained, 1)
     assert len(seen) > 40 and seen[-1] not in seen[:-1]
     assert seen[0][1] and not seen[-1][1]
@@ -255,7 +257,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_and_spares_what_follows(chan
 def test_a_run_that_is_over_gives_all_of_its_memory_back(changes: dict[str, object]) -> None:
     """A host goes on after a run: what torch holds of it would stay on the user's GPU until ComfyUI is closed."""
     trained = run(config(**changes), 2)
-    left = weakref.WeakSet([trained._weights, trained.model])
+    left = weakref.WeakSet([trained._weights, trained._stepping, trained.model])
     del trained
     gc.collect()
     assert not left

@@ -31,7 +31,7 @@ Use = Callable[[list[Tensor]], Renewed]
 
 
 class Exchange(Protocol):
-    """What `OffloadedWeights` needs of a device."""
+    """What `training.offload.InRam` needs of a device."""
 
     def bring(self, gradients: Sequence[Tensor], use: Use) -> None:
         """Use gradients in RAM, in the order of these calls, and renew weights on the device."""

@@ -1,9 +1,8 @@
 """Stepping trained weights during the backward pass, each as soon as its gradient is complete.
 
 Gradients then never accumulate; otherwise, for float32 weights, they are as large as the weights and all in memory at
-the end of the backward pass. torch calls a hook when a weight's gradient is complete; no later part of the backward
-pass reads that weight. Vectors, which are half of all weights and almost none of their elements, are stepped together
-after the backward pass: stepping each of them separately would cost more than their gradients' memory is worth.
+the end of the backward pass. Vectors are stepped together after the backward pass: stepping each of them separately
+would cost more than their gradients' memory is worth.
 
 Clipping needs the norm of all gradients, which is not yet known, so each weight's gradient is scaled down to
 `clip_norm` by itself. If the total is within `clip_norm`, neither way changes anything; above it this way clips less.
@@ -14,136 +13,114 @@ the weights keeps the optimiser from changing anything.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..sources.source import Source
-from ..training_config import TrainingConfig
+from ..memory.exchange import Renewed
 from . import adamw
+from .offload import InRam
 from .weights import TrainedWeights
 
 
-class EarlyWeights(TrainedWeights):
-    """float32 weights, moments and averages on the model's device, for one micro-batch per step."""
+class InBackward:
+    """Steps weights during the backward pass of a step's only micro-batch.
 
-    steps_early = True
-    """Whether weights change during the backward pass; a subclass may sum several micro-batches instead."""
+    Between `losses` and `clip`, the norms, the flag and the masters belong to the place, which may use them in a
+    thread.
+    """
 
-    def __init__(self, parameters: Mapping[str, Tensor], config: TrainingConfig, source: Source):
-        super().__init__(parameters, config, source)
+    def __init__(self, weights: TrainedWeights):
+        self._weights, self._place = weights, weights.place
         self._arrived: set[str] = set()
         self._norms: list[Tensor] = []
-        self._broken = torch.zeros((), device=next(iter(self.masters.values())).device)
-        for name, parameter in self.parameters.items():
-            if name not in self._waiting:
-                self._listen(name, parameter)
+        self._broken = torch.zeros((), device=next(iter(weights.masters.values())).device)
+        for name, master in weights.masters.items():
+            if master.ndim > 1:
+                self._place.listen(name, self._take)
 
-    @cached_property
-    def _waiting(self) -> dict[str, Tensor]:
-        """The parameters that are stepped together at the end."""
-        return {
-            name: parameter for name, parameter in self.parameters.items() if self.steps_early and parameter.ndim == 1
-        }
-
-    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        if not self.steps_early:
-            return super()._optimisers()
-        # One optimiser for each of the others: a common one would look at all weights at every step.
-        groups = [list(self._waiting)] if self._waiting else []
-        groups += [[name] for name in self.masters if name not in self._waiting]
-        found: dict[str, torch.optim.Optimizer] = {}
-        for names in groups:
-            optimiser = adamw.make({name: self.masters[name] for name in names}, self.config, self.source)
-            found |= dict.fromkeys(names, optimiser)
-        return found
-
-    def begin(self, step: int, lr: float) -> None:
-        super().begin(step, lr)
+    def begin(self) -> None:
         self._arrived.clear()
         self._norms.clear()
         self._broken.zero_()
 
-    @torch.no_grad()
     def losses(self, errors: Tensor) -> None:
-        if self.steps_early:
-            self._note(errors.detach())
-
-    def clip(self) -> Tensor:
-        return self._clip([name for name, parameter in self._waiting.items() if parameter.grad is not None])
+        # A copy, because the backward pass uses the errors at the same time.
+        self._place.bring([errors.detach().clone()], self._checked)
 
     @torch.no_grad()
-    def _clip(self, waited: list[str]) -> Tensor:
-        """`clip`, with `waited` the waiting weights that have a gradient."""
-        if not self.steps_early:
-            return super().clip()
-        self._arrived.update(waited)
-        if waited:
-            gradients = [gradient for name in waited if (gradient := self.masters[name].grad) is not None]
-            norms = torch.stack(torch._foreach_norm(gradients))
+    def clip(self) -> Tensor:
+        masters, vectors = self._weights.masters, self._weights.vectors
+        self._place.collect(vectors)
+        gradients = {name: gradient for name in vectors if (gradient := masters[name].grad) is not None}
+        self._arrived.update(gradients)
+        if gradients:
+            norms = torch.stack(torch._foreach_norm(list(gradients.values())))
             self._norms.append(norms)
-            torch._foreach_mul_(gradients, list(self._factor(norms).unbind()))
+            torch._foreach_mul_(list(gradients.values()), list(self._factor(norms).unbind()))
         return torch.linalg.vector_norm(torch.cat([norm.flatten() for norm in self._norms]))
 
     @torch.no_grad()
     def step(self) -> None:
-        """Step the waiting weights, and finish the step for those that had no gradient."""
-        without = self.masters.keys() - self._arrived
-        waited = self._arrived & self._waiting.keys()
-        for optimiser in {self.optimiser_of[name] for name in waited}:
+        """Step the vectors, and finish the step for weights that had no gradient."""
+        weights = self._weights
+        waited = [name for name in weights.vectors if name in self._arrived]
+        without = [name for name in weights.masters if name not in self._arrived]
+        for optimiser in {weights.optimiser_of[name] for name in waited}:
             optimiser.step()
-        self._set_step(without, self._step + 1)
-        self._average(without | waited)
-        self.drop_gradients()
-
-    def _listen(self, name: str, parameter: Tensor) -> None:
-        """Have a weight's gradients taken when they are complete."""
-        # Weak: torch keeps hooks where the garbage collector does not look, so a hook that holds this object would keep
-        # its weights, on the device and in RAM, until the process ends.
-        complete = weakref.WeakMethod(self._complete)
-
-        def completed(parameter: Tensor) -> None:
-            call = complete()
-            assert call is not None, "a gradient arrived after its trainer was deleted"
-            call(name, parameter)
-
-        parameter.register_post_accumulate_grad_hook(completed)
-
-    def _complete(self, name: str, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        gradient, parameter.grad = parameter.grad, None
-        self._take(name, gradient)
+        weights.set_step(without, weights.step + 1)
+        weights.average(without + waited)
+        weights.drop_gradients()
+        self._place.renew(self._place.renewed({name: weights.masters[name] for name in waited}))
 
     def _take(self, name: str, gradient: Tensor) -> None:
-        """Consume the gradient that a backward pass has completed."""
         self._arrived.add(name)
-        self._step_one(name, gradient)
+        self._place.bring([gradient], partial(self._stepped, name))
 
     @torch.no_grad()
-    def _step_one(self, name: str, gradient: Tensor) -> None:
-        master, norm = self.masters[name], torch.linalg.vector_norm(gradient)
+    def _checked(self, errors: list[Tensor]) -> Renewed:
+        self._note(errors[0])
+        return ()
+
+    @torch.no_grad()
+    def _stepped(self, name: str, gradients: list[Tensor]) -> Renewed:
+        place = self._place
+        if isinstance(place, InRam) and adamw.takes_pieces(self._weights.optimiser_of[name]):
+            self._step_pieces(name, gradients[0], place)
+        else:
+            self._step_whole(name, gradients[0].float())
+        return place.renewed({name: self._weights.masters[name]})
+
+    def _step_whole(self, name: str, gradient: Tensor) -> None:
+        weights, norm = self._weights, torch.linalg.vector_norm(gradient)
         self._norms.append(norm)
         self._note(norm)
         # Python can read what a CPU has computed, and skip a pass over the gradient.
-        if not norm.is_cpu or norm > self.config.clip_norm:
+        if not norm.is_cpu or norm > weights.config.clip_norm:
             gradient.mul_(self._factor(norm))
-        master.grad = gradient
-        adamw.step_unless(self.optimiser_of[name], self._broken)
-        self._average([name], 1 - self._broken)
-        master.grad = None
+        weights.masters[name].grad = gradient
+        adamw.step_unless(weights.optimiser_of[name], self._broken)
+        weights.average([name], unless=self._broken)
+        weights.masters[name].grad = None
+
+    def _step_pieces(self, name: str, gradient: Tensor, place: InRam) -> None:
+        weights, config = self._weights, self._weights.config
+        norms = [torch.linalg.vector_norm(piece) for piece in place.pieces(gradient)]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        self._norms.append(norm)
+        self._note(norm)
+        if bool(self._broken):
+            return
+        factor = self._factor(norm) if norm > config.clip_norm else None
+        scaled = (piece if factor is None else piece.mul_(factor) for piece in place.pieces(gradient))
+        adamw.step_pieces(weights.optimiser_of[name], weights.masters[name], scaled)
+        weights.average([name])
 
     def _factor(self, norm: Tensor) -> Tensor:
         """The factor that scales gradients of these norms down to `clip_norm`."""
-        return (self.config.clip_norm / norm).clamp(max=1)
+        return (self._weights.config.clip_norm / norm).clamp(max=1)
 
     def _note(self, values: Tensor) -> None:
         """Disable the rest of this step if one of these values is not finite."""
         self._broken.copy_(torch.maximum(self._broken, 1 - values.isfinite().all().float()))
-
-    def _average(self, names: Iterable[str], share: Tensor | float = 1.0) -> None:
-        """Move averages towards the weights, by this share (0 or 1) of the usual amount."""
-        for name in names if self.averages else ():
-            self.averages[name].lerp_(self.masters[name], (1 - self._decay()) * share)

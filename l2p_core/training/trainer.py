@@ -22,6 +22,7 @@ from ..backbone import Caption
 from ..deltas import low_rank as lora
 from ..distributed import sharding
 from ..distributed.ranks import Ranks
+from ..distributed.sharding import whole
 from ..distributed.together import check_together
 from ..freeze import freeze_all_but
 from ..memory import block_store, compiled, placement
@@ -32,12 +33,14 @@ from . import adamw, prepared
 from . import state as training_state
 from .batch import Batch as Batch
 from .batch import BatchSource as BatchSource
-from .in_backward import EarlyWeights
-from .offload import OffloadedWeights
+from .in_backward import InBackward
+from .offload import InRam
+from .on_device import OnDevice
 from .prepared import Preparation, Prepared
 from .step_metrics import SIGMA_EDGES as SIGMA_EDGES
 from .step_metrics import StepMetrics as StepMetrics
 from .step_metrics import step_metrics
+from .stepping import AtEnd, SummedInRam
 from .weights import TrainedWeights
 
 COSINE_FLOOR = 0.1
@@ -101,16 +104,7 @@ class Trainer:
         if self.ranks.count > 1:
             self._network = sharding.distributed(model, self.parameters, self.ranks, config)
             self.parameters = {name: p for name, p in model.named_parameters() if name in self.parameters}
-        shared_pads = model.source.pads if self.ranks.count > 1 else ()
-        if config.offload:
-            streamed = block_store.trained_linears(model)
-            self._weights: TrainedWeights = OffloadedWeights(
-                self.parameters, config, model.source, self.device, streamed
-            )
-        elif config.step_early:
-            self._weights = EarlyWeights(self.parameters, config, model.source)
-        else:
-            self._weights = TrainedWeights(self.parameters, config, model.source, shared_pads)
+        self._weights, self._stepping = self._place_weights()
         if config.compile:
             compiled.compile_blocks(model)
 
@@ -170,7 +164,7 @@ class Trainer:
         sharding.let_go_of_gathered(self.model)
         try:
             # With "bf16", frozen and trained weights differ in dtype, which only autocast reconciles.
-            with self._weights.averages_in_place(), self._autocast():
+            with self._weights.place.averages_in_place(self._weights.averages), self._autocast():
                 yield self.model
         finally:
             sharding.let_go_of_gathered(self.model)
@@ -196,6 +190,17 @@ class Trainer:
             parameter.data = parameter.data.to(weights[name].loaded_as)
         return {name: parameter for name, parameter in self.model.named_parameters() if name in names}
 
+    def _place_weights(self) -> tuple[TrainedWeights, AtEnd | SummedInRam | InBackward]:
+        """The trained weights where they are optimised, and when they are stepped."""
+        config, in_ram = self.config, None
+        if config.offload:
+            streamed = block_store.trained_linears(self.model)
+            in_ram = InRam(self.parameters, self.device, config.compute_dtype, streamed)
+        weights = TrainedWeights(in_ram or OnDevice(self.parameters), config, self.model.source)
+        if config.steps_in_backward:
+            return weights, InBackward(weights)
+        return weights, SummedInRam(weights, in_ram) if in_ram else AtEnd(weights)
+
     def _numbers(self) -> Iterator[int]:
         """The numbers in the run of this process's micro-batches, from the current step to the last."""
         accumulate = self.config.accumulate
@@ -209,20 +214,23 @@ class Trainer:
         own = self.ranks.micro_batches(self.config.accumulate)
         lr = self._learning_rate()
         self._weights.begin(self.step, lr)
+        self._stepping.begin()
         for micro in own:
             batch = next(ready)
             with sharding.averaging(self._network, last=micro == own[-1]):
                 errors.append(self._backward(batch, len(own)))
             levels += batch.sigma.tolist()
-        clipped, needed = self._weights.clip(), self._weights.needed()
+        clipped, needed = self._stepping.clip(), self._needed()
         # The step's only wait for the device.
         *own_errors, (norm,), tokens = _read([*errors, clipped, _stacked(needed)])
         error, sigma = self._of_all([value for values in own_errors for value in values]), self._of_all(levels)
         if not math.isfinite(norm) or not bool(error.isfinite().all()):
             self._weights.drop_gradients()
             raise self._diverged()
-        self._weights.forget(name for name, used in zip(needed, tokens, strict=True) if not used)
-        self._weights.step()
+        for name, used in zip(needed, tokens, strict=True):
+            if not used:  # excluded from the step, including its weight decay
+                self.parameters[name].grad = None
+        self._stepping.step()
         self.step += 1
         return step_metrics(self.step, error, sigma, lr, norm, time.perf_counter() - started)
 
@@ -230,9 +238,15 @@ class Trainer:
         """Add the gradients of one of a step's micro-batches; returns its samples' errors (B,), on the device."""
         self._last = batch
         errors = self._errors(batch, self._network)
-        self._weights.losses(errors)
+        self._stepping.losses(errors)
         (errors.mean() / micro_batches).backward()
         return errors.detach()
+
+    def _needed(self) -> dict[str, Tensor]:
+        """Whether any sample needed each of the pad tokens, which always have a gradient if processes average it."""
+        pads = self.model.source.pads if self.ranks.count > 1 else ()
+        gradients = {name: self.parameters[name].grad for name in pads if name in self.parameters}
+        return {name: whole(gradient).any() for name, gradient in gradients.items() if gradient is not None}
 
     def loss_now(self) -> float:
         """The mean loss, over all processes, of the last micro-batch, with the noise it had then and the current
