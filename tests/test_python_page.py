@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,9 +16,9 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    for number, example in enumerate(EXAMPLES):
-        exec(compile(example, f"docs/python.md, example {number + 1}", "exec"), names)
+    script = tmp_path / "examples.py"
+    script.write_text("\n".join(EXAMPLES), encoding="utf-8")
+    names = runpy.run_path(str(script))
     assert names["image"].shape == (1, 3, 64, 64)
     red, green, blue = names["image"][0, :, 28:36, 28:36].mean((1, 2))
     assert red > 0.5 and max(green, blue) < 0.4, "the circle in the centre is red"
