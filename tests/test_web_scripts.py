@@ -192,6 +192,40 @@ def test_an_error_is_read_in_its_node_until_the_next_run(site: Path) -> None:
     assert after == [["", 1, [300, 100]], [None, 0, [300, 100]]]
 
 
+def test_what_is_wrong_with_an_l2p_file_is_read_at_the_hosts_own_loader(site: Path) -> None:
+    """The server is asked about the file of a loader that failed in the host's own words, and about nothing else."""
+    script = f"""
+        import "./extensions/pack/said.js"; {STATE}
+        const asked = [];
+        let answer = "It is incomplete.";
+        api.fetchApi = async (address) => (asked.push(address), {{ ok: true, text: async () => answer }});
+        const failed = async (type, inputs, kind = "KeyError") => {{
+          app.graph.nodes.clear(); node(1, type);
+          api.send("execution_error", {{ node_id: "1", node_type: type, exception_message: "'to_k'",
+                                        exception_type: kind, current_inputs: inputs, traceback: [] }});
+          if (kind === "gone") api.send("execution_start", {{}});
+          await new Promise((done) => setTimeout(done));
+          const text = state()[1][0][0]; api.send("execution_start", {{}}); return text;
+        }};
+        result = [
+          await failed("UNETLoader", {{ unet_name: ["a b.safetensors"] }}),
+          await failed("CheckpointLoaderSimple", {{ ckpt_name: ["c.safetensors"] }}),
+          await failed("CheckpointLoaderSimple", {{ ckpt_name: ["c.safetensors"] }}, "gone"),
+          await failed("UNETLoader", {{ unet_name: ["a.safetensors"] }}, "torch.OutOfMemoryError"),
+          await failed("VAELoader", {{ vae_name: ["v.safetensors"] }}),
+        ];
+        answer = "";
+        result.push(await failed("UNETLoader", {{ unet_name: ["other.safetensors"] }}), asked);
+    """
+    *texts, asked = run(site, FRONTEND + script)
+    assert texts == ["It is incomplete.", "It is incomplete.", None, None, None, None]
+    assert asked == [
+        "/l2p/refused?folder=diffusion_models&name=a+b.safetensors",
+        *["/l2p/refused?folder=checkpoints&name=c.safetensors"] * 2,
+        "/l2p/refused?folder=diffusion_models&name=other.safetensors",
+    ]
+
+
 def test_progress_leaves_a_warning_where_it_is(site: Path) -> None:
     script = f"""
         import "./extensions/pack/said.js"; {STATE}

@@ -22,6 +22,7 @@ const READABLE = 0.4; // the canvas's zoom
 // What is on display of errors, until the next run: nodes, and messages for nodes that are out of sight.
 const shown = new Set();
 const messages = new Set();
+let run = 0;
 
 // What a stock node makes of pixels, which its own sentence does not tell.
 const HINTS = [
@@ -31,6 +32,23 @@ const HINTS = [
     sentence: "These are the pixels of an L2P model, not a latent: use Pixels to Image in place of VAE Decode.",
   },
 ];
+
+// The host's own loaders: the folder and the input that name their file. Where they fail on an L2P file before they ask us,
+// the server says what is wrong with it.
+const LOADERS = {
+  UNETLoader: ["diffusion_models", "unet_name"],
+  CheckpointLoaderSimple: ["checkpoints", "ckpt_name"],
+  ImageOnlyCheckpointLoader: ["checkpoints", "ckpt_name"],
+  unCLIPCheckpointLoader: ["checkpoints", "ckpt_name"],
+};
+
+async function sentenceOfFile({ node_type, current_inputs, exception_type }) {
+  const [folder, input] = LOADERS[node_type] ?? [];
+  const name = [current_inputs?.[input]].flat()[0];
+  if (!name || OUT_OF_MEMORY.test(exception_type)) return "";
+  const answer = await api.fetchApi(`/l2p/refused?${new URLSearchParams({ folder, name })}`);
+  return answer.ok ? answer.text() : "";
+}
 
 function sentenceOf({ node_type, exception_message, traceback }) {
   const message = String(exception_message ?? "").trim();
@@ -109,6 +127,7 @@ function remove(node) {
 }
 
 function clear() {
+  run += 1;
   shown.forEach(takeBack);
   shown.clear();
   messages.forEach((message) => app.extensionManager?.toast?.remove?.(message));
@@ -127,8 +146,13 @@ function isInSight(node) {
   });
 }
 
-function show({ detail }) {
-  const sentence = sentenceOf(detail);
+async function show({ detail }) {
+  let sentence = sentenceOf(detail);
+  if (!sentence && detail.node_type in LOADERS) {
+    const then = run;
+    sentence = await sentenceOfFile(detail);
+    if (run !== then) return;
+  }
   if (!sentence) return;
   const node = nodeOf(detail.node_id);
   if (!OUT_OF_MEMORY.test(detail.exception_type)) closeHint(node?.title ?? detail.node_type);

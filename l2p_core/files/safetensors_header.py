@@ -84,6 +84,27 @@ def read_header(path: Path) -> Header:
     Raises:
         CheckpointError: if the file is missing, is another format, is incomplete or is inconsistent.
     """
+    parsed, data_start, size = _parsed_header(path)
+    metadata = _checked_metadata(path, parsed.pop("__metadata__", {}))
+    entries = sorted(
+        (_checked_entry(path, name, value, data_start) for name, value in parsed.items()),
+        key=lambda entry: (entry.start, entry.stop),
+    )
+    _check_contiguous(path, entries, data_start, size)
+    return Header(path, {entry.name: entry for entry in entries}, metadata, data_start)
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The tensors that a header names, whatever state their data is in: a download that was cut off tells what it is.
+
+    Raises:
+        CheckpointError: if the header cannot be read.
+    """
+    return [name for name in _parsed_header(path)[0] if name != "__metadata__"]
+
+
+def _parsed_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header's JSON object, where the data begin, and the size of the file."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -97,13 +118,7 @@ def read_header(path: Path) -> Header:
         _damaged(path, f"its header is not valid JSON ({error})")
     if not isinstance(parsed, dict):
         _damaged(path, "its header is not a JSON object")
-    metadata = _checked_metadata(path, parsed.pop("__metadata__", {}))
-    entries = sorted(
-        (_checked_entry(path, name, value, data_start) for name, value in parsed.items()),
-        key=lambda entry: (entry.start, entry.stop),
-    )
-    _check_contiguous(path, entries, data_start, size)
-    return Header(path, {entry.name: entry for entry in entries}, metadata, data_start)
+    return parsed, data_start, size
 
 
 def parse_json(text: str, fractions: bool = False) -> Any:

@@ -73,6 +73,17 @@ def _run(request: web.Request) -> str:
     return request.query.get("run", "").strip()
 
 
+async def _refused(request: web.Request) -> web.Response:
+    """What is wrong with a file that a loader of the host's own did not load; nothing where it is not an L2P file."""
+    from ..folders.files import WHOLE_MODELS
+    from .refused import refused_because
+
+    folder, name = request.query.get("folder", ""), request.query.get("name", "")
+    if folder not in WHOLE_MODELS or not name:
+        raise web.HTTPNotFound
+    return web.Response(text=await asyncio.to_thread(refused_because, folder, name))
+
+
 async def _doctor(_: web.Request) -> web.Response:
     from .doctor import report
 
@@ -84,6 +95,7 @@ ROUTES = {
     "/l2p/report": _report,
     "/l2p/evaluation": _evaluation,
     "/l2p/prompts": _prompts,
+    "/l2p/refused": _refused,
     "/l2p/doctor": _doctor,
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import golden_vectors as golden
 import graphs
 import numpy as np
 import pytest
+import torch
 from host_server import Refused, Run, Server
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -21,6 +24,7 @@ from tiny_checkpoints import write_shards
 from comfyui_l2p.l2p_core import delta, tiny
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, open_checkpoint
 from comfyui_l2p.l2p_core.config import COMFY_PREFIX
+from comfyui_l2p.l2p_core.files.metadata import DELTA, KIND
 from comfyui_l2p.l2p_core.layouts import to_comfy
 
 NODES = {
@@ -392,3 +396,45 @@ def test_a_delta_in_load_diffusion_model_ends_in_a_sentence(server: Server, mode
     graph["1"] = {"class_type": "UNETLoader", "inputs": {"unet_name": "only_a_delta.safetensors"}}
     graph["1"]["inputs"]["weight_dtype"] = "default"
     assert "If it is a delta, load it with L2P Loader" in sentence(server.run(graph))
+
+
+def test_what_the_hosts_loader_says_of_a_damaged_file_is_explained(server: Server, models: Path) -> None:
+    """In files that fail before any row of the host's list is asked; other models' are nobody's business of ours."""
+    weights = golden.diffusers_weights()
+    first = "noise_refiner.0.attention"
+    linears = [
+        key.removesuffix(".weight") for key in to_comfy(weights) if key.endswith(("attention.out.weight", "w1.weight"))
+    ]
+    marks = {"layers": {COMFY_PREFIX + layer: {"format": "float8_e4m3fn"} for layer in linears}}
+    fp8 = to_comfy(weights)
+    for layer in linears:
+        scale = fp8[f"{layer}.weight"].abs().amax() / 448
+        fp8[f"{layer}.weight"] = (fp8[f"{layer}.weight"] / scale).to(torch.float8_e4m3fn)
+        fp8[f"{layer}.weight_scale"] = scale
+    bias = {key: weights[key] + 1 for key in weights if key.endswith("out_conv.bias")}
+    damaged: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+        "k": (without(weights, f"{first}.to_k.weight"), {}, f"'{first}.to_k.weight' is missing"),
+        "norm": (without(weights, f"{first}.norm_k.weight"), {}, f"'{first}.k_norm.weight' is missing"),
+        "comfy": (without(to_comfy(weights), f"{first}.k_norm.weight"), {}, f"'{first}.k_norm.weight' is missing"),
+        "marked": (fp8, {"_quantization_metadata": json.dumps(marks)}, "load it with L2P Loader"),
+        "delta": (bias, {KIND: DELTA}, "only the trained part of an L2P model"),
+        "cut": (weights, {}, "is incomplete: it has"),
+        "latent": (without(to_comfy(weights), "local_decoder.", "cap_embedder.1"), {}, "^$"),
+    }
+    for name, (tensors, metadata, expected) in damaged.items():
+        path = models / f"bad_{name}.safetensors"
+        save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata)
+        if name == "cut":
+            os.truncate(path, path.stat().st_size // 2)
+        inputs = {"unet_name": path.name, "weight_dtype": "default"}
+        run = server.run({**graphs.loader(""), "1": {"class_type": "UNETLoader", "inputs": inputs}})
+        assert run.error is not None and run.error["current_inputs"]["unet_name"] == [path.name]
+        said = server.get(f"/l2p/refused?folder=diffusion_models&name={path.name}").decode()
+        assert re.search(expected, said) and str(server.base) not in said and "\n" not in said
+        path.unlink()
+    for folder, name in (("diffusion_models", "../secret"), ("checkpoints", "none.safetensors")):
+        assert server.get(f"/l2p/refused?folder={folder}&name={name}") == b""
+
+
+def without(tensors: dict[str, Any], *beginnings: str) -> dict[str, Any]:
+    return {key: value for key, value in tensors.items() if not key.startswith(beginnings)}

@@ -57,7 +57,7 @@ WHEN_A_NODE_RUNS = {
     f"nodes.{name}"
     for name in (
         *("captions", "pixels", "sampling", "synthesis", "training"),
-        *("folders.run_files", "messages.doctor", "messages.jobs", "messages.live"),
+        *("folders.run_files", "messages.doctor", "messages.jobs", "messages.live", "messages.refused"),
         *("model.content", "model.demo", "model.demo_source", "model.host", "model.limits", "model.loading"),
         *("model.lora", "model.lora_names", "model.network", "model.patcher", "model.quantised", "model.weights"),
     )
