@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,6 +38,13 @@ class LowRank(NamedTuple):
         """A weight (out, in) plus the adapter, computed in float32, in the weight's dtype and on its device."""
         up, down = (part.to(weight.device, torch.float32) for part in (self.up, self.down))
         return torch.addmm(weight.float(), up, down, alpha=self.alpha / len(down)).to(weight.dtype)
+
+
+def added(adapters: Mapping[str, LowRank], weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Weights by name, with the adapters of their layers added."""
+    for name, weight in weights:
+        adapter = adapters.get(name.removesuffix(".weight"))
+        yield name, adapter.added_to(weight) if adapter else weight
 
 
 def adapted_layers(config: ModelConfig, trained: Collection[str]) -> list[str]:

@@ -6,7 +6,7 @@ offloaded to RAM anyway and blocks are streamed. All share one stream, in the or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
@@ -74,6 +74,31 @@ def read_as(checkpoint: Checkpoint, weights: Weights, keys: Iterable[str], puts:
     # What 8 bits stand for has no dtype of its own: float32 holds it exactly.
     own = {key: dtype if (dtype := checkpoint.tensors[key].dtype) in FLOAT_DTYPES else "F32" for key in puts}
     return {key: own[key] if key in puts else DTYPE_NAMES[weights[key].loaded_as] for key in keys}
+
+
+def fill(
+    model: Backbone,
+    read: Iterable[tuple[str, Tensor]],
+    puts: Mapping[str, Put],
+    home: Callable[[str], torch.device],
+    complete: bool = True,
+) -> None:
+    """Put weights into a model one by one, as they are read.
+
+    Args:
+        model: as `store` has prepared it.
+        read: weights by name, on the CPU.
+        puts: of `store`.
+        home: the device of each weight that is not among them.
+        complete: whether these are all weights of the model.
+    """
+    state = {}
+    for key, weight in read:
+        if key in puts:
+            puts[key](weight)
+        else:
+            state[key] = weight.to(home(key))
+    model.load_state_dict(state, strict=complete, assign=True)
 
 
 def trained_linears(model: nn.Module) -> dict[str, TrainedLinear]:

@@ -15,7 +15,7 @@ import torch
 
 from ..checkpoint import Checkpoint, empty_model, read_weights
 from ..config import PixelConfig
-from ..deltas.low_rank import LowRank
+from ..deltas.low_rank import LowRank, added
 from ..files.tensor_io import ProgressCallback
 from ..model import L2PModel
 from ..ops.eight_bit import ROUNDING_BYTES
@@ -76,13 +76,6 @@ def load(
     weights, keys = for_sampling(model.config, form), list(model.state_dict())
     puts = block_store.store(model, weights, device)
     names = block_store.read_as(checkpoint, weights, keys, puts)
-    state = {}
-    for key, weight in read_weights(checkpoint, names, progress):
-        adapter = (adapters or {}).get(key.removesuffix(".weight"))
-        weight = weight if adapter is None else adapter.added_to(weight)
-        if key in puts:
-            puts[key](weight)
-        else:
-            state[key] = weight.to(device)
-    model.load_state_dict(state, assign=True)
+    read = read_weights(checkpoint, names, progress)
+    block_store.fill(model, added(adapters or {}, read), puts, lambda key: device)
     return model.requires_grad_(False).eval()

@@ -47,13 +47,8 @@ def load(
         model.read_part = _PartReader(checkpoint, ranks.device, counter)
         names = {key: names[key] for key in puts}
     of_trained = torch.device("cpu") if config.offload else ranks.device
-    state = {}
-    for key, weight in read_weights(checkpoint, names, counter):
-        if key in puts:
-            puts[key](weight)
-        else:
-            state[key] = weight.to(of_trained if weights[key].trains else ranks.device)
-    model.load_state_dict(state, strict=not shared, assign=True)
+    read = read_weights(checkpoint, names, counter)
+    block_store.fill(model, read, puts, lambda key: of_trained if weights[key].trains else ranks.device, not shared)
     return model
 
 
