@@ -1,8 +1,8 @@
-"""What L2P adds to a transformer, once and free of ComfyUI: geometry, Detailer Head, conversion, training.
+"""What L2P adds to a transformer, in one place and without ComfyUI: geometry, Detailer Head, conversion, training.
 
-The names in `__all__` are public; docs/python.md shows them at work. Each is imported from its module
-when it is first asked for, so importing this package needs neither torch nor time. `convert`, `delta`, `hybrid`,
-`quantise` and `tiny` are modules: `l2p.convert.convert`, `l2p.delta.extract`, `l2p.hybrid.sample`.
+The names in `__all__` are public; docs/python.md shows them at work. Each is imported from its module on first use, so
+that importing this package is fast and does not load torch. `convert`, `delta`, `hybrid`, `quantise` and `tiny` are
+modules: `l2p.convert.convert`, `l2p.delta.extract`, `l2p.hybrid.sample`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every source's network shares: the contract that the rest of the package holds it to, and its common layers.
+"""What the networks of all sources share: their contract with the rest of the package, and common layers.
 
 The networks themselves are in `sources`, a file each. Parameter names are the ComfyUI layout, so a state dict of these
 modules is a checkpoint.
@@ -27,7 +27,7 @@ equally long."""
 
 @dataclass(frozen=True)
 class Conditioning:
-    """A caption as networks with a pooled vector read it: features (L, caption_dim), pooled (width,)."""
+    """A caption for networks that read a pooled vector: features (L, caption_dim), pooled (width,)."""
 
     features: Tensor
     pooled: Tensor | None = None
@@ -77,7 +77,7 @@ class Backbone(nn.Module):
     for the trunk's blocks whose numbers are in `kept`.
     `always_pad` gives parameters that not every batch uses a gradient, of zeros, where they are not used.
     `read_part` is set while weights are on the device "meta": it reads those of one module of the model, whose name it
-    is told as well.
+    also receives.
     """
 
     def __init__(self, config: ModelConfig):
@@ -118,7 +118,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def refined(self, captions: Sequence[Caption]) -> Captions:
-        """What of captions is the same in all steps, worked out once; captions as for `hidden_states`."""
+        """Compute once what is the same for captions in all steps; captions as for `hidden_states`."""
         return captions
 
     def _run(self, block: nn.Module, *inputs: Any) -> Any:
@@ -131,7 +131,7 @@ class Backbone(nn.Module):
         return block(*inputs) if number in self.kept else self._run(block, *inputs)
 
     def _check_captions(self, captions: Sequence[Caption]) -> None:
-        """Refuse captions of another text encoder."""
+        """Refuse captions from another text encoder."""
         pooled = (self.config.pooled_dim,) if self.config.pooled_dim else None
         for caption in captions:
             features = features_of(caption)
@@ -149,7 +149,7 @@ class Backbone(nn.Module):
 
 
 def check_count(captions: Captions, batch: int) -> None:
-    """Refuse captions that are not one for each image.
+    """Refuse any number of captions other than one per image.
 
     Raises:
         ValueError: saying how many there are.
@@ -168,7 +168,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Linear(nn.Linear):
-    """A linear layer that without gradients does not compute in a dtype that the CPU lacks."""
+    """A linear layer that, without gradients, avoids dtypes that the CPU cannot compute in."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""

@@ -1,8 +1,8 @@
 """Checkpoints: a safetensors file or a folder of shards, opened as one set of tensors in ComfyUI layout.
 
 Opening reads headers only. Both key layouts, the prefix ``model.diffusion_model.`` and mixed dtypes are understood;
-quantised weights are recognised, and refused by whatever needs exact ones. No key is passed over: each is a weight of
-the model, a scale of one (`quantised`), or on a list of those that may be there (`recognise`).
+quantised weights are recognised, and refused where exact weights are needed. No key is ignored: each is a weight of the
+model, a scale of a weight (`quantised`), or listed among the keys that a file may have beside them (`recognise`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Checkpoint:
     Attributes:
         path: the file or folder it was opened from.
         files: the headers of its files, in the order of the file names.
-        tensors: {ComfyUI key: where its numbers are}.
+        tensors: {ComfyUI key: where its elements are stored}.
         outside: keys of an all-in-one file that lie outside the diffusion model.
         metadata: of its only file; empty for shards.
     """
@@ -76,11 +76,11 @@ class Checkpoint:
 
     @property
     def quantisation(self) -> str | None:
-        """The format of quantised weights in a few words, such as "nvfp4"; None for floating-point numbers."""
+        """The format of quantised weights in a few words, such as "nvfp4"; None for plain floating-point weights."""
         return summary(self.tensors, self.layer_settings)
 
     def config(self) -> ModelConfig:
-        """The model's sizes: those that the metadata state where the shapes agree with them, else read off the shapes.
+        """The model's sizes: as stated in the metadata if the shapes agree with that, otherwise read off the shapes.
 
         Raises:
             CheckpointError: if this is a delta, another kind of model, or its shapes contradict each other.
@@ -227,7 +227,7 @@ def load_any(
 
 
 def empty_model(checkpoint: Checkpoint) -> L2PModel:
-    """The pixel model that a checkpoint holds the weights of, without any (on the device "meta").
+    """The pixel model of a checkpoint, without its weights (on the device "meta").
 
     Raises:
         CheckpointError: if it is not one complete L2P model, or is quantised in a format that is not read here.
@@ -256,12 +256,12 @@ def _filled(
 def read_weights(
     checkpoint: Checkpoint, dtypes: Mapping[str, str], progress: ProgressCallback | ByteCounter | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights one by one, on the CPU; of quantised layers what their 8 bits stand for.
+    """Yield weights one by one, on the CPU; those of quantised layers are dequantised.
 
     Args:
         checkpoint: to read.
         dtypes: which weights, in this order, and the name that safetensors gives the dtype of each.
-        progress: called with (bytes read, bytes in all); or what counts the bytes of several calls.
+        progress: called with (bytes read, total bytes); or a counter shared by several calls.
     """
     total = sum(checkpoint.tensors[key].nbytes for key in dtypes)
     counter = progress if isinstance(progress, ByteCounter) else ByteCounter(total, progress)
@@ -273,16 +273,16 @@ def read_weights(
 
 
 def check_complete(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Hold a checkpoint to the keys and shapes of a model; it may have more.
+    """Check that a checkpoint has all keys and shapes of a model; it may have more.
 
     Raises:
-        CheckpointError: naming the first key that is missing or of another shape, or what of a quantised layer is.
+        CheckpointError: naming the first key, or part of a quantised layer, that is missing or of another shape.
     """
     _accounted(checkpoint.path, checkpoint.tensors, checkpoint.layer_settings, expected)
 
 
 def check_exact(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Hold a checkpoint to the keys and shapes of a model, and to having no others.
+    """Check that a checkpoint has exactly the keys and shapes of a model.
 
     Raises:
         CheckpointError: naming the first key that is missing, unknown or of another shape.
@@ -302,7 +302,7 @@ def check_tensors(
     settings: LayerSettings,
     expected: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """`check_exact` of a diffusion model's tensors; `path` is what the sentences call the file.
+    """`check_exact` of a diffusion model's tensors; `path` is the file's name in error messages.
 
     Raises:
         CheckpointError: as `check_exact`.
@@ -319,7 +319,7 @@ def _accounted(
     settings: LayerSettings,
     expected: Mapping[str, tuple[int, ...]],
 ) -> set[str]:
-    """The keys that the model has a use for, if it finds all that it needs."""
+    """The keys that the model uses, provided that none is missing."""
     missing = [key for key in expected if key not in tensors]
     if missing:
         raise CheckpointError(f"{path} is incomplete: {some(missing)} missing.")
@@ -331,7 +331,7 @@ def _accounted(
 
 
 def _kind(config: ModelConfig) -> tuple[object, ...]:
-    """What a stated configuration and the tensors must agree in."""
+    """The facts in which a stated configuration and the tensors must agree."""
     return type(config), config.variant if isinstance(config, PixelConfig) else None, source_of(config).blocks(config)
 
 

@@ -19,7 +19,7 @@ from .ranges import HEAD_WIDTH
 PIXEL_CHANNELS = 3
 NORM_EPS = 1e-5
 HEAD = "local_decoder"
-"""What the keys of the Detailer Head begin with."""
+"""Prefix of the Detailer Head's keys."""
 COMFY_PREFIX = "model.diffusion_model."
 
 Shapes = Mapping[str, Sequence[int]]
@@ -68,7 +68,8 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant(Sampling):
-    """A published L2P geometry with the sampling settings of Z-Image's; `pixels` is the side it was trained at."""
+    """A published L2P geometry with Z-Image's sampling settings; `pixels` is the side of the images it was trained
+    on."""
 
     name: str
     patch_size: int
@@ -103,7 +104,7 @@ class ModelConfig:
     """The sizes of a backbone: of a latent source or, as `PixelConfig`, of a pixel model.
 
     The defaults are those of the 6B Z-Image (arXiv 2605.12013 section 4.1) as its latent source. Another architecture
-    has a subclass, with its own defaults and what sizes it has beside these.
+    has a subclass with its own defaults and additional sizes.
     """
 
     patch_size: int = 2
@@ -140,7 +141,7 @@ class ModelConfig:
 
     @property
     def pooled_dim(self) -> int:
-        """Width of the vector that comes with a caption's features; 0 where there is none."""
+        """Width of the pooled vector that comes with a caption's features; 0 if there is none."""
         return 0
 
     @property
@@ -203,7 +204,7 @@ class PixelConfig(ModelConfig):
 
 @cache
 def _pixel_type(kind: type) -> type[PixelConfig]:
-    """The type of a source's pixel models: a `PixelConfig` with what the source's own type has beside a ModelConfig."""
+    """The type of a source's pixel models: a `PixelConfig` with the additional fields of the source's own type."""
     if issubclass(kind, PixelConfig):
         return kind
     if kind is ModelConfig:

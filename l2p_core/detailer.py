@@ -170,7 +170,8 @@ class DetailerHead(nn.Module):
 
 
 def velocity_of(output: Tensor) -> Tensor:
-    """The velocity noise - x0 from the head's x0 - noise; in place without gradients, as a copy at 10K takes 0.6 GB."""
+    """The velocity noise - x0 from the head's x0 - noise; in place without gradients, because a copy at 10K takes 0.6
+    GB."""
     return -output if torch.is_grad_enabled() else output.neg_()
 
 

@@ -137,7 +137,7 @@ def integrate(
 ) -> tuple[Tensor, Tensor]:
     """Euler steps from x at sigmas[0], (B, C, H, W) float32, to sigmas[-1], which need not be 0.
 
-    `known` is a velocity that leads a part of the image to where it came from, and a mask that is 0 in that part.
+    `known` is a velocity that leads back to the original image, and a mask that is 0 where it applies.
 
     Returns:
         x there, and the velocity of the last step: x - sigmas[-1] velocity is its estimate of the clean image.
@@ -219,7 +219,7 @@ def sample(
 def _inputs(
     captions: Sequence[Any], negative: Sequence[Any] | None, init: Tensor | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """What a model was given, by the words that errors have for it."""
+    """The inputs of a model, named as in error messages."""
     for caption in (*captions, *(negative or ())):
         features = getattr(caption, "features", caption)
         if isinstance(features, Tensor):

@@ -15,7 +15,7 @@ POLICIES = ("shallow", "all", "lora")
 
 
 def trainable_names(config: ModelConfig, blocks: int = 5, policy: str = "shallow") -> set[str]:
-    """The parameters that train; every other one stays as the source has it.
+    """The parameters that train; all others keep the source's values.
 
     Args:
         config: an L2P model.

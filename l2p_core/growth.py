@@ -1,7 +1,7 @@
 """Growth of a noisy image to a larger size within one space, without training (SPEED, MIT).
 
-Low frequencies of an image are decided first, at high noise. So a sampling may start small, where a step is cheap, and
-grow while the frequencies that only the larger size has are still hidden in noise.
+Sampling decides an image's low frequencies first, at high noise. It may therefore start small, where a step is cheap,
+and grow while the frequencies that only the larger size has are still hidden in noise.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SPECTRA: dict[Space, Spectrum] = {"pixels": Spectrum(3745, 2.449, 512), "latent"
 """Fits published with SPEED (MIT), for pixels in [-1, 1] and for normalised latents of 8 x 8 pixels a cell."""
 
 SAFE, STILL_GOOD = 0.01, 0.05
-"""The share of a frequency's information that may be seen before growing: nothing is lost by the first, and images
-look good up to the second (SPEED)."""
+"""The share of a frequency's information that may be visible before growing: the first loses nothing, and images look
+good up to the second (SPEED)."""
 
 
 def grown_sigma(sigma: float, old: Size, new: Size) -> float:
@@ -78,7 +78,7 @@ def grow(x: Tensor, sigma: float, noise: Tensor) -> tuple[Tensor, float]:
         noise: (B, C, H, W) standard normal, of the size to grow to.
 
     Returns:
-        (B, C, H, W) float32 and its noise level. Beside `x` and `noise`, little more than the result is held.
+        (B, C, H, W) float32 and its noise level. Memory beyond `x` and `noise` is little more than the result's.
 
     Raises:
         ValueError: for a smaller size, another aspect ratio, or a noise level outside (0, 1].
@@ -99,7 +99,7 @@ def grow(x: Tensor, sigma: float, noise: Tensor) -> tuple[Tensor, float]:
 
 
 def keeps_aspect(old: Size, new: Size) -> bool:
-    """Whether two sizes have the same aspect ratio, as whole sides can have it: to less than a cell."""
+    """Whether two sizes have the same aspect ratio, to within less than a cell."""
     (height, width), (new_height, new_width) = old, new
     return abs(new_height * width - height * new_width) < new_height + new_width
 

@@ -37,10 +37,10 @@ class Codec(Protocol):
 
 
 def pixel_sigma(latent_sigma: float, shift: float = 1.0) -> float:
-    """The noise level at which pixels go on from latents: m s / (1 + (m - 1) s) for the shift m.
+    """The noise level at which pixels continue from latents: m s / (1 + (m - 1) s) for the shift m.
 
     Pixels carry more energy in low frequencies than latents, so the same noise hides less of them: a shift above 1
-    starts the pixel model at more noise, where it decides more of the image anew.
+    starts the pixel model at more noise, where it redraws more of the image.
 
     Raises:
         ValueError: for a noise level outside [0, 1) or a shift that is not above 0.
@@ -55,7 +55,7 @@ def pixel_sigma(latent_sigma: float, shift: float = 1.0) -> float:
 
 
 def latent_sigma(pixel_sigma_: float, shift: float = 1.0) -> float:
-    """The inverse of `pixel_sigma`: the noise level at which latents go on from pixels."""
+    """The inverse of `pixel_sigma`: the noise level at which latents continue from pixels."""
     return pixel_sigma(pixel_sigma_, 1 / shift)
 
 
@@ -102,11 +102,12 @@ class Stage:
     """One model's part of a sampling.
 
     Attributes:
-        model: LatentModel or L2PModel, or anything of their call.
+        model: LatentModel or L2PModel, or anything called like them.
         space: what the model works on.
         size: of the image, in pixels.
         steps: evaluations, twice as many with guidance.
-        start: noise level to start at; None for the one that is handed over (1 for a first stage without an image).
+        start: noise level to start at; None for the level that the previous stage ends at (1 for a first stage without
+            an image).
         end: noise level to hand over at; 0 for the last stage.
         cfg: guidance; 1 disables it.
         shift: of the schedule between start and end.
@@ -123,7 +124,7 @@ class Stage:
 
 
 def levels(stages: Sequence[Stage], *, image: bool = False, space_shift: float = 1.0) -> list[tuple[float, float]]:
-    """The noise levels from which and to which each stage goes, checked without running anything.
+    """The noise levels at which each stage starts and ends, checked without running anything.
 
     Args:
         stages: in their order.
@@ -191,7 +192,7 @@ def cautions(stages: Sequence[Stage], codec: Codec | None = None) -> list[str]:
 
 
 def _cells(stage: Stage, codec: Codec | None) -> Size:
-    """The size of what the stage's model works on."""
+    """The size of the tensors that the stage's model works on."""
     if stage.space == "pixels":
         return stage.size
     if codec is None:
@@ -273,7 +274,7 @@ def stage_noise(seed: int, batch: int, stage: Stage, codec: Codec | None = None)
 
 @dataclass(frozen=True)
 class _State:
-    """Between two stages: the noisy image at its level, and the clean one where the next stage needs it."""
+    """The state between two stages: the noisy image at its level, and the clean estimate if the next stage needs it."""
 
     noisy: Tensor | None
     sigma: float
@@ -282,7 +283,7 @@ class _State:
 
 
 def _entered(stage: Stage, start: float, noise: Tensor, state: _State, codec: Codec | None) -> Tensor:
-    """What a stage starts from, of the noise's size and at the level `start`."""
+    """The tensor that a stage starts from, with the noise's size and at the level `start`."""
     if state.clean is not None:
         if state.space == stage.space:
             return renoise(state.clean, start, noise)

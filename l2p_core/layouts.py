@@ -21,9 +21,9 @@ LAYOUTS = ("comfy", "diffusers")
 
 
 def comfy_sources(keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """How to make the ComfyUI layout: {output key: the input keys to stack along the first dimension}.
+    """Map to the ComfyUI layout: {output key: the input keys to stack along the first dimension}.
 
-    `keys` are of either layout, with the prefix ``model.diffusion_model.`` or without; the prefix is taken off.
+    `keys` are of either layout, with the prefix ``model.diffusion_model.`` or without; the prefix is removed.
 
     Raises:
         ValueError: if one of q, k and v is missing, or two inputs claim the same output.
@@ -55,7 +55,7 @@ def comfy_sources(keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def target_shapes(key: str, shape: tuple[int, ...], layout: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """What a tensor of the ComfyUI layout is in `layout`: the keys and shapes of one tensor, or of its rows' parts.
+    """Map a tensor of the ComfyUI layout to `layout`: the keys and shapes of one tensor, or of its parts.
 
     Raises:
         ValueError: for a layout other than those in `LAYOUTS`.

@@ -1,4 +1,4 @@
-"""The two models on a source's backbone: L2PModel works on pixels, LatentModel is the source it came from."""
+"""The two models on a source's backbone: L2PModel works on pixels, LatentModel is the latent source."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class L2PModel(_OnBackbone):
 
 
 PIXEL_ORDER = "p q c"
-"""Of the elements of a patch of pixels, in every pixel model whatever its source's is, as published."""
+"""Order of a pixel patch's elements in every pixel model, whatever its source's order, as published."""
 
 
 class LatentModel(_OnBackbone):

@@ -31,13 +31,13 @@ from .sources import source_of
 
 BF16 = "bf16"
 FORMATS = (*EIGHT_BITS, BF16)
-"""What a file may be written in."""
+"""The formats that a file can be written in."""
 
 _DTYPE = "BF16"
-"""Of all weights that are not in 8 bits."""
+"""The dtype of all weights that are not in 8 bits."""
 
 _OF_BYTES = {"modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", METADATA, metadata.ORIGINALS}
-"""What a file says of its own bytes, which is not true of another file."""
+"""Metadata about a file's own bytes, which do not hold for another file."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class QuantisationReport:
         target: the file.
         format: one of `FORMATS`.
         fates: {key of a weight: what it is stored in}.
-        skipped: keys of the source that the file does not have, since no model of its kind uses them.
+        skipped: keys of the source that were not written, because no model of its kind uses them.
         bytes_before, bytes_after: of the files.
     """
 
@@ -148,7 +148,7 @@ def _layers(config: ModelConfig, format: str) -> frozenset[str]:
 
 
 def _opened(source: str | Path, base: str | Path | None, unchecked_base: bool) -> Merged:
-    """The model to be written, none of it in fewer bits already but layers of a delta's base."""
+    """The model to be written, in which only layers of a delta's base may be quantised already."""
     opened = open_checkpoint(source)
     if opened.is_delta:
         if base is None:
@@ -168,7 +168,7 @@ def _opened(source: str | Path, base: str | Path | None, unchecked_base: bool) -
 
 
 def _about(checkpoint: Checkpoint, config: ModelConfig, format: str) -> dict[str, str]:
-    """What the file says: all that its source says of itself, and of its weights what is true now."""
+    """The file's metadata: its source's, with the entries about the weights brought up to date."""
     said = {name: text for name, text in checkpoint.metadata.items() if name not in _OF_BYTES}
     kind = checkpoint.metadata.get(metadata.KIND, metadata.QUANTISED)
     ours = metadata.describe(kind, config, format=format)

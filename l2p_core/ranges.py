@@ -28,7 +28,7 @@ class Range:
     below: bool = False
 
     def problem(self, value: float) -> str | None:
-        """What the value would have to be, as the end of a sentence; None if it is in the range."""
+        """What the value must be, as the end of a sentence; None if it is in the range."""
         if isinstance(value, float) and not math.isfinite(value):
             return "a finite number"
         if value < self.least or (self.above and value == self.least):

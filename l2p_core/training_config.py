@@ -36,7 +36,7 @@ RANGES = {
     "keep_activations": ranges.ACTIVATIONS,
     "seed": ranges.SEED,
 }
-"""Of every number that is not one of the few in `_CHOICES`."""
+"""The range of each numeric setting that is not in `_CHOICES`."""
 
 
 @dataclass(frozen=True)

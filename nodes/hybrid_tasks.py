@@ -253,9 +253,9 @@ def _whole_steps(part: Part, asked: Asked) -> int:
     return asked.large_steps if part.large else asked.steps
 
 
-def _even(sigma: float, shift: float = 3.0) -> float:
-    """u of the published schedule at a noise level: sigma = shift u / (1 + (shift - 1) u)."""
-    return sigma / (shift - (shift - 1) * sigma)
+def _even(sigma: float) -> float:
+    """u of the published schedule (shift 3) at a noise level: sigma = 3 u / (1 + 2 u)."""
+    return sigma / (3 - 2 * sigma)
 
 
 def _typed(asked: Asked) -> Size:

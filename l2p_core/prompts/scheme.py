@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 SHORTEST, LONGEST = 200, 350
 """Characters of a prompt."""
-PUBLISHED_COUNT = 10_000
-"""Prompts of the published run, with two images of each."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The architectures that pixel models are made of: one file each, one row each in `SOURCES`.
 
-What is true of one architecture alone is in its row, or is code in its file; everything else asks the row.
+Facts about one architecture are data in its row or code in its file; the rest of the package asks the row.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .source import Source
 from .z_image import Z_IMAGE
 
 SOURCES: dict[str, Source] = {row.name: row for row in (Z_IMAGE, LUMINA2)}
-"""Every source by its name; files that no row recognises are read as the first one's."""
+"""Every source by its name; files that no row recognises are read as files of the first."""
 
 
 def sampling_of(config: PixelConfig) -> Sampling:

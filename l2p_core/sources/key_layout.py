@@ -16,7 +16,7 @@ _PATCH = "{patch}"
 
 @dataclass(frozen=True)
 class Stacked:
-    """A weight of the ComfyUI layout whose rows are several weights of the diffusers layout.
+    """A weight of the ComfyUI layout whose rows are stored as several weights in the diffusers layout.
 
     Attributes:
         comfy: the pattern of its key.
@@ -40,7 +40,7 @@ class KeyLayout:
 
     Attributes:
         pairs: (ComfyUI pattern, diffusers pattern).
-        stacked: weights that are one in the first and several in the second.
+        stacked: weights that are one tensor in the first and several in the second.
     """
 
     pairs: tuple[tuple[str, str], ...] = ()

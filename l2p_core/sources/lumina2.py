@@ -1,4 +1,4 @@
-"""Lumina-Image 2.0 (arXiv 2503.21758): what is true of it alone."""
+"""The architecture Lumina-Image 2.0 (arXiv 2503.21758)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The "NextDiT" family: a single-stream transformer over image and caption tokens (Lumina-2, Z-Image).
 
 Sandwich-normed blocks modulated by the timestep, 3-axis rotary positions, refiners for each modality before the joint
-blocks (arXiv 2503.21758 section 3; arXiv 2605.12013 section 3.1). `Traits` holds the differences of its members.
+blocks (arXiv 2503.21758 section 3; arXiv 2605.12013 section 3.1). `Traits` holds the differences between its members.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Traits:
 
 
 def sizes(read: ShapeReader) -> dict[str, Any]:
-    """The family's sizes beside width, patch and head."""
+    """Reads the family's sizes beside width, patch and head."""
     t_hidden_dim, t_freq_dim = read.matrix("t_embedder.mlp.0.weight")
     return {
         "head_dim": read["layers.0.attention.q_norm.weight"][0],
@@ -267,7 +267,7 @@ class NextDiT(Backbone):
         return torch.stack(padded)
 
     def _padded(self, tokens: Tensor, pad: str) -> Tensor:
-        """Tokens (B, N, dim) up to the next multiple, where the family's member pads."""
+        """Pad tokens (B, N, dim) to the next multiple, if this architecture pads."""
         if self.traits.token_multiple == 1:
             return tokens
         token, missing = getattr(self, pad), self._padded_size(tokens.shape[1]) - tokens.shape[1]

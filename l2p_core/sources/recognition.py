@@ -16,13 +16,14 @@ def known_models() -> str:
 
 
 def recognised(keys: Iterable[str]) -> Source | None:
-    """The source whose complete files, pixel or latent, have such keys (either layout, no prefix)."""
+    """The source whose complete files, pixel or latent, have these keys (either layout, no prefix)."""
     found = _most_marked(list(keys))
     return found[0] if found[1] == len(found[0].marks) else None
 
 
 def nearest(keys: Iterable[str]) -> Source:
-    """The source most of whose marks are among these keys (either layout, no prefix); the first if there are none."""
+    """The source with the most marks among these keys (either layout, no prefix); the first source if there are
+    none."""
     return _most_marked(list(keys))[0]
 
 

@@ -1,4 +1,4 @@
-"""Sizes read off the shapes in a checkpoint, which carries no configuration."""
+"""Reads a model's sizes off the shapes in a checkpoint, which carries no configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ..config import HEAD, VARIANTS, HeadConfig, Stage, Variant
 
 
 class ShapeReader:
-    """Looks shapes up by their ComfyUI keys and turns a missing one into a sentence.
+    """Looks up shapes by their ComfyUI keys; a missing one raises a ValueError in plain words.
 
     Args:
         shapes: {ComfyUI key: shape}.

@@ -1,4 +1,4 @@
-"""What a source's row says: the facts about one architecture that the rest of the package asks for."""
+"""A source's row: the facts about one architecture that the rest of the package needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stack:
     """Blocks of one kind, computed one after the other.
 
     Attributes:
-        name: what their keys begin with: "name.<number>.".
+        name: the prefix of their keys, "name.<number>.".
         count: the field of the configuration that says how many there are.
         linears: the layers of a block that low-rank adapters go on, and that may be stored in 8 bits.
         trunk: whether they are joint blocks, of which shallow training takes the first and the last (arXiv 2605.12013
@@ -56,11 +56,11 @@ class PublishedEncoder:
         family: the name of its kind of model.
         model_type: that kind, as transformers calls it.
         max_tokens: of a caption, the template's included; later ones are cut.
-        template: what is encoded, "{}" being the caption.
+        template: the text to encode, in which "{}" stands for the caption.
         plain_negative: whether negative captions, and the empty one, are encoded without the template.
         unseen: settings that the shapes of its files do not show, as transformers calls them.
-        settings: those that are set whatever the files say.
-        tokenizer_elsewhere: where its tokenizer is to be found beside the published folder, as the end of a sentence.
+        settings: values that override the files'.
+        tokenizer_elsewhere: where else its tokenizer can be found, as the end of a sentence.
     """
 
     title: str
@@ -74,7 +74,7 @@ class PublishedEncoder:
     tokenizer_elsewhere: str = ""
 
     def text(self, caption: str, negative: bool = False) -> str:
-        """What is encoded of a caption; the empty one is negative."""
+        """The text to encode for a caption; the empty caption counts as negative."""
         return caption if self.plain_negative and (negative or not caption) else self.template.format(caption)
 
 
@@ -86,8 +86,8 @@ class Source:
         name: in configurations and files.
         title: in sentences.
         config: the type of its configuration.
-        sizes: the fields of the configuration that the shapes of a file tell, beside width, patch and head; shapes are
-            given by ComfyUI keys.
+        sizes: reads the fields of the configuration beside width, patch and head from a file's shapes, given by ComfyUI
+            keys.
         backbone: its network without input and output of the image.
         projection: the layer of the latent source from hidden states and timestep embedding to patches.
         marks: ComfyUI keys that every complete file of it has, pixel or latent, and no file of another source.
@@ -105,7 +105,7 @@ class Source:
         latent: the space of the latent source.
         relatives: other kinds of files that share its keys: (piece of a key, what to call the file).
         unused: keys that its files may have although no network uses them.
-        recipe: what the names of its bundled training recipes begin with; None if there are none.
+        recipe: prefix of the names of its bundled training recipes; None if there are none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Z-Image (arXiv 2511.22699), the source of L2P: what is true of it alone."""
+"""The architecture Z-Image (arXiv 2511.22699), the published source of L2P."""
 
 from __future__ import annotations
 
