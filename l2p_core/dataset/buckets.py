@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 MAX_ASPECT = 2.0
 _STEPS = 16
-"""Approximate side of a square in steps of the buckets' sides: 64 pixels at 1024, as in SDXL (arXiv 2307.01952)."""
+"""A square's side divided by the step between the buckets' sides, about: 64 pixels at 1024, as in SDXL (arXiv
+2307.01952)."""
 
 
 class Size(NamedTuple):

@@ -29,19 +29,17 @@ EMPTY = ""
 
 
 _TEXT_BYTES = 3
-"""UTF-8 bytes of text to a token, about: English has four or five, digits and rare scripts one."""
+"""UTF-8 bytes of text per token, about: English has four or five, digits and rare scripts one."""
 _TEMPLATE_TOKENS = 32
 _FILE_BYTES = 4096
-"""Of a caption's file, beside its features: the header, and what is left of the disk's last block."""
+"""Bytes of a caption's file beside its features: the header, and the unused rest of the disk's last block."""
 
 
 def bytes_of_features(captions: Iterable[str], max_tokens: int, width: int, itemsize: int) -> int:
-    """About how many bytes of a disk the features of captions will take.
+    """Estimate the bytes on disk of the features of captions.
 
     Args:
-        captions: not encoded yet.
-        max_tokens: where they are cut.
-        width: of the features.
+        captions: not encoded yet. max_tokens: the length at which they are cut. width: of the features.
         itemsize: bytes of an element.
     """
     tokens = (min(max_tokens, len(caption.encode()) // _TEXT_BYTES + _TEMPLATE_TOKENS) for caption in captions)
@@ -86,7 +84,7 @@ class CaptionCache:
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
     def missing(self, captions: Iterable[str]) -> list[str]:
-        """The captions, and the empty one, that have no complete file yet; each once."""
+        """The captions, including the empty one, that have no complete file yet; each once."""
         return [caption for caption in dict.fromkeys([EMPTY, *captions]) if not self._is_there(caption)]
 
     def cut(self, captions: Iterable[str]) -> dict[str, int]:

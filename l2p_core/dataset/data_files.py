@@ -122,7 +122,7 @@ class DataFiles:
 
 
 def _spelling(name: str) -> str:
-    """A spelling that is equal for all names that some system treats as the same file."""
+    """A spelling shared by all names that some system treats as the same file."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).replace("\\", "/")
 
 
@@ -134,7 +134,7 @@ def _by_spelling(names: Iterable[str], stems: bool = False) -> dict[str, list[st
 
 
 def _only(name: str, exact: dict[str, Path], spellings: dict[str, list[str]]) -> str | list[str] | None:
-    """The file with exactly this name, else the one that differs only in spelling, or the several that do."""
+    """The file with exactly this name; otherwise all files whose names differ from it only in spelling."""
     return name if name in exact else _one_of(spellings.get(_spelling(name), []))
 
 

@@ -32,7 +32,7 @@ def look(
 
     Args:
         samples: images may occur in several.
-        index: the file that remembers sizes; one that is damaged or of another version is made anew.
+        index: the file that caches sizes; a damaged one, or one of another version, is rewritten.
         progress: called with (images looked at, images in all).
     """
     paths = {sample.name: sample.path for sample in samples}

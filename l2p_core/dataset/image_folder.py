@@ -39,8 +39,9 @@ class ImageFolder:
         folder: the data folder, absolute.
         images: the good samples, in the order of their names; one or more.
         problems: what is skipped, and why.
-        total: samples that there would be without problems.
-        notes: sentences on what a user should know before training: images skipped, enlarged or much cropped.
+        total: number of samples if there were no problems.
+        notes: sentences on what a user should know before training: images that are skipped, enlarged or cropped
+            heavily.
         fingerprint: SHA-256 over names, captions, seeds, sizes and buckets in their order. A run resumes
             only on data with the fingerprint that it began with.
     """
@@ -78,12 +79,12 @@ def open_folder(
 
     Args:
         source: the folder, or one table in it; see `readers.read`.
-        area: pixels that an image has in training at most, such as 1024 * 1024.
+        area: maximum pixels of an image in training, such as 1024 * 1024.
         multiple: of both sides; `ModelConfig.size_multiple`.
-        max_aspect: the longest bucket's long side over its short one; longer images lose their ends.
-        max_upscale: images that must grow by more than this are named in the notes.
-        max_bad_share: share of bad samples from which on it is an error.
-        index: a file that remembers the sizes, so that the next start need not open every image; made when missing.
+        max_aspect: maximum ratio of a bucket's longer side to its shorter one; longer images are cropped at their ends.
+        max_upscale: images that are enlarged by more than this are named in the notes.
+        max_bad_share: share of bad samples above which this fails.
+        index: a file that caches the sizes, so that the next start need not open every image; created if missing.
         progress: called with (images looked at, images in all).
 
     Raises:

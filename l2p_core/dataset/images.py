@@ -127,7 +127,7 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 
 def as_pixels(loaded: Tensor) -> Tensor:
-    """What `load` returns as float32 in [-1, 1]."""
+    """Convert the result of `load` to float32 in [-1, 1]."""
     return from_uint8(loaded) if loaded.dtype == torch.uint8 else loaded
 
 
@@ -136,7 +136,8 @@ def opened(file: Path | IO[bytes], wanted: Sequence[str] | None = None) -> Image
 
     Args:
         file: its path or content.
-        wanted: the formats that it may have, by Pillow's names; None are all that are read (`formats`) of its suffix.
+        wanted: the formats that it may have, by Pillow's names; None means all supported ones of its suffix
+            (`formats`).
 
     Raises:
         BrokenImage: if it has none of these formats, is damaged, or has too many pixels.
@@ -164,7 +165,7 @@ def _is_deep_tiff(path: Path) -> bool:
 
 
 def _orientation_of(path: Path, name: str) -> int:
-    """That of a deep PNG, from its header."""
+    """Whether a PNG has more than 8 bits in a channel, from its header."""
     if name != reading.PNG:
         return 1
     with opened(path, ("PNG",)) as image:

@@ -14,7 +14,7 @@ from ..deep_images.common import to_floats, to_levels
 from . import pictures
 
 Encode = Callable[[Tensor, Mapping[str, str]], bytes]
-"""(3, H, W) in [-1, 1] on the CPU, and ASCII texts, each of them JSON, for the file's metadata: the file's content."""
+"""Encodes (3, H, W) in [-1, 1] on the CPU, with ASCII texts (JSON) for the file's metadata, as the file's content."""
 
 
 class Writer(NamedTuple):
@@ -41,7 +41,7 @@ WRITERS = (
     Writer((".tif", ".tiff"), "float", "tifffile", lambda pixels, text: tiff.encode(to_floats(pixels), text)),
     Writer((".exr",), "float", "av", exr.encode),
 )
-"""The first of a suffix is its default."""
+"""The first row of a suffix is its default."""
 
 
 def writer(name: str, depth: str | None = None) -> Writer:

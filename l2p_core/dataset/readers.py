@@ -56,9 +56,9 @@ class Listing:
     Attributes:
         folder: the data folder, absolute.
         samples: what can be trained on, as far as tables and names tell; no image has been opened.
-        problems: what was left out, and why.
-        unlisted: images without a text file that a table beside or above them leaves out, which is no mistake.
-        repeats: rows that say again what another one says, read once.
+        problems: what was skipped, and why.
+        unlisted: images without a text file that a table beside or above them does not list; this is not an error.
+        repeats: rows that repeat another row; they are read once.
         skipped: files that are not read, by their suffix; tables of other things by their names.
         unused: text files that no image takes its caption from.
         repeat_folders: folders whose names set repeats in kohya's trainers, such as 10_fox.

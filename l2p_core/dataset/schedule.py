@@ -2,7 +2,7 @@
 
 Every bucket has an endless stream of its images, epoch after epoch, each shuffled again; its batches are consecutive
 slices of it, and may cross from one epoch into the next. Over the epochs, a bucket gets batches in proportion to its
-images, so that every image is shown equally often however few its bucket has. Nothing depends on earlier draws.
+images, so that every image is shown equally often, however small its bucket. Nothing depends on earlier draws.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class SynthesisFolder:
     its row is added. An image without a row is recovered at the next start.
 
     Args:
-        folder: made where it is missing; images of other prompts with the same settings stay.
+        folder: created if missing; images of other prompts with the same settings stay.
         wanted: the images to make, see `items`.
         settings: what else the images depend on, by the names of the table's further columns.
 

@@ -15,7 +15,7 @@ from .problems import Problem
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 JSON_SUFFIX = ".json"
-"""Of kohya's metadata; other tools use such files for other data, so only some names are read."""
+"""File names of kohya's metadata; other tools use such files for other data, so only these names are read."""
 IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "path")
 CAPTION_COLUMNS = ("prompt", "text", "caption")
 SEED_COLUMN = "seed"

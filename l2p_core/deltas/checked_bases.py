@@ -1,8 +1,7 @@
-"""Bases that have been found to hold what a delta was made for, remembered in a small file from start to start.
-
-Checking hashes every number that a delta takes from its base, which for a model of 12 GB is all of it. The same files
-need no second look: a check is remembered under a hash of what was asked for and of the files' paths, sizes and times
-of change, so that anything written since is checked again.
+"""Remembers in a small file which bases passed the check for a delta. The check hashes every tensor that a delta takes
+from its base, which for a 12 GB model is nearly all of it. The same files need not be checked twice: a result is stored
+under a hash of the request and of the files' paths, sizes and modification times, so that anything written since is
+checked again.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .delta_on_base import Merged
 from .unchanged_tensors import unchanged_text
 
 LIMIT = 256
-"""Checks remembered, the oldest given up first."""
+"""Number of checks remembered; the oldest are dropped first."""
 
 SETTLED_SECONDS = 3
 """File systems tell times apart by up to 2 seconds; within that a file could be written again unnoticed."""
@@ -28,7 +27,7 @@ class Verified:
     """The checks that passed, in a JSON file that may be deleted at any time.
 
     Args:
-        path: of that file; it and its folder are made when there is something to remember.
+        path: of that file; it and its folder are created when needed.
     """
 
     def __init__(self, path: Path):
@@ -56,7 +55,7 @@ class Verified:
             file.write(text)
 
     def _read(self) -> list[str]:
-        """What is remembered: nothing where the file is missing or damaged, so that everything is checked anew."""
+        """The remembered checks; none if the file is missing or damaged, so that everything is checked again."""
         try:
             found = json.loads(self.path.read_bytes())
         except (OSError, ValueError):

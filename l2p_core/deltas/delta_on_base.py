@@ -27,8 +27,8 @@ class Merged:
         checkpoint: the trained model in two places, without the adapters in its adapted weights.
         kept: the tensors of the base.
         adapters: to be added, by the layer whose weight they adapt.
-        kept_layers: layers that the base holds in fewer bits, and that are taken from it so.
-        is_quantised: whether the base has such layers; then nothing of it can be compared with what the delta knows.
+        kept_layers: layers that are quantised in the base and stay so. is_quantised: whether the base has such layers;
+            its tensors then cannot be compared with the delta's hashes.
     """
 
     checkpoint: Checkpoint
@@ -49,7 +49,7 @@ class Merged:
         return tuple(name for name in self.kept if not self.adapter(name))
 
     def scales(self, layer: str) -> list[Stored]:
-        """What lies beside the weight of a layer that the base holds in fewer bits."""
+        """The tensors beside the weight of a layer that is quantised in the base."""
         tensors = self.checkpoint.tensors
         return [tensors[key] for leaf in sorted(LEAVES) if (key := f"{layer}.{leaf}") in tensors]
 
@@ -63,8 +63,8 @@ def open_merged(delta: str | Path, base: str | Path, unchecked_base: bool = Fals
 
     Args:
         delta: a file of trained weights.
-        base: what it was made for, or that file in 8 bits. One that `quantise` wrote says what it was made from.
-        unchecked_base: whether a quantised base may be taken that does not say what it was made from.
+        base: the file it was made for, or that file in 8 bits. A file that `quantise` wrote states what it was made
+            from. unchecked_base: whether to accept a quantised base that does not state what it was made from.
 
     Raises:
         CheckpointError: if the delta is not one or is damaged, or the base lacks a tensor or is not known to be right.
@@ -105,7 +105,7 @@ def open_merged(delta: str | Path, base: str | Path, unchecked_base: bool = Fals
 
 
 def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
-    """Check that the base's tensors are those that the delta was made for; of a quantised base `open_merged` did.
+    """Check that the base's tensors are those that the delta was made for; `open_merged` has checked a quantised base.
 
     Args:
         progress: called with (bytes done, total bytes); an exception from it stops the work.

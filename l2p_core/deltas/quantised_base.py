@@ -1,7 +1,7 @@
 """A delta on its base in 8 bits: the layers that it keeps stay as they are, with their scales.
 
-The delta knows its base by hashes of weights, which rounding has changed. A file that `quantise` wrote lists the same
-hashes of what it was made from; of another program's file nobody can tell, so its user has to answer for it.
+The delta recognises its base by hashes of weights, which rounding changes. A file that `quantise` wrote lists these
+hashes of its original; a file from another program does not, so its user must confirm that it is the right one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def taken(base: Checkpoint, kept: Mapping[str, UnchangedTensor]) -> tuple[dict[s
 
 
 def _scales(base: Checkpoint, layer: str) -> dict[str, Stored]:
-    """What lies beside a quantised weight, by the newest names; sorted, so that files come out the same."""
+    """The tensors beside a quantised weight, by the newest names; sorted, so that files are reproducible."""
     found: dict[str, Stored] = {}
     for leaf in sorted(LEAVES - {MARKER}):
         stored = base.tensors.get(f"{layer}.{leaf}")
@@ -60,9 +60,8 @@ def check_originals(
 
     Args:
         base: quantised.
-        delta: as the sentence calls it.
-        kept: what the delta takes from its base.
-        unchecked: whether a base may be taken that does not say what it was made from.
+        delta: its name in the message. kept: the tensors that the delta takes from its base. unchecked: whether to
+            accept a base that does not state what it was made from.
 
     Raises:
         CheckpointError: if the base does not say so, and may not be taken unchecked.

@@ -73,7 +73,7 @@ def _is_valid(entry: UnchangedTensor) -> bool:
 
 
 def short_digest(digest: Any) -> str:
-    """A hashlib digest as `UnchangedTensor` has it."""
+    """A hashlib digest in the short form of `UnchangedTensor`."""
     return digest.hexdigest()[:DIGEST_LENGTH]
 
 

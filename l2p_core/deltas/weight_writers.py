@@ -1,4 +1,4 @@
-"""How single weights go from a model's files into a new one: as they are, rounded, or quantised already."""
+"""Copies single weights from a model's files into a new one: as they are, rounded, or already quantised."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class WeightWriter(Protocol):
     stored: Stored
 
     def slots(self) -> list[Slot]:
-        """What the file will hold of it."""
+        """The tensors that the file will hold for it."""
 
     def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
-        """Write it; returns the digest of what was stored, None if it was in fewer bits already, or nobody asks.
+        """Write it; returns the digest of the source weight, or None if that was quantised or no digest is needed.
 
         Raises:
             CheckpointError: if it is to be rounded and not finite.
@@ -40,13 +40,13 @@ class WeightWriter(Protocol):
 
 
 class Plain:
-    """A weight in floating-point numbers.
+    """A plain floating-point weight.
 
     Args:
         stored: where it is.
         dtype: to store it in; by default its own.
         adapter: to be added to it.
-        is_hashed: whether anybody asks for the digest.
+        is_hashed: whether the digest is needed.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Plain:
 
 
 class Rounded:
-    """A weight (rows, columns) in floating-point numbers, to be stored in 8 bits.
+    """A plain floating-point weight (rows, columns), to be stored in 8 bits.
 
     Args:
         stored: where it is.
@@ -95,12 +95,11 @@ class Rounded:
 
 
 class Quantised:
-    """A weight that is stored in fewer bits already, and stays so.
+    """A weight that is already quantised and stays so.
 
     Args:
         stored: where it is.
-        scales: what lies beside it.
-        settings: what its layer's marker says.
+        scales: the tensors beside it. settings: the content of its layer's marker.
     """
 
     def __init__(self, stored: Stored, scales: list[Stored], settings: Mapping[str, object]):
@@ -119,7 +118,7 @@ class Quantised:
 
 
 class Readapted:
-    """A weight that is stored in 8 bits already, with an adapter added: rounded a second time.
+    """A weight already stored in 8 bits, to which an adapter is added: it is rounded a second time.
 
     Args:
         stored: where it is.

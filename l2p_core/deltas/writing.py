@@ -19,12 +19,12 @@ from .weight_writers import Plain, Quantised, Readapted, Rounded, WeightWriter
 
 @dataclass(frozen=True)
 class Rounding:
-    """How weights are stored in a new file that is not to hold them as they are.
+    """How the weights of a new file are rounded.
 
     Attributes:
         layers: the keys of weights to store in 8 bits.
         eight_bits: in which format; None if there are none.
-        dtype: of all other weights. What the base holds in fewer bits already stays so.
+        dtype: of all other weights. Layers that are already quantised in the base stay so.
     """
 
     layers: frozenset[str]
@@ -85,7 +85,7 @@ def write_model(
 
 
 def _weight(stored: Stored, merged: Merged, rounding: Rounding | None) -> WeightWriter:
-    """How a weight goes into the file."""
+    """The writer for a weight."""
     layer, adapter = layer_of(stored.name), merged.adapter(stored.name)
     settings = merged.kept_layers.get(layer) if stored.name == f"{layer}.weight" else None
     if settings is None:

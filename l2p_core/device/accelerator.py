@@ -97,7 +97,7 @@ def module(device: torch.device) -> Any:
 
 
 def choose(device: torch.device) -> None:
-    """Make it the default device of its kind."""
+    """Make a device the default one of its kind."""
     if has_own_memory(device.type) and device.index is not None:
         module(device).set_device(device)
 

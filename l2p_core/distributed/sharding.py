@@ -21,7 +21,7 @@ from ..training_config import TrainingConfig
 from .ranks import Ranks
 
 _FSDP2 = "torch.distributed.fsdp", "torch.distributed._composable.fsdp"
-"""The modules that have it in torch, the newer first."""
+"""The torch modules that contain FSDP2, the newer first."""
 
 
 def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config: TrainingConfig) -> nn.Module:
@@ -34,7 +34,7 @@ def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config:
         trained: names of the parameters that train.
         ranks: the processes, more than one.
         config: `parallel` says how; "auto", which a run's plan decides, counts as "ddp" here. Under precision "bf16"
-            FSDP2 gathers weights in bfloat16; gradients are summed in float32 always.
+            FSDP2 gathers weights in bfloat16; gradients are always summed in float32.
 
     Raises:
         ValueError: as for `check_shards`, if the model is sharded.
@@ -144,7 +144,7 @@ def averaging(network: nn.Module, last: bool) -> AbstractContextManager[object]:
     """A context for a micro-batch's forward and backward pass, in which replicas average gradients only if it is the
     last of its step.
 
-    FSDP2 averages in every micro-batch: whole gradients would need the memory that it is chosen to save.
+    FSDP2 averages in every micro-batch: whole gradients would need the memory that sharding is meant to save.
     """
     return nullcontext() if last or not hasattr(network, "no_sync") else network.no_sync()  # type: ignore[operator]
 

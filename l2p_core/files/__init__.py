@@ -1,6 +1,6 @@
 """Files: safetensors headers, streamed reading, atomic writing, shards, metadata, quantised formats, paths.
 
-`files.quantise` is public; it needs rooms above this one, and is looked up there when it is first asked for.
+`files.quantise` is public; it needs rooms above this one, and is imported from there on first use.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ TRAVELS = (
     "base_model",
     "ss_base_model_version",
 )
-"""What stays true of every model made from another one."""
+"""Metadata that every model made from another one inherits."""
 
 SAME_MODEL = (TITLE, DESCRIPTION, "modelspec.thumbnail", "modelspec.resolution")
-"""What also stays true of the same model in another form: quantised, as a delta, or merged."""
+"""Metadata that the same model in another form also inherits: quantised, as a delta, or merged."""
 
 _MOST = 1 << 20
 """Characters of a value; thumbnails are the longest."""
@@ -46,11 +46,11 @@ STATED = {
     "trigger_words": (TRIGGER, TRAINED_WORDS),
     "description": (DESCRIPTION,),
 }
-"""{what a user may state: the keys it is written under}."""
+"""{what a user may state: the keys under which it is written}."""
 
 
 def inherited(*known: Mapping[str, str], same_model: bool = False) -> dict[str, str]:
-    """What a new file says as the files say that it is made from; the first that says something is believed."""
+    """Metadata of a new file inherited from the files that it is made from; the first file that has an entry wins."""
     names = (*TRAVELS, *SAME_MODEL) if same_model else TRAVELS
     found: dict[str, str] = {}
     for metadata in reversed(known):
@@ -59,7 +59,7 @@ def inherited(*known: Mapping[str, str], same_model: bool = False) -> dict[str, 
 
 
 def stated(**words: str | None) -> dict[str, str]:
-    """Metadata of what a user states, by the names of `STATED`; empty texts and None state nothing.
+    """Metadata that a user states, by the names of `STATED`; empty texts and None are ignored.
 
     Raises:
         CheckpointError: for a text that is too long to be one.

@@ -29,8 +29,8 @@ def atomic_file(target: Path, size: int, overwrite: bool) -> Iterator[FileIO]:
     """An unbuffered file that becomes `target` when the block ends without an exception.
 
     It is written beside the target and renamed over it, so a kill, an interrupt or a full disk leaves the old file or
-    none. `size` is the most bytes it will have, to check the free space first. Partial files that killed processes left
-    of the same target are removed first; one that a living process writes is not touched.
+    none. `size` is its largest size in bytes, for checking the free space first. Partial files of the same target left
+    by killed processes are removed first; one that a running process writes is not touched.
 
     Raises:
         CheckpointError: if the target exists and `overwrite` is false, its folder does not exist, the disk is full

@@ -1,6 +1,6 @@
 """The formats that quantised files are written in: two of ComfyUI's own, which its loaders read without this pack.
 
-Files in them, of this pack and of others, are also read outside ComfyUI; those in its other formats are not.
+Files in these formats, from this pack or others, can also be read outside ComfyUI; files in its other formats cannot.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class EightBits:
 
     Attributes:
         dtype: of the stored weight.
-        settings: what a layer's marker says.
+        settings: the content of a layer's marker.
         by_row: whether every row has its own factor.
-        rounded: a weight (rows, columns) as its elements, and its factors () or (rows, 1).
+        rounded: turns a weight (rows, columns) into elements and factors, () or (rows, 1).
     """
 
     dtype: str
@@ -39,7 +39,8 @@ class EightBits:
     rounded: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     def slots(self, key: str, shape: tuple[int, ...]) -> list[Slot]:
-        """What a file holds of the layer whose weight has this key and shape; `tensors` has their values."""
+        """The tensors that a file holds for the layer whose weight has this key and shape; `tensors` returns their
+        values."""
         layer = layer_of(key)
         return [
             Slot(key, self.dtype, shape),
@@ -64,12 +65,12 @@ EIGHT_BITS = {
     ),
     "int8_tensorwise": EightBits("I8", {"format": "int8_tensorwise"}, by_row=True, rounded=eight_bit.integers),
 }
-"""By the names that the host gives them."""
+"""The formats by the host's names."""
 
 
 def simple_format(settings: Mapping[str, object]) -> EightBits | None:
-    """The format of a layer whose marker says this, if it is one of these and its elements times factors are the
-    weight; ComfyUI also reads rotated weights (`convrot`)."""
+    """The format that a layer's marker names, if it is one of these and the weight is simply elements times factors;
+    ComfyUI also reads rotated weights (`convrot`)."""
     row = EIGHT_BITS.get(str(settings.get("format")))
     params = settings.get("params")
     rotated = settings.get("convrot") or (isinstance(params, Mapping) and params.get("convrot"))
@@ -95,8 +96,7 @@ def check_readable(path: Path | str, quantisation: str | None, settings: LayerSe
     """Refuse a quantised file whose weights only ComfyUI can read.
 
     Args:
-        path: as the sentence calls it.
-        quantisation: what its weights are in, None for floating-point numbers.
+        path: its name in the message. quantisation: the format of its weights, None for plain floating-point weights.
         settings: of its quantised layers.
 
     Raises:
@@ -110,7 +110,7 @@ def check_readable(path: Path | str, quantisation: str | None, settings: LayerSe
 
 
 def read_weight(reader: ChunkReader, tensors: Mapping[str, Stored], key: str, dtype: str) -> Tensor:
-    """A weight as `dtype`; of a layer in one of these formats, what its 8 bits stand for."""
+    """A weight as `dtype`, dequantised if its layer is in one of these formats."""
     stored = tensors[key]
     if stored.stored_dtype in FLOAT_DTYPES:
         return reader.read(stored.as_dtype(dtype))

@@ -27,15 +27,15 @@ TRAINED = "l2p.trained"
 KEPT = "l2p.kept"
 """The tensors that a delta takes from its base: {key: [dtype, shape, digest]} as JSON."""
 FORMAT = "l2p.format"
-"""What the weights of a quantised file were rounded to."""
+"""The format of a quantised file's weights."""
 ORIGINALS = "l2p.originals"
-"""The tensors that a quantised file was made from, as in `KEPT`: so that a delta knows its base in 8 bits, too."""
+"""The tensors that a quantised file was made from, as in `KEPT`, by which a delta recognises its base in 8 bits."""
 
 PIXEL_INIT = "pixel-init"
 DELTA = "delta"
 MERGED = "merged"
 QUANTISED = "quantised"
-"""Of a quantised file that was made from one of no kind."""
+"""The kind of a quantised file whose source states no kind."""
 
 # The largest size that a stored configuration may state.
 _MAX_SIZE = 1 << 20
@@ -58,7 +58,7 @@ def describe(kind: str, config: ModelConfig, **fields: str) -> dict[str, str]:
 
 
 def modelspec(config: ModelConfig, is_delta: bool = False) -> dict[str, str]:
-    """What ComfyUI's model library shows of any file of ours: the architecture, and the name of the base."""
+    """What ComfyUI's model library shows for each of our files: the architecture, and the name of the base."""
     source = source_of(config)
     architecture = f"{source.name}-l2p-{config.variant}" if isinstance(config, PixelConfig) else source.name
     return {

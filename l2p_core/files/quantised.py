@@ -44,10 +44,10 @@ class Format:
         dtypes: of the stored weight.
         scales: tensors beside it, without which its values have no meaning.
         optional: tensors that may be beside it.
-        shared: tensors that all layers of a file have beside their weights, or none.
-        packed: elements in a stored number, along K.
+        shared: tensors that either all layers of a file have beside their weights, or no layer.
+        packed: elements that a stored value holds, along K.
         block: N and K are filled up to multiples of this.
-        scale_sizes: how many numbers `weight_scale` has, "1", or "1 or N"; None where blocks have their own.
+        scale_sizes: how many elements `weight_scale` has, "1", or "1 or N"; None where blocks have their own.
     """
 
     dtypes: tuple[str, ...]
@@ -84,7 +84,7 @@ FORMATS = {
 }
 
 LEAVES = frozenset({MARKER, *OLD_NAMES, *(name for row in FORMATS.values() for name in row.leaves)})
-"""The last parts of keys that quantised layers have beside `weight` and `bias`."""
+"""The endings of the keys that quantised layers have beside `weight` and `bias`."""
 
 # Scales of other programs' files, which the host does not read.
 _FOREIGN_LEAVES = frozenset({"weight_scale_inv", "scale", "qweight", "qzeros", "scales", "absmax", "quant_map", "SCB"})
@@ -99,7 +99,7 @@ def is_quantisation_key(key: str) -> bool:
 
 
 def layer_settings(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> LayerSettings:
-    """The quantised layers of a file and the format of each, in whichever way the file states it.
+    """The quantised layers of a file and the format of each, however the file states it.
 
     Raises:
         CheckpointError: if what it says is not valid.
@@ -145,7 +145,7 @@ def summary(tensors: Mapping[str, Stored], settings: LayerSettings) -> str | Non
 
 
 def unpacked(shapes: Mapping[str, tuple[int, ...]], settings: LayerSettings) -> dict[str, tuple[int, ...]]:
-    """The shapes of the model's weights, padded as stored; a stored number may hold several elements."""
+    """The shapes of the model's weights, padded as stored; a stored value may hold several elements."""
     result = dict(shapes)
     for layer, name in formats(settings).items():
         key = f"{layer}.weight"
@@ -192,7 +192,7 @@ _ADVICE = "the file is damaged or of another program; download it again, or use 
 
 
 def _refuse_parts(path: Path | str, tensors: Mapping[str, Stored], settings: LayerSettings) -> None:
-    """Refuse scales and markers of q, k and v before anything else, for other errors follow from them."""
+    """Refuse scales and markers of q, k and v before anything else, because other errors follow from them."""
     layout = nearest(tensors).layout
     for layer in [*settings, *(layer_of(key) for key in tensors if is_quantisation_key(key))]:
         if layout.to_comfy(f"{layer}.weight")[1] is not None:

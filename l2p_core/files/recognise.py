@@ -69,7 +69,8 @@ def is_beside(key: str) -> bool:
 
 
 def other_kind(inside: Collection[str], outside: Collection[str] = (), model_class: str = "") -> str | None:
-    """What to call a file of another kind; None for a known source, for L2P, and for kinds that are not listed here.
+    """The description of a file of another kind; None for a known source, for L2P, and for kinds that are not listed
+    here.
 
     Args:
         inside: the keys of its diffusion model, or all keys.

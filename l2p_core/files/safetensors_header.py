@@ -2,10 +2,9 @@
 
 Files come from strangers and broken downloads, so no declaration in a header is trusted before it is checked against
 the file itself: no size read from it is allocated, and every fault is a `CheckpointError` of one sentence. The format's
-own library is not required. It does not explain in a sentence what is wrong with a file, it maps files into memory,
-where their pages count as the process's, and it writes only tensors that are entirely in memory; here models are read
-and written in chunks. Tests compare the two.
-Format: 8 bytes of header length, a JSON header, then the tensors back to back
+own library is not required. It does not explain a faulty file in one sentence, it maps files into memory, where their
+pages count as the process's, and it writes only tensors that are entirely in memory; here models are read and written
+in chunks. Tests compare the two. Format: 8 bytes of header length, a JSON header, then the tensors back to back
 (https://github.com/huggingface/safetensors#format).
 """
 
@@ -95,7 +94,7 @@ def read_header(path: Path) -> Header:
 
 
 def tensor_names(path: Path) -> list[str]:
-    """The tensors that a header names, whatever state their data is in: a download that was cut off tells what it is.
+    """The tensors that a header names, whatever the state of their data: even a truncated download shows what it is.
 
     Raises:
         CheckpointError: if the header cannot be read.

@@ -11,7 +11,7 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 def add_samples(digest: Any, path: Path) -> None:
-    """Add a file's size, its header and 64 evenly spaced pieces of 64 KiB of its content to a hashlib digest.
+    """Add to a hashlib digest a file's size, its header and 64 evenly spaced pieces of its content, 64 KiB each.
 
     Raises:
         CheckpointError: if it is not a safetensors file.

@@ -40,7 +40,7 @@ TORCH_DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 STORED_DTYPES = {**TORCH_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-"""Those, and what has a meaning only with the scales of a quantised layer."""
+"""These, and the dtypes that have a meaning only with the scales of a quantised layer."""
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (bytes done, total bytes); an exception from it stops the work and leaves no file."""
@@ -217,7 +217,7 @@ class ChunkReader:
 
 
 class TensorWriter:
-    """Writes a safetensors file's tensors in any order, and last its header, in the space reserved for it."""
+    """Writes a safetensors file: tensors in any order, then the header in the space reserved for it."""
 
     def __init__(self, file: FileIO, data_start: int):
         self._file = file
@@ -226,7 +226,7 @@ class TensorWriter:
         self._starts: list[int] = []
         self._stop = 0
         self.broken: str | None = None
-        """The first tensor found with NaN or infinity in it; looked at while written, as that costs little."""
+        """The first tensor with NaN or infinity in it, found while writing."""
 
     def add(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
         """Reserve space for contiguous tensors and return the position of their first byte."""

@@ -2,8 +2,8 @@
 
 Blocks and head stages, the parts that can be recomputed in the backward pass, are each traced once (see `live_memory`);
 equal ones share a trace. Then the whole step runs on the device "meta" with stand-ins for the parts, which allocate
-their outputs, keep their inputs and note what else exists when their turn comes. From these moments follows the peak
-for every choice of what is recomputed and of when gradients are consumed.
+their outputs, keep their inputs and record what else is allocated when the backward pass reaches them. These records
+give the peak for every choice of what is recomputed and of when gradients are consumed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Moment(NamedTuple):
 
     Attributes:
         bytes: of activations, if every part is recomputed.
-        waiting: how many parts are yet to pass; the first ones.
+        waiting: how many parts, the first ones, the backward pass has yet to reach.
         gradients: elements of weights whose gradients are complete.
     """
 
@@ -69,7 +69,7 @@ class Step(NamedTuple):
 
 
 class Peak(NamedTuple):
-    """Bytes of activations, and elements of gradients, at the moment of a step that needs most."""
+    """Bytes of activations, and elements of gradients, at the moment of a step that needs most memory."""
 
     activations: int
     gradients: int
@@ -184,7 +184,7 @@ class _Tracer:
         return self._parts[number][1].outputs()
 
     def passed(self, number: int, gradients: Sequence[Tensor]) -> None:
-        """Note what exists when the backward pass comes to a part."""
+        """Record what is allocated when the backward pass reaches a part."""
         traced = self._parts[number][1]
         self._note(number + 1, self._live.peak)
         self._gradients += traced.gradients

@@ -1,4 +1,4 @@
-"""Puts layers of its own in place of the linear layers that `placement` keeps in fewer bits or in RAM.
+"""Replaces the linear layers that `placement` keeps in fewer bits or in RAM.
 
 Frozen layers become `FrozenLinear`, in fewer bits or streamed. Trained layers become `TrainedLinear` if they are
 offloaded to RAM anyway and blocks are streamed. All share one stream, in the order in which blocks are computed.
@@ -69,7 +69,7 @@ def store_loaded(model: Backbone, weights: Weights, device: torch.device) -> Non
 
 
 def read_as(checkpoint: Checkpoint, weights: Weights, keys: Iterable[str], puts: Collection[str]) -> dict[str, str]:
-    """The dtypes to read these weights in: for those that `store` has a place for the file's own, so that weights are
+    """The dtypes to read these weights in: for the weights that `store` replaced, the file's own, so that they are
     rounded only once."""
     # What 8 bits stand for has no dtype of its own: float32 holds it exactly.
     own = {key: dtype if (dtype := checkpoint.tensors[key].dtype) in FLOAT_DTYPES else "F32" for key in puts}

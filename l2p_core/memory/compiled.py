@@ -83,7 +83,7 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
 def _reads_float8(device: torch.device) -> bool:
     """Whether compiled kernels can read float8 (e4m3fn): Triton's from NVIDIA's compute capability 8.9 on.
 
-    Not used on CPUs, where looking values up (`ops.eight_bit`) is faster.
+    Not used on CPUs, where a lookup table (`ops.eight_bit`) is faster.
     """
     if device.type != "cuda" or torch.version.hip is not None:
         return False

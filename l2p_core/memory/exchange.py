@@ -22,7 +22,7 @@ from ..device import accelerator
 
 BUFFERS = 2
 PIECE = 1 << 20
-"""Elements of a gradient in RAM that are worked on at a time: a processor's cache holds them with their moments."""
+"""Elements of a gradient in RAM that are processed at a time: a processor's cache holds them with their moments."""
 
 Renewed = Iterable[tuple[Tensor, Tensor]]
 """Weights (float32, on the CPU), and the device tensors to fill with them."""
@@ -31,7 +31,7 @@ Use = Callable[[list[Tensor]], Renewed]
 
 
 class Exchange(Protocol):
-    """What `training.offload.InRam` needs of a device."""
+    """The interface between `training.offload.InRam` and a device."""
 
     def bring(self, gradients: Sequence[Tensor], use: Use) -> None:
         """Use gradients in RAM, in the order of these calls, and renew weights on the device."""

@@ -1,7 +1,7 @@
 """The memory of a computation, found by running it on tensors that have shapes but no data (device "meta").
 
 Every tensor that an operation returns is watched until torch releases it, in the forward and the backward pass, so the
-count comes from the model's own code, not from a separate formula. Attention is assumed to keep no table of tokens by
+result comes from the model's own code, not from a separate formula. Attention is assumed to keep no table of tokens by
 tokens, like torch's fused kernels. Other operations are counted as torch decomposes them without a device; a GPU with a
 fused kernel for one of them (newer versions for RMS norm) keeps less. The copies that a GPU's half-precision
 convolutions make of maps whose channels are not a multiple of 8 are counted during the convolution.
@@ -80,7 +80,7 @@ def consumed(weights: Iterable[Tensor], use: Callable[[int], None]) -> Iterator[
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the memory that tensors lie in."""
+    """Bytes of the storages of these tensors."""
     return sum({id(x.untyped_storage()): x.untyped_storage().nbytes() for x in tensors}.values())
 
 
@@ -115,7 +115,7 @@ class Live(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Keep torch from loading its compiler, which takes seconds, to learn that nothing here is compiled."""
+        """Keep torch from loading its compiler, which takes seconds, only to find that nothing here is compiled."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Where each weight is kept and in which type: the one rule that loading, training, sampling and the plan follow."""
+"""Where each weight is kept and in which dtype: the one rule for loading, training, sampling and the plan."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Form:
         float8: whether the linear layers of frozen blocks are stored in float8 (`ops.eight_bit`).
         streamed: whether they are stored in RAM and copied to the device block by block; with `offload` also those of
             trained blocks.
-        offload: whether trained weights are in RAM, in float32; they are computed with as copies in `dtype`.
+        offload: whether trained weights are in RAM, in float32; computation uses copies in `dtype`.
     """
 
     dtype: torch.dtype
@@ -49,7 +49,7 @@ class Weight(NamedTuple):
         shape: of the weight.
         block: the name of its block; "" outside the blocks.
         trains: whether it trains.
-        dtype: of what is computed with.
+        dtype: of the tensor that computation uses.
         replaced: whether a layer of `block_store` holds it in place of the model's own linear layer.
         streamed: whether it comes to the device with its block.
     """
@@ -67,7 +67,7 @@ class Weight(NamedTuple):
 
     @property
     def loaded_as(self) -> torch.dtype:
-        """Its type before anything is offloaded: trained weights are float32."""
+        """Its dtype before anything is offloaded: trained weights are float32."""
         return torch.float32 if self.trains else self.dtype
 
 
@@ -111,7 +111,7 @@ def _placed(config: PixelConfig, form: Form, trained: set[str], adapters: Mappin
 
 
 def device_bytes(weights: Weights) -> dict[str, int]:
-    """Device memory of what is computed with, by kind."""
+    """Device memory of the weights that computation uses, by kind."""
     kinds = {"frozen weights": 0, "trained weights": 0}
     for weight in weights.values():
         kind = "trained weights" if weight.trains else "frozen weights"

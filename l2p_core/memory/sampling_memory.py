@@ -1,7 +1,7 @@
 """The memory of a forward pass beside the weights, from shapes alone; the host plans its memory by this.
 
-The backbone's follows the tensors that the host's NextDiT holds at once, the Detailer Head's is that of running it on
-shapes (`live_memory`); a test measures both.
+The estimate for the backbone counts the tensors that the host's NextDiT holds at once; that for the Detailer Head runs
+it on shapes (`live_memory`). A test measures both.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def choose_tile(
 
 
 class _Uninitialised:
-    """Layers whose weights are left as they are: nothing computes with them."""
+    """Layers whose weights stay uninitialised: nothing computes with them."""
 
     class Conv2d(nn.Conv2d):
         def reset_parameters(self) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 ELEMENTS_AT_ONCE = 1 << 22
-"""Of an image transformed together: temporaries then stay below 200 MB at any image size."""
+"""Elements of an image that are transformed together; temporaries then stay below 200 MB at any image size."""
 
 
 def dct(x: Tensor) -> Tensor:
@@ -33,9 +33,8 @@ def idct(coefficients: Tensor) -> Tensor:
 
 
 def resize_band(plane: Tensor, height: int, width: int) -> Tensor:
-    """A plane (h, w) at another size with the same low frequencies, orthonormally: the rest is cut, or zero.
-
-    Enlarging and then reducing gives the plane back; reducing keeps white noise white.
+    """Resize a plane (h, w) and keep its low frequencies, orthonormally: higher ones are cut, or zero. Enlarging and
+    then reducing restores the plane; reducing keeps white noise white.
     """
     return _along_last(_along_last(plane, width).T, height).T
 

@@ -1,9 +1,9 @@
-"""Weights in 8 bits: the formats and rounding of frozen blocks in training, of sampling, of files and of the host.
+"""Weights in 8 bits: the formats and the rounding for frozen blocks in training, sampling, files and the host.
 
-A weight is stored in float8 (e4m3fn) with a factor: one for each output row, or one for the whole weight where a file
-format has room for one only. Factors are powers of two, so multiplying by them is exact in every dtype. The only error
-is rounding to three bits: at most 1/16 of a value, or 2^-17 of the largest value that shares its factor if that is
-more, as long as that largest value is above 1e-27.
+A weight is stored in float8 (e4m3fn) with a factor: one for each output row, or one for the whole weight if a file
+format holds only one. Factors are powers of two, so multiplying by them is exact in every dtype. The only error is
+rounding to three bits: at most 1/16 of a value, or 2^-17 of the largest value that shares its factor if that is more,
+as long as that largest value is above 1e-27.
 
 Files may also hold 8-bit integers (ComfyUI's `int8_tensorwise`), with a factor for each row of any value: each element
 is then within 1/254 of the largest in its row.
@@ -73,7 +73,7 @@ def integers(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantised(elements: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight that 8-bit elements stand for, with any factors, () or (rows, 1), multiplied in float32."""
+    """Dequantise 8-bit elements: multiply them by their factors, () or (rows, 1), in float32."""
     wide = _from_float8(elements, torch.float32) if elements.dtype == FLOAT8 else elements.float()
     return wide.mul_(scale.float()).to(dtype)
 

@@ -1,4 +1,4 @@
-"""Images of NaN and infinity, which would be written as black pixels and called a success: refused, with the cause."""
+"""Refuses images with NaN or infinity, which would be saved as black pixels without an error, and names the cause."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _PIECE = 1 << 24
-"""Elements that are looked at together, so that no copy of a large weight is made."""
+"""Elements that are checked together, so that no large weight is copied."""
 
 _FIRST_BROKEN = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
 """The bits of the smallest positive float8 that is not a finite number: NaN, and infinity."""
@@ -20,7 +20,7 @@ def check_finite(images: Tensor, cause: Callable[[], str] | None = None) -> None
 
     Args:
         images: of any shape.
-        cause: finds out why, see `cause`; asked only once an image is found bad, for it may read all weights.
+        cause: finds the reason, see `cause`; called only for a bad image, because it may read all weights.
 
     Raises:
         ValueError: with a sentence for the user. Not a class of ours, which ComfyUI shows with the pack's path.
@@ -56,7 +56,7 @@ def cause(
 
     Args:
         weights: of the model with their names, as it computes with them.
-        inputs: what it was given, with what that is called: captions, and an image to start from.
+        inputs: captions and an image to start from, with their names in messages.
         adapters: weights of LoRAs on it, with the names of the weights that they change.
         adapted: whether LoRAs are on it, whose weights may be in `weights` already.
     """
@@ -79,7 +79,7 @@ def cause(
 
 
 def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a model, where it is a module: one by one, those that layers hold in another form too."""
+    """The weights of a model, if it is a module, one by one, including those that layers hold in another form."""
     if not isinstance(model, nn.Module):
         return
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

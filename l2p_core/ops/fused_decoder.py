@@ -37,9 +37,8 @@ def fused_from(device: torch.device) -> float:
 
 
 class ComposedWeights:
-    """The composed weights of a head's stages, kept as long as its layers keep theirs.
-
-    Composing takes longer than the small tiles and images that fusing is for: 4.5 ms on an H100.
+    """The composed weights of a head's stages, reused while its layers' weights stay the same. Composing takes 4.5 ms
+    on an H100, longer than a small tile or image takes.
     """
 
     def __init__(self) -> None:
@@ -89,7 +88,7 @@ class Fusion:
 
 
 def compose(up: nn.Conv2d, dec: nn.Conv2d) -> Composed:
-    """The coarse convolution that equals nearest x2, `up` and the input channels of `dec` that read its output.
+    """The coarse convolution that equals nearest x2, `up`, and the part of `dec` that reads its output.
 
     Returns:
         Weight (4 * out, in, 3, 3), outputs ordered by fine row, fine column and channel, and bias (out,).

@@ -15,7 +15,7 @@ LEAST_TILE = 64
 """The smallest side that users can request: smaller tiles would compute almost nothing but their overlap."""
 
 MOST_ELEMENTS = 2**31 - 1
-"""Of one tensor: GPU convolutions index with 32 bits, and refuse larger tensors or become slow."""
+"""Elements of one tensor: GPU convolutions index with 32 bits, and refuse larger tensors or become slow."""
 
 CHANNEL_MULTIPLE = 8
 """GPUs copy a tensor to pad its channels to a multiple of this, for their tensor cores."""

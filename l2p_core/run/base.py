@@ -109,7 +109,7 @@ def _is_converted(config: ModelConfig, model: ModelSection) -> bool:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a model's headers and of 64 evenly spaced pieces of 64 KiB of each file, which is fast."""
+    """A fast hash of a model's headers and of 64 evenly spaced pieces of each file, 64 KiB each."""
     digest = hashlib.sha256()
     for file in files_of(path):
         add_samples(digest, file)

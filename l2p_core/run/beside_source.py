@@ -15,7 +15,7 @@ _BETWEEN, _WITHIN = 12, 2  # pixels between pairs, and between the two images of
 
 
 def beside_source(folder: RunFolder, path: Path) -> str:
-    """The address of the picture, inside the page; empty if the run has no images of the source for this montage."""
+    """The picture as a data URL; empty if the run has no images of the source for this montage."""
     found = source_images.geometry(folder)
     if found is None:
         return ""

@@ -13,7 +13,7 @@ from ..dataset.caption_cache import CaptionCache, TextEncoder, bytes_of_features
 from ..tiny.word_encoder import WordEncoder
 
 MAX_WORDS = 512
-"""Where captions of the tiny model's words are cut."""
+"""The length at which captions of the tiny model's words are cut."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CaptionSource:
     itemsize: int = field(default=torch.float32.itemsize, kw_only=True)
 
     def bytes_to_encode(self, captions: Iterable[str], width: int) -> int:
-        """About how many bytes of the disk `fill` will take for these captions."""
+        """Estimate the bytes on disk that `fill` will need for these captions."""
         missing = self._cache().missing(captions)
         return bytes_of_features(missing, self.max_tokens, width, self.itemsize)
 

@@ -1,7 +1,6 @@
-"""The model card of a delta: a Markdown file beside it, with montage, recipe, base and licence, for whoever gets it.
-
-What is true of the model is read from the delta's own header: its base, variant and licence. The card of a run adds its
-recipe, its last montage and its captions. The front matter is what model sites read.
+"""The model card of a delta: a Markdown file beside it, with montage, recipe, base and licence, for the people it is
+shared with. Base, variant and licence are read from the delta's own header. The card of a run adds its recipe, its last
+montage and its captions. The front matter is what model sites read.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _AUTHORS = ("modelspec.author", "author")
 
 @dataclass(frozen=True)
 class OfRun:
-    """What a run knows of its delta.
+    """What a run knows about its delta.
 
     Attributes:
         recipe: TOML, without this machine's folders.
@@ -49,7 +48,7 @@ class OfRun:
 
 
 def of_run(folder: RunFolder, recipe: Recipe, step: int) -> OfRun:
-    """What a run's card says beside what its delta does."""
+    """The sections of a run's card that its delta cannot provide."""
     montages = [path for path in folder.montages() if int(path.stem.removeprefix("montage-")) <= step]
     last = montages[-1] if montages else None
     text = recipes.to_toml(recipes.without_folders(recipe))
@@ -66,10 +65,10 @@ def write(delta: Path, run: OfRun | None = None) -> Path | None:
 
     Args:
         delta: the file, complete.
-        run: that trained it; None for a delta that was extracted from two files.
+        run: the run that trained it; None for a delta that was extracted from two files.
 
     Returns:
-        The card; None if a card of somebody else is there, which stays.
+        The card; None if a card by somebody else exists there, which stays.
 
     Raises:
         ValueError: if it cannot be written.

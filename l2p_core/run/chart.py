@@ -22,7 +22,7 @@ def chart(title: str, steps: Sequence[int], lines: Mapping[str, Sequence[float]]
         logarithmic: the scale of the values.
 
     Returns:
-        An `<svg>` element; with the title alone if there is no finite value.
+        An `<svg>` element, which contains only the title if no value is finite.
     """
     scale = (lambda value: math.log10(max(value, _LEAST))) if logarithmic else float
     values = [scale(value) for line in lines.values() for value in line if math.isfinite(value)]

@@ -34,7 +34,7 @@ Working = Callable[[str, int, int], None]
 """Called with a description of the work, how much of it is done, and the total."""
 
 PAIRED = 64
-"""Images of which patches are paired at a time."""
+"""Images whose patches are paired at a time."""
 
 Room = Callable[[Path, int], None]
 """Called with a folder and how many bytes will be written there, to refuse them."""
@@ -111,7 +111,7 @@ def prepare(
         index: cache file of the sizes of a data folder's images.
         captions: of the kind "folder"; None uses the tiny model's words.
         working: shows the progress.
-        room: called before captions are encoded.
+        room: called before captions are encoded, to check the disk space.
 
     Raises:
         ValueError: if the data cannot be read, or the captions do not fit the model.
@@ -148,7 +148,7 @@ def pairs_of(recipe: Recipe, found: RunData) -> PatchPairs:
 
 
 def pairs_place(recipe: Recipe) -> Path:
-    """Where the patch pairs of a run on a data folder are: a folder, or the file itself."""
+    """The location of the patch pairs for a run on a data folder: a folder, or the file itself."""
     given = Path(recipe.model.pairs or recipe.data.path)
     # The data may be one table in its folder.
     return given.parent if given.is_file() and not recipe.model.pairs else given

@@ -1,4 +1,4 @@
-"""The section of a recipe on the delta that a run leaves."""
+"""The recipe section about the delta that a run saves."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from ..files.about import STATED, stated
 
 DELTA_DTYPES = {"trained": None, "bf16": torch.bfloat16}
-"""What the weights of a run's delta may be saved in."""
+"""The dtypes in which a run's delta may be saved."""
 
 
 @dataclass(frozen=True)
 class DeltaSection:
-    """`[delta]`: the delta that a run leaves, for sharing.
+    """`[delta]`: the delta that a run saves, for sharing.
 
     Attributes:
-        dtype: of its weights: "trained", as training has them, float32; or "bf16", half of that. A run resumes from its
-            state in any case.
+        dtype: of its weights: "trained", the float32 of training; or "bf16", half the size. This does not affect
+            resuming, which uses the run's state.
         title, author, license, trigger_words, description: stated in its metadata, which ComfyUI and model sites show,
-            and in every file that is made with it.
+            and in every file made from it.
     """
 
     dtype: str = "trained"

@@ -1,6 +1,6 @@
 """What a run writes beside its weights: montages, metrics, events, the report, and images that it makes itself.
 
-Sizes are of the worst case, such as images that do not compress, of which a run takes a part.
+Sizes are worst cases, such as images that do not compress; a run usually takes less.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from .recipe import Recipe
 
 MONTAGES = "montages"
 _COPIES = 2
-"""Files of a montage's size beside the montages: the source's images, and the picture of the model card."""
+"""Number of files of a montage's size beside the montages: the source's images, and the picture of the model card."""
 _METRICS_BYTES = 1200
-"""Of a step's line of metrics, all losses by sigma in it."""
+"""Bytes of a step's line of metrics, including all losses by sigma."""
 _EVENT_BYTES = 2400
-"""Of a step's events: about twenty scalars with their names."""
+"""Bytes of a step's events: about twenty scalars with their names."""
 _SAMPLE_BYTES = 300
-"""Of an image's caption and seed in the cache of images."""
+"""Bytes of an image's caption and seed in the cache of images."""
 
 
 def sizes(recipe: Recipe, config: PixelConfig, folder: RunFolder, fresh: bool) -> tuple[dict[str, int], int]:
-    """Bytes of the disk by what they are for, and how many of them lie in the folder already.
+    """Bytes on disk by purpose, and how many of them exist in the folder already.
 
     Args:
         recipe: of the run, with absolute paths.
         config: of the L2P model.
-        folder: of the run, there or not.
-        fresh: whether the run that lies there is another one, which stays beside.
+        folder: of the run; need not exist. fresh: whether the run in it is another one, which is kept.
     """
     steps, prompts = recipe.training.steps, len(recipe.watch.prompts)
     width, height = montage.shape(prompts, recipe.watch.size or image_side(recipe, config)) if prompts else (1, 1)

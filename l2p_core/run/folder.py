@@ -70,7 +70,7 @@ class RunFolder:
             yield is_held
 
     def continues(self, recipe: Recipe) -> bool:
-        """Whether the folder belongs to a run of this recipe, even one that has only begun.
+        """Whether the folder belongs to a run of this recipe, even without a save.
 
         Raises:
             ValueError: if the folder holds a save of a run with another model, other data or other training settings.
@@ -132,11 +132,11 @@ class RunFolder:
         return target
 
     def check_data(self, fingerprint: str) -> None:
-        """Check that a resumed run has the data that it began with, at any location; errors as for `identify`."""
+        """Check that a resumed run has its original data, at any location; errors as for `identify`."""
         self._check_identity({"data": fingerprint})
 
     def identify(self, identity: dict[str, str]) -> None:
-        """Check that the run has the model and data that it began with, at any location.
+        """Check that the run has its original model and data, at any location.
 
         Args:
             identity: one fingerprint each of "base" and "data".

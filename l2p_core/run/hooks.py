@@ -24,8 +24,8 @@ class Hooks:
         should_stop: called after every step, of training and of a montage's sampling; once it returns true, everything
             is saved and the run returns.
         note: called with sentences that the user should read.
-        forecast: called with the expected duration as a sentence, "" if nothing is left to do; of interest until the
-            run has measured its own steps.
+        forecast: called with the expected duration as a sentence, "" if nothing is left to do; used until the run has
+            measured its own steps.
         working: called during preparation with (description, done, total); an exception from it stops the preparation,
             which resumes the next time.
         sampling: called while a montage is sampled with (steps done, total steps); must not raise.

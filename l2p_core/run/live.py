@@ -10,7 +10,7 @@ from ..training.step_metrics import HIGH_SIGMA, SIGMA_EDGES
 from .metrics import RunMetrics, duration
 
 POINTS = 160
-"""Of a curve at most. When there are more, neighbouring pairs are merged."""
+"""Maximum points of a curve; beyond it, neighbouring pairs are merged."""
 
 _RANGES = [(low, high) for low, high in zip(SIGMA_EDGES, SIGMA_EDGES[1:], strict=False)]
 

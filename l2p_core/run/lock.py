@@ -29,7 +29,7 @@ def held(folder: Path, name: str, does: str = "trains") -> Iterator[bool]:
     Args:
         folder: created if missing.
         name: of the file in it that is locked; it names the holder.
-        does: what a holder does there, as the refusal says it.
+        does: what a holder does there, as worded in the refusal.
 
     Raises:
         FolderInUse: if another process holds it.

@@ -113,7 +113,7 @@ def file_content(pixels: Tensor, columns: int = COLUMNS) -> bytes:
 
 
 def shape(count: int, side: int) -> tuple[int, int]:
-    """(width, height) of a file with so many images, 1 or more, of `side` pixels each."""
+    """(width, height) of a file with `count` images, 1 or more, of `side` pixels each."""
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
     return _scale(side) * (columns * (side + GAP) - GAP), _scale(side) * (rows * (side + GAP) - GAP)

@@ -47,7 +47,7 @@ def page(title: str, parts: Iterable[str]) -> bytes:
 
 
 def text(plain: str) -> str:
-    """Text as it is written into a page."""
+    """Text escaped for a page."""
     return html.escape(plain)
 
 

@@ -133,7 +133,7 @@ def _initialisation(recipe: Recipe, folder: RunFolder, found: RunData, hooks: Ho
 
 
 def _enough(folder: Path, size: int) -> None:
-    """See to it that a disk has room for caption features.
+    """Check that a disk has room for caption features.
 
     Raises:
         ValueError: if it has not.
@@ -144,7 +144,7 @@ def _enough(folder: Path, size: int) -> None:
 
 
 def _enough_beside(plan: disk.DiskPlan, processes: int, hooks: Hooks, folder: Path, size: int) -> None:
-    """As `_enough`, beside all that the run writes; stated where it is a part that counts."""
+    """Like `_enough`, including everything that the run writes; reports the features' size if it matters."""
     whole = plan.with_captions(folder, size)
     whole.refuse_if_too_much(processes)
     if size * 100 >= whole.bytes:

@@ -74,7 +74,8 @@ class ModelSection:
             A relative path starts at the recipe's folder.
         variant, head_width, seed, init: how a latent source is converted, see `l2p convert`; an L2P file of a smaller
             variant is converted too, any other is used unchanged.
-        pairs: of init "fitted": the file that making the images left, or its folder; by default that of the data.
+        pairs: for init "fitted": the file that was saved when the images were generated, or its folder; by default the
+            data's folder.
     """
 
     base: str
@@ -300,7 +301,7 @@ def with_paths(recipe: Recipe, beside: Path) -> Recipe:
 
 
 def without_folders(recipe: Recipe) -> Recipe:
-    """The recipe with the last part of each path alone, to be shown to others."""
+    """The recipe with only the last part of each path, to be shown to others."""
 
     def name(text: str) -> str:
         return text if text == TINY else PurePath(text).name

@@ -47,7 +47,7 @@ def write(folder: RunFolder, status: str, prompts: Sequence[str]) -> None:
 
 
 def most_bytes(width: int, height: int) -> int:
-    """Bytes that a report has at most, its montages of so many pixels, each with the source's images beside."""
+    """Maximum bytes of a report whose montages have this many pixels each, with the source's images beside them."""
     shrunk = min(1.0, WIDEST / width)
     picture = 4 * round(shrunk * width) * round(shrunk * height)  # three bytes a pixel, which the page spells in four
     return 2 * MONTAGES * picture + _MOST_TEXT

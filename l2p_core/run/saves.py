@@ -25,7 +25,7 @@ class Saves:
         watch: of the run.
         ranks: the processes of the run; all make the calls of this class at the same points.
         hooks: are told why a save is skipped.
-        delta: what the recipe says of the delta.
+        delta: the recipe's section about the delta.
 
     Attributes:
         step: of the last save; 0 without one.
@@ -77,7 +77,7 @@ class Saves:
         return True
 
     def resumable(self) -> str:
-        """What to resume from, and what to do, after training has diverged in the coming step."""
+        """Which save to resume from, and what to change, after training has diverged in the coming step."""
         step = self._trainer.step
         if not self.step:
             if not step:
@@ -97,7 +97,7 @@ class Saves:
         )
 
     def start_again(self) -> str:
-        """What a run that stops here does when it is started again, as the end of a sentence."""
+        """What a run that stops here will do on restart, as the end of a sentence."""
         return f"resumes from the save of step {self.step}" if self.step else "begins with the first step"
 
     def _last(self) -> str:

@@ -1,4 +1,4 @@
-"""The rule-based judge: what does an image of the tiny set show, and does it fit its caption?
+"""The rule-based judge: determines what an image of the tiny set shows, and whether it fits its caption.
 
 It compares an image with clean renderings of every attribute combination, over a grid of positions and sizes, and
 takes the nearest. A rendering is m c + (1 - m) b for a mask m, a colour c and a background b, so with x the image

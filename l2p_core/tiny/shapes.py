@@ -51,7 +51,7 @@ PHRASINGS = (
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a caption says: the names of a shape, a colour, a place and a background."""
+    """The content of a caption: the names of a shape, a colour, a place and a background."""
 
     shape: str
     colour: str

@@ -45,7 +45,7 @@ class OnDevice:
 
     @contextmanager
     def averages_in_place(self, averages: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within the block the model computes with these averages, if there are any."""
+        """Within the block, the model computes with these averages, if there are any."""
         if averages and sharding.is_sharded(next(iter(self.masters.values()))):
             # FSDP2 does not share the memory of its parameters, so only elements can be exchanged.
             sharding.exchange(self.masters, averages)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 SIGMA_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Losses are reported by range of sigma, for their mean hides failure: at low sigma the head's skips copy the input."""
+"""Losses are reported by range of sigma, because their mean hides failure: at low sigma the head's skips copy the
+input."""
 HIGH_SIGMA = 0.6
 
 

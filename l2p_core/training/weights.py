@@ -29,7 +29,7 @@ class TrainedWeights:
 
     Attributes:
         vectors: the names of the weights with one dimension: half of all weights, almost none of their elements.
-        step: steps made before the current one.
+        step: number of steps made before the current one.
     """
 
     def __init__(self, place: OnDevice | InRam, config: TrainingConfig, source: Source):
@@ -50,7 +50,7 @@ class TrainedWeights:
         self.step = 0
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors of a save, by name; loading fills these very tensors and then calls `resumed`."""
+        """All tensors of a save, by name; loading fills these tensors in place and then calls `resumed`."""
         state = {f"parameter.{name}": master.detach() for name, master in self.masters.items()}
         state |= {f"average.{name}": average for name, average in self.averages.items()}
         for name, master in self.masters.items():
