@@ -134,6 +134,11 @@ class PatchPairs:
         return pairs
 
 
+def file_in(folder: Path) -> Path:
+    """The file of pairs in a data set's folder, there or not; a path that is no folder is the file itself."""
+    return folder / FILE if folder.is_dir() else folder
+
+
 def in_folder(folder: Path) -> PatchPairs:
     """The pairs that making a data set left in its folder, or those of the file itself.
 
@@ -141,7 +146,7 @@ def in_folder(folder: Path) -> PatchPairs:
         ValueError: if there are none.
         CheckpointError: if the file is damaged.
     """
-    path = folder / FILE if folder.is_dir() else folder
+    path = file_in(folder)
     if not path.is_file():
         raise ValueError(
             f"A fitted start needs the file {FILE} that Synthesize L2P Dataset leaves beside its images, and {folder} "

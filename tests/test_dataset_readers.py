@@ -261,24 +261,26 @@ def test_folders_of_other_trainers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf_16_without_a_mark_is_read_as_such(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize("text", ["a fox, asl\u00e9ep", "\u767d\u8272\u80cc\u666f\u4e0a\u7684\u72d0\u72f8 1"])
+def test_utf_16_without_a_mark_is_read_as_such(tmp_path: Path, encoding: str, text: str) -> None:
     images(tmp_path, "a.png", "b.png")
-    (tmp_path / "a.txt").write_bytes("a fox, asl\u00e9ep".encode(encoding))
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     write_csv(tmp_path / "data.csv", [("b.png", "a hare", 3)])
     table = tmp_path / "data.csv"
     table.write_bytes(table.read_bytes().decode().encode(encoding))
-    assert content(read(tmp_path)) == [("a.png", "a fox, asl\u00e9ep", None), ("b.png", "a hare", 3)]
+    assert content(read(tmp_path)) == [("a.png", text, None), ("b.png", "a hare", 3)]
 
 
 def test_a_text_with_nul_characters_is_named(tmp_path: Path) -> None:
-    images(tmp_path, "a.png", "b.png", "c.png")
+    images(tmp_path, "a.png", "b.png", "c.png", "d.png")
     (tmp_path / "a.txt").write_text("a fox", encoding="utf-8")
     (tmp_path / "b.txt").write_bytes(b"a\0\0b fox")
+    (tmp_path / "d.txt").write_bytes(b"a red\0circle")
     (tmp_path / "c.txt").write_bytes("a fox".encode("utf-32"))
     listing = read(tmp_path)
     assert content(listing) == [("a.png", "a fox", None)]
     assert all("NUL characters: save it as UTF-8" in reason for reason in reasons(listing).values())
-    assert list(reasons(listing)) == ["b.png", "c.png"]
+    assert list(reasons(listing)) == ["b.png", "c.png", "d.png"]
 
 
 def test_json_lines_that_are_not_say_what_is_wrong_with_them(tmp_path: Path) -> None:

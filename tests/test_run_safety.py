@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from test_run import RECIPE, folder, train  # noqa: F401 (a fixture)
 
 from comfyui_l2p.l2p_core import delta
-from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors
+from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors, open_checkpoint, save
 from comfyui_l2p.l2p_core.files import atomic
 from comfyui_l2p.l2p_core.run import lock, memory_plan
 from comfyui_l2p.l2p_core.run import recipe as recipes
@@ -161,6 +162,44 @@ def test_a_demos_folder_of_version_0_1_is_known_by_what_is_in_it(tmp_path: Path)
             continue
         with pytest.raises(ValueError, match="was not created by a demo"):
             demo._check_folder(tmp_path)
+
+
+def test_a_run_of_its_own_in_a_demos_folder_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`l2p train` was told to write into the folder of an earlier demo."""
+    monkeypatch.setattr(demo, "_demo", lambda *_: None)
+    (tmp_path / demo.MARKER).write_text("", encoding="utf-8")
+    run = RunFolder(tmp_path)
+    run.begin(recipes.parse({"model": {"base": "mine"}}))
+    run.state.write_bytes(b"days of work")
+    demo.demo(tmp_path)
+    assert (tmp_path / "earlier-1" / "state.safetensors").read_bytes() == b"days of work"
+    run.state.write_bytes(b"a demo's")
+    demo.demo(tmp_path)
+    assert not run.state.exists() and not (tmp_path / "earlier-2").exists()
+
+
+def test_an_initialisation_of_another_source_is_not_trained_on(
+    folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that was killed before its first save begins with the source that the recipe names now; one that has saved
+    is held to its own."""
+    made = train(folder, "run", steps=2)
+    tensors, about = load_tensors(folder / "source.safetensors")
+    save({name: tensor * 1.01 for name, tensor in tensors.items()}, folder / "other.safetensors", about)
+    arguments = ["train", str(folder / "recipe.toml"), "--output", str(folder / "run")]
+    before = content(made.path)
+    assert main([*arguments, "--base", str(folder / "other.safetensors")]) == 2
+    assert "other content of [model] base" in capsys.readouterr().err
+    assert content(made.path) == before
+    for path in (made.state, made.delta):
+        path.unlink()
+    assert main([*arguments, "--base", str(folder / "other.safetensors")]) == 0
+    trained_on = open_checkpoint(made.init).metadata["l2p.source_sha256"]
+    assert trained_on == hashlib.sha256((folder / "other.safetensors").read_bytes()).hexdigest()
+    # A base that was moved away is not needed again.
+    (folder / "other.safetensors").unlink()
+    assert main([*arguments, "--base", str(folder / "other.safetensors")]) == 0
 
 
 @pytest.fixture

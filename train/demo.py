@@ -48,6 +48,7 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
             everything else is created again.
         steps: of training; None uses the bundled recipe "demo".
         seed: of initialisation and training.
+
     Raises:
         ValueError: for a folder that holds something else.
     """
@@ -55,6 +56,8 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
     folder = RunFolder(output)
     _check_folder(output)
     with folder.held():
+        if folder.recipe.exists() and not _is_demo_recipe(folder.recipe):
+            print(f"A run that is no demo was moved to {folder.set_aside()}.")
         folder.clear()
         write_bytes(output / MARKER, b"This folder is a demo's: the next one deletes what the last one made.\n")
         folder.begin(recipe)
@@ -79,10 +82,12 @@ def _is_demos(output: Path) -> bool:
     if (output / MARKER).exists():
         return True
     kept = RunFolder(output).recipe
-    if not (output / PICTURE).is_file() or not kept.is_file():
-        return False
+    return (output / PICTURE).is_file() and kept.is_file() and _is_demo_recipe(kept)
+
+
+def _is_demo_recipe(path: Path) -> bool:
     try:
-        found = recipes.load(kept)
+        found = recipes.load(path)
     except ValueError:
         return False
     return found == _recipe(found.training.steps, found.model.seed)

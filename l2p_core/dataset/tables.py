@@ -106,13 +106,22 @@ def decoded(path: Path) -> str:
 def _encoding(raw: bytes) -> str:
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    # UTF-16 without a mark: text has no NUL characters, and the high byte of common letters is zero.
+    # UTF-16 without a mark: text has no NUL characters, and the high byte of common letters is zero. In Chinese only
+    # spaces and line ends have one, but its bytes are not UTF-8; a stray NUL in a damaged UTF-8 text is no letter.
     sample = raw[:_SAMPLE]
     if len(raw) % 2 == 0 and b"\0" in sample:
         even, odd = sample[::2].count(0), sample[1::2].count(0)
-        if even == 0 or odd == 0:
+        if (even == 0 or odd == 0) and (4 * (even + odd) >= len(sample) or not _is_utf8(raw)):
             return "utf-16-le" if odd else "utf-16-be"
     return "utf-8-sig"
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_text(text: str) -> bool:

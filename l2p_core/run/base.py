@@ -14,7 +14,7 @@ from ..files.sampled_hash import add_samples
 from ..files.shards import files_of
 from ..files.tensor_io import ProgressCallback
 from ..model import key_shapes
-from ..patch_pairs import PatchPairs
+from ..patch_pairs import PatchPairs, file_in
 from ..tiny.bundled import resolve
 from .recipe import ModelSection
 
@@ -106,6 +106,25 @@ def bytes_to_convert(model: ModelSection) -> int:
 
 def _is_converted(config: ModelConfig, model: ModelSection) -> bool:
     return not isinstance(config, PixelConfig) or (variant_row(model.variant).pixels > VARIANTS[config.variant].pixels)
+
+
+def source_fingerprint(model: ModelSection, pairs: Path | None) -> str | None:
+    """A fingerprint of what an initialisation is converted from.
+
+    Args:
+        model: with an absolute `base`.
+        pairs: their place, for a model that starts "fitted"; None if the recipe determines them.
+
+    Returns:
+        Empty if the base needs no conversion; None if it is not there.
+    """
+    base = resolve(model.base)
+    if not base.exists():
+        return None
+    if not _is_converted(open_checkpoint(base).config(), model):
+        return ""
+    files = [base] if pairs is None or model.init != "fitted" else [base, file_in(pairs)]
+    return "+".join(fingerprint(path) for path in files)
 
 
 def fingerprint(path: Path) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import shutil
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..files.atomic import move, remove, write_bytes
@@ -26,18 +26,20 @@ _MAY_CHANGE = {
     "data": ("path", "workers", "max_bad_share"),
     "training": training_state.MAY_CHANGE,
 }
-_WHERE = {"base": "[model] base", "data": "[data] path"}
+_WHERE = {"base": "[model] base", "source": "[model] base", "data": "[data] path"}
 
 LOCK = "run.lock"
 ASIDE = "earlier"
 """A replaced run is moved to a folder with this name and a number."""
+EVENT_FILES = "events.out.tfevents.*"
+_MONTAGE = re.compile(r"montage-\d{6,}\.png")
 
 
 class RunFolder:
     """The files of one run.
 
     Args:
-        path: the folder, created if missing.
+        path: the folder, created if missing. Files in it that no run wrote are moved aside before a run begins.
     """
 
     def __init__(self, path: Path):
@@ -75,14 +77,15 @@ class RunFolder:
         Raises:
             ValueError: if the folder holds a save of a run with another model, other data or other training settings.
         """
-        if self.recipe.exists():
-            try:
-                _check_same(recipes.load(self.recipe), recipe, self.path)
-            except ValueError:
-                if self.state.exists():
-                    raise
-                return False
-        return True
+        if not self.recipe.exists():
+            return self.state.exists() or not self._present()
+        try:
+            _check_same(self._kept(), recipe, self.path)
+        except ValueError:
+            if self.state.exists():
+                raise
+            return False
+        return self.state.exists() or self._is_of_run() or not self._present()
 
     def begin(self, recipe: Recipe, anew: bool = False) -> Path | None:
         """Create the folder and store the recipe in it; a previous run that is not resumed is moved away.
@@ -92,7 +95,8 @@ class RunFolder:
             anew: do not resume the existing run.
 
         Returns:
-            The folder that a previous run was moved to. A run without any save is deleted.
+            The folder that a previous run, or files of somebody else with the names of a run's, were moved to. A run
+            without any save is deleted.
 
         Raises:
             ValueError: if the folder holds another run and `anew` is not set, or cannot be written.
@@ -103,10 +107,43 @@ class RunFolder:
         # A delta without a state is the end of a run whose user has freed disk space.
         if (self.state.exists() and not same) or (self.delta.exists() and not (same and self.state.exists())):
             aside = self.set_aside()
-        elif not same:
+        elif not same and self._is_of_run():
             self.clear()
-        write_bytes(self.recipe, recipes.to_toml(recipe).encode())
+        elif not same and self._present():
+            aside = self.set_aside()
+        self._keep(recipe)
         return aside
+
+    def _keep(self, recipe: Recipe) -> None:
+        """Store the recipe; a file that its user wrote stays if it says the same, and is renamed if it does not."""
+        if self.recipe.exists() and not self._is_written_by_run():
+            with suppress(ValueError):
+                if self._kept() == recipe:
+                    return
+            move(self.recipe, _unused(self.path, "recipe-", ".toml"))
+        write_bytes(self.recipe, recipes.to_toml(recipe).encode())
+
+    def _kept(self) -> Recipe:
+        """The stored recipe; its user may have written relative paths."""
+        return recipes.with_paths(recipes.load(self.recipe), self.path)
+
+    def _is_of_run(self) -> bool:
+        """Whether a run has written here, so that files with a run's names are that run's."""
+        return self._is_written_by_run() or (self.recipe.exists() and self.identity.exists())
+
+    def _is_written_by_run(self) -> bool:
+        """Whether the recipe holds nothing but what a run writes, of this version or, with fewer keys, of another."""
+        if not self.recipe.exists():
+            return False
+        try:
+            lines = self.recipe.read_text(encoding="utf-8").splitlines()
+            return set(lines) <= set(recipes.to_toml(recipes.load(self.recipe)).splitlines())
+        except ValueError:
+            return False
+
+    def _present(self) -> list[Path]:
+        """What is here with the name of a run's file, other than a recipe."""
+        return [path for path in (*self._files(), self.events) if path != self.recipe and path.exists()]
 
     def set_aside(self) -> Path:
         """Move the run into a subfolder, from which it can be resumed.
@@ -115,60 +152,75 @@ class RunFolder:
             CheckpointError: if a file cannot be moved, for example because Windows has it open; nothing has changed
                 then.
         """
-        numbers = itertools.count(1)
-        target = next(path for path in (self.path / f"{ASIDE}-{number}" for number in numbers) if not path.exists())
+        target = _unused(self.path, f"{ASIDE}-")
         target.mkdir()
         moved: list[Path] = []
+        files = self._present()
+        if self._is_written_by_run():
+            files.append(self.recipe)
+        elif self._is_of_run():
+            # What a user wrote stays in its place, where its relative paths start.
+            write_bytes(target / self.recipe.name, recipes.to_toml(self._kept()).encode())
         try:
             # The state goes first, so that after a kill no other run starts from it.
-            for path in (path for path in (*self._files(), self.events) if path.exists()):
+            for path in files:
                 move(path, target / path.name)
                 moved.append(path)
         except CheckpointError:
             for path in reversed(moved):
                 move(target / path.name, path)
+            remove(target / self.recipe.name)
             target.rmdir()
             raise
         return target
 
-    def check_data(self, fingerprint: str) -> None:
-        """Check that a resumed run has its original data, at any location; errors as for `identify`."""
-        self._check_identity({"data": fingerprint})
+    def check(self, what: str, fingerprint: str) -> None:
+        """Check that a resumed run has its original source or data, at any location; errors as for `identify`."""
+        self._check_identity({what: fingerprint})
+
+    def is_made_from(self, source: str) -> bool:
+        """Whether the initialisation here was made from this source, by its fingerprint."""
+        return self.init.exists() and self._identity().get("source") == source
 
     def identify(self, identity: dict[str, str]) -> None:
         """Check that the run has its original model and data, at any location.
 
         Args:
-            identity: one fingerprint each of "base" and "data".
+            identity: one fingerprint each of "base" and "data"; of an initialisation also of its "source".
 
         Raises:
             ValueError: if they differ from those that the folder's run began with.
         """
         self._check_identity(identity)
-        write_bytes(self.identity, json.dumps(identity, indent=1).encode())
+        write_bytes(self.identity, json.dumps(self._identity() | identity, indent=1).encode())
 
     def _check_identity(self, identity: Mapping[str, str]) -> None:
-        if not (self.identity.exists() and self.state.exists()):
-            return
-        before = json.loads(self.identity.read_text(encoding="utf-8"))
+        before = self._identity() if self.state.exists() else {}
         for what, now in identity.items():
-            if before.get(what) != now:
+            # Version 0.1 did not record sources.
+            if before.get(what, now) != now:
                 raise ValueError(
                     f"{self.path} holds a run with other content of {_WHERE[what]}: restore what it began with, or "
                     "start a new run in another folder."
                 )
 
+    def _identity(self) -> dict[str, str]:
+        """What the run here began with; empty if it has not come that far."""
+        return json.loads(self.identity.read_text(encoding="utf-8")) if self.identity.exists() else {}
+
     def clear(self) -> None:
-        """Delete the run, keeping the images it trained on.
+        """Delete the run, keeping the images it trained on and a recipe that its user wrote.
 
         Raises:
             CheckpointError: if a file cannot be removed, for example because Windows has it open. The state goes first,
                 so that no other run starts from it.
         """
-        for path in (*self._files(), self.index, *(path for path in self.events.glob("*") if path.is_file())):
+        files = self._files() if self._is_written_by_run() else self._present()
+        for path in (*(path for path in files if path != self.events), self.index, *self.events.glob(EVENT_FILES)):
             remove(path)
         if self.events.is_dir():
-            shutil.rmtree(self.events)
+            with suppress(OSError):  # files of somebody else keep the folder
+                self.events.rmdir()
 
     def _files(self) -> list[Path]:
         """The files of this run alone, existing or not, the state first."""
@@ -182,7 +234,8 @@ class RunFolder:
 
     def montages(self) -> list[Path]:
         """The existing montages in order."""
-        return sorted(self.path.glob("montage-*.png"), key=lambda path: (len(path.name), path.name))
+        found = (path for path in self.path.glob("montage-*.png") if _MONTAGE.fullmatch(path.name))
+        return sorted(found, key=lambda path: (len(path.name), path.name))
 
     def rewind(self, step: int) -> None:
         """Drop the metrics of steps after `step`, which a resumed run computes again."""
@@ -207,6 +260,12 @@ class RunFolder:
                 f"{self.metrics} could not be written ({error.strerror or error}): free some space, then start again "
                 "to resume from the last save."
             ) from error
+
+
+def _unused(folder: Path, beginning: str, end: str = "") -> Path:
+    """The first of numbered names in a folder that is free."""
+    names = (folder / f"{beginning}{number}{end}" for number in itertools.count(1))
+    return next(path for path in names if not path.exists())
 
 
 def _check_same(before: Recipe, now: Recipe, path: Path) -> None:

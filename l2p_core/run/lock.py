@@ -63,7 +63,8 @@ def _opened(folder: Path, name: str) -> FileIO:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Created if missing, never truncated: another process may hold it.
-        return open(os.open(folder / name, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)), "r+b", buffering=0)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        return open(os.open(folder / name, flags, 0o666), "r+b", buffering=0)
     except OSError as error:
         raise ValueError(
             f"{folder} could not be written ({error.strerror or error}): choose another folder."

@@ -65,7 +65,8 @@ def prepare(
         folder.path.mkdir(parents=True, exist_ok=True)
         ranks.part(recipe.training.accumulate, recipe.data.batch_size)
         check_possible(recipe.training, ranks)
-        fresh = ranks.first and (restart or not folder.continues(recipe))
+        anew = restart or (ranks.first and _began_otherwise(recipe, folder))
+        fresh = ranks.first and (anew or not folder.continues(recipe))
         config = _config(recipe, folder, fresh)
         memory, training = planned(recipe, config, ranks)
         sentence = memory.sentence(ranks.device.type) + kept_sentence(config, training)
@@ -80,8 +81,8 @@ def prepare(
         found = prepare_data(recipe, folder, config, captions, hooks, enough)
         if ranks.first:
             if not fresh:
-                folder.check_data(found.fingerprint)
-            _begin(recipe, folder, restart, hooks)
+                folder.check("data", found.fingerprint)
+            _begin(recipe, folder, anew, hooks)
             write_bytes(folder.plan, f"{sentence}\n".encode())
         start = _initialisation(recipe, folder, found, hooks, ranks)
         if ranks.first:
@@ -111,10 +112,39 @@ def _config(recipe: Recipe, folder: RunFolder, fresh: bool) -> PixelConfig:
     return base.pixel_config(recipe.model, None if fresh else folder.init)
 
 
-def _begin(recipe: Recipe, folder: RunFolder, restart: bool, hooks: Hooks) -> None:
-    aside = folder.begin(recipe, restart)
-    if aside:
+def _began_otherwise(recipe: Recipe, folder: RunFolder) -> bool:
+    """Whether a run that saved nothing left an initialisation of another source than the recipe's.
+
+    Raises:
+        ValueError: if a run that has saved began with another source.
+    """
+    source = _source(recipe, folder)
+    if source is None:
+        return False
+    if folder.state.exists():
+        folder.check("source", source)
+        return False
+    return not folder.is_made_from(source)
+
+
+def _source(recipe: Recipe, folder: RunFolder) -> str | None:
+    """A fingerprint of what the folder's initialisation is made from by the recipe; None without that, or without the
+    base."""
+    if not folder.init.exists():
+        return None
+    pairs = data.pairs_place(recipe) if recipe.data.kind == "folder" else None
+    return base.source_fingerprint(recipe.model, pairs)
+
+
+def _begin(recipe: Recipe, folder: RunFolder, anew: bool, hooks: Hooks) -> None:
+    aside = folder.begin(recipe, anew)
+    if aside is None:
+        return
+    there = RunFolder(aside)
+    if there.state.exists() or there.delta.exists():
         hooks.note(f"The previous run was moved to {aside}, complete: delete that folder when you no longer need it.")
+    else:
+        hooks.note(f"Files that {folder.path} had under names of a run's files were moved to {aside}.")
 
 
 def _initialisation(recipe: Recipe, folder: RunFolder, found: RunData, hooks: Hooks, ranks: Ranks) -> Path:
@@ -124,7 +154,9 @@ def _initialisation(recipe: Recipe, folder: RunFolder, found: RunData, hooks: Ho
     start = base.initialisation(recipe.model, folder.init, converting, partial(data.pairs_of, recipe, found))
     if ranks.first:
         try:
-            folder.identify({"base": base.fingerprint(start), "data": found.fingerprint})
+            identity = {"base": base.fingerprint(start), "data": found.fingerprint}
+            source = _source(recipe, folder)
+            folder.identify(identity if source is None else identity | {"source": source})
         except ValueError:
             if is_new:
                 remove(folder.init)
