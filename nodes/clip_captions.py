@@ -46,7 +46,7 @@ def _as_typed(caption: str) -> str:
 def identity_of(clip: Any, text: Callable[[str], str] = _as_typed) -> str:
     """The identity of a caption cache: weights, their patches, tokenizer, template and layer.
 
-    It is the same after every start. Only samples of each weight are read, so that 8 GB take a moment.
+    It is the same after every start. Only samples of each weight are read, so that 8 GB take little time.
 
     Args:
         clip: the host's.
@@ -71,8 +71,7 @@ class ClipEncoder:
     Args:
         clip: the host's.
         identity: see `identity_of`.
-        max_tokens: at which captions are cut.
-        text: what is encoded of a caption.
+        max_tokens: at which captions are cut. text: the text to encode for a caption.
     """
 
     def __init__(self, clip: Any, identity: str, max_tokens: int, text: Callable[[str], str]):

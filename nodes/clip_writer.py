@@ -67,7 +67,7 @@ def write_prompts(
 
     Args:
         folder: of the work.
-        target: of the list; written at the end and at an interruption.
+        target: file of the list; written at the end and on interruption.
         slots: the prompts to write.
         clip: writes them.
         say: shows the progress, with the time left.

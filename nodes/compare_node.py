@@ -13,7 +13,7 @@ from .pixel_nodes import width_and_height
 
 
 class CompareL2P(io.ComfyNode):
-    """The same prompts and seeds by both models."""
+    """Draws the same prompts and seeds with both models."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -37,7 +37,7 @@ def _chosen(name: str, what: str, made_by: str) -> str:
 
 
 class ConvertToL2P(FileNode):
-    """A latent source to the pixel initialisation that training starts from."""
+    """Converts a latent source to the pixel initialisation that training starts from."""
 
     reads = ("source",)
 
@@ -109,7 +109,7 @@ class ConvertToL2P(FileNode):
 
 
 class SaveDelta(FileNode):
-    """The weights that training changed, as a small file to share."""
+    """Saves the weights that training changed as a small file to share."""
 
     reads = ("trained", "base")
 
@@ -161,7 +161,7 @@ class SaveDelta(FileNode):
 
 
 class MergeDelta(FileNode):
-    """A delta and its base as one whole L2P file."""
+    """Merges a delta and its base into one whole L2P file."""
 
     reads = ("delta", "base")
 

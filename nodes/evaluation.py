@@ -1,4 +1,4 @@
-"""What transfer keeps between the images of a source and those of the pixel model: the work of Evaluate L2P."""
+"""Compares the images of a source with those of its pixel model: the work of Evaluate L2P."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..l2p_core.evaluate.pairs import Pair, of_folders
 
 
 class BatchPicture:
-    """An image of an IMAGE batch, converted to 8 bits when it is looked at.
+    """An image of an IMAGE batch, converted to 8 bits on access.
 
     Args:
         image: (H, W, C) in [0, 1], C 3 or more.

@@ -1,4 +1,4 @@
-"""What the nodes share that read model files and write one."""
+"""The common part of nodes that read model files and write one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CATEGORY = "L2P/files"
 
 
 def unchecked_base_input() -> io.Boolean.Input:
-    """For bases that nothing can be compared with; optional, as workflows of earlier versions do not have it."""
+    """For bases that cannot be checked; optional, because workflows of earlier versions do not have it."""
     return io.Boolean.Input(
         "unchecked_base",
         default=False,
@@ -25,7 +25,7 @@ def unchecked_base_input() -> io.Boolean.Input:
 
 
 def about_inputs() -> list[io.Input]:
-    """What the new file says of its model, beside what its sources say."""
+    """Metadata of the new file in addition to that of its sources."""
     return [
         io.String.Input("license", default="", optional=True, tooltip="The licence that the new file states."),
         io.String.Input(
@@ -38,7 +38,7 @@ def about_inputs() -> list[io.Input]:
 
 
 class FileNode(io.ComfyNode):
-    """What the nodes share that read model files and write one.
+    """The common part of nodes that read model files and write one.
 
     Attributes:
         reads: its inputs that are files.

@@ -1,8 +1,8 @@
 """Hand-over between spaces and growth between sizes in the host's terms: LATENT, SIGMAS, VAE and MODEL.
 
 The host's flow samplers return x / (1 - sigma) for a sampling that stops at sigma, and multiply by 1 - sigma when they
-start at it (`CONST` in comfy/model_sampling.py). So a clean image and a noise level are all that the next sampler needs
-after a change of space, with noise of its own; a grown image is already noisy, and is sampled without new noise.
+start at it (`CONST` in comfy/model_sampling.py). After a change of space, the next sampler therefore needs only a clean
+image and a noise level, and adds its own noise; a grown image is already noisy and is sampled without new noise.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .pixels import image_to_pixels, pixels_to_image
 Latent = dict[str, Any]
 
 _ROUNDING = 1e-4
-"""Of noise levels that come as float32."""
+"""Tolerance for noise levels that arrive as float32."""
 
 _HELD = 4
-"""Images of the new size that growing on a device may take: three, and room for others."""
+"""Memory for growing on a device, in images of the new size: three, and some spare."""
 
 
 def latent_to_pixels(
@@ -186,7 +186,7 @@ def _sized(clean: Latent, width: int, height: int, of: Latent) -> Latent:
 
 
 def _mask_of(latent: Latent) -> Latent:
-    """The noise mask goes along: the host fits it to any size."""
+    """The noise mask is passed on: the host fits it to any size."""
     return {"noise_mask": latent["noise_mask"]} if "noise_mask" in latent else {}
 
 

@@ -12,7 +12,7 @@ from .messages.progress import tell_at
 from .options import FROM_MODEL, HYBRID_TASKS
 
 OF_TASK = -1.0
-"""The switch at which the task's own noise level is taken."""
+"""The value of the switch that stands for the task's own noise level."""
 
 
 class HybridSampler(io.ComfyNode):

@@ -25,12 +25,12 @@ from .previews import Previews
 from .sizes import own_side
 
 LATENT_STEPS, LATENT_CFG = 30, 4.0
-"""Of a latent source that does not say; those that Z-Image was published with."""
+"""Settings for a latent source that states none: those that Z-Image was published with."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """What samples; each may be missing. `large` samples sizes above those that `pixels` was trained at."""
+    """The models; each may be missing. `large` samples sizes above those that `pixels` was trained at."""
 
     latent: Any = None
     vae: Any = None
@@ -199,7 +199,7 @@ class _Run:
 
 
 def _empty(part: Part, model: Any) -> Tensor:
-    """Zeros for a sampling from noise alone; latents may stand for a few pixels more than asked."""
+    """Zeros for a sampling from noise alone; latents may cover a few pixels more than requested."""
     shape = model.get_model_object("latent_format")
     cells = [-(-side // shape.spacial_downscale_ratio) for side in part.size]
     return torch.zeros(1, shape.latent_channels, *cells, device=comfy.model_management.intermediate_device())

@@ -1,4 +1,4 @@
-"""What Hybrid Sampler does for each task: which model samples at which size, from which noise level to which."""
+"""The parts of each Hybrid Sampler task: model, size, and the noise levels at which the part starts and ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Start = Literal["noise", "image", "space", "growth", "on"]
 SWITCH = 0.5
 RESTORED = 0.3
 UPSCALED = 0.5
-"""Noise levels: where latents hand over, and from where finished and enlarged images are sampled again. The first was
+"""Noise levels at which latents hand over, and from which finished and enlarged images are sampled again. The first was
 best in the tiny world; the others are those of common two-stage graphs, and were not measured with real weights."""
 
 UPSCALED_SIDE = 4096
@@ -45,12 +45,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the node was given; sizes are (height, width).
+    """The node's inputs; sizes are (height, width).
 
     Attributes:
         own: the side of the images that the pixel model was trained on, or that the latent model makes.
         large_own: of those that the model for large images was trained on, 0 without one.
-        size: as typed, 0 for "not typed".
+        size: as typed; 0 stands for "not typed".
         image: size of the image to start from, None without.
         steps, latent_steps, large_steps: of each model for a whole image.
         switch: noise level, None for the task's own.
@@ -85,7 +85,7 @@ def parts(asked: Asked) -> list[Part]:
 
 
 def in_words(planned: Sequence[Part], cfgs: Sequence[float]) -> str:
-    """What the parts are, for the node: their models, sizes, noise levels and evaluations."""
+    """Describe the parts for the node: their models, sizes, noise levels and evaluations."""
     said, total = [], 0
     for part, cfg in zip(planned, cfgs, strict=True):
         evaluations = part.steps * (1 if cfg == 1.0 else 2)
@@ -169,7 +169,7 @@ def _large(asked: Asked) -> list[Part]:
 
 
 def _grown(planned: list[Part], target: Size, asked: Asked) -> list[Part]:
-    """The parts with growth to the target behind them, by at most a factor of two at a time."""
+    """The parts followed by growth to the target, by at most a factor of two at a time."""
     ratio = math.sqrt(_area(target) / _area(planned[-1].size))
     times = math.ceil(math.log(ratio, LARGEST_GROWTH) - 1e-6) if ratio > 1 else 0
     # Above its own size a model decides shapes badly: in the tiny world growth at the safe level lost a third of them.

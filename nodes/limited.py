@@ -1,4 +1,4 @@
-"""Checks of numeric node inputs against the limits of the schema, from whatever source they come."""
+"""Checks numeric node inputs against the limits of the schema, whatever their source."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ WEIGHT_DTYPES = {
 """Storage types of weights that a user can choose; fp8 concerns the backbone's linear layers only."""
 
 FROM_MODEL = -1
-"""Steps or guidance that the model was published with."""
+"""The value that stands for the model's published steps or guidance."""
 
 UNTRAINED = "This is a pixel initialisation that nobody has trained yet: it makes noise. Train it with Train L2P first."
-"""Said of a model wherever it is used."""
+"""A note shown wherever such a model is used."""
 
 PUBLISHED = "L2P (published)"
 """L2P's own noise levels among the host's schedulers."""
@@ -29,13 +29,13 @@ DEEP_SUFFIXES = (".png", ".tif", ".tiff", ".exr", ".dcm", ".dicom")
 """These equal those of `l2p_core`, which takes longer to import; a test compares them."""
 
 HYBRID_TASKS = ("auto", "fast", "detail", "large", "edit", "restore", "upscale", "custom")
-"""What Hybrid Sampler can be asked for, see `hybrid_tasks`."""
+"""The tasks of Hybrid Sampler, see `hybrid_tasks`."""
 
 TIFF_DEPTHS = ("16-bit", "32-bit float")
 
 AS_TRAINED = "as trained"
 DELTA_DTYPES = {AS_TRAINED: None, "bf16": torch.bfloat16}
-"""What a delta's weights may be saved in."""
+"""The dtypes in which a delta's weights may be saved."""
 
 OF_MODEL = 0
 """The width or height that means the side that the model was trained at."""
@@ -59,7 +59,7 @@ ASPECTS: dict[str, tuple[int, int]] = {
 
 
 def steps_problem(steps: int) -> str | None:
-    """What is wrong with a number of steps, if anything, in a sentence."""
+    """The problem with a number of steps as a sentence; None if there is none."""
     if steps >= 1 or steps == FROM_MODEL:
         return None
     return f"steps is {steps}: use 1 or more, or {FROM_MODEL} for the model's published value."

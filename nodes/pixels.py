@@ -44,7 +44,7 @@ def image_to_pixels(image: Tensor, mask: Tensor | None = None, width: int = 0, h
 
 
 def pixels_to_image(latent: dict[str, Any], clamp: bool = True) -> Tensor:
-    """The LATENT of a pixel model as an IMAGE (B, H, W, 3), clamped to [0, 1] unless it shall keep what lies beyond.
+    """The LATENT of a pixel model as an IMAGE (B, H, W, 3), clamped to [0, 1] unless values beyond are to be kept.
 
     Raises:
         ValueError: if the latent is not one of pixels, or not finite.
@@ -61,7 +61,7 @@ def pixels_to_image(latent: dict[str, Any], clamp: bool = True) -> Tensor:
 
 
 def range_of(image: Tensor) -> str:
-    """The values of an IMAGE in a sentence: from where to where they reach, and how many lie beyond black and white."""
+    """The range of an IMAGE's values as a sentence, and how many lie beyond black and white."""
     lowest, highest = (float(value) for value in image.aminmax())
     beyond = float(((image < 0) | (image > 1)).sum()) / image.numel()
     return f"Values from {lowest:.4f} to {highest:.4f}; {beyond:.2%} lie beyond black (0) and white (1)."

@@ -1,4 +1,4 @@
-"""What a node shows of images while it makes them. The frontend writes their size below them."""
+"""Previews that a node shows while it generates images. The frontend writes their size below them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ Preview = tuple[str, Image.Image, int]
 
 
 class Previews:
-    """The host's previews of a MODEL's samples, none if its user has switched them off; none is larger than its image.
+    """The host's previews of a MODEL's samples, or none if the user has disabled them; no preview is larger than its
+    image.
 
     Args:
         model: the MODEL that samples.

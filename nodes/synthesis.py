@@ -106,7 +106,7 @@ class Source:
     def sampled(
         self, seeds: Sequence[int], positive: Any, negative: Any, callback: Callable[[int, Tensor], None]
     ) -> Tensor:
-        """What the images are decoded from: latents, or pixels; arguments as for `images`."""
+        """The samples to be decoded: latents, or pixels; arguments as for `images`."""
         latent = self._empty(len(seeds))
         noise = torch.cat([comfy.sample.prepare_noise(latent[i : i + 1], seed) for i, seed in enumerate(seeds)])
         samples = comfy.sample.sample(
@@ -266,7 +266,8 @@ def examples(made: SynthesisFolder) -> Tensor:
 
 
 def model_name(model: Any) -> str:
-    """The files that a MODEL was loaded from, if the host knows them, else its kind; and a mark for its patches."""
+    """The files that a MODEL was loaded from, if the host knows them, otherwise its kind; and a mark for its
+    patches."""
     _, arguments = getattr(model, "cached_patcher_init", None) or (None, ())
     paths = [Path(value) for value in arguments if isinstance(value, str)]
     suffixes = (".safetensors", ".sft", ".gguf")

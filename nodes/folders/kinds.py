@@ -1,6 +1,5 @@
-"""Which of the files in the models folders suit an input: those that it offers, and its default.
-
-Headers alone are read, each once for as long as its file stays the same.
+"""Selects the files in the models folders that suit an input: its choices and its default. Only headers are read, each
+once while its file stays unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _PIXEL_KEY = "local_decoder.out_conv.weight"
 
 
 def deltas() -> list[str]:
-    """Names of the deltas in models/diffusion_models, which say that they are deltas."""
+    """Names of the deltas in models/diffusion_models, recognised by their metadata."""
     return [name for name, kind in _kinds() if kind == DELTA]
 
 

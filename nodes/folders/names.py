@@ -9,7 +9,7 @@ from pathlib import Path
 from ...l2p_core.files.paths import inside
 
 _LONGEST = 200
-"""Bytes of a file's or folder's name, of 255 that file systems take: suffixes are added to it."""
+"""Maximum bytes of a file's or folder's name: file systems allow 255, and suffixes are added to it."""
 _SHOWN = 40  # characters of a longer one
 WINDOWS = os.name == "nt"
 _CHARACTERS = re.compile(r'[<>:"|?*\x00-\x1f]')
@@ -17,7 +17,8 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d) *(\..*)?", re.IGNORECASE)
 
 
 def below(folder: Path, name: str) -> Path | None:
-    """The path that a user's name means below a folder, by the rule of `l2p_core.files.paths`; None if it leads out.
+    """The path that a user's name means below a folder, by the rule of `l2p_core.files.paths`; None if it leads
+    outside.
 
     Raises:
         ValueError: for new names that are too long, and on Windows for those it refuses: checked now rather than after

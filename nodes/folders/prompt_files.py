@@ -1,5 +1,5 @@
-"""The places of written prompts in the host: the work in the output folder, the list in the input folder, from where
-Synthesize L2P Dataset takes it."""
+"""The locations of written prompts in the host: the work in the output folder, the list in the input folder, from which
+Synthesize L2P Dataset reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a node's output files are still as the node left them.
+"""Whether a node's output files are unchanged since the node wrote them.
 
 The host caches a node's result by its inputs. A node that writes a file must run again if that file has been removed or
 changed since, but not merely because the file now exists. Each node therefore remembers what it wrote, for as long as

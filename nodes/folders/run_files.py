@@ -1,4 +1,4 @@
-"""The places of a training run in the host: its folder and its results."""
+"""The locations of a training run in the host: its folder and its results."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Live:
         return self.curves is None
 
     def begin(self, earlier: Iterable[Mapping[str, Any]]) -> None:
-        """Show the steps before this start, lines of metrics.jsonl, in place of the folder's content."""
+        """Show the steps made before this start (lines of metrics.jsonl) in place of the folder's content."""
         self.curves = LossCurves()
         for line in earlier:
             self.curves.add(*arguments_of(line))
@@ -62,7 +62,7 @@ class Live:
         self._update(text=f"{text[:1].upper()}{text[1:]}: {done / max(1, total):.0%}")
 
     def step(self, metrics: RunMetrics) -> None:
-        """A step has been done, whose status says how long the rest takes."""
+        """Show a finished step; its status says how long the rest takes."""
         assert self.curves is not None
         self._forecast = ""
         self.curves.add(metrics.step, metrics.sigma_loss, metrics.sigma_count)
@@ -74,17 +74,17 @@ class Live:
         self.send()
 
     def note(self, text: str) -> None:
-        """A sentence that the user should read."""
+        """Show a sentence that the user should read."""
         self._notes.append(text)
         self.send()
 
     def forecast(self, text: str) -> None:
-        """The expected duration, shown last until the first step or the end."""
+        """Show the expected duration, as the last sentence until the first step or the end."""
         self._forecast = text
         self.send()
 
     def end(self, status: str, text: str) -> None:
-        """The run is over: "finished", "stopped" or "failed"."""
+        """Show the end of the run: "finished", "stopped" or "failed"."""
         self._forecast = ""
         self.state |= {"status": status, "text": text}
         self.send()

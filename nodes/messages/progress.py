@@ -17,7 +17,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def say_at(node: str | None) -> Callable[[str], None]:
-    """A function that shows in the node of this id how far it is.
+    """A function that shows the progress in the node of this id.
 
     The frontend shows it in the user's language, which it could not do with the host's own progress texts.
     """

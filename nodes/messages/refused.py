@@ -1,9 +1,9 @@
-"""Why a loader of the host's own did not load an L2P file.
+"""Explains why one of the host's own loaders did not load an L2P file.
 
 Before it asks any row of its list, the host looks for `cap_embedder.1.weight` and `k_norm` of the first noise refiner,
-reads all of the file, and puts the layers that a header names into it under the names there. Where this fails, no row
-of ours is asked, and the host's error is a KeyError, "Could not detect model type" or a reader's. So the frontend asks
-here once such a loader has failed.
+reads all of the file, and puts the layers that a header names into it under the names there. If this fails, no row of
+ours is asked, and the host's error is a KeyError, "Could not detect model type" or a reader's. The frontend therefore
+asks here after such a loader has failed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OTHERWISE = "This ComfyUI's own loaders do not read this L2P file: load it with 
 
 
 def refused_because(folder: str, name: str) -> str:
-    """One sentence on a file of a models folder; empty for one that is not an L2P model or a part of one."""
+    """One sentence about a file of a models folder; empty for a file that is neither an L2P model nor a part of one."""
     try:
         path = files.existing(name, folder)
         keys = [key for file in files_of(Path(path)) for key in tensor_names(file)]

@@ -59,7 +59,7 @@ async def _prompts(request: web.Request) -> web.StreamResponse:
 
 
 def _page(request: web.Request, path_of: Callable[[str], Path]) -> web.StreamResponse:
-    """The page of the name that is asked for."""
+    """The page of the requested name."""
     try:
         page = path_of(request.query.get("name", ""))
     except ValueError:
@@ -74,7 +74,7 @@ def _run(request: web.Request) -> str:
 
 
 async def _refused(request: web.Request) -> web.Response:
-    """What is wrong with a file that a loader of the host's own did not load; nothing where it is not an L2P file."""
+    """The problem with a file that one of the host's own loaders did not load; empty for other files than L2P's."""
     from ..folders.files import WHOLE_MODELS
     from .refused import refused_because
 
