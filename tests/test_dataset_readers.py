@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -292,6 +293,17 @@ def test_json_lines_that_are_not_say_what_is_wrong_with_them(tmp_path: Path) -> 
         read(tmp_path)
     table.write_text(f"\ufeff{line % 'a'}\n\ufeff{line % 'b'}\n", encoding="utf-8-sig")
     assert len(read(tmp_path).samples) == 2
+
+
+def test_a_list_with_commas_beside_the_images_is_named_with_its_fault(tmp_path: Path) -> None:
+    """As a JSON array's lines are copied; a file of another name may be of other things, so it is no error."""
+    images(tmp_path, "a.png", "b.png")
+    (tmp_path / "captions.jsonl").write_text('{"file_name": "a.png", "text": "a fox"},\n', encoding="utf-8")
+    fault = r"captions.jsonl (line 1: it is not valid JSON: remove the comma at its end)"
+    with pytest.raises(ValueError, match=re.escape(f"{fault} is not read; a.png: it has no caption")):
+        read(tmp_path)
+    (tmp_path / "b.txt").write_text("a hare", encoding="utf-8")
+    assert read(tmp_path).skipped == {fault: 1}
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,8 @@ class Listing:
         problems: what was skipped, and why.
         unlisted: images without a text file that a table beside or above them does not list; this is not an error.
         repeats: rows that repeat another row; they are read once.
-        skipped: files that are not read, by their suffix; tables of other things by their names.
+        skipped: files that are not read, by their suffix; tables of other things by their names, with what is wrong
+            with them if it is known.
         unused: text files that no image takes its caption from.
         repeat_folders: folders whose names set repeats in kohya's trainers, such as 10_fox.
     """
@@ -119,8 +120,8 @@ class _Reading:
     def add_table(self, table: Path, required: bool) -> None:
         """Add a table's samples; another kind of table is skipped, unless this one is required."""
         content = tables.read(table, required)
-        if content is None:
-            self.listing.skipped[table.name] += 1
+        if not content.known:
+            self.listing.skipped[f"{table.name} ({content.not_json})" if content.not_json else table.name] += 1
             return
         self._covered.add(name_below(self.listing.folder, table.parent))
         self._add_problems(table, content)
@@ -130,7 +131,7 @@ class _Reading:
     def add_metadata(self, table: Path) -> None:
         """Add the samples of kohya's metadata, for images that have no other caption, as before it was supported."""
         content = tables.read(table, required=False)
-        if content is None:
+        if not content.known:
             self.listing.skipped[table.suffix.lower()] += 1
             return
         self._add_problems(table, content)
@@ -206,7 +207,8 @@ def _repeat_folders(samples: Iterable[Sample]) -> list[str]:
 
 def _nothing(source: Path, listing: Listing) -> str:
     if listing.problems:
-        shown = "; ".join(str(problem) for problem in listing.problems[:5])
+        wrong = [f"{table} is not read" for table in listing.skipped if table.endswith(")")]
+        shown = "; ".join([*wrong, *map(str, listing.problems)][:5])
         return f"{source} holds no image that can be trained on: {shown}."
     return (
         f"{source} holds no captioned images: put a metadata.csv with the columns image,prompt,seed there, or a text "

@@ -42,9 +42,15 @@ class Table:
     problems: list[Problem] = field(default_factory=list)
     known: bool = False
 
+    @property
+    def not_json(self) -> Problem | None:
+        """The first problem of a table of which no line is valid JSON; None for others."""
+        wrong = self.problems and not self.known and all(p.reason.startswith(_NOT_JSON) for p in self.problems)
+        return self.problems[0] if wrong else None
 
-def read(path: Path, required: bool) -> Table | None:
-    """Read a table of images; None if the file is another kind of table, unless it is required to be one.
+
+def read(path: Path, required: bool) -> Table:
+    """Read a table of images; one that is not `known` is of another kind, which a required one must not be.
 
     Raises:
         ValueError: if a required table has no columns for images and captions, or is not text.
@@ -54,12 +60,12 @@ def read(path: Path, required: bool) -> Table | None:
     except ValueError:
         if required:
             raise
-        return None
+        return Table()
     table = _READERS.get(path.suffix.lower(), _read_csv)(text, _OF_IMAGES)
     if required:
         images, captions = ", ".join(IMAGE_COLUMNS), ", ".join(CAPTION_COLUMNS)
         _complain(path, table, f"no column for images ({images}) or none for captions ({captions})")
-    return table if table.known else None
+    return table
 
 
 def read_captions(path: Path) -> Table:
@@ -78,8 +84,8 @@ def _complain(path: Path, table: Table, lacks: str) -> None:
     """Refuse a file that is not a table of the required kind, with the reason."""
     if table.known:
         return
-    if table.problems and all(problem.reason.startswith(_NOT_JSON) for problem in table.problems):
-        raise ValueError(f"{path} cannot be read: {table.problems[0]}.")
+    if table.not_json:
+        raise ValueError(f"{path} cannot be read: {table.not_json}.")
     where = "its first line" if path.suffix.lower() in (".csv", ".tsv") else "every line"
     raise ValueError(f"{path} has {lacks}: name them in {where}.")
 
