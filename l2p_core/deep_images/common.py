@@ -1,4 +1,4 @@
-"""What the readers of deep images share: their errors, their libraries, and values as pixels."""
+"""The common part of the readers of deep images: errors, libraries, and conversion of values to pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 MAX_PIXELS = 178_956_970
 """Pillow's guard against decompression bombs, which holds for its formats; a square of 10240 pixels is 105 million."""
 FARTHEST = (-1.0, 2.0)
-"""Where black is 0 and white is 1, values beyond these are not an image that overshoots but another unit."""
+"""If black is 0 and white is 1, values beyond these limits are not overshoot but another unit."""
 _NOT_FINITE = "it holds values that are not finite (NaN or infinity): replace them"
 
 
@@ -23,7 +23,7 @@ class BrokenImage(ValueError):
 
 
 class Header(NamedTuple):
-    """What is known of a file without decoding it: pixels, upright, and the number of images in it."""
+    """The facts about a file that need no decoding: upright size in pixels, and the number of images in it."""
 
     width: int
     height: int
@@ -55,12 +55,12 @@ def check_size(width: int, height: int) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content; a function of its own because tests let it fail."""
+    """A file's content; a separate function so that tests can make it fail."""
     return path.read_bytes()
 
 
 class Values(NamedTuple):
-    """An image as its file has it.
+    """An image as stored in its file.
 
     Attributes:
         values: (H, W) or (H, W, C) with 1 or 3 channels, or 2 or 4 with alpha; integers or floats.

@@ -1,7 +1,7 @@
 """DICOM images, through pydicom.
 
-Of a file's header only what its pixels need is read: no name, number or date of a patient enters a message, a cache or
-anything that is written. Section numbers are those of the standard's part 3 (PS3.3).
+Only those elements of a file's header that its pixels need are read: no name, number or date of a patient enters a
+message, a cache or anything that is written. Section numbers are those of the standard's part 3 (PS3.3).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def check_window(window: str) -> str | tuple[float, float]:
 
 
 def _quietly(work: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """Wraps a reader of files: pydicom's own messages may contain what a file says of the patient.
+    """Wraps a reader of files: pydicom's own messages may contain data about the patient.
 
     Anything wrong with the file becomes a BrokenImage; an OSError of the disk passes.
     """
@@ -89,7 +89,7 @@ def _verdict(error: Exception) -> BrokenImage:
 
 @_quietly
 def look(path: Path) -> Header:
-    """The size, and how many frames there are.
+    """The size and the number of frames.
 
     Raises:
         BrokenImage: if it is not a DICOM image, has too many pixels or colours of a kind that is not read, or says that
@@ -142,7 +142,7 @@ def decode(path: Path, frame: int, window: str) -> Values:
 
 
 def _kind(header: Any) -> str:
-    """The photometric interpretation, one that is read."""
+    """The photometric interpretation, which must be a supported one."""
     if str(header.get("BurnedInAnnotation", "")).upper() == "YES":
         raise BrokenImage(
             "text is burned into its pixels (Burned In Annotation), which may name the patient: remove it"
@@ -226,7 +226,7 @@ def _frames(header: Any) -> int:
 
 
 def _least_bytes(header: Any) -> int:
-    """The bytes that a frame takes at least: all of its pixels', or an empty item's where they are compressed."""
+    """The minimum bytes of a frame: those of all its pixels, or of an empty item if they are compressed."""
     syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
     if syntax is None or syntax.is_compressed:
         return 8

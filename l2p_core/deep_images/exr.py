@@ -26,8 +26,8 @@ _BYTES = {0: 4, 1: 2, 2: 4}
 
 
 class _Layout(NamedTuple):
-    """What of a header is needed: windows as left, top, right and bottom pixels, both ends included; bytes of a pixel;
-    and `end`, the header's closing zero, behind which the table of the chunks' places begins."""
+    """The parts of a header that are needed: windows as left, top, right and bottom pixels, both ends included; bytes
+    of a pixel; and `end`, the header's closing zero, behind which the table of the chunks' places begins."""
 
     display: tuple[int, int, int, int]
     data: tuple[int, int, int, int]
@@ -161,13 +161,13 @@ def _layout(content: bytes) -> _Layout:
 
 
 def _word(content: bytes, place: int) -> tuple[str, int]:
-    """A text that a zero ends, and where the next thing begins."""
+    """A zero-terminated text, and the position after it."""
     end = content.index(b"\0", place)
     return content[place:end].decode("latin-1"), end + 1
 
 
 def _chunks(content: bytes, layout: _Layout) -> Iterator[tuple[int, int]]:
-    """The size of each chunk's data and where it begins."""
+    """The size and position of each chunk's data."""
     numbers = 5 if layout.tile else 2  # before the data: its place in the image, and its size
     try:
         for place in struct.unpack_from(f"<{layout.chunks}Q", content, layout.end + 1):

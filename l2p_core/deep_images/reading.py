@@ -1,4 +1,4 @@
-"""The reader that a file's content asks for."""
+"""Selects the reader for a file's content."""
 
 from __future__ import annotations
 

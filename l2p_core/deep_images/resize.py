@@ -40,7 +40,7 @@ def _along(pixels: Tensor, axis: int, size: int, length: float) -> Tensor:
 
 
 def _taps(source: int, start: float, length: float, size: int) -> tuple[Tensor, Tensor]:
-    """Which pixels make each new one, and their weights: both (taps, size)."""
+    """The pixels that contribute to each new one, and their weights: both (taps, size)."""
     scale = length / size
     stretch = max(scale, 1.0)
     centre = start + (torch.arange(size, dtype=torch.float64) + 0.5) * scale

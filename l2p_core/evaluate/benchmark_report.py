@@ -1,4 +1,4 @@
-"""The report of a benchmark's images: how they were made, how far, what they look like, and how to score them."""
+"""The report on a benchmark's images: settings, progress, examples, and how to score them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(made: BenchmarkFolder, now: int, seconds: float) -> Path:
     Args:
         made: the images.
         now: how many of them the last run made.
-        seconds: that it took.
+        seconds: the time that took.
 
     Raises:
         ValueError: if it cannot be written.

@@ -1,4 +1,5 @@
-"""What transfer keeps: the statistics of a source's images beside those of the pixel model, over pairs of images."""
+"""Measures what transfer keeps: statistics of a source's images beside those of the pixel model, over pairs of
+images."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from .measure import PATCH, Array, Measured, grid_ratio, measure, radial_frequen
 from .pairs import Pair, Picture, check_sizes
 
 FINE = 0.25
-"""Cycles per pixel from which on a spectrum's power counts as fine detail: structures of 4 pixels and less."""
+"""Cycles per pixel from which a spectrum's power counts as fine detail: structures of 4 pixels and less."""
 
 Progress = Callable[[int, int], None]
 
@@ -25,7 +26,7 @@ class Row:
     Attributes:
         name: as shown.
         source, pixel: the means over all images.
-        kept: the pixel model's value over the source's; None where that says nothing (shares near 0, counts).
+        kept: the pixel model's value over the source's; None if that is meaningless (shares near 0, counts).
         meaning: what the number is, and what a large difference looks like.
         form: of the two values, a format specification.
     """
@@ -44,7 +45,7 @@ class Comparison:
 
     Attributes:
         pairs: the images compared.
-        patch: side of the patches whose borders were looked for, in pixels.
+        patch: side in pixels of the patches whose borders were measured.
         frequencies: of the spectra, in cycles per pixel.
         source, pixel: statistics of each image, in the order of `pairs`.
         repeats: near-duplicates among the source's images, and among the pixel model's: pairs of indices.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIX = "-run"
-"""Of the folder beside, with the settings and the report."""
+"""Suffix of the folder beside, with the settings and the report."""
 _SINGLE = "single"
 """In it, the images of DPG-Bench that wait for their square."""
 

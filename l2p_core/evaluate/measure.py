@@ -1,4 +1,4 @@
-"""Statistics of one image that tell what transfer keeps: grid, spectrum, colour, contrast, sharpness, limits.
+"""Statistics of one image for judging transfer: grid, spectrum, colour, contrast, sharpness, limits.
 
 An image is read in bands of rows, so that one of 10240 pixels takes little more memory than its 8-bit pixels. Luma is
 that of ITU-R BT.601, (0.299, 0.587, 0.114), in [0, 1].

@@ -21,7 +21,7 @@ _SHOWN = 3
 
 
 class Picture(Protocol):
-    """An image that is decoded when it is looked at."""
+    """An image that is decoded on access."""
 
     @property
     def name(self) -> str:
@@ -34,7 +34,7 @@ class Picture(Protocol):
         ...
 
     def opened(self) -> Any:
-        """A context manager that gives the image."""
+        """A context manager that returns the image."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What the scorers of GenEval and DPG-Bench wrote, read back: scores by task, beside those of the source.
+"""Reads the results of GenEval's and DPG-Bench's scorers: scores by task, beside those of the source.
 
 GenEval's results are JSON lines, one an image, with `tag` and `correct`; its score is the mean over the six tasks of
 the share of correct images. DPG-Bench's text has a line an image, then the means of its categories in per cent.
@@ -53,7 +53,7 @@ class ScoreRow:
 
     @property
     def kept(self) -> float | None:
-        """The part of the source's score that is left."""
+        """The share of the source's score that is kept."""
         return self.pixel / self.source if self.source else None
 
 
@@ -77,7 +77,7 @@ def read(path: Path) -> Scores:
 
 
 def table(pixel: Iterable[Scores], source: Iterable[Scores]) -> tuple[list[ScoreRow], list[str]]:
-    """The scores of a pixel model beside those of its source, and sentences on what to know of them.
+    """The scores of a pixel model beside those of its source, and notes on how comparable they are.
 
     Args:
         pixel: one or more results, of different benchmarks.

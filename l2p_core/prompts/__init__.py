@@ -1,5 +1,6 @@
-"""Prompts for a data set, written by a language model of the user's: instructed here, checked, balanced, recorded.
+"""Prompts for a data set, written by the user's language model; this package instructs it, and checks, balances and
+records the prompts.
 
-`work.write` is the entry point: it takes slots (`scheme.slots`, or `rewriting.slots` for short prompts that exist), a
+`work.write` is the entry point: it takes slots (`scheme.slots`, or `rewriting.slots` for existing short prompts), a
 folder, and a `writer.Writer`.
 """

@@ -1,4 +1,4 @@
-"""A list of prompts that exists, checked against the published style."""
+"""Checks an existing list of prompts against the published style."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .near_duplicates import Seen
 
 @dataclass(frozen=True)
 class Checked:
-    """A prompt with everything that is wrong with it, of `reasons`, and the earlier prompt that it repeats."""
+    """A prompt with all its problems, keys of `reasons`, and the earlier prompt that it repeats."""
 
     text: str
     reasons: tuple[str, ...]
@@ -19,7 +19,7 @@ class Checked:
 
 
 def check(prompts: Iterable[str]) -> list[Checked]:
-    """Every prompt with its problems, in order; the first of several that are alike has none for that.
+    """Every prompt with its problems, in order; the first of several similar ones does not count as a duplicate.
 
     Raises:
         ValueError: if datasketch is missing.

@@ -1,7 +1,7 @@
 """Checks of one text: whether it is a prompt of the published kind, and if not, why.
 
-Each check is a function from a text to whether it fails. They are meant for what language models write in place of a
-prompt, and err on the side of rejection: the model can write another.
+Each check is a function from a text to whether it fails. They target what language models write instead of a prompt,
+and err on the side of rejection: the model can write another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import reasons
 from .scheme import LONGEST, SHORTEST
 
 MOST = 4000
-"""Characters of an answer that are looked at; a longer one is too long in any case."""
+"""Characters of an answer that are checked; a longer one is too long in any case."""
 
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _LABEL = re.compile(r"\A[*_#\s]*(?:image |new |rewritten |final )?prompt[*_\s]*:[*_\s]*", re.IGNORECASE)
@@ -60,8 +60,7 @@ _KEPT = 0.5
 
 
 def cleaned(answer: str) -> str:
-    """A model's answer without what surrounds the text itself: its thinking, a label before it, quotation marks around
-    it, and white space."""
+    """A model's answer without its thinking, a label before the text, quotation marks around it, and white space."""
     text = unicodedata.normalize("NFC", _THINKING.sub("", answer[:MOST])).strip()
     text = _LABEL.sub("", text)
     if len(text) > 1 and _PAIRS.get(text[0]) == text[-1] and text[0] not in text[1:-1] and text[-1] not in text[1:-1]:
@@ -70,18 +69,18 @@ def cleaned(answer: str) -> str:
 
 
 def problem(text: str, *, short: str = "") -> str | None:
-    """The first reason why a model's text is no prompt, of `reasons`; None if it is one.
+    """The first reason why a model's text is rejected, a key of `reasons`; None if it is accepted.
 
     Args:
         text: see `cleaned`.
-        short: the short prompt that it should say at length.
+        short: the short prompt that it should expand.
     """
     found = next((reason for reason, fails in _CHECKS if fails(text)), None)
     return reasons.LOST if not found and short and _loses(text, short) else found
 
 
 def problems(text: str) -> list[str]:
-    """Every reason why a text that people wrote is no prompt. They may leave the last full stop out."""
+    """Every reason why a text written by people is rejected; it may omit the last full stop."""
     return [reason for reason, fails in _CHECKS if reason != reasons.UNFINISHED and fails(text)]
 
 
@@ -122,7 +121,7 @@ def _repeats(text: str) -> bool:
 
 
 def _loses(text: str, short: str) -> bool:
-    """Whether fewer than half of the short prompt's own words come back in any form."""
+    """Whether fewer than half of the short prompt's own words appear in any form."""
     asked = {word[:_STEM] for word in words(short) if word not in _COMMON and word.isascii() and len(word) >= _STEM}
     there = {word[:_STEM] for word in words(text)}
     return len(asked & there) < _KEPT * len(asked)

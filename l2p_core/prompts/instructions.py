@@ -1,4 +1,4 @@
-"""What the language model is told. It writes the prompts: nothing of these words becomes a part of one."""
+"""The instructions to the language model, which writes the prompts: these words never become part of one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TOO_SHORT = (
     "with it alone."
 )
 CORRECTIONS = {reasons.LONG: _TOO_LONG, reasons.SHORT: _TOO_SHORT}
-"""What is asked for after a text that has only the wrong length. Models count badly, but correct themselves well."""
+"""The requests after a text whose only fault is its length. Models count badly, but correct themselves well."""
 
 _HINTS = (
     ("seen from close up", "seen from far away", "seen from above", "seen from below", "seen at eye level",
@@ -54,7 +54,7 @@ _NAMED = 3
 
 
 def seed_of(seed: int, slot: Slot, attempt: int) -> int:
-    """The seed of a slot's attempt, 0 to 2**31 - 1: independent of all other slots and of what was done before."""
+    """The seed of a slot's attempt, 0 to 2**31 - 1: independent of all other slots and of earlier attempts."""
     digest = hashlib.sha256(f"{seed} {attempt} {slot.key}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 

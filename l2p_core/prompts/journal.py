@@ -1,7 +1,7 @@
 """The journal of written texts: JSON lines that are only ever appended to, each on disk before the next is written.
 
-Everything else follows from it: what is still to write, the list of prompts, the report. A kill at any moment costs the
-text that was being written.
+Everything else follows from it: the missing prompts, the list, the report. A kill at any moment costs the text that was
+being written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Settings = Mapping[str, str | int | float]
 
 @dataclass(frozen=True)
 class Entry:
-    """A text that the model gave.
+    """A text that the model wrote.
 
     Attributes:
         slot: the key of the slot that it was written for.

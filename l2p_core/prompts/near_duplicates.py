@@ -8,8 +8,8 @@ from . import reasons
 from .checks import words
 
 SIMILARITY = 0.5
-"""Share of the word pairs of two prompts that they have in common (Jaccard), from which on they are the same image in
-other words."""
+"""Share of word pairs that two prompts have in common (Jaccard) from which they count as the same image in other
+words."""
 _PERMUTATIONS = 128
 _BANDS, _ROWS = 42, 3
 """Of the hash table: a pair at SIMILARITY is found with a chance of 1 - (1 - 0.5^3)^42 = 0.996; what is found is then
@@ -41,7 +41,7 @@ class Seen:
         return len(self._known)
 
     def check(self, text: str) -> tuple[str, str] | None:
-        """(reason, the earlier prompt) if a prompt was there already, word for word or nearly; None if it is new."""
+        """(reason, the earlier prompt) if the same or nearly the same prompt exists; None if it is new."""
         key = _plain(text)
         if key in self._exact:
             return reasons.SAME, self._exact[key]
@@ -51,7 +51,7 @@ class Seen:
         return (reasons.NEAR, like) if nearest >= SIMILARITY else None
 
     def add(self, text: str) -> None:
-        """A prompt is there from now on."""
+        """Add a prompt."""
         pairs = _pairs(text)
         self._table.insert(len(self._known), _hashed(self._sketch, pairs))
         self._known.append((text, pairs))

@@ -1,4 +1,4 @@
-"""What users take from the work: the list of prompts as a table, and the report."""
+"""The results for users: the list of prompts as a table, and the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADER = ("prompt", "class", "sub_class", "short")
 
 
 def write_table(folder: Path, prompts: Sequence[Entry]) -> None:
-    """Replace the folder's table; without a prompt there is none.
+    """Replace the folder's table; without any prompt, remove it.
 
     Raises:
         ValueError: if it cannot be written.
@@ -30,7 +30,7 @@ def write_table(folder: Path, prompts: Sequence[Entry]) -> None:
 
 
 def table(rows: Sequence[Sequence[str]]) -> bytes:
-    """The content of a table with these rows below HEADER."""
+    """The content of a table with HEADER and these rows."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)

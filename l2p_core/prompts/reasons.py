@@ -1,4 +1,4 @@
-"""Why a text is no prompt: the names in the journal, and what reports call them."""
+"""The reasons to reject a text: their names in the journal, and their wording in reports."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ TEXTS = {
     SAME: "a prompt that is there already",
     NEAR: "nearly a prompt that is there already",
 }
-"""Every reason with its words, in the order in which they are looked for."""
+"""Every reason with its wording, in the order of the checks."""

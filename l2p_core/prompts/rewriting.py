@@ -1,4 +1,4 @@
-"""Short prompts that exist, to be written anew in the published style."""
+"""Existing short prompts, to be rewritten in the published style."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from .scheme import Slot
 
 LONGEST_SHORT = 2000
-"""Characters of a prompt that is rewritten; longer texts are none."""
+"""Maximum characters of a prompt to rewrite."""
 _SHOWN = 60
 
 

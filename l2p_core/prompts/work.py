@@ -19,7 +19,7 @@ from .writer import Request, Writer
 ATTEMPTS = 12
 """Texts that a slot gets in one run; a slot that has no prompt then stays open until the next run."""
 HOPELESS = 60
-"""Texts in a row of which none was a prompt: the model cannot do it."""
+"""Rejected texts in a row after which the model is considered unable."""
 PUBLISHED_EVERY = 60.0  # seconds between updates of table and report
 _LOCK = ".lock"
 
@@ -62,7 +62,7 @@ class Result:
     stopped: bool
 
     def summary(self) -> str:
-        """A sentence or three for the user."""
+        """One to three sentences for the user."""
         many = f"{len(self.prompts)} of {self.wanted} prompts, {self.now} of them written now."
         if self.rejected:
             named = ", ".join(f"{reasons.TEXTS[reason]}: {count}" for reason, count in self.rejected.items())
@@ -85,13 +85,13 @@ def write(
     """Have prompts written for the slots that have none yet.
 
     Args:
-        folder: of the work, made where it is missing. Work of the same settings in it is continued.
+        folder: of the work, created if missing. Work with the same settings in it is continued.
         slots: of `scheme.slots` or `rewriting.slots`; more or fewer of them than last time are fine.
         writer: the language model.
         settings: what else the texts depend on; the seed and the writer's name are added.
         seed: of the texts.
         progress: called at the start and after every text.
-        stopped: asked before every text; the work ends there. An exception of `progress` ends it as well.
+        stopped: called before every text; true ends the work there. An exception of `progress` ends it as well.
 
     Raises:
         ValueError: if datasketch is missing, the folder cannot be used or was written with other settings, the disk is
@@ -156,7 +156,7 @@ class _Work:
         return list(islice(self.waiting, count))
 
     def request(self, slot: Slot) -> Request:
-        """What the model is asked for a slot: a new text, or the last one with its length corrected."""
+        """The request to the model for a slot: a new text, or the last one with its length corrected."""
         last = self._last.get(slot.key)
         correct = (last.text, last.reason) if last and self._is_correctable(last) else None
         return instructions.request(slot, self.seed, last.attempt + 1 if last else 0, correct)

@@ -1,4 +1,4 @@
-"""What writes: a language model, by whatever program it runs."""
+"""The interface to the language model that writes, whatever program runs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 MAX_TOKENS = 200
-"""Of an answer. A prompt of 350 characters has about 80; what is still going on at 200 is none."""
+"""Maximum tokens of an answer. A prompt of 350 characters has about 80; a text that is not finished at 200 is not a
+prompt."""
 TEMPERATURE = 0.9
 TOP_K, TOP_P = 50, 0.95
 """Sampling, a little freer than Qwen3's own advice (0.7, 20, 0.8): here variety counts."""
@@ -61,7 +62,7 @@ class Writer(Protocol):
 
 
 def chatml(turns: Sequence[Turn]) -> str:
-    """A conversation as Qwen models read it, up to where the answer begins. Marks of the format within a text, which
-    would end its turn, are taken out."""
+    """A conversation in the format of Qwen models, up to the start of the answer. Marks of the format within a text,
+    which would end its turn, are removed."""
     marked = (CHATML_TURN.format(role=turn.role, text=re.sub(r"<\|im_(start|end)\|>", "", turn.text)) for turn in turns)
     return "".join(marked) + CHATML_ANSWER

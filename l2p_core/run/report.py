@@ -40,7 +40,7 @@ def write(folder: RunFolder, status: str, prompts: Sequence[str]) -> None:
     if steps:
         parts += [_facts(steps), '<div class="charts">', *_charts(steps), "</div>"]
     parts += _montages(folder, prompts)
-    for title, path in (("Recipe", folder.recipe), ("Plan", folder.plan), ("Left out", folder.problems)):
+    for title, path in (("Recipe", folder.recipe), ("Plan", folder.plan), ("Skipped", folder.problems)):
         if path.exists():
             parts.append(f"<h2>{title}</h2><pre>{text(path.read_text(encoding='utf-8'))}</pre>")
     write_bytes(folder.report, page(folder.path.resolve().name, parts))

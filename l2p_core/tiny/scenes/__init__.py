@@ -1,4 +1,4 @@
-"""The second tiny world: 128-pixel images of two objects, which captions leave wide open.
+"""The second tiny world: 128-pixel images of two objects, of which captions fix only a part.
 
 The first world's captions nearly fix their images, so every model of it scores alike. Here positions, sizes, rotations,
 textures' phases and backgrounds are free, a caption may leave out colours and textures, and the images have detail that

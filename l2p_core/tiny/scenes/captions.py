@@ -1,4 +1,4 @@
-"""The captions of the second tiny world: what they say, what they leave open, and back to their content."""
+"""The captions of the second tiny world: from content to words, with parts left open, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What images of the second tiny world show: two objects of a kind, a colour and a texture, in a relation.
+"""The content of images of the second tiny world: two objects of a kind, a colour and a texture, in a relation.
 
 Kinds, colours, textures and relations are tables, in whose order indices count. Everything a caption does not say is
 drawn freely: positions, sizes, rotations, the textures' direction and phase, the background and its fine weave.
@@ -87,7 +87,7 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Object:
-    """What is said about an object; None leaves it open."""
+    """A caption's statement about an object; None leaves it open."""
 
     kind: str
     colour: str | None = None
@@ -96,7 +96,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Content:
-    """What is said about an image: the first object is in the relation to the second."""
+    """A caption's statement about an image: the first object is in the relation to the second."""
 
     first: Object
     relation: str

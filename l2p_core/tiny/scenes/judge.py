@@ -1,4 +1,5 @@
-"""The rule-based judge of the second tiny world: what two objects does an image show, and is that what was said?
+"""The rule-based judge of the second tiny world: it determines which two objects an image shows, and whether the
+caption says so.
 
 Colour finds the objects, for the background has hardly any: pixels of one hue are one object. Its kind is the template
 of all kinds and rotations that overlaps it best, laid over it by centre of mass and radius of gyration. Its texture is
@@ -38,7 +39,7 @@ _CHUNK = 32
 
 
 class Found(NamedTuple):
-    """What an image shows: its objects, and where their centres are as (objects, 2) in units."""
+    """The content of an image: its objects, and their centres as (objects, 2) in units."""
 
     objects: list[Object]
     centre: Tensor
@@ -77,7 +78,7 @@ def score(images: Tensor, captions: Sequence[str]) -> Score:
 
 
 def fits(found: Found, content: Content) -> tuple[bool, ...]:
-    """What of a content an image shows, in the order of `Score`; either object may be the first."""
+    """The parts of a content that an image shows, in the order of `Score`; either object may be the first."""
     if len(found.objects) != 2:
         return (False,) * 6
     relation = RELATIONS[int(relation_of(found.centre[None]))]
@@ -97,7 +98,7 @@ def _fits(objects: Sequence[Object], relation: str, content: Content) -> tuple[b
 
 
 def recognise(images: Tensor) -> list[Found]:
-    """What each image (B, 3, S, S) in [-1, 1] shows; an object without a clear kind or texture has "" for it.
+    """The content of each image (B, 3, S, S) in [-1, 1]; an object without a clear kind or texture has "" for it.
 
     Raises:
         ValueError: for images of other sizes.
