@@ -6,7 +6,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..l2p_core.dataset.images import BrokenImage, load_whole, look
+from ..l2p_core.dataset.images import KEEP_DEPTH, BrokenImage, load_whole, look
 from ..l2p_core.deep_images.dicom import check_window
 from .folders import datasets
 
@@ -29,7 +29,9 @@ def load_image(name: str, window: str, frame: int) -> tuple[Tensor, Tensor]:
     check_window(window)
     path = datasets.input_file(name)
     try:
-        frames = look(path).frames
+        _, _, frames, bits = look(path)
+        if bits:
+            raise BrokenImage(f"it has {bits} bits a channel, of which files of its kind are read with 8: {KEEP_DEPTH}")
         if not 1 <= frame <= frames:
             count = "1 frame" if frames == 1 else f"{frames} frames"
             raise ValueError(f"{name} has {count}: set frame to {1 if frames == 1 else f'1 to {frames}'}.")

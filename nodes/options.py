@@ -25,7 +25,7 @@ VARIANTS = ("1k", "4k", "8k", "10k")
 POLICIES = ("shallow", "all", "lora")
 QUANTISED_FORMATS = ("float8_e4m3fn", "int8_tensorwise", "bf16")
 PROMPT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
-DEEP_SUFFIXES = (".png", ".tif", ".tiff", ".exr", ".dcm", ".dicom")
+DEEP_SUFFIXES = (".png", ".tif", ".tiff", ".exr", ".dcm", ".dicom", ".ima")
 """These equal those of `l2p_core`, which takes longer to import; a test compares them."""
 
 HYBRID_TASKS = ("auto", "fast", "detail", "large", "edit", "restore", "upscale", "custom")

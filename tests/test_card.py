@@ -56,9 +56,12 @@ def test_licence_and_trigger_words_are_the_files_own(trained: Path, pixel: Path,
     assert main(["delta", str(trained), str(pixel), str(target)]) == 0
     tensors, metadata = load_tensors(target)
     words = {"modelspec.license": "Apache-2.0", "modelspec.trigger_phrase": "in *my* style", "author": "A <b>"}
+    assert "\n# delta\n" in card.place(target).read_text(encoding="utf-8")
+    words |= {"modelspec.title": "Paper cuts"}
     save(tensors, target, metadata | words, overwrite=True)
     made = card.write(target)
     assert made is not None
     text = made.read_text(encoding="utf-8")
     assert 'license: "apache-2.0"' in text and "Apache-2.0, as the file's metadata states" in text
+    assert "\n# Paper cuts\n" in text and "`delta.safetensors`" in text
     assert "Trigger words: in \\*my\\* style" in text and "Author: A \\<b\\>" in text

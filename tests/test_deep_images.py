@@ -26,8 +26,10 @@ from comfyui_l2p.l2p_core.dataset.loader import Loader
 from comfyui_l2p.l2p_core.deep_images import exr, frames, tiff
 from comfyui_l2p.l2p_core.deep_images.common import BrokenImage, to_levels
 from comfyui_l2p.l2p_core.deep_images.resize import fitted
+from comfyui_l2p.l2p_core.deep_images.stated_bits import stated_bits
 from comfyui_l2p.l2p_core.run import source_images
 from comfyui_l2p.l2p_core.run.data import RunData
+from comfyui_l2p.train import pictures
 
 SIDE = 256
 RAMP = np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE)
@@ -334,6 +336,49 @@ def test_a_ramp_goes_through_a_data_set_into_a_batch(tmp_path: Path) -> None:
     for caption, pixels in zip(batch.captions, batch.pixels, strict=True):
         expected = {4: small[..., :1], 5: np.full((64, 64, 1), 7 * 257)}.get(int(caption), small)
         assert (to_levels(pixels) == expected).all(), caption
+
+
+def _avif(path: Path) -> None:
+    """Of 10 bits, as its header says; Pillow writes 8."""
+    Image.fromarray(NOISE.astype(np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"av1C") + 4 + 2] |= 0x40
+    channels = content.index(b"pixi") + 4 + 4
+    content[channels + 1 : channels + 4] = b"\x0a" * 3
+    path.write_bytes(content)
+
+
+ROUNDED: dict[str, tuple[int, Callable[[Path], object]]] = {
+    "grey.pgm": (16, lambda path: Image.fromarray(RAMP).save(path)),
+    "colours.ppm": (12, lambda path: path.write_bytes(b"P6\n# made by hand\n4 4\n# c\n4095\n" + bytes(96))),
+    "grey.jp2": (16, lambda path: Image.fromarray(RAMP).save(path)),
+    "photo.avif": (10, _avif),
+    "small.ppm": (0, lambda path: Image.fromarray(NOISE.astype(np.uint8)).save(path)),
+    "small.jp2": (0, lambda path: Image.fromarray(NOISE.astype(np.uint8)).save(path)),
+    "small.avif": (0, lambda path: Image.fromarray(NOISE.astype(np.uint8)).save(path)),
+}
+
+
+def test_levels_that_are_lost_are_said(tmp_path: Path) -> None:
+    """Of formats that are read with 8 bits; also when the sizes come from the index."""
+    for name, (bits, write) in ROUNDED.items():
+        write(tmp_path / name)
+        (tmp_path / f"{name}.txt").write_text("an image")
+        assert images.look(tmp_path / name).rounded == bits, name
+        note = pictures.rounding_note(tmp_path / name)
+        assert f"{name} has {bits} bits" in note if note else not bits, name
+    for _ in range(2):
+        data = open_folder(tmp_path, area=64 * 64, multiple=16, index=tmp_path / "index.json")
+        (said,) = [note for note in data.notes if "more than 8 bits" in note]
+        assert said.startswith("4 images") and "colours.ppm (12 bits)" in said and "small" not in said
+
+
+@pytest.mark.parametrize(("box", "bits"), [(b"hvcC" + bytes(17) + b"\xfa", 10), (b"av1C\x81\x04\x60" + bytes(20), 12)])
+def test_bits_of_photographs(tmp_path: Path, box: bytes, bits: int) -> None:
+    (tmp_path / "a").write_bytes(bytes(100) + box)
+    assert stated_bits(tmp_path / "a", "HEIF") == bits
+    (tmp_path / "a").write_bytes(box[:-20])
+    assert stated_bits(tmp_path / "a", "HEIF") == 0
 
 
 def test_writers_say_what_they_write() -> None:

@@ -191,6 +191,17 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, make: Any, expected
     assert "\n" not in str(error.value)
 
 
+def test_files_of_scanners_have_no_suffix(tmp_path: Path) -> None:
+    for name in ("IM0001", "IM0002", "IM0003.IMA"):
+        changed(tmp_path / name)
+    write_csv(tmp_path / "metadata.csv", [("IM0001", "a head", 1)])
+    (tmp_path / "IM0002.txt").write_text("a chest")
+    (tmp_path / "IM0003.txt").write_text("a knee")
+    folder = open_folder(tmp_path, area=64 * 64, multiple=16, max_bad_share=1)
+    assert [image.sample.name for image in folder.images] == ["IM0001", "IM0003.IMA"]
+    assert "or .dcm for DICOM" in str(folder.problems)
+
+
 def test_nothing_of_a_patient_is_copied(tmp_path: Path, capsys: Any, caplog: Any) -> None:
     """Whatever the header says and however broken the file is: neither into messages nor into files."""
     data = tmp_path / "data"

@@ -224,20 +224,29 @@ def test_mistakes_are_one_line(geneval: Path, dpg: Path, tmp_path: Path, capsys:
 
 GENEVAL = [("single_object", [1, 1, 1, 0]), ("counting", [1, 0, 0, 0])]
 DPG = (
-    "made/a.png, 1.0, 0.5, 0.75\nmade/b.png, 0.5, 0.5, 0.5\nModel: made\nL1 category scores:\n"
-    "\tentity: 80.0\n\tother: 62.5\nL2 category scores:\n\tentity - whole: 90.0\nImage path: made\n"
-    "Save results to: r.txt\nDPG-Bench score: {score}\n"
+    "made/partiprompts0.png, 1.0, 0.5, 0.6666666666666666, 1.0, 0.7916666666666666\n"
+    "made/b, or not.png, 0.5, 0.5, 0.0, 1.0, 0.5\n"
+    "Model: made\nL1 category scores:\n\trelation: 92.03125\n\tentity: 80.0\n\tother: 62.5\n"
+    "L2 category scores:\n\tentity - part: 71.42857142857143\n\tentity - whole: 90.0\n\tother - text: 0.0\n"
+    "\trelation - spatial: 92.03125\nImage path: made\nSave results to: made/r.txt\nDPG-Bench score: {score}\n"
 )
+"""A text as ELLA's compute_dpg_bench.py writes it, of --pic-num 4."""
 
 
 def result(path: Path, tasks: list[tuple[str, list[int]]]) -> Path:
-    """A file as GenEval's evaluate_images.py writes it."""
+    """A file as GenEval's evaluate_images.py writes it: every column, slashes escaped as pandas does."""
     lines = [
-        {"filename": "00000/samples/0000.png", "tag": tag, "prompt": "p", "correct": bool(right), "reason": ""}
+        {
+            **{"filename": f"made/pixel/00000/samples/{number:04}.png", "tag": tag, "prompt": "a photo of a café"},
+            **{"correct": bool(right), "reason": "" if right else "expected bench>=1, found 0\nno target"},
+            "metadata": json.dumps({"tag": tag, "include": [{"class": "bench", "count": 1}], "prompt": "a café"}),
+            "details": json.dumps({"bench": [[1.5, 2.0, 300.25, 400.0, 0.97]]} if right else {}),
+        }
         for tag, results in tasks
-        for right in results
+        for number, right in enumerate(results)
     ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    text = "".join(json.dumps(line, separators=(",", ":")).replace("/", "\\/") + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -162,6 +162,8 @@ def test_a_rewritten_prompt_keeps_what_was_asked() -> None:
     assert checks.problem(GOOD, short="an old fishing boat in a harbour") is None
     assert checks.problem(GOOD, short="two dragons fighting above castles") == reasons.LOST
     assert checks.problem(GOOD, short="港口里的旧渔船") is None
+    assert checks.problem(GOOD, short="a fox") == reasons.LOST, "most short prompts are this short"
+    assert checks.problem(GOOD, short="an old boat") is None
 
 
 # Duplicates.

@@ -167,7 +167,7 @@ def test_short_prompts_are_rewritten(server: FakeServer, tmp_path: Path, capsys:
         "A quiet orchard",
         "A fox",
     ]
-    assert "skipped as comments in short.txt" in capsys.readouterr().err
+    assert "skipped as a comment in short.txt: '# mine'." in capsys.readouterr().err
 
 
 def test_a_list_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +183,11 @@ def test_a_list_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["prompts", "check", str(path), *results]) == 2
     assert "already exists" in capsys.readouterr().err
     assert main(["prompts", "check", str(path), *results, "--overwrite"]) == 0
+    path.write_text(f"# mine\na fox\n{prompt(1)}\n", encoding="utf-8")
+    assert main(["prompts", "check", str(path)]) == 0
+    found = capsys.readouterr()
+    assert f"Characters: 5 to {len(prompt(1))}, half of them up to 5." in found.out
+    assert "skipped as a comment in mine.txt" in found.err
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,16 @@ def picture_size(path: Path) -> tuple[int, int]:
         return images.size(path)
 
 
+def rounding_note(path: Path) -> str | None:
+    """A sentence on an image that is read with fewer bits than it has; None of every other. Errors as for
+    `picture_size`."""
+    with _named(path):
+        bits = images.look(path).rounded
+    if not bits:
+        return None
+    return f"{path} has {bits} bits a channel, of which files of its kind are read with 8: {images.KEEP_DEPTH}."
+
+
 def load_picture(path: Path, width: int, height: int) -> Tensor:
     """An image file as (1, 3, height, width) in [-1, 1]: rotated upright, cropped to that shape around its centre,
     resized.

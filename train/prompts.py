@@ -30,9 +30,13 @@ def write_command(args: argparse.Namespace) -> None:
 def rewrite_command(args: argparse.Namespace) -> None:
     """Rewrite the prompts of a file that are not yet rewritten; raises like `write_command`."""
     slots = rewriting.slots(prompts.read(args.file))
-    if args.file.is_file() and (skipped := prompts.skipped(args.file)):
-        print(skipped, file=sys.stderr)
+    _note_comments(args.file)
     _work(args, slots)
+
+
+def _note_comments(path: Path) -> None:
+    if path.is_file() and (skipped := prompts.skipped(path)):
+        print(skipped, file=sys.stderr)
 
 
 def check_command(args: argparse.Namespace) -> None:
@@ -46,12 +50,13 @@ def check_command(args: argparse.Namespace) -> None:
             _check_name(path, suffix)
             check_target(path, args.overwrite)
     found = checking.check(prompts.read_all(args.file))
+    _note_comments(args.file)
     counts = Counter(reason for one in found for reason in one.reasons)
     good = [one.text for one in found if not one.reasons]
     rows = [[reasons.TEXTS[reason], str(counts[reason])] for reason in reasons.TEXTS if counts[reason]]
     lengths = sorted(len(one.text) for one in found)
     print(table(["prompts", str(len(found))], [*rows, ["without a problem", str(len(good))]]))
-    print(f"\nCharacters: {lengths[0]} to {lengths[-1]}, half of them up to {lengths[len(lengths) // 2]}.")
+    print(f"\nCharacters: {lengths[0]} to {lengths[-1]}, half of them up to {lengths[(len(lengths) - 1) // 2]}.")
     if args.report:
         write_bytes(args.report, report.of_check(args.file.name, found))
     if args.output:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..l2p_core.dataset import picture_files
 from ..l2p_core.ops.head_tiles import LEAST_TILE
 from ..l2p_core.ranges import SIDE
-from .pictures import load_mask, load_picture, picture_size, refuse_existing, save_picture
+from .pictures import load_mask, load_picture, picture_size, refuse_existing, rounding_note, save_picture
 from .sample_captions import caption_reader
 from .sampler import Sampler, noise_of
 
@@ -60,12 +60,14 @@ def _targets(output: Path, seeds: list[int]) -> dict[int, Path]:
 
 
 def _notes(args: argparse.Namespace, cfg: float) -> list[str]:
-    """Sentences about options that have no effect or are adjusted."""
+    """Sentences about options that have no effect or are adjusted, and levels that are lost."""
     notes = []
     if args.negative is not None and cfg == 1:
         notes.append("--negative has no effect with --cfg 1, which is no guidance: raise --cfg above 1.")
     if args.tile and args.tile < LEAST_TILE:
         notes.append(f"Tiles of {args.tile} pixels are raised to {LEAST_TILE}: smaller ones are much slower.")
+    if args.init and (rounded := rounding_note(args.init)):
+        notes.append(rounded)
     return notes
 
 

@@ -118,4 +118,6 @@ def unreadable(suffix: str) -> str | None:
         return f"{suffix} files need the package {PLUGINS[name].package}: install it, or {advice}"
     if name:
         return f"{suffix} files cannot be read by this version of Pillow: {advice}"
-    return f"{suffix or 'its kind of'} files are not read: {advice}"
+    if not suffix:
+        return "files without a suffix are not read: add that of its format, such as .png, or .dcm for DICOM"
+    return f"{suffix} files are not read: {advice}"

@@ -1,4 +1,4 @@
-"""The sizes of a data set's images and their numbers of frames, read from headers and cached in an index file."""
+"""The sizes of a data set's images and what else their headers say, read once and cached in an index file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _VERSION = 1
 _THREADS = 8  # opening files on a network is mostly waiting
 
 Known = dict[str, list[int]]
-"""Image name -> bytes and modification time (ns) of its file, width, height, and frames if there are several."""
+"""Image name -> bytes and modification time (ns) of its file, and its `Header` without what has the default at its
+end."""
 
 
 def look(
@@ -67,8 +68,9 @@ def _look(path: Path, entry: list[int] | None) -> list[int] | str:
         if entry and entry[:2] == [stat.st_size, stat.st_mtime_ns]:
             return entry
         header = images.look(path)
-        # As earlier versions wrote and read it where there is one frame.
-        return [stat.st_size, stat.st_mtime_ns, *(header if header.frames > 1 else header[:2])]
+        # As earlier versions wrote and read it where that is all there is to say.
+        said = header if header.rounded else header[:3] if header.frames > 1 else header[:2]
+        return [stat.st_size, stat.st_mtime_ns, *said]
     except images.BrokenImage as error:
         return str(error)
     except OSError as error:
@@ -88,7 +90,10 @@ def _load(index: Path) -> Known:
 
 def _is_entry(entry: Any) -> bool:
     return (
-        isinstance(entry, list) and len(entry) in (4, 5) and all(type(n) is int for n in entry) and min(entry[2:]) > 0
+        isinstance(entry, list)
+        and len(entry) in (4, 5, 6)
+        and all(type(n) is int for n in entry)
+        and min(entry[2:]) > 0
     )
 
 

@@ -106,6 +106,12 @@ def open_folder(
     if not images:
         raise ValueError(f"{source} holds no image that can be read: {bad[0]}.")
     notes = _notes(listing, bad, total, images, max_upscale)
+    rounded = [f"{name} ({header.rounded} bits)" for name, header in found.items() if header.rounded]
+    if rounded:
+        notes.append(
+            f"{_images(len(rounded))} of more than 8 bits a channel in a format that is read with 8: {_some(rounded)}. "
+            "Train on PNG or TIFF with 16 bits to keep all levels."
+        )
     if changed:
         notes.append(
             f"{_images(len(changed))} changed since this run last read them: {_some(changed)}. Its earlier steps were "

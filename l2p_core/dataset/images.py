@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from ..deep_images import reading
+from ..deep_images.common import KEEP_DEPTH as KEEP_DEPTH
 from ..deep_images.common import BrokenImage as BrokenImage
 from ..deep_images.common import Header, check_size
 from ..deep_images.dicom import WINDOW
 from ..deep_images.resize import fitted
+from ..deep_images.stated_bits import stated_bits
 from . import formats
 from .formats import pillow as pillow
 
@@ -34,7 +36,8 @@ _DRAFT_GAP = 2  # a JPEG is decoded at a smaller scale if that leaves at least t
 
 
 def look(path: Path) -> Header:
-    """The displayed width and height of an image file and the number of its frames, from its header alone.
+    """The displayed width and height of an image file, the number of its frames, and whether it is read with fewer bits
+    than it has, from its header alone.
 
     Only frames of DICOM files count; of other formats, the first image is read.
 
@@ -51,7 +54,8 @@ def look(path: Path) -> Header:
     with opened(path) as image:
         width, height = _shown_size(image)
         check_size(width, height)
-        return Header(width, height)
+        bits = stated_bits(path, image.format)
+        return Header(width, height, rounded=bits if bits > 8 else 0)
 
 
 def size(path: Path) -> tuple[int, int]:

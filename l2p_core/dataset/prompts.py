@@ -58,8 +58,9 @@ def skipped(path: Path) -> str | None:
     found = comments(tables.decoded(path)) if path.suffix.lower() == ".txt" else []
     if not found:
         return None
-    count = "1 line that begins with # is" if len(found) == 1 else f"{len(found)} lines that begin with # are"
-    return f"{count} skipped as comments in {path.name}, the first: {found[0][:80]!r}."
+    if len(found) == 1:
+        return f"1 line that begins with # is skipped as a comment in {path.name}: {found[0][:80]!r}."
+    return f"{len(found)} lines that begin with # are skipped as comments in {path.name}, the first: {found[0][:80]!r}."
 
 
 def _lines(text: str) -> Iterable[str]:

@@ -18,16 +18,26 @@ FARTHEST = (-1.0, 2.0)
 _NOT_FINITE = "it holds values that are not finite (NaN or infinity): replace them"
 
 
+KEEP_DEPTH = "save it as PNG or TIFF with 16 bits to keep them"
+
+
 class BrokenImage(ValueError):
     """An image file whose content cannot be decoded; the message describes the problem without the file's name."""
 
 
 class Header(NamedTuple):
-    """The facts about a file that need no decoding: upright size in pixels, and the number of images in it."""
+    """The facts about a file that need no decoding.
+
+    Attributes:
+        width, height: in pixels, upright.
+        frames: the number of images in it.
+        rounded: bits a channel of a file that is read with 8 all the same; 0 of every other.
+    """
 
     width: int
     height: int
     frames: int = 1
+    rounded: int = 0
 
 
 def library(package: str, files: str) -> ModuleType:

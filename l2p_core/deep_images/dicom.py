@@ -17,7 +17,9 @@ import numpy as np
 from .common import BrokenImage, Header, Values, check_size, library
 
 FILES = "DICOM files"
-SUFFIXES = (".dcm", ".dicom")
+SUFFIXES = (".dcm", ".dicom", ".ima")
+MAGIC = b"DICM"
+"""After 128 bytes that say nothing (part 10, 7.1)."""
 WINDOW, FULL = "window", "full"
 _TAGS = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),

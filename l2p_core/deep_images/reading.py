@@ -14,7 +14,7 @@ PNG, TIFF, EXR, DICOM = "PNG", "TIFF", "EXR", "DICOM"
 PACKAGES = {EXR: "av", DICOM: "pydicom"}
 """The package without which no file of a format can be read."""
 
-_START = 32  # bytes that tell a format and a PNG's depth
+_START = 132  # bytes that tell a format and a PNG's depth
 _FILES = {PNG: ("av", png.FILES), EXR: ("av", exr.FILES)}
 """Formats whose headers are read without the package that decodes them."""
 _LOOKS: dict[str, Callable[[Path], Header]] = {TIFF: tiff.look, EXR: exr.look, DICOM: dicom.look}
@@ -34,6 +34,8 @@ def format_of(path: Path, is_deep_tiff: Callable[[Path], bool]) -> str | None:
         return DICOM
     with path.open("rb") as file:
         start = file.read(_START)
+    if start.endswith(dicom.MAGIC):  # scanners name files without a suffix, and a table may name them so
+        return DICOM
     if png.is_deep(start):
         return PNG
     if start.startswith(exr.MAGIC):

@@ -56,6 +56,7 @@ _LATIN = 0.95
 _DISTINCT = 0.45
 _TIMES = 3  # that the same four words make a loop
 _STEM = 4  # letters that a word and its inflections have in common
+_NOUN = 3  # letters of the shortest words that name a thing, such as fox
 _KEPT = 0.5
 
 
@@ -122,9 +123,10 @@ def _repeats(text: str) -> bool:
 
 def _loses(text: str, short: str) -> bool:
     """Whether fewer than half of the short prompt's own words appear in any form."""
-    asked = {word[:_STEM] for word in words(short) if word not in _COMMON and word.isascii() and len(word) >= _STEM}
-    there = {word[:_STEM] for word in words(text)}
-    return len(asked & there) < _KEPT * len(asked)
+    asked = {word[:_STEM] for word in words(short) if word not in _COMMON and word.isascii() and len(word) >= _NOUN}
+    there = set(words(text))
+    kept = sum(any(word.startswith(stem) for word in there) for stem in asked)
+    return kept < _KEPT * len(asked)
 
 
 _CHECKS: tuple[tuple[str, Callable[[str], bool]], ...] = (

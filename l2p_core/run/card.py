@@ -14,6 +14,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..config import VARIANTS, PixelConfig
 from ..deltas.unchanged_tensors import parse_unchanged
 from ..files import metadata
+from ..files.about import TITLE
 from ..files.atomic import write_bytes
 from ..files.safetensors_header import CheckpointError
 from ..files.units import bytes_text
@@ -91,7 +92,7 @@ def _lines(delta: Path, run: OfRun | None, picture: str) -> Iterator[str]:
         raise CheckpointError(f"{delta} does not state its model's sizes: write the delta again.")
     source = source_of(config)
     licence, base = _first(known, _LICENCES), known.get("modelspec.base_model") or source.title
-    yield from ("---", *_front_matter(licence), "---", MARK, "", f"# {delta.stem}", "")
+    yield from ("---", *_front_matter(licence), "---", MARK, "", f"# {_first(known, (TITLE,)) or delta.stem}", "")
     side = VARIANTS[config.variant].pixels
     yield (
         f"A delta that makes {base} a pixel model by L2P ([arXiv 2605.12013](https://arxiv.org/abs/2605.12013)): it "
