@@ -146,6 +146,21 @@ def test_a_host_that_always_fails_is_given_up(
     check(tmp_path / "set")
 
 
+def test_what_is_said_of_a_host_that_is_gone(
+    tmp_path: Path, workflow: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = tmp_path / "one.txt"
+    one.write_text("a fox\n", encoding="utf-8")
+    with FakeHost() as gone:
+        pass
+    assert main([*command(workflow, tmp_path / "one", one, gone), "--seeds", "1"]) == 2
+    alone = capsys.readouterr().err
+    assert "; waiting for it" in alone and "other hosts" not in alone and "1 image could not be made" in alone
+    with FakeHost() as good:
+        assert main(command(workflow, tmp_path / "set", prompts, gone, good)) == 0
+    assert "; the other hosts take over its images" in capsys.readouterr().err
+
+
 def test_an_image_that_fails_for_good_leaves_the_others(
     tmp_path: Path, workflow: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

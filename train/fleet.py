@@ -121,7 +121,8 @@ class Fleet:
         missing = len(made.todo)
         if missing:
             reasons = "; ".join(dict.fromkeys(self._given_up.values()))
-            raise ValueError(f"{missing} images could not be made ({reasons}). Start again to make the rest.")
+            images = "1 image" if missing == 1 else f"{missing} images"
+            raise ValueError(f"{images} could not be made ({reasons}). Start again to make the rest.")
 
     def _work(self, host: HostClient) -> None:
         """Runs in a thread: the images of one host, until all are done or the host is given up."""
@@ -199,8 +200,9 @@ class Fleet:
             self._went[host.name] += 1
             too_often, new = self._went[host.name] > RETURNS, host.name not in self._away
             self._away.add(host.name)
+            others = {other.name for other in self._hosts} - self._away - self._given_up.keys()
         if new:
-            self._note(f"{reason}; the other hosts take over its images")
+            self._note(f"{reason}; {'the other hosts take over its images' if others else 'waiting for it'}")
         end = time.monotonic() + self._patience
         while self._open and not self._is_over(host):
             if host.is_there() and not too_often:

@@ -41,9 +41,8 @@ def write(made: BenchmarkFolder, now: int, seconds: float) -> Path:
 
 def _parts(made: BenchmarkFolder, now: int, seconds: float) -> Iterator[str]:
     done, total = len(made.done), len(made.wanted)
-    state = (
-        "All images are there." if done == total else f"{total - done} images are missing; run it again to make them."
-    )
+    missing = "1 image is" if total - done == 1 else f"{total - done} images are"
+    state = "All images are there." if done == total else f"{missing} missing; run it again for the rest."
     yield f"<h1>{text(made.benchmark.title)}</h1><p><strong>{text(state)}</strong></p>"
     prompts = total // PER_PROMPT
     rows = [
