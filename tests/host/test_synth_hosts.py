@@ -1,4 +1,4 @@
-"""`l2p synth` with running hosts: stopped, going on, and one of them killed at work."""
+"""`l2p synth` and `l2p evaluate` with running hosts: stopped, going on, and one of them killed at work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,14 @@ def workflow(path: Path) -> Path:
 def start(folder: Path, *servers: Server) -> subprocess.Popen[str]:
     prompts = folder.with_name("prompts.txt")
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
+    command = ("synth", workflow(folder.with_name("w.json")), folder, "--prompts", prompts, "--seeds", SEEDS)
+    return begin(command, *servers)
+
+
+def begin(command: Sequence[object], *servers: Server) -> subprocess.Popen[str]:
     hosts = [word for server in servers for word in ("--host", f"127.0.0.1:{server.port}")]
-    command = [*("synth", workflow(folder.with_name("w.json")), folder), "--prompts", prompts, "--seeds", SEEDS, *hosts]
     return subprocess.Popen(
-        [sys.executable, "-m", "comfyui_l2p.train", *map(str, command), "--patience", "2"],
+        [sys.executable, "-m", "comfyui_l2p.train", *map(str, command), *hosts, "--patience", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -72,6 +76,29 @@ def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 def images(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_a_benchmarks_images_are_shared_and_resumed(server: Server, other: Server, tmp_path: Path) -> None:
+    prompts, folder, single = tmp_path / "prompts", tmp_path / "dpg", tmp_path / "dpg-run" / "single"
+    prompts.mkdir()
+    for number, prompt in enumerate(PROMPTS[:3]):
+        (prompts / f"partiprompts{number}.txt").write_text(prompt, encoding="utf-8")
+    command = ("evaluate", "dpg", prompts, folder, "--workflow", workflow(tmp_path / "w.json"))
+    process = begin(command, server, other)
+    wait_until(lambda: any(single.glob("*.png")) or any(folder.glob("*.png")), process)
+    if os.name == "posix":
+        process.send_signal(signal.SIGINT)
+    else:
+        process.kill()
+    process.communicate(timeout=120)
+    assert process.returncode == 130 or os.name != "posix"
+    assert len(images(folder)) < 3
+    process = begin(command, server, other)
+    output, error = process.communicate(timeout=400)
+    assert process.returncode == 0, error
+    assert "12 images" in output and "12 of them made now" not in output
+    assert sorted(images(folder)) == [f"partiprompts{number}.png" for number in range(3)] and not images(single)
+    assert all(any((host.base / "temp").glob("*.png")) for host in (server, other)), "both have worked"
 
 
 def test_work_is_stopped_shared_and_survives_a_killed_host(server: Server, other: Server, tmp_path: Path) -> None:
@@ -93,7 +120,8 @@ def test_work_is_stopped_shared_and_survives_a_killed_host(server: Server, other
     assert 3 <= len(first) < len(PROMPTS) * SEEDS and not readers.read(folder).problems
 
     process = start(folder, server, other)
-    wait_until(lambda: len(list((other.base / "temp").glob("*.png"))) >= 1, process)
+    before = len(list((other.base / "temp").glob("*.png")))
+    wait_until(lambda: len(list((other.base / "temp").glob("*.png"))) > before, process)
     other.process.kill()
     output, error = process.communicate(timeout=400)
     assert process.returncode == 0, error
