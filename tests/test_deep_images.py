@@ -396,7 +396,7 @@ def test_tiff_pages_that_are_small_copies_do_not_count(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(RAMP)
         file.write(RAMP[::4, ::4], subfiletype=1)
-    assert tiff.look(tmp_path / "a.tif") == (SIDE, SIDE, 1)
+    assert tiff.look(tmp_path / "a.tif")[:3] == (SIDE, SIDE, 1)
     assert (to_levels(images.load(tmp_path / "a.tif", SIDE, SIDE)) == RAMP[..., None]).all()
 
 
