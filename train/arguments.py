@@ -31,7 +31,7 @@ def command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser
 
 
 def add_unchecked_base(parser: argparse.ArgumentParser) -> None:
-    """The option to answer for a base that nothing can be compared with."""
+    """The option to accept a base that cannot be checked."""
     parser.add_argument(
         "--unchecked-base",
         action="store_true",
@@ -40,7 +40,7 @@ def add_unchecked_base(parser: argparse.ArgumentParser) -> None:
 
 
 def add_about(parser: argparse.ArgumentParser) -> None:
-    """What a file says of its model, beside what the files say that it is made from."""
+    """Metadata about a file's model, in addition to that of the files it is made from."""
     group = parser.add_argument_group("what the file says of its model, which ComfyUI and model sites show")
     group.add_argument("--title", default=None, help="name of the model")
     group.add_argument("--author", default=None, help="who made it")
@@ -50,7 +50,7 @@ def add_about(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
-    """The option to write results as JSON, of which `check_json` must be asked before the work."""
+    """The option to write results as JSON; call `check_json` before the work."""
     parser.add_argument("--json", type=typed, default=None, metavar="FILE", help=f"also write the {what} here")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE of --json if it exists")
 

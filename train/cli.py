@@ -1,5 +1,5 @@
 """The command `l2p`: parses arguments and dispatches. Each command's work is in its own module, imported when it runs,
-so that `l2p --help` needs no torch and answers at once."""
+so that `l2p --help` answers quickly, without torch."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def _is_failure_of_the_run(error: RuntimeError) -> bool:
 
 
 def _is_of_a_closed_pipe(error: OSError) -> bool:
-    """Whether this is how Windows reports that stdout's reader has closed: python/cpython#79935."""
+    """Whether this error is how Windows reports that stdout's reader has closed: python/cpython#79935."""
     if os.name != "nt" or error.errno != errno.EINVAL or error.filename:
         return False
     try:

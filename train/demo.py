@@ -31,7 +31,7 @@ SAMPLING_STEPS = 12
 SHOWN = 8  # images per row
 CURVE_POINTS = 12
 MARKER = "demo.txt"
-"""The marker file of a demo's folder, which the next demo may empty."""
+"""The marker file of a demo's folder; the next demo may empty such a folder."""
 PICTURE = "demo.png"
 
 SOURCE_NAME = "latent source"
@@ -65,7 +65,7 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
 
 
 def _check_folder(output: Path) -> None:
-    """Refuse a folder that holds anything but a demo.
+    """Refuse a folder that contains anything other than a demo.
 
     Raises:
         ValueError: in that case.
@@ -78,7 +78,8 @@ def _check_folder(output: Path) -> None:
 
 
 def _is_demos(output: Path) -> bool:
-    """Whether a demo created the folder. Those of version 0.1 left no marker, but their image and their recipe."""
+    """Whether a demo created the folder. Demos of version 0.1 left no marker, but they left their image and their
+    recipe."""
     if (output / MARKER).exists():
         return True
     kept = RunFolder(output).recipe

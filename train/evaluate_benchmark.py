@@ -36,7 +36,7 @@ from .workflow import Workflow
 TINY_SOURCE = "tiny-source"
 _BATCH = 32
 _OF_MODEL = ("delta", "side", "encoder", "tokenizer", "steps", "cfg", "shift", "tile", "device")
-"""Options that a workflow takes the place of."""
+"""Options that a workflow replaces."""
 
 Stopped = Callable[[], bool]
 
@@ -165,7 +165,7 @@ def _model(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Pro
 
 
 def _with_noise(missing: Sequence[Shot], side: int) -> Iterator[tuple[Shot, Tensor]]:
-    """The missing images of a prompt with their noise, the generator's draw of their number."""
+    """The missing images of a prompt with their noise: the generator's draw with the image's number."""
     wanted = {shot.number: shot for shot in missing}
     generator = torch.Generator().manual_seed(missing[0].seed)
     for number in range(PER_PROMPT):
@@ -175,7 +175,8 @@ def _with_noise(missing: Sequence[Shot], side: int) -> Iterator[tuple[Shot, Tens
 
 
 Captions = Callable[[torch.device, BenchmarkFolder], Callable[[str], Tensor]]
-"""Encodes all captions on a device, kept beside the images; gives the function that reads a caption's features."""
+"""Encodes all captions on a device, stores them beside the images, and returns the function that reads a caption's
+features."""
 
 
 def _captions(args: argparse.Namespace, sampler: Sampler, prompts: Sequence[Prompt]) -> Captions:

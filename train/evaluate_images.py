@@ -1,4 +1,4 @@
-"""`l2p evaluate images`: what transfer keeps, between two folders of images."""
+"""`l2p evaluate images`: compares two folders of images, to measure what transfer keeps."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from .console import table
 
 
 def scores_command(args: argparse.Namespace) -> None:
-    """Print the table, and a sentence a benchmark on what is kept.
+    """Print the table, and for each benchmark a sentence on the share kept.
 
     Raises:
         ValueError: for files that are not results of a benchmark that both sides have.

@@ -21,7 +21,7 @@ _POLL_FIRST, _POLL_LAST = 0.05, 0.5  # seconds between checks whether a workflow
 
 
 class HostGone(Exception):
-    """The host does not answer, or has lost the workflow."""
+    """The host does not answer or has lost the workflow."""
 
 
 class HostRefused(Exception):

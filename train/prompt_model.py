@@ -1,4 +1,4 @@
-"""A language model of the user's through the transformers library, an optional dependency."""
+"""The user's language model, through the optional transformers library."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..l2p_core.prompts.writer import CHATML_MARK, MAX_TOKENS, TEMPERATURE, TOP_
 
 
 class ModelWriter:
-    """A `Writer` of l2p_core.prompts. The model is loaded when it first writes.
+    """A `Writer` of l2p_core.prompts. The model is loaded on first use.
 
     Args:
         model: a folder as transformers saves it, or one with `text_encoder` and `tokenizer` in it, as Z-Image is
             published.
         device: where it runs; None is the GPU if there is one.
         temperature: of sampling.
-        at_once: requests in a batch. Each has its own seed and is independent of the others, roundings aside.
+        at_once: requests in a batch. Each has its own seed and does not depend on the others, apart from rounding.
         download: whether `model` is a name on the Hugging Face hub, to be downloaded unless it is on disk already.
 
     Raises:

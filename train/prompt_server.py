@@ -22,15 +22,15 @@ REQUEST_SECONDS = 300.0
 ANSWER_BYTES = 1 << 20
 """Maximum size of an answer."""
 TOKENS = 400
-"""Maximum tokens of an answer; more than a prompt takes, for models that cannot be kept from a little thinking."""
+"""Maximum tokens of an answer: more than a prompt takes, for models that always think a little."""
 _REFUSAL_BYTES = 1 << 14  # of a server's explanation
 _SHOWN = 200  # characters of it
 _MODELS = 8  # that are named
 _PAUSE_FIRST, _PAUSE_LAST = 0.5, 5.0  # seconds between attempts to reach a server that does not answer
 
 _EXTRAS: Json = {"top_k": TOP_K, "chat_template_kwargs": {"enable_thinking": False}}
-"""What local servers understand beyond OpenAI's interface; dropped for a server that refuses them. The second keeps
-Qwen3 and its kin from thinking aloud."""
+"""Parameters of local servers beyond OpenAI's interface; dropped for a server that refuses them. The second keeps Qwen3
+and similar models from thinking aloud."""
 
 
 class _Unanswered(Exception):
@@ -151,7 +151,7 @@ class ServerWriter:
         return ValueError(f"{self._url} answers {error.code}: {_explanation(body) or error.reason}.")
 
     def _call(self, path: str, body: Json | None = None) -> Json:
-        """The JSON of an answer, waited for as long as `patience` says.
+        """The JSON of an answer, for which this waits up to `patience` seconds.
 
         Raises:
             ValueError: if there is none.
@@ -191,7 +191,7 @@ class ServerWriter:
 
 
 def _read(read: Callable[[int], bytes], until: float) -> bytes:
-    """A body within the limits of size and time; a timeout of sockets alone begins anew with every byte."""
+    """A body within the limits of size and time; a socket's own timeout restarts with every byte."""
     content = b""
     while piece := read(1 << 16):
         content += piece
@@ -244,7 +244,7 @@ def _opener(remote: bool) -> urllib.request.OpenerDirector:
 
 
 def _explanation(body: bytes) -> str:
-    """A server's reason for a refusal, as far as it is to be found."""
+    """A server's reason for a refusal, if one can be found."""
     try:
         answer = json.loads(body)
         said = answer.get("error", answer)

@@ -1,4 +1,4 @@
-"""`l2p train`: runs a recipe in a folder and leaves a delta there."""
+"""`l2p train`: runs a recipe in a folder and saves a delta there."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class _Bars:
         self._text = ""
 
     def show(self, text: str, done: int, total: int) -> None:
-        """Show how far a kind of work is, in its own bar."""
+        """Show the progress of a kind of work in its own bar."""
         if text != self._text:
             self.close()
             self._bar, self._text = bar(text, **_OPTIONS.get(text, {})), text

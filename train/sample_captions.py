@@ -127,7 +127,7 @@ def _encoded(files: EncoderFiles, prompt: str, negative: str | None, device: tor
 
 
 def encoder_device(files: EncoderFiles, device: torch.device) -> torch.device:
-    """The device, or the CPU if a text encoder does not fit beside what is there, which a line on stderr says."""
+    """The device, or the CPU (reported on stderr) if a text encoder does not fit into the device's free memory."""
     needed = text_encoder.weight_bytes(files) + _ENCODER_SPARE
     if accelerator.has_own_memory(device.type) and accelerator.free_bytes(device) < needed:
         print(

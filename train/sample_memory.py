@@ -20,7 +20,7 @@ from ..l2p_core.ops.head_tiles import TILES
 from ..l2p_core.sources import source_of
 
 _SPARE = 300 * 10**6
-"""Bytes that a device's libraries take."""
+"""Bytes of device memory that the device's libraries take."""
 
 _BF16 = Form(torch.bfloat16)
 _FP8 = Form(torch.bfloat16, float8=True)
@@ -75,7 +75,7 @@ class Need:
         return weights.device + max(weights.loading, weights.computing + step) + _SPARE
 
     def tile(self, form: Form, caption: int, device: torch.device) -> int | None:
-        """The side of the head's tiles for what is free on the device with the model loaded; None is the whole
+        """The side of the head's tiles for the memory that is free with the model loaded; None means the whole
         image."""
         accelerator.empty_cache(device)
         return choose_tile(
@@ -171,7 +171,7 @@ def _in_ram(device: torch.device, need: Need, forms: list[Form]) -> Choice:
 
 
 def _short(device: torch.device, need: Need, forms: list[Form], free: int) -> str:
-    """That memory is too small for all forms, as the beginning of a sentence."""
+    """The beginning of the sentence for memory that is too small for all forms."""
     least = min(forms, key=need.on_device)
     sentence = f"Sampling needs about {gigabytes(need.on_device(least))} GB of memory"
     if need.on_device(least) <= free:

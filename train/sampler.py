@@ -150,7 +150,7 @@ def noise_of(seed: int, width: int, height: int) -> Tensor:
 
 
 def _ran_out(choice: Choice, width: int, height: int, tile: int | None) -> MemoryRanOut:
-    """What to do when memory ran out although there was room by our estimate."""
+    """The advice when memory runs out although the estimate fitted."""
     where = "The GPU's memory" if accelerator.has_own_memory(choice.device.type) else "RAM"
     half = max(LEAST_TILE, (tile or max(width, height)) // 2)
     lighter = "" if choice.form.streamed else f"--weights {'streamed' if choice.form.float8 else 'fp8'}, "

@@ -29,7 +29,7 @@ from ..l2p_core.sources.source import PublishedEncoder
 
 SKIPPED_LAYERS = 1
 DTYPE = torch.bfloat16
-"""Of weights and features, as published."""
+"""The dtype of weights and features, as published."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -96,9 +96,8 @@ def weight_bytes(files: EncoderFiles) -> int:
 
 
 def identity(files: EncoderFiles, dtype: torch.dtype = DTYPE) -> str:
-    """What a cache of captions is named by: the encoder's files and how they are used.
-
-    Of the weights, the headers and 64 evenly spaced pieces of 64 KiB are read rather than all 8 GB.
+    """The name of a cache of captions: a digest of the encoder's files and their use. It reads the headers and 64
+    evenly spaced pieces of the weights, 64 KiB each, rather than all 8 GB.
     """
     digest, published = hashlib.sha256(), files.published
     for path in files.weights:
@@ -139,7 +138,7 @@ class TransformersEncoder:
 
         Args:
             captions: any texts; the empty one is a negative caption.
-            negative: whether all of them are, which guidance leads away from.
+            negative: whether all of them are negative captions, from which guidance leads away.
         """
         cut = {"truncation": True, "max_length": self._published.max_tokens}
         tokens = [self._tokens(caption, negative, **cut) for caption in captions]
@@ -221,7 +220,7 @@ def _stored_shapes(stored: Mapping[str, tuple[Header, Entry]]) -> dict[str, tupl
 
 
 def _check(files: EncoderFiles, name: str, found: tuple[Header, Entry] | None, shape: tuple[int, ...]) -> None:
-    """Refuse a weight that transformers would make up, or read as another."""
+    """Refuse files from which transformers would initialise a weight itself, or misread one."""
     if found is None:
         raise ValueError(
             f"{files.weights[0]} is not a complete {files.published.family} model: it has no {shown(name)}."

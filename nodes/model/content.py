@@ -14,7 +14,7 @@ _PIECES, _PIECE = 8, 1024  # per tensor, and elements per piece
 def content_digest(value: Any) -> str:
     """SHA-256, in hexadecimal, of weights, patches and tokens; the same after every start.
 
-    Only pieces of each tensor are read, so that models of gigabytes take a moment.
+    Only pieces of each tensor are read, so that large models take little time.
     """
     digest = hashlib.sha256()
     _add(digest, value)

@@ -31,7 +31,7 @@ from .network import SizedNextDiT
 from .patcher import KEY, finite_samples
 
 DECODE_FLOATS = 4000
-"""Numbers that decoding holds for a latent cell: 64 pixels of the widest layers, and their inputs."""
+"""Elements that decoding holds for a latent cell: 64 pixels of the widest layers, and their inputs."""
 
 
 class SourceFormat(comfy.latent_formats.LatentFormat):
@@ -126,7 +126,8 @@ def load_vae() -> Any:
 
 
 def castable(autoencoder: Autoencoder) -> Autoencoder:
-    """It with the host's convolutions, which fetch weights that are not on the device (--novram) at every use."""
+    """The autoencoder with the host's convolutions, which fetch weights that are not on the device (--novram) at every
+    use."""
     for module in autoencoder.modules():
         if type(module) in (nn.Conv2d, nn.ConvTranspose2d):
             module.__class__ = getattr(comfy.ops.disable_weight_init, type(module).__name__)
@@ -134,6 +135,6 @@ def castable(autoencoder: Autoencoder) -> Autoencoder:
 
 
 def _output(process: Callable[[Tensor], Tensor], autoencoder: Autoencoder, pixels: Tensor) -> Tensor:
-    """The host's last step of decoding, which would make black of what is not finite."""
+    """The host's last step of decoding, which would turn non-finite values into black."""
     check_finite(pixels, lambda: cause(weights_of(autoencoder)))
     return process(pixels)

@@ -1,9 +1,9 @@
 """A latent source and its pixel model as two MODELs on one set of weights.
 
-Two model objects of the host that share layers break as soon as one of them is unloaded. So there is one object, a
-pixel model that also holds what the source has of its own, and two patchers of it, the faces. It computes in the space
-whose channels it is given; nothing of it is exchanged when the other face samples, so nothing moves at a switch. LoRAs
-and other patches belong to a face, as to any clone of a MODEL.
+Two model objects of the host that share layers break as soon as one of them is unloaded. Therefore there is one object,
+a pixel model that also holds the source's own weights, with two patchers, the faces. It computes in the space whose
+channels it is given; nothing is exchanged when the other face samples, so that a switch moves no weights. LoRAs and
+other patches belong to a face, as to any clone of a MODEL.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class DualBaseModel(L2PBaseModel):
 
     network = DualNextDiT
     share = 0.0
-    """Of the source's parameters, those in blocks that both faces compute with."""
+    """The share of the source's parameters in blocks that both faces use."""
     saves_source = False
     """Whether what is being saved is the latent source."""
 
@@ -224,7 +224,7 @@ class DualBaseModel(L2PBaseModel):
     def memory_required(
         self, input_shape: Iterable[int], cond_shapes: Mapping[str, list[list[int]]] | None = None, **more: Any
     ) -> float:
-        """Of the face whose channels the shape has."""
+        """For the face that has the shape's channels."""
         shape = list(input_shape)
         if len(shape) == 4 and shape[1] == PIXEL_CHANNELS:
             return super().memory_required(shape, cond_shapes, **more)

@@ -36,7 +36,7 @@ def quantise_backbone(state: dict[str, Tensor]) -> None:
 
 
 def quantised(weight: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A weight in 8 bits and its scale, a float32 scalar, both where the weight was.
+    """A weight in 8 bits and its scale, a float32 scalar, both on the weight's device.
 
     Args:
         weight: of any floating dtype; one in 8 bits stays unchanged.

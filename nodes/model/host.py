@@ -122,7 +122,7 @@ class L2PModelConfig(L2PRow):
         self._compute_quantised(weights)
 
     def _compute_quantised(self, weights: dict[str, Tensor]) -> None:
-        """Tell the host that layers have their own formats, which it checked before they had."""
+        """Tell the host that layers have their own formats: it checked before they were set."""
         self.quant_config = comfy.utils.detect_layer_quantization(weights, "")
         device = comfy.model_management.get_torch_device()
         self.manual_cast_dtype = comfy.model_management.unet_manual_cast(None, device, self.supported_inference_dtypes)
@@ -149,8 +149,8 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         self.memory_usage_factor_conds = ()
 
     untrained: bool | None = None
-    """Whether the weights are a pixel initialisation, which makes noise; None where the host's loaders, which do not
-    tell, have loaded it and nobody has looked at the file yet."""
+    """Whether the weights are a pixel initialisation, which makes noise; None if one of the host's loaders has loaded
+    it and the file has not been checked yet."""
     checked_file: str | None = None
     """Whose header `WholeFile` has looked into."""
 
@@ -167,9 +167,8 @@ class L2PBaseModel(comfy.model_base.Lumina2):
         return self
 
     def process_timestep(self, timestep: Tensor, **_: Any) -> Tensor:
-        """Sigma in [0, 1], on whatever scale a sampling node (ModelSamplingSD3: 1000) has put it.
-
-        Those that have no scale (ModelSamplingFlux) hand sigma on.
+        """Sigma in [0, 1], whatever scale a sampling node (ModelSamplingSD3: 1000) has given it. Nodes without a scale
+        (ModelSamplingFlux) pass sigma on.
         """
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
@@ -234,7 +233,7 @@ def _memory_for_a_step(device: torch.device, patcher: Any) -> tuple[float, float
     """Bytes of a device that a step can use, and those of them that nothing else needs.
 
     Under dynamic VRAM weights fill what is free, and give way to a step; but those of the model itself come back in
-    every step. Memory that everything on the computer shares counts as free only as far as a step is promised it.
+    every step. Memory that all programs share counts as free only as far as it is reserved for a step.
     """
     free = float(free_memory(patcher, device))
     if not has_own_memory(device.type):

@@ -1,4 +1,4 @@
-"""What the host has for each source."""
+"""The host's counterparts of each source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class HostRow(NamedTuple):
 
     Attributes:
         supported: its row of supported models, which knows the text encoder.
-        clip: where its captions come from, in words that follow "the CLIP of".
+        clip: the node that loads its text encoder, worded to follow "the CLIP of".
         has_template: whether its CLIP puts captions into the published template, which nodes have to do otherwise.
     """
 

@@ -63,7 +63,7 @@ def free_memory(patcher: Any, device: torch.device) -> float:
 
 
 def check_pixels(shape: Sequence[int]) -> None:
-    """Refuse the LATENT of another kind of model.
+    """Refuse the LATENT of a different kind of model.
 
     Raises:
         ValueError: unless the shape is (B, 3, H, W).
@@ -76,7 +76,7 @@ def check_pixels(shape: Sequence[int]) -> None:
 
 
 def check_caption(features: Tensor | None, config: ModelConfig) -> None:
-    """Refuse conditioning of another text encoder than the model's.
+    """Refuse conditioning from a text encoder other than the model's.
 
     Args:
         features: (B, L, width), or None for none.

@@ -1,4 +1,5 @@
-"""LoRA files made for the latent source on an L2P model: fitting patches apply, one line lists the skipped ones."""
+"""LoRA files made for the latent source on an L2P model: patches that fit are applied, and one line lists the skipped
+ones."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Names in LoRA files that the host does not know: a format added to its list of those (comfy/weight_adapter).
 
 The host asks every format in that list for an adapter by the names that the weights of the model at hand may have in
-files. Ours answers to names of the Detailer Head alone, which no other model has, so that it is in nobody else's way:
-to the head's under the spellings that the host does not know; and once a file, under the name of one bias, for all
-else that only an L2P model makes something of. `lora.FittingPatches` applies that, and says in a line what it skips.
+files. Our format answers only to names of the Detailer Head, which no other model has, so that it affects no other
+model: to the head's weights under spellings that the host does not know; and, once per file, under the name of one
+bias, for everything else that only an L2P model can use. `lora.FittingPatches` applies this, and reports in one line
+what it skips.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ...l2p_core.sources.source import Source
 
 PREFIX = "diffusion_model."
 SOURCE = "source."
-"""What the names of the source's own weights begin with, inside the network of a pair of models."""
+"""Prefix of the names of the source's own weights inside the network of a pair of models."""
 
 _HEAD = f"{PREFIX}{HEAD}."
 _ONCE_A_FILE = f"{_HEAD}out_conv.bias"
@@ -40,7 +41,7 @@ class L2PParts:
         parts: of the latent source, which a pixel model does not have.
         unread: those of them that `output` does not hold in full.
         whole: how many tensors are a delta's, beside its adapters.
-        loaded_keys: all of the file's that this is.
+        loaded_keys: all keys of the file that this covers.
     """
 
     patches: dict[str, Any]

@@ -1,8 +1,8 @@
 """`l2p benchmark depth`: whether a pixel model can hold more than 8 bits.
 
 A small model is overfitted on a ramp of 4,096 steps, an image of 16 x 16 pixels each, whose caption says which step it
-is; then every step is sampled from noise, and the mean of its pixels compared with the step. Nothing but the model and
-its sampling lies between: float32 from end to end.
+is; then every step is sampled from noise, and the mean of its pixels compared with the step. There is only the model
+and its sampling in between, in float32 from end to end.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Depth(NamedTuple):
 
 
 def benchmark_depth(steps: int = STEPS, seed: int = 0) -> Depth:
-    """Train, sample every step of the ramp, print a table and return what it says."""
+    """Train, sample every step of the ramp, print a table and return its content."""
     begun = time.perf_counter()
     model = trained(steps, seed)
     seconds = time.perf_counter() - begun
@@ -93,7 +93,7 @@ def sampled(model: L2PModel, numbers: list[int], seed: int) -> Tensor:
 
 
 def errors(means: Tensor, numbers: list[int]) -> Depth:
-    """How far means (N,) in [0, 1] are from the steps of these numbers."""
+    """The errors of means (N,) in [0, 1] for the steps of these numbers."""
     away = (means - values(numbers)).abs() * 255
     within = float((away <= TOLERANCE).double().mean())
     return Depth(within, float(away.median()), float(away.quantile(0.9)))

@@ -71,7 +71,7 @@ _PASSES: list[tuple[str, str, bool | None]] = [
     ("small tiles plain", "small", False),
     ("small tiles fused", "small", True),
 ]
-"""Name, tiles and fusion of the head's rows; 1k is no larger than a tile."""
+"""Name, tiles and fusion of the head's rows; 1k is not larger than a tile."""
 
 
 def _sampling() -> tuple[Row, ...]:

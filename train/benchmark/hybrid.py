@@ -34,7 +34,7 @@ SEED_DISTANCE = 1_000_000
 SHOWN = 8
 CAPTION_TOKENS = 128
 COMPARED = "pixels only, 6 steps"
-"""The row with whose distance others of its size and evaluations are compared."""
+"""The row that others of its size and evaluations are compared with."""
 
 Scores = dict[str, list[float]]
 """Of one row, a value for each pass: whole captions right, distance to a clean rendering, seconds an image, and the
@@ -146,7 +146,8 @@ def _report(
 
 
 def _cleaner(row: Row, ways: Sequence[Row], found: Mapping[str, Scores]) -> str:
-    """How many standard errors a row's distance is below that of pixels alone, at its size and evaluations."""
+    """The number of standard errors by which a row's distance is below that of pixels alone, at its size and
+    evaluations."""
     other = next((way for way in ways if way.name == COMPARED), None)
     if other is None or row is other or (row.size, row.evaluations) != (other.size, other.evaluations):
         return ""

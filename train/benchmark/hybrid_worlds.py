@@ -27,8 +27,8 @@ from ...l2p_core.tiny.words import Words
 
 @dataclass(frozen=True)
 class Judged:
-    """What images show: whole captions right, in [0, 1], the mean distance to a clean rendering (NaN in a world that
-    has none), and each image's attributes by name."""
+    """The content of images as judged: whole captions right, in [0, 1], the mean distance to a clean rendering (NaN in
+    a world that has none), and each image's attributes by name."""
 
     whole: float
     distance: float
