@@ -221,6 +221,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "nunchaku": ({**LATENT, "layers.0.attention.to_qkv.smooth_factor": torch.zeros(2)}, "a nunchaku file"),
     "bitsandbytes": ({**LATENT, "layers.0.x.weight.quant_state.bitsandbytes__nf4": torch.zeros(2)}, "bitsandbytes"),
     "lora": ({"diffusion_model.layers.0.attention.qkv.lora_A.weight": torch.zeros(2)}, "a LoRA"),
+    "training state": ({f"parameter.{key}": tensor for key, tensor in PIXELS.items()}, "state of a training run"),
     "prefix": ({f"transformer.{key}": tensor for key, tensor in LATENT.items()}, "begin with 'transformer.'"),
     "prefix, diffusers": (
         {f"net.model.{key}": tensor for key, tensor in to_diffusers(LATENT).items()},

@@ -20,6 +20,7 @@ RELATIVES = (
     (".lora_A.", "a LoRA"),
     (".lora_down.", "a LoRA"),
     ("lora_unet_", "a LoRA"),
+    ("parameter.", "the saved state of a training run, whose result is the delta beside it"),
 )
 """Files that share most of their key names with sources: (a piece of a key, what to call the file). Those that resemble
 one source alone are in its row."""
