@@ -19,7 +19,9 @@ from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.folder import LOCK, RunFolder
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.train import demo
+from comfyui_l2p.train.benchmark import hybrid, transfer
 from comfyui_l2p.train.cli import main
+from comfyui_l2p.train.own_folder import OwnFolder
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -132,13 +134,13 @@ def test_a_demo_leaves_other_folders_alone(folder: Path, capsys: pytest.CaptureF
 
 
 def test_a_demo_takes_a_demos_folder_again(tmp_path: Path) -> None:
-    demo._check_folder(tmp_path / "new")
-    demo._check_folder(tmp_path)
+    demo.FOLDER.check(tmp_path / "new")
+    demo.FOLDER.check(tmp_path)
     (tmp_path / "state.safetensors").write_bytes(b"days of work")
     with pytest.raises(ValueError, match="was not created by a demo"):
         demo.demo(tmp_path)
-    (tmp_path / demo.MARKER).write_text("", encoding="utf-8")
-    demo._check_folder(tmp_path)
+    (tmp_path / demo.FOLDER.marker).write_text("", encoding="utf-8")
+    demo.FOLDER.check(tmp_path)
 
 
 def test_a_demos_folder_of_version_0_1_is_known_by_what_is_in_it(tmp_path: Path) -> None:
@@ -158,16 +160,51 @@ def test_a_demos_folder_of_version_0_1_is_known_by_what_is_in_it(tmp_path: Path)
         if picture:
             (tmp_path / demo.PICTURE).write_bytes(b"a picture")
         if is_demos:
-            demo._check_folder(tmp_path)
+            demo.FOLDER.check(tmp_path)
             continue
         with pytest.raises(ValueError, match="was not created by a demo"):
-            demo._check_folder(tmp_path)
+            demo.FOLDER.check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "folder", "stage"),
+    [
+        ("transfer", transfer.FOLDER, "source/evaluation.safetensors"),
+        ("hybrid", hybrid.FOLDER, "shapes-0f-pixels-only--6-steps-96-0.json"),
+    ],
+)
+def test_a_benchmark_replaces_only_results_of_its_own(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    folder: OwnFolder,  # noqa: F811
+    stage: str,
+) -> None:
+    (tmp_path / "notes.txt").write_text("in nobody's way", encoding="utf-8")
+    folder.check(tmp_path)
+    for name in ("results.png", "results.md", "results.json"):
+        (tmp_path / name).write_text("a week of measuring", encoding="utf-8")
+        assert main(["benchmark", command, "--output", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert f"contains {name} and was not created by l2p benchmark {command}" in said and said.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "results.png", "results.md", "results.json"}
+    assert (tmp_path / "results.json").read_text(encoding="utf-8") == "a week of measuring"
+    # A folder of a version that left no marker is resumed, and so is one with it.
+    (tmp_path / stage).parent.mkdir(exist_ok=True)
+    (tmp_path / stage).write_bytes(b"")
+    folder.check(tmp_path)
+    folder.mark(tmp_path)
+    (tmp_path / stage).unlink()
+    folder.check(tmp_path)
+    other = transfer.FOLDER if command == "hybrid" else hybrid.FOLDER
+    with pytest.raises(ValueError, match=f"was not created by {other.owner}"):
+        other.check(tmp_path)
 
 
 def test_a_run_of_its_own_in_a_demos_folder_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`l2p train` was told to write into the folder of an earlier demo."""
     monkeypatch.setattr(demo, "_demo", lambda *_: None)
-    (tmp_path / demo.MARKER).write_text("", encoding="utf-8")
+    (tmp_path / demo.FOLDER.marker).write_text("", encoding="utf-8")
     run = RunFolder(tmp_path)
     run.begin(recipes.parse({"model": {"base": "mine"}}))
     run.state.write_bytes(b"days of work")

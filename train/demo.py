@@ -12,17 +12,17 @@ import torch
 
 from ..l2p_core import convert, delta, tiny
 from ..l2p_core.checkpoint import load_model
-from ..l2p_core.files.atomic import write_bytes
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.data import RunData, tiny_images
 from ..l2p_core.run.find import find
-from ..l2p_core.run.folder import LOCK, RunFolder
+from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.loop import Run
 from ..l2p_core.run.metrics import loss_by_sigma, read_metrics
 from ..l2p_core.run.recipe import Recipe
 from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.shapes import evaluation_captions
 from . import figure
+from .own_folder import OwnFolder
 from .run import shown
 from .scores import Scored, evaluate, score_table
 
@@ -30,8 +30,6 @@ EVALUATED = 96  # captions of a score
 SAMPLING_STEPS = 12
 SHOWN = 8  # images per row
 CURVE_POINTS = 12
-MARKER = "demo.txt"
-"""The marker file of a demo's folder; the next demo may empty such a folder."""
 PICTURE = "demo.png"
 
 SOURCE_NAME = "latent source"
@@ -54,34 +52,18 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
     """
     recipe = _recipe(steps, seed)
     folder = RunFolder(output)
-    _check_folder(output)
+    FOLDER.check(output)
     with folder.held():
         if folder.recipe.exists() and not _is_demo_recipe(folder.recipe):
             print(f"A run that is no demo was moved to {folder.set_aside()}.")
         folder.clear()
-        write_bytes(output / MARKER, b"This folder is a demo's: the next one deletes what the last one made.\n")
+        FOLDER.mark(output)
         folder.begin(recipe)
         _demo(recipe, folder)
 
 
-def _check_folder(output: Path) -> None:
-    """Refuse a folder that contains anything other than a demo.
-
-    Raises:
-        ValueError: in that case.
-    """
-    if output.is_dir() and not _is_demos(output) and any(path.name != LOCK for path in output.iterdir()):
-        raise ValueError(
-            f"{output} is not empty and was not created by a demo, and a demo deletes its previous results: give "
-            "another folder with --output."
-        )
-
-
-def _is_demos(output: Path) -> bool:
-    """Whether a demo created the folder. Demos of version 0.1 left no marker, but they left their image and their
-    recipe."""
-    if (output / MARKER).exists():
-        return True
+def _is_of_version_0_1(output: Path) -> bool:
+    """Whether a demo of version 0.1 created the folder: it left no marker, but its image and its recipe."""
     kept = RunFolder(output).recipe
     return (output / PICTURE).is_file() and kept.is_file() and _is_demo_recipe(kept)
 
@@ -92,6 +74,10 @@ def _is_demo_recipe(path: Path) -> bool:
     except ValueError:
         return False
     return found == _recipe(found.training.steps, found.model.seed)
+
+
+FOLDER = OwnFolder("a demo", "demo.txt", _is_of_version_0_1)
+"""A demo deletes the run of the last one, so it takes no folder with anything else in it."""
 
 
 def _demo(recipe: Recipe, folder: RunFolder) -> None:

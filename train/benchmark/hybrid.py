@@ -25,6 +25,7 @@ from ...l2p_core.model import L2PModel, LatentModel
 from ...l2p_core.sources import SOURCES
 from .. import figure
 from ..console import table
+from ..own_folder import OwnFolder
 from .hybrid_rows import Row, rows
 from .hybrid_worlds import World, open_world
 
@@ -32,6 +33,7 @@ BATCH = 48
 SEED_DISTANCE = 1_000_000
 """Between the seeds of two passes, whose images have the seeds that follow."""
 SHOWN = 8
+RESULTS = ("results.json", "results.md", "results.png")
 CAPTION_TOKENS = 128
 COMPARED = "pixels only, 6 steps"
 """The row that others of its size and evaluations are compared with."""
@@ -56,9 +58,13 @@ def benchmark_hybrid(
         captions: of each pass.
         seeds: passes with other noise.
         world, pixels, large: as for `open_world`.
+
+    Raises:
+        ValueError: if the folder has results of something else.
     """
+    FOLDER.check(output)
     opened = open_world(world, pixels, large)
-    output.mkdir(parents=True, exist_ok=True)
+    FOLDER.mark(output)
     ways, texts = rows(opened), opened.captions(captions)
     found: dict[str, Scores] = {row.name: {} for row in ways}
     for seed in range(seeds):
@@ -71,6 +77,11 @@ def benchmark_hybrid(
                 found[row.name].setdefault(key, []).append(value)
     shown = {row.name: _images(row, opened, texts[:SHOWN], 0) for row in ways if row.shift == 1}
     _report(output, ways, found, shown, texts)
+
+
+def _has_rows(output: Path) -> bool:
+    """Whether this benchmark of an earlier version created the folder: results always include pixels only."""
+    return any(output.glob("*pixels-only--*.json"))
 
 
 def _measure(row: Row, world: World, texts: Sequence[str], seed: int) -> dict[str, float]:
@@ -194,3 +205,6 @@ def _cost(name: str, config: ModelConfig, side: int, downscale: int) -> list[str
 
 def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter == "." else "-" for letter in name)
+
+
+FOLDER = OwnFolder("l2p benchmark hybrid", "benchmark-hybrid.txt", _has_rows, RESULTS)

@@ -33,6 +33,7 @@ from ...l2p_core.tiny import bundled
 from ...l2p_core.tiny.shapes import evaluation_captions
 from ...l2p_core.training.trainer import Trainer
 from .. import figure
+from ..own_folder import OwnFolder
 from ..run import shown
 from ..scores import Scored, evaluate, score_table
 
@@ -43,6 +44,7 @@ SHOWN = 8  # images per row
 CURVE_POINTS = 40
 ABLATION_STEPS = 600
 SOURCE = "latent source"
+RESULTS = ("results.json", "results.md", "results.png")
 MAIN = "L2P, full run"
 
 
@@ -71,9 +73,13 @@ def benchmark_transfer(
         ablation_steps: of each run of the ablation.
         renderings: also train on clean renderings instead of the source's images, for comparison.
         write_delta: where to write the full run's delta on the source, in bfloat16, in the bundled form.
+
+    Raises:
+        ValueError: if the folder has results of something else.
     """
+    FOLDER.check(output)
     recipe = recipes.load(find("tiny"))
-    output.mkdir(parents=True, exist_ok=True)
+    FOLDER.mark(output)
     all_arms = arms(recipe, steps or recipe.training.steps, ablation_steps or ABLATION_STEPS, renderings)
     source = bundled.TinySource()
     results = {SOURCE: _score(output / "source", SOURCE, lambda: source.images)}
@@ -185,10 +191,22 @@ def _sampler(folder: RunFolder) -> Any:
     return partial(bundled.pixel_images, model, tiny.load_words())
 
 
+def _has_stages(output: Path) -> bool:
+    """Whether this benchmark of an earlier version created the folder: the source is scored first."""
+    return _scores_path(output / "source").is_file()
+
+
+def _scores_path(folder: Path) -> Path:
+    return folder / "evaluation.safetensors"
+
+
+FOLDER = OwnFolder("l2p benchmark transfer", "benchmark-transfer.txt", _has_stages, RESULTS)
+
+
 def _score(folder: Path, name: str, make_sampler: Callable[[], Any]) -> Scored:
     """A stage's final images and scores, computed once."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "evaluation.safetensors"
+    path = _scores_path(folder)
     if not path.exists():
         scored = evaluate(name, make_sampler(), EVALUATED)
         save({"images": to_uint8(scored.images)}, path, {"scores": json.dumps(scored.scores)})

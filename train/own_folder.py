@@ -1,0 +1,57 @@
+"""Output folders whose results a command replaces: it marks them as its own and leaves files of anybody else alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..l2p_core.files.atomic import write_bytes
+from ..l2p_core.run.folder import LOCK
+
+
+@dataclass(frozen=True)
+class OwnFolder:
+    """The rule by which a command knows its output folder.
+
+    Attributes:
+        owner: the command, as worded in sentences.
+        marker: name of the file that it leaves in its folder.
+        earlier: whether an earlier version, which left no marker, created the folder.
+        replaced: names of the files that the command replaces, in lower case; None for everything in the folder.
+    """
+
+    owner: str
+    marker: str
+    earlier: Callable[[Path], bool]
+    replaced: Collection[str] | None = None
+
+    def check(self, folder: Path) -> None:
+        """Refuse a folder with files of somebody else that the command would replace.
+
+        Raises:
+            ValueError: in that case.
+        """
+        if not folder.is_dir() or (folder / self.marker).exists() or self.earlier(folder):
+            return
+        foreign = sorted(path.name for path in folder.iterdir() if self._is_replaced(path.name))
+        if foreign:
+            raise ValueError(
+                f"{folder} contains {foreign[0]} and was not created by {self.owner}, which replaces previous results: "
+                "give another folder with --output."
+            )
+
+    def mark(self, folder: Path) -> None:
+        """Create the folder if it is missing, and leave the marker in it.
+
+        Raises:
+            CheckpointError: if the disk is full or the system refuses to write.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / self.marker).exists():
+            text = f"This folder was created by {self.owner}, which replaces its results the next time.\n"
+            write_bytes(folder / self.marker, text.encode())
+
+    def _is_replaced(self, name: str) -> bool:
+        # Case is ignored, as file systems of Windows and macOS ignore it.
+        return name != LOCK and (self.replaced is None or name.lower() in self.replaced)
