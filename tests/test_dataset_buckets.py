@@ -15,6 +15,7 @@ from comfyui_l2p.l2p_core.dataset.buckets import Size
 from comfyui_l2p.l2p_core.dataset.image_folder import ImageFolder, open_folder
 from comfyui_l2p.l2p_core.dataset.problems import TooManyProblems
 from comfyui_l2p.l2p_core.deep_images.common import Header
+from comfyui_l2p.l2p_core.run.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -165,7 +166,17 @@ def test_the_index_remembers_sizes_and_notices_changes(tmp_path: Path, monkeypat
     assert not [note for note in opened(data, index=index).notes if "changed since" in note]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"version":0}', '{"version":1,"images":{"000.png":[1]}}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "\0" * 100,
+        '{"version":0,"images":[]}',
+        '{"version":1,"images":{"000.png":[1]}}',
+        '{"version":1,"images":{"000.p',
+        '{"version":1,"images":\xff',
+    ],
+)
 def test_a_damaged_index_is_made_anew(tmp_path: Path, content: str) -> None:
     data, index = numbered(tmp_path / "data", 3), tmp_path / "index.json"
     expected = opened(data, index=index)
@@ -173,3 +184,20 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, content: str) -> None:
     index.write_text(content, encoding="latin-1")
     assert opened(data, index=index).fingerprint == expected.fingerprint
     assert index.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", ["[]", '{"version": 2, "shirts": [38, 40]}', "\xff", "38, 40"])
+def test_a_file_of_somebody_else_in_the_indexs_place_is_left_alone(tmp_path: Path, content: str) -> None:
+    data, index = numbered(tmp_path / "data", 3), tmp_path / "sizes.json"
+    index.write_text(content, encoding="latin-1")
+    found = opened(data, index=index)
+    assert found.fingerprint == opened(data).fingerprint and index.read_text(encoding="latin-1") == content
+    (note,) = found.notes
+    assert note.startswith("The file sizes.json beside the run's files was not written by a run and was left alone.")
+    run = RunFolder(tmp_path)
+    run.clear()
+    assert index.exists()
+    index.write_text("", encoding="utf-8")
+    assert not opened(data, index=index).notes
+    run.clear()
+    assert not index.exists()

@@ -93,7 +93,6 @@ def cache(name: str, output: Path | None = None, places: Places | None = None, d
         raise ValueError(f"Data of kind {recipe.data.kind!r} brings its captions: there is nothing to cache.")
     captions, run = captions_of(recipe, folder, of_encoder), RunFolder(folder)
     with shown(0) as hooks:
-        folder.mkdir(parents=True, exist_ok=True)
         found = preparation.prepare_data(recipe, run, pixel_config(recipe.model, run.init), captions, hooks)
     assert isinstance(found.images, ImageFolder)
     sizes = ", ".join(f"{count} of {size}" for size, count in found.images.sizes.items())

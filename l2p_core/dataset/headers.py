@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,9 @@ from .problems import Problem
 from .readers import Sample
 
 _VERSION = 1
+_BEGINNING = re.compile(rb'\{"version":\d+,"images":')
+"""How `_save` of every version begins its file."""
+_START = 64  # bytes
 _THREADS = 8  # opening files on a network is mostly waiting
 
 Known = dict[str, list[int]]
@@ -33,7 +37,8 @@ def look(
 
     Args:
         samples: images may occur in several.
-        index: the file that caches sizes; a damaged one, or one of another version, is rewritten.
+        index: the file that caches sizes, created with its folder if missing; a damaged one, or one of another version,
+            is rewritten, and a file of something else is left alone, see `is_foreign`.
         progress: called with (images looked at, images in all).
     """
     paths = {sample.name: sample.path for sample in samples}
@@ -54,11 +59,24 @@ def look(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if index and found != known:
+    if index and found != known and not is_foreign(index):
         _save(index, found)
     broken = [Problem(sample.name, faults[sample.name]) for sample in samples if sample.name in faults]
     changed = [name for name, entry in found.items() if name in known and known[name][0] != entry[0]]
     return {name: Header(*entry[2:]) for name, entry in found.items()}, broken, changed
+
+
+def is_foreign(index: Path) -> bool:
+    """Whether something else than an index, whole or damaged, is at its place, so that it may not be replaced."""
+    try:
+        with index.open("rb") as file:
+            start = file.read(_START)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    # A power failure leaves nothing or zeros.
+    return bool(start.strip(b"\0")) and not _BEGINNING.match(start)
 
 
 def _look(path: Path, entry: list[int] | None) -> list[int] | str:
@@ -98,6 +116,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _save(index: Path, known: Known) -> None:
+    index.parent.mkdir(parents=True, exist_ok=True)
     data = memoryview(json.dumps({"version": _VERSION, "images": known}, separators=(",", ":")).encode())
     with atomic_file(index, len(data), overwrite=True) as file:
         while data:

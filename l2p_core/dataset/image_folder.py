@@ -84,7 +84,8 @@ def open_folder(
         max_aspect: maximum ratio of a bucket's longer side to its shorter one; longer images are cropped at their ends.
         max_upscale: images that are enlarged by more than this are named in the notes.
         max_bad_share: share of bad samples above which this fails.
-        index: a file that caches the sizes, so that the next start need not open every image; created if missing.
+        index: a file that caches the sizes, so that the next start need not open every image; created if missing, and
+            left alone, with a note, if it is something else.
         progress: called with (images looked at, images in all).
 
     Raises:
@@ -111,6 +112,11 @@ def open_folder(
         notes.append(
             f"{_images(len(rounded))} of more than 8 bits a channel in a format that is read with 8: {_some(rounded)}. "
             "Train on PNG or TIFF with 16 bits to keep all levels."
+        )
+    if index and headers.is_foreign(index):
+        notes.append(
+            f"The file {index.name} beside the run's files was not written by a run and was left alone. Every start "
+            "looks at all images again until it is moved away."
         )
     if changed:
         notes.append(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..dataset.headers import is_foreign
 from ..files.atomic import move, remove, write_bytes
 from ..files.safetensors_header import CheckpointError
 from ..training import state as training_state
@@ -216,7 +217,8 @@ class RunFolder:
                 so that no other run starts from it.
         """
         files = self._files() if self._is_written_by_run() else self._present()
-        for path in (*(path for path in files if path != self.events), self.index, *self.events.glob(EVENT_FILES)):
+        index = [] if is_foreign(self.index) else [self.index]
+        for path in (*(path for path in files if path != self.events), *index, *self.events.glob(EVENT_FILES)):
             remove(path)
         if self.events.is_dir():
             with suppress(OSError):  # files of somebody else keep the folder
