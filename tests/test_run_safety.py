@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -264,6 +267,56 @@ def test_a_second_process_touches_nothing_until_the_first_is_gone(
         assert [path.name for path in (folder / "run").iterdir()] == [LOCK]
         holder.kill()
     assert main(arguments) == 0 and RunFolder(folder / "run").delta.exists()
+
+
+def test_a_refused_run_leaves_no_folder(
+    folder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = RECIPE.format(steps=2, lr=1e-3).replace('base = "source.safetensors"', 'base = "nowhere.safetensors"')
+    (folder / "recipe.toml").write_text(text, encoding="utf-8")
+    before = sorted(folder.rglob("*"))
+    (folder / "empty").mkdir()
+    for output in (folder / "runs" / "first", folder / "empty"):
+        assert main(["train", str(folder / "recipe.toml"), "--output", str(output)]) == 2
+        assert "nowhere.safetensors" in capsys.readouterr().err
+        assert output.exists() == (output.name == "empty")
+    (folder / "empty").rmdir()
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_only_what_a_failed_holder_created_goes(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "one"
+    for name in (None, "one/kept.txt", "other.txt"):
+        with pytest.raises(RuntimeError, match="refused"), lock.held(path, LOCK):
+            if name:
+                (tmp_path / "runs" / name).write_text("kept", encoding="utf-8")
+            raise RuntimeError("refused")
+        assert (tmp_path / "runs").exists() == bool(name) and (path / LOCK).exists() == (path / "kept.txt").exists()
+        shutil.rmtree(path, ignore_errors=True)
+    (path / LOCK).parent.mkdir()
+    (path / LOCK).write_text("process 1 on a machine\n", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="refused"), lock.held(path, LOCK):
+        raise RuntimeError("refused")
+    assert (path / LOCK).exists(), "another process may have it open"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not remove open files")
+def test_a_lock_that_its_holder_removed_in_between_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process has opened the file; the holder, refused, removes it; a third one creates it again and holds it."""
+    path, lock_file = tmp_path / "run", lock._lock
+    third = contextlib.ExitStack()
+
+    def late(file: FileIO) -> None:
+        monkeypatch.setattr(lock, "_lock", lock_file)
+        shutil.rmtree(path)
+        third.enter_context(lock.held(path, LOCK))
+        lock_file(file)
+
+    monkeypatch.setattr(lock, "_lock", late)
+    with third, pytest.raises(lock.FolderInUse, match=f"process {os.getpid()} on "), lock.held(path, LOCK):
+        raise AssertionError
+    assert path.exists()
 
 
 def test_where_locks_are_unknown_a_run_says_so(

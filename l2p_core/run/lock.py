@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+_ATTEMPTS = 10
+_REMOVES_OPEN_FILES = sys.platform != "win32"
 _BEYOND = 1 << 30
 """The byte that is locked on Windows, beyond the written text: other processes cannot read a locked byte there."""
 
@@ -24,7 +27,8 @@ class FolderInUse(ValueError):
 def held(folder: Path, name: str, does: str = "trains") -> Iterator[bool]:
     """Hold a folder within the block; False, and not held, on file systems without locks.
 
-    The file stays: its lock counts, not its existence, so nothing has to be removed after a kill.
+    The file stays: its lock counts, not its existence, so nothing has to be removed after a kill. If the block fails
+    before anything else is in the folder, the file and the folders that were created here are removed.
 
     Args:
         folder: created if missing.
@@ -35,40 +39,105 @@ def held(folder: Path, name: str, does: str = "trains") -> Iterator[bool]:
         FolderInUse: if another process holds it.
         ValueError: if the folder cannot be created or written.
     """
-    with _opened(folder, name) as file:
+    path, created = folder / name, _missing(folder)
+    is_new = not path.exists()
+    file, is_held = _taken(path, does)
+    is_left = False
+    try:
+        if is_held:
+            _name_holder(file)
+        yield is_held
+    except BaseException:
+        is_left = is_held and is_new and _is_alone(path)
+        raise
+    finally:
+        if is_left and _REMOVES_OPEN_FILES:
+            # While it is held: afterwards it may be another process's.
+            with suppress(OSError):
+                path.unlink()
+        if is_held:
+            _unlock(file)
+        file.close()
+        if is_left:
+            _remove(path, created)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folders that must be created for this one, the innermost first."""
+    return list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+
+
+def _is_alone(path: Path) -> bool:
+    try:
+        return os.listdir(path.parent) == [path.name]
+    except OSError:
+        return False
+
+
+def _remove(path: Path, folders: Sequence[Path]) -> None:
+    """Remove the file, if it is still there, and the folders, as far as no other process uses them."""
+    with suppress(OSError):
+        if not _REMOVES_OPEN_FILES:
+            path.unlink(missing_ok=True)
+        for folder in folders:
+            folder.rmdir()
+
+
+def _taken(path: Path, does: str) -> tuple[FileIO, bool]:
+    """The file, open, and whether it is locked."""
+    attempts = _ATTEMPTS
+    while True:
+        file = _opened(path)
         try:
             _lock(file)
         except OSError as error:
-            if error.errno in _HELD:
+            if error.errno not in _HELD:
+                return file, False
+            with file:
                 raise FolderInUse(
-                    f"{folder} is in use: {_holder(file)} {does} there. Wait until it ends, or choose another folder; "
-                    "nothing was touched."
+                    f"{path.parent} is in use: {_holder(file)} {does} there. Wait until it ends, or choose another "
+                    "folder; nothing was touched."
                 ) from error
-            yield False
-            return
-        try:
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        except OSError:
-            # On a full disk the holder cannot be named, which is no reason not to train.
-            file.truncate(0)
-        try:
-            yield True
-        finally:
-            _unlock(file)
+        attempts -= 1
+        # Some network file systems number a file anew whenever they are asked.
+        if not attempts or _is_at(path, file):
+            return file, True
+        # Its last holder has removed it meanwhile, and a third process may hold a new one.
+        file.close()
 
 
-def _opened(folder: Path, name: str) -> FileIO:
+def _opened(path: Path, attempts: int = _ATTEMPTS) -> FileIO:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Created if missing, never truncated: another process may hold it.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
-        return open(os.open(folder / name, flags, 0o666), "r+b", buffering=0)
+        return open(os.open(path, flags, 0o666), "r+b", buffering=0)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and attempts > 1:
+            return _opened(path, attempts - 1)  # another process has just removed the folder that it had created
         raise ValueError(
-            f"{folder} could not be written ({error.strerror or error}): choose another folder."
+            f"{path.parent} could not be written ({error.strerror or error}): choose another folder."
         ) from error
+
+
+def _is_at(path: Path, file: FileIO) -> bool:
+    """Whether the open file is still the one at its path."""
+    if not _REMOVES_OPEN_FILES:
+        return True
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _name_holder(file: FileIO) -> None:
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    except OSError:
+        # On a full disk the holder cannot be named, which is no reason not to train.
+        file.truncate(0)
 
 
 def _holder(file: FileIO) -> str:
