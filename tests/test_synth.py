@@ -20,6 +20,7 @@ from comfyui_l2p.l2p_core.dataset import readers
 from comfyui_l2p.l2p_core.dataset.image_folder import open_folder
 from comfyui_l2p.l2p_core.dataset.loader import Loader
 from comfyui_l2p.l2p_core.dataset.synthesis import SynthesisFolder, items
+from comfyui_l2p.l2p_core.patch_pairs import FILE, PatchPairs
 from comfyui_l2p.l2p_core.tiny.shapes import IMAGE_SIZE, all_captions
 from comfyui_l2p.train import host_client
 from comfyui_l2p.train.cli import main
@@ -273,6 +274,36 @@ def test_the_bundled_source_makes_a_data_set(tmp_path: Path, capsys: pytest.Capt
     listing = readers.read(tmp_path / "set")
     assert not listing.problems and len({sample.seed for sample in listing.samples}) == 3
     assert "made with steps 2, not 3" in mistake(capsys, *arguments[:-1], "3")
+
+
+def test_pairs_that_a_run_could_not_write_are_made_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The images stay when the disk is full at the end, or when a kill comes before the pairs are saved."""
+    folder, prompts = tmp_path / "set", tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(all_captions()[:2]), encoding="utf-8")
+    pairs = folder / FILE
+    pairs.mkdir(parents=True)  # nothing can be written there
+    command = ["synth", "tiny", str(folder), "--prompts", str(prompts), "--steps", "1", "--seeds"]
+    assert main([*command, "1"]) == 2 and len(list(folder.glob("*.png"))) == 2
+    pairs.rmdir()
+    assert main([*command, "1"]) == 0
+    assert "2 images, 0 of them made now" in capsys.readouterr().out
+    of_two, each = pairs.read_bytes(), (IMAGE_SIZE // 16) ** 2
+    assert PatchPairs.load(pairs).count == 2 * each
+    assert main([*command, "2"]) == 0
+    of_four = PatchPairs.load(pairs)
+    assert of_four.count == 4 * each
+    pairs.write_bytes(of_two)
+    assert main([*command, "2"]) == 0
+    made_up = PatchPairs.load(pairs)
+    assert made_up.count == 4 * each
+    for name, value in made_up.sums.items():  # of images that were rounded to 8 bits
+        torch.testing.assert_close(value, of_four.sums[name], rtol=0.02, atol=0.02 * float(value.abs().max()))
+    whole = pairs.read_bytes()
+    assert main([*command, "2"]) == 0 and pairs.read_bytes() == whole
+    pairs.unlink()
+    image = next(folder.glob("*.png"))
+    image.write_bytes(image.read_bytes()[:60] + b"x" * 40 + image.read_bytes()[100:])
+    assert f"{image}: " in (said := mistake(capsys, *command, "2")) and "delete it, and it is made again" in said
 
 
 def test_training_reads_it_with_the_images_own_seeds(tmp_path: Path) -> None:

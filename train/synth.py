@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..l2p_core.config import VARIANTS
 from ..l2p_core.dataset import prompts
+from ..l2p_core.dataset.images import BrokenImage, as_pixels, load
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder, items
-from ..l2p_core.patch_pairs import KeptPairs, PatchPairs
+from ..l2p_core.files.safetensors_header import CheckpointError
+from ..l2p_core.patch_pairs import ENOUGH, FILE, KeptPairs, PatchPairs
 from ..l2p_core.tiny.autoencoder import LATENT_CHANNELS
 from ..l2p_core.tiny.bundled import NAME, TinySource
 from ..l2p_core.tiny.generate import CFG, STEPS
@@ -22,7 +27,7 @@ from ..l2p_core.tiny.shapes import IMAGE_SIZE, all_captions
 from .console import bar
 from .fleet import Fleet
 from .host_client import HostClient
-from .interrupt import deferred_interrupt
+from .interrupt import Interrupt, deferred_interrupt
 from .workflow import Workflow
 
 BATCH = 32
@@ -74,18 +79,60 @@ def _from_tiny(folder: Path, wanted: Sequence[Item], steps: int, cfg: float) -> 
     }
     made = SynthesisFolder(folder, wanted, settings)
     todo = made.todo
-    kept = KeptPairs(folder, PatchPairs(VARIANTS["1k"].patch_size, LATENT_CHANNELS))
-    with deferred_interrupt() as interrupt, _shown(made) as progress, kept as pairs:
-        for start in range(0, len(todo), BATCH):
-            batch = todo[start : start + BATCH]
-            pixels = source.images([item.prompt for item in batch], [item.seed for item in batch], steps, cfg)
+    with deferred_interrupt() as interrupt:
+        _make_up_pairs(made, source, interrupt)
+        with _shown(made) as progress, KeptPairs(folder, _no_pairs()) as pairs:
+            for start in range(0, len(todo), BATCH):
+                batch = todo[start : start + BATCH]
+                pixels = source.images([item.prompt for item in batch], [item.seed for item in batch], steps, cfg)
+                pairs.add(pixels, source.autoencoder.encode(pixels))
+                for item, image in zip(batch, pixels, strict=True):
+                    made.write(item, picture(image))
+                    progress.update()
+                if interrupt.requested:
+                    raise KeyboardInterrupt
+    _report(made, len(todo))
+
+
+def _make_up_pairs(made: SynthesisFolder, source: TinySource, interrupt: Interrupt) -> None:
+    """Pair the images of earlier runs if a kill or a full disk left some without.
+
+    The sums do not say which images are in them, so all are paired again.
+
+    Raises:
+        ValueError: if an image is damaged, or the disk is full.
+        KeyboardInterrupt: after Ctrl-C; the next run begins the pairs anew.
+    """
+    pairs, path, done = _no_pairs(), made.folder / FILE, made.done
+    wanted = min(len(done) * (IMAGE_SIZE // pairs.side) ** 2, ENOUGH)
+    with suppress(CheckpointError):
+        there = PatchPairs.load(path)
+        if there.space == pairs.space and there.count >= wanted:
+            return
+    if not done:
+        return
+    with bar("pairs of earlier images", unit="image", total=len(done)) as progress:
+        for start in range(0, len(done), BATCH):
+            batch = done[start : start + BATCH]
+            pixels = torch.stack([_pixels(made.path(item)) for item in batch])
             pairs.add(pixels, source.autoencoder.encode(pixels))
-            for item, image in zip(batch, pixels, strict=True):
-                made.write(item, picture(image))
-                progress.update()
+            progress.update(len(batch))
             if interrupt.requested:
                 raise KeyboardInterrupt
-    _report(made, len(todo))
+            if pairs.count >= ENOUGH:
+                break
+    pairs.save(path)
+
+
+def _no_pairs() -> PatchPairs:
+    return PatchPairs(VARIANTS["1k"].patch_size, LATENT_CHANNELS)
+
+
+def _pixels(path: Path) -> Tensor:
+    try:
+        return as_pixels(load(path, IMAGE_SIZE, IMAGE_SIZE))
+    except BrokenImage as error:
+        raise ValueError(f"{path}: {error}; delete it, and it is made again.") from error
 
 
 def _from_hosts(
