@@ -22,7 +22,7 @@ from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.folder import LOCK, RunFolder
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.train import demo
-from comfyui_l2p.train.benchmark import hybrid, transfer
+from comfyui_l2p.train.benchmark import gpu_report, hybrid, transfer
 from comfyui_l2p.train.cli import main
 from comfyui_l2p.train.own_folder import OwnFolder
 
@@ -170,10 +170,11 @@ def test_a_demos_folder_of_version_0_1_is_known_by_what_is_in_it(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("command", "folder", "stage"),
+    ("command", "folder", "results", "made"),
     [
-        ("transfer", transfer.FOLDER, "source/evaluation.safetensors"),
-        ("hybrid", hybrid.FOLDER, "shapes-0f-pixels-only--6-steps-96-0.json"),
+        ("transfer", transfer.FOLDER, transfer.RESULTS, "source/evaluation.safetensors"),
+        ("hybrid", hybrid.FOLDER, hybrid.RESULTS, "shapes-0f-pixels-only--6-steps-96-0.json"),
+        ("gpu", gpu_report.FOLDER, ("gpu.json", "gpu.md"), "gpu.md"),
     ],
 )
 def test_a_benchmark_replaces_only_results_of_its_own(
@@ -181,27 +182,31 @@ def test_a_benchmark_replaces_only_results_of_its_own(
     capsys: pytest.CaptureFixture[str],
     command: str,
     folder: OwnFolder,  # noqa: F811
-    stage: str,
+    results: tuple[str, ...],
+    made: str,
 ) -> None:
     (tmp_path / "notes.txt").write_text("in nobody's way", encoding="utf-8")
     folder.check(tmp_path)
-    for name in ("results.png", "results.md", "results.json"):
+    for name in sorted(results, reverse=True):
         (tmp_path / name).write_text("a week of measuring", encoding="utf-8")
         assert main(["benchmark", command, "--output", str(tmp_path)]) == 2
         said = capsys.readouterr().err
-        assert f"contains {name} and was not created by l2p benchmark {command}" in said and said.count("\n") == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "results.png", "results.md", "results.json"}
-    assert (tmp_path / "results.json").read_text(encoding="utf-8") == "a week of measuring"
-    # A folder of a version that left no marker is resumed, and so is one with it.
-    (tmp_path / stage).parent.mkdir(exist_ok=True)
-    (tmp_path / stage).write_bytes(b"")
+        first = min(path.name for path in tmp_path.iterdir() if path.name != "notes.txt")
+        assert f"contains {first} and was not created by l2p benchmark {command}" in said and said.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", *results}
+    assert {(tmp_path / name).read_text(encoding="utf-8") for name in results} == {"a week of measuring"}
+    # A folder of a version that left no marker is used again, and so is one with it.
+    (tmp_path / made).parent.mkdir(exist_ok=True)
+    (tmp_path / made).write_text("`l2p benchmark gpu`, 2026-01-01", encoding="utf-8")
     folder.check(tmp_path)
     folder.mark(tmp_path)
-    (tmp_path / stage).unlink()
+    (tmp_path / made).write_text("", encoding="utf-8")
     folder.check(tmp_path)
-    other = transfer.FOLDER if command == "hybrid" else hybrid.FOLDER
-    with pytest.raises(ValueError, match=f"was not created by {other.owner}"):
-        other.check(tmp_path)
+    (tmp_path / made).unlink()
+    (tmp_path / folder.marker).rename(tmp_path / "some.txt")
+    (tmp_path / results[0]).write_text("of somebody", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"was not created by {folder.owner}"):
+        folder.check(tmp_path)
 
 
 def test_a_run_of_its_own_in_a_demos_folder_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

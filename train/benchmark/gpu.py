@@ -24,7 +24,7 @@ from ...l2p_core.device import accelerator
 from ...l2p_core.version import __version__
 from . import gpu_worker
 from .gpu_measure import Figures
-from .gpu_report import markdown, with_ratio, write
+from .gpu_report import FOLDER, markdown, with_ratio, write
 from .gpu_rows import PARTS, chosen
 
 _STARTS = 180.0
@@ -55,16 +55,16 @@ def benchmark_gpu(
         The results by each row's key.
 
     Raises:
-        ValueError: for an unknown part, a missing device, or a file that is not an L2P model.
+        ValueError: for an unknown part, a missing device, a file that is not an L2P model, or a folder with a report of
+            something else.
     """
     rows = [row.key for part in chosen(parts) for row in part.rows]
     if device is not None:
         accelerator.named(device)
     if model is not None:
         open_checkpoint(model).pixel_config()
-    if device is not None:
-        accelerator.named(device)
-    output.mkdir(parents=True, exist_ok=True)
+    FOLDER.check(output)
+    FOLDER.mark(output)
     about: dict[str, Any] = {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
         "version": __version__,

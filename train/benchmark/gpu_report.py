@@ -10,7 +10,10 @@ from typing import Any
 from ...l2p_core.files.atomic import atomic_file
 from ...l2p_core.files.units import bytes_text
 from ..console import table
+from ..own_folder import OwnFolder
 from .gpu_measure import Figures
+
+_TITLE = "`l2p benchmark gpu`"
 
 
 def _number(digits: int) -> Callable[[Any], str]:
@@ -69,7 +72,7 @@ def markdown(about: dict[str, Any], results: dict[str, Figures]) -> str:
         cells = [_cell(figures, column) for column in shown]
         rows.append([key, *cells, _cell_text(figures.get("failed", ""))])
     header = ["row", *(heading for _, heading, _ in shown), "failed"]
-    title = f"`l2p benchmark gpu`, {about['when']}, l2p {about['version']}"
+    title = f"{_TITLE}, {about['when']}, l2p {about['version']}"
     if about["quick"]:
         title += " (quick check, small sizes: a check that it runs, not a measurement)"
     weights = "random weights" if about["model"] is None else f"weights of {Path(about['model']).name}"
@@ -87,6 +90,18 @@ def _longest(results: dict[str, Figures]) -> list[str]:
         ]
         texts += ["\n".join([f"The longest kernels of {key}:", "", *lines])] if lines else []
     return texts
+
+
+def _has_report(folder: Path) -> bool:
+    """Whether this benchmark of an earlier version wrote the folder's report."""
+    try:
+        with (folder / "gpu.md").open("rb") as file:
+            return file.read(len(_TITLE)) == _TITLE.encode()
+    except OSError:
+        return False
+
+
+FOLDER = OwnFolder("l2p benchmark gpu", "benchmark-gpu.txt", _has_report, ("gpu.md", "gpu.json"))
 
 
 def write(folder: Path, about: dict[str, Any], results: dict[str, Figures]) -> None:
