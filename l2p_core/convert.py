@@ -36,7 +36,7 @@ from .files.tensor_io import (
     converted,
     itemsize,
 )
-from .initialise import INITS, random_values
+from .initialise import FITTED, INITS, random_values
 from .model import key_shapes
 from .patch_pairs import FILE, Fit, PatchPairs, fit
 from .ranges import HEAD_WIDTH, SEED
@@ -136,7 +136,7 @@ def convert(
     refuse_own_source(target, [header.path for header in checkpoint.files])
 
     config = source_config.with_head(variant, head_width)
-    fitted = fitted_embedder(checkpoint, config, pairs) if init == "fitted" else None
+    fitted = fitted_embedder(checkpoint, config, pairs) if init == FITTED else None
     fates = _fates(checkpoint, source_config, config, f"{init}, seed {seed}", fitted)
     shapes = key_shapes(config)
     slots = _slots(checkpoint, fates, shapes, DTYPE_NAMES[dtype] if dtype else None)

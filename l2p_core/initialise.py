@@ -11,14 +11,16 @@ from torch import Tensor
 
 from .config import HEAD
 
-INITS = ("random", "scaled", "fitted")
+FITTED = "fitted"
+INITS = ("random", "scaled", FITTED)
 """How new weights can begin.
 
 random: as the published code leaves them, which is how torch makes its layers: uniform within 1 / sqrt(fan_in), weight
     and bias alike (`torch.nn.Linear.reset_parameters`).
 scaled: the head's convolutions hand on the variance they receive, SiLU included, and have no bias. Torch's choice loses
     most of it in every layer, so a head of eight or more starts with its output all but constant.
-fitted: the head as "scaled"; the patch embedder as close to the source's as pixels allow, see `patch_pairs`.
+fitted: the patch embedder as close to the source's as pixels allow, see `patch_pairs`; the head as "scaled", until it
+    is fitted when training begins, see `head_fit`.
 """
 
 # E[silu(g x)^2] = 1 for a standard normal x.

@@ -78,14 +78,21 @@ class L2PModel(_OnBackbone):
             (B, 3, H, W) in the dtype of `pixels`.
         """
         height, width = pixels.shape[-2:]
-        x, patches, grid = self._patches(pixels, PIXEL_ORDER)
-        hidden, _ = self.hidden_states(patches, grid, sigma, captions)
-        del patches
-        features = rearrange(hidden, "b (h w) d -> b d h w", h=grid[0])
+        x, features = self.features(pixels, sigma, captions)
         self.local_decoder.gradient_checkpointing = self.gradient_checkpointing
         velocity = velocity_of(self.local_decoder(x, features, self.tile))[..., :height, :width]
         del x  # at 10K this copy is 0.6 GB, and the velocity in float32 1.3 GB
         return velocity.to(pixels.dtype)
+
+    def features(self, pixels: Tensor, sigma: Tensor, captions: Captions) -> tuple[Tensor, Tensor]:
+        """What the Detailer Head reads; arguments as for `forward`.
+
+        Returns:
+            The padded pixels in the model's dtype, and the backbone's map (B, dim, rows, columns) of their patches.
+        """
+        x, patches, grid = self._patches(pixels, PIXEL_ORDER)
+        hidden, _ = self.hidden_states(patches, grid, sigma, captions)
+        return x, rearrange(hidden, "b (h w) d -> b d h w", h=grid[0])
 
 
 PIXEL_ORDER = "p q c"

@@ -35,7 +35,7 @@ ORDER = {
         ("sources",),
         ("model", "layouts", "initialise", "flow", "growth"),
         ("files",),
-        ("checkpoint", "freeze", "patch_pairs"),
+        ("checkpoint", "freeze", "patch_pairs", "head_fit"),
         ("convert", "hybrid"),
         ("deltas",),
         ("delta", "training_config"),

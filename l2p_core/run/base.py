@@ -13,6 +13,7 @@ from ..files.safetensors_header import nbytes
 from ..files.sampled_hash import add_samples
 from ..files.shards import files_of
 from ..files.tensor_io import ProgressCallback
+from ..initialise import FITTED
 from ..model import key_shapes
 from ..patch_pairs import PatchPairs, file_in
 from ..tiny.bundled import resolve
@@ -51,7 +52,7 @@ def initialisation(
         seed=model.seed,
         init=model.init,
         head_width=model.head_width,
-        pairs=pairs() if pairs and model.init == "fitted" else None,
+        pairs=pairs() if pairs and model.init == FITTED else None,
         progress=progress,
     )
     return target
@@ -86,7 +87,7 @@ def check(model: ModelSection, pairs: Callable[[], PatchPairs] | None = None) ->
     config = checkpoint.plain_config()
     hold = check_complete if _is_converted(config, model) else check_exact
     hold(checkpoint, key_shapes(config))
-    if pairs and model.init == "fitted" and _is_converted(config, model):
+    if pairs and model.init == FITTED and _is_converted(config, model):
         convert.fitted_embedder(checkpoint, config.with_head(model.variant, model.head_width), pairs())
 
 

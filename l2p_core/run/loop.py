@@ -11,17 +11,20 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint import open_checkpoint
 from ..device import accelerator
 from ..device.determinism import deterministic
 from ..distributed.ranks import Ranks
+from ..files import metadata
 from ..files.atomic import write_bytes
+from ..initialise import FITTED
 from ..training import loading as training_model
 from ..training.soundness import all_finite
 from ..training.trainer import Trainer, TrainingDiverged
 from . import card, data, montage, preparation, report, source_images
 from .base import pixel_config
 from .caption_source import CaptionSource
-from .data import RunData
+from .data import RunData, Stream
 from .divergence import DivergenceWatch
 from .events import Events
 from .folder import RunFolder
@@ -217,6 +220,8 @@ class Run:
             # Until the next save the report would say that the run has stopped.
             self._write_report(f"Running: resumed after step {self.trainer.step} of {total}.")
         with stream.block:
+            if not self.trainer.step and self._starts_fitted():
+                self._fit_head(stream)
             for plain in self.trainer.run(stream.batches):
                 metrics = clock.add(plain)
                 self._report_step(metrics)
@@ -240,6 +245,15 @@ class Run:
                     self._write_report(f"Running: step {metrics.step} of {total}, about {left} left.")
         self._name_problems(stream)
         return finished
+
+    def _starts_fitted(self) -> bool:
+        known = open_checkpoint(self.base).metadata
+        return known.get(metadata.KIND) == metadata.PIXEL_INIT and known.get(metadata.INIT) == FITTED
+
+    def _fit_head(self, stream: Stream) -> None:
+        done = self.trainer.fit_head(stream.batches, self.hooks.working)
+        unfitted = "The Detailer Head starts unfitted: fitting needs the 1k variant, a wider head and one process."
+        self.hooks.note(done.summary() if done else unfitted)
 
     def _report_step(self, metrics: RunMetrics) -> None:
         self.ranks.first_only(lambda: self.folder.add_metrics(metrics))

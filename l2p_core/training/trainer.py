@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .. import flow
+from .. import flow, head_fit
 from ..backbone import Caption
+from ..config import HEAD
 from ..deltas import low_rank as lora
+from ..detailer import DetailerHead
 from ..distributed import sharding
 from ..distributed.ranks import Ranks
 from ..distributed.sharding import whole
 from ..distributed.together import check_together
 from ..freeze import freeze_all_but
+from ..head_fit import HeadFit
 from ..memory import block_store, compiled, placement
 from ..memory.checkpointing import kept_blocks
 from ..model import L2PModel
 from ..training_config import TrainingConfig
-from . import adamw, prepared
+from . import adamw, head_start, prepared
 from . import state as training_state
 from .batch import Batch as Batch
 from .batch import BatchSource as BatchSource
@@ -44,6 +48,9 @@ from .stepping import AtEnd, SummedInRam
 from .weights import TrainedWeights
 
 COSINE_FLOOR = 0.1
+
+Working = Callable[[str, int, int], None]
+"""Called with a description of the work, how much of it is done, and the total."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -123,6 +130,33 @@ class Trainer:
         with prepared.ahead(prepare, self._numbers(), self.device) as ready:
             while self.step < self.config.steps:
                 yield self._train_step(ready)
+
+    def fit_head(self, batches: BatchSource, working: Working) -> HeadFit | None:
+        """Before the first step: fit the Detailer Head by least squares, see `head_fit`.
+
+        Args:
+            batches: of the run, from its first micro-batch.
+            working: called with a description, how much is done and the total; may raise to stop.
+
+        Returns:
+            What the fit did; None if this run has several processes, or a head that cannot be fitted.
+
+        Raises:
+            ValueError: if the images are too small.
+        """
+        config = self.model.config
+        if self.ranks.count > 1 or not head_fit.can_fit(config):
+            return None
+        prepare = Preparation(batches, self.config, self._sigmas, self._empty_caption, self.device)
+        noised = partial(working, "noising images for the head's fit")
+        windows = head_start.collect(self.model, prepare, self._autocast, self.device, noised)
+        head = DetailerHead(config.head, config.dim)
+        prefix = f"{HEAD}."
+        own = {name: master for name, master in self._weights.masters.items() if name.startswith(prefix)}
+        head.load_state_dict({name.removeprefix(prefix): master.detach() for name, master in own.items()})
+        done = head_fit.fit(head.to(self.device), windows, partial(working, "fitting the head"))
+        self._weights.begin_at({prefix + name: weight for name, weight in head.state_dict().items()})
+        return done
 
     def save(self, path: Path | str) -> None:
         """Write weights, averages, optimiser state and step to a safetensors file, atomically."""

@@ -6,7 +6,7 @@ gradients become steps (`stepping`, `in_backward`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -62,6 +62,14 @@ class TrainedWeights:
         """Resume from tensors that have been filled in, after `step` steps."""
         self.set_step(self.masters, step)
         self.place.renew(self.place.renewed(self.masters))
+
+    def begin_at(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace some weights, and their averages, before the first step."""
+        for name, weight in weights.items():
+            for own in (self.masters[name].detach(), self.averages.get(name)):
+                if own is not None:
+                    own.copy_(weight)
+        self.place.renew(self.place.renewed({name: self.masters[name] for name in weights}))
 
     def begin(self, step: int, lr: float) -> None:
         """Called before a step's first backward pass.

@@ -1,0 +1,90 @@
+"""What a Detailer Head is fitted to before the first step: windows of the first images of a run, noised as in training.
+
+Each image is computed whole, as its features depend on all of it; of the result one window is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from .. import flow, head_fit
+from ..head_fit import Windows, Working
+from ..model import L2PModel
+from .prepared import Prepared
+
+_TRIES = 4
+"""Times the images needed that are looked at: those of too few patches for a window are skipped."""
+
+
+@torch.no_grad()
+def collect(
+    model: L2PModel,
+    batch: Callable[[int], Prepared],
+    autocast: Callable[[], AbstractContextManager[object]],
+    device: torch.device,
+    working: Working,
+) -> Windows:
+    """Windows of the images of the first micro-batches.
+
+    Args:
+        model: to run, on `device`; its training mode is kept.
+        batch: prepares the micro-batch of a number.
+        autocast: the precision to run in.
+        device: of the model.
+        working: called with how many windows there are and their total.
+
+    Raises:
+        ValueError: if almost all images are smaller than the first one's window.
+    """
+    found: list[Windows] = []
+    cells = seen = count = 0
+    training = model.training
+    model.eval()
+    try:
+        while count < head_fit.WINDOWS:
+            number, prepared = len(found) + seen, batch(len(found) + seen)
+            whole = [length // model.config.patch_size for length in prepared.pixels.shape[-2:]]
+            cells = cells or min(head_fit.CELLS, *whole)
+            if min(whole) < cells or not cells:
+                seen += 1
+                if seen * len(prepared.sigma) > _TRIES * head_fit.WINDOWS:
+                    raise ValueError(f"Almost no image has {cells} patches to each side, so the head cannot be fitted.")
+                continue
+            pixels, noise, sigma, captions = prepared.to(device)
+            noisy = flow.add_noise(pixels, noise, sigma)
+            with autocast():
+                _, features = model.features(noisy, sigma, captions)
+            whole_image = list(features.shape[-2:]) == [cells, cells]
+            part = Windows(features, noisy, pixels - noise, sigma, 0 if whole_image else 1)
+            found.append(_cut(part, whole, cells, model.config.patch_size, number))
+            count += len(sigma)
+            working(min(count, head_fit.WINDOWS), head_fit.WINDOWS)
+    finally:
+        model.train(training)
+    return Windows.joined(found)
+
+
+def _cut(images: Windows, whole: Sequence[int], cells: int, patch: int, number: int) -> Windows:
+    """The same random part of all images of a micro-batch, in system memory.
+
+    Args:
+        images: entire.
+        whole: rows and columns of the patches that lie in the image entirely.
+        cells: of the part's side.
+        patch: pixels of a cell's side.
+        number: of the micro-batch, from which the place follows.
+    """
+    generator = torch.Generator().manual_seed(number)
+    top, left = (int(torch.randint(length - cells + 1, (), generator=generator)) for length in whole)
+
+    def of(image: Tensor, scale: int) -> Tensor:
+        rows, columns = (slice(first * scale, (first + cells) * scale) for first in (top, left))
+        return image[..., rows, columns].float().cpu()
+
+    return Windows(
+        of(images.features, 1), of(images.noisy, patch), of(images.target, patch), images.sigma.cpu(), images.margin
+    )

@@ -1,0 +1,214 @@
+"""The Detailer Head's informed start: what least squares put into it, and runs that begin with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from comfyui_l2p.l2p_core import flow, head_fit, tiny
+from comfyui_l2p.l2p_core.checkpoint import load_latent
+from comfyui_l2p.l2p_core.config import PixelConfig
+from comfyui_l2p.l2p_core.convert import convert
+from comfyui_l2p.l2p_core.detailer import DetailerHead
+from comfyui_l2p.l2p_core.distributed.ranks import Ranks
+from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
+from comfyui_l2p.l2p_core.head_fit import Windows
+from comfyui_l2p.l2p_core.ops.least_squares import LeastSquares
+from comfyui_l2p.l2p_core.run.data import tiny_pairs
+from comfyui_l2p.l2p_core.run.hooks import Hooks
+from comfyui_l2p.l2p_core.run.loop import train
+from comfyui_l2p.l2p_core.run.recipe import Recipe, load
+from comfyui_l2p.l2p_core.tiny import bundled, image_set
+from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
+from comfyui_l2p.l2p_core.training import loading
+from comfyui_l2p.l2p_core.training.batch import Batch
+from comfyui_l2p.l2p_core.training.trainer import Trainer
+from comfyui_l2p.l2p_core.training_config import TrainingConfig
+
+IMAGES = 256
+
+
+def config(variant: str = "1k", width: float = 0.25) -> PixelConfig:
+    return load_latent(bundled.SOURCE).config.with_head(variant, width)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> image_set.ImageSet:
+    captions = list(evaluation_captions(IMAGES))
+    pixels = image_set.rendered(captions, list(range(IMAGES)))
+    return image_set.ImageSet((pixels.clamp(-1, 1) * 127.5 + 127.5).round().byte(), captions, list(range(IMAGES)))
+
+
+@pytest.fixture(scope="module")
+def begun(drawn: image_set.ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("fitted") / "init.safetensors"
+    convert(bundled.SOURCE, target, init="fitted", head_width=0.25, pairs=tiny_pairs(drawn))
+    return target
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_fit, "WINDOWS", 128)
+    monkeypatch.setattr(head_fit, "ROWS", 4)
+
+
+def trainer_of(start: Path, drawn: image_set.ImageSet, **settings: object) -> tuple[Trainer, image_set.Batches]:
+    features = tiny.load_words().encode
+    chosen = TrainingConfig(steps=2, lr=1e-5, precision="fp32", blocks=2, noise="fresh", ema_decay=0.9, **settings)  # type: ignore[arg-type]
+    trainer = Trainer(loading.load(start, chosen, Ranks()), chosen, empty_caption=features(""))
+    return trainer, image_set.Batches(drawn, features, 8, 0)
+
+
+@torch.no_grad()
+def error(trainer: Trainer, batch: Batch) -> float:
+    """With noise that no fit has seen."""
+    generator = torch.Generator().manual_seed(1234)
+    noise = torch.randn(batch.pixels.shape, generator=generator)
+    sigma = torch.linspace(0.2, 1, len(batch.pixels))
+    return float(flow.velocity_loss(trainer.model.eval(), batch.pixels, noise, sigma, batch.captions))
+
+
+@pytest.mark.usefixtures("few")
+def test_a_fitted_head_predicts_before_the_first_step(begun: Path, drawn: image_set.ImageSet) -> None:
+    trainer, batches = trainer_of(begun, drawn)
+    shown: list[tuple[str, int, int]] = []
+    unseen = batches.batch(3)
+    before = error(trainer, unseen)
+    done = trainer.fit_head(batches, lambda *work: shown.append(work))
+    assert done and done.windows == 128 and done.after < 0.3 < 1 < done.before
+    assert before > 1 and error(trainer, unseen) < 0.4
+    with trainer.averaged() as model:  # averages begin there too
+        assert torch.equal(
+            model.local_decoder.out_conv.weight, trainer.state()["average.local_decoder.out_conv.weight"]
+        )
+    assert error(trainer, unseen) < 0.4
+    assert {text for text, *_ in shown} == {"noising images for the head's fit", "fitting the head"}
+    assert all(0 < done <= total for _, done, total in shown) and shown[-1][1] == shown[-1][2]
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("settings", [{"offload": True}, {"step_early": True}, {"offload": True, "stream": True}])
+def test_every_way_of_training_begins_with_the_same_head(
+    begun: Path, drawn: image_set.ImageSet, settings: dict[str, object]
+) -> None:
+    plain, batches = trainer_of(begun, drawn)
+    other, _ = trainer_of(begun, drawn, **settings)
+    for trainer in (plain, other):
+        trainer.fit_head(batches, lambda *_: None)
+        list(trainer.run(batches))
+    expected, found = plain.trained(), other.trained()
+    assert expected.keys() == found.keys()
+    for name, weight in expected.items():
+        assert torch.allclose(weight, found[name], atol=1e-5), name
+
+
+def test_a_pair_amplifies_by_the_regression_of_velocity_on_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noisy, sigma = torch.randn(64, 3, 32, 32, generator=generator), torch.rand(64, generator=generator).sort().values
+    factor = (torch.arange(64) // 4 / 8).clamp(max=1.9)  # of the 16 levels
+    windows = Windows(torch.zeros(64, 1, 2, 2), noisy, -factor[:, None, None, None] * noisy, sigma)
+    gain = head_fit._gains(windows)[:, None, None, None]
+    small = torch.full((64, 3, 1, 1), 1e-3)
+    amplified = head_fit._amplified(small, gain) / small
+    assert torch.allclose(amplified[:, 0, 0, 0], factor, atol=2e-3)
+
+
+def test_signals_go_up_interpolated_and_unchanged_by_silu() -> None:
+    up = torch.nn.Conv2d(8, 8, 3, padding=1)
+    with torch.no_grad():
+        head_fit._hand_up(up)
+        ramp = torch.arange(6.0).expand(1, 4, 6, 6) - 2
+        pairs = torch.stack([F.silu(ramp), F.silu(-ramp)], 2).flatten(1, 2)
+        fine = up(F.interpolate(pairs, scale_factor=2))[:, :4, 2:-2, 2:-2]
+    assert torch.allclose(fine, (torch.arange(2, 10) / 2 - 0.25 - 2).expand_as(fine), atol=1e-6)
+
+
+def test_least_squares_find_a_linear_map() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 6, generator=generator) + 3
+    weight, bias = torch.randn(2, 6, generator=generator), torch.tensor([5.0, -1.0])
+    squares = LeastSquares(6, 2)
+    for rows in x.split(100):
+        squares.add(rows, rows @ weight.T + bias)
+    found, constant = squares.solved(1e-9)
+    assert torch.allclose(found.float(), weight, atol=1e-3) and torch.allclose(constant.float(), bias, atol=1e-2)
+    assert torch.allclose(squares.covariance().float(), torch.cov(x.T, correction=0), atol=1e-3)
+
+
+def test_places_keep_off_borders_that_a_window_cut() -> None:
+    head = DetailerHead(config().head, 4)
+    windows = Windows(torch.zeros(2, 4, 8, 8), *[torch.zeros(2, 3, 128, 128)] * 2, torch.linspace(0, 1, 2), margin=1)
+    fitter = head_fit._Fitter(head, windows, lambda *_: None)
+    marked = torch.zeros(2, 1, 16, 16)
+    marked[..., 2:-2, 2:-2] = 1
+    read, wanted = fitter._rows(marked, marked, margin=1)
+    assert wanted.min() == 1 and read.shape[1] == 9 and read.min() == 0
+
+
+def test_heads_that_are_not_fitted() -> None:
+    assert head_fit.can_fit(config()) and head_fit.can_fit(config(width=1))
+    assert not head_fit.can_fit(config("4k")) and not head_fit.can_fit(config(width=0.125))
+
+
+RECIPE = """
+[model]
+base = "tiny"
+variant = "1k"
+head_width = {width}
+init = "fitted"
+[data]
+kind = "renderings"
+images = 256
+batch_size = 4
+[training]
+steps = {steps}
+lr = 1e-5
+blocks = 2
+precision = "fp32"
+gradient_checkpointing = false
+caption_dropout = 0.1
+ema_decay = 0.9
+[watch]
+save_every = 1
+montage_every = 100
+"""
+
+
+def recipe(folder: Path, steps: int, width: float = 0.25) -> Recipe:
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(steps=steps, width=width), encoding="utf-8")
+    return load(path)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_run_fits_once_and_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    train(recipe(tmp_path, 2), tmp_path / "whole", hooks=Hooks(note=notes.append))
+    assert any(note.startswith("The Detailer Head starts fitted to 128 noisy images") for note in notes)
+    train(recipe(tmp_path, 2), tmp_path / "parts", hooks=Hooks(should_stop=lambda: True))
+    monkeypatch.setattr(Trainer, "fit_head", None)  # a second fit would fail
+    resumed = train(recipe(tmp_path, 2), tmp_path / "parts")
+    assert resumed.finished
+    whole, parts = (load_tensors(tmp_path / name / "state.safetensors")[0] for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.usefixtures("few")
+def test_a_fit_that_is_stopped_leaves_nothing_and_is_made_again(tmp_path: Path) -> None:
+    def stop(text: str, done: int, total: int) -> None:
+        if text == "fitting the head":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(tmp_path, 1), tmp_path / "run", hooks=Hooks(working=stop))
+    assert not (tmp_path / "run" / "state.safetensors").exists()
+    assert train(recipe(tmp_path, 1), tmp_path / "run").finished
+
+
+def test_a_head_that_is_too_narrow_is_named(tmp_path: Path) -> None:
+    notes: list[str] = []
+    train(recipe(tmp_path, 1, width=0.125), tmp_path / "run", hooks=Hooks(note=notes.append))
+    assert any(note.startswith("The Detailer Head starts unfitted") for note in notes)
