@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comfyui_l2p.l2p_core import tiny
+from comfyui_l2p.l2p_core import head_fit, patch_pairs, tiny
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.run import find as finder
 from comfyui_l2p.l2p_core.run.folder import RunFolder
@@ -29,6 +29,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SAMPLING_STEPS", 2)
     monkeypatch.setattr(finder, "BUNDLED", Path(__file__).parent / "recipes")
     monkeypatch.setattr(image_set, "PART", 8)
+    monkeypatch.setattr(patch_pairs, "FEW", 64)
+    monkeypatch.setattr(head_fit, "WINDOWS", 32)
+    monkeypatch.setattr(head_fit, "ROWS", 1)
 
 
 @pytest.mark.usefixtures("short")

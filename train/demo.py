@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from ..l2p_core import convert, delta, tiny
-from ..l2p_core.checkpoint import load_model
+from ..l2p_core.model import L2PModel
 from ..l2p_core.run import recipe as recipes
-from ..l2p_core.run.data import RunData, tiny_images
+from ..l2p_core.run.data import RunData, tiny_images, tiny_pairs
 from ..l2p_core.run.find import find
 from ..l2p_core.run.folder import RunFolder
 from ..l2p_core.run.loop import Run
@@ -33,13 +33,13 @@ CURVE_POINTS = 12
 PICTURE = "demo.png"
 
 SOURCE_NAME = "latent source"
-INIT_NAME = "converted, untrained"
+INIT_NAME = "fitted, untrained"
 LIVE_NAME = "trained live"
 BUNDLED_NAME = "bundled delta"
 
 
 def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
-    """Convert, train, sample, score and draw; all files go to `output`.
+    """Convert, fit, train, sample, score and draw; all files go to `output`.
 
     Args:
         output: the folder: new, empty or a demo's. Images that the source generated in an earlier demo are reused;
@@ -73,7 +73,9 @@ def _is_demo_recipe(path: Path) -> bool:
         found = recipes.load(path)
     except ValueError:
         return False
-    return found == _recipe(found.training.steps, found.model.seed)
+    expected = _recipe(found.training.steps, found.model.seed)
+    earlier = dataclasses.replace(expected, model=dataclasses.replace(expected.model, init="scaled"))
+    return found in (expected, earlier)
 
 
 FOLDER = OwnFolder("a demo", "demo.txt", _is_of_version_0_1)
@@ -83,7 +85,11 @@ FOLDER = OwnFolder("a demo", "demo.txt", _is_of_version_0_1)
 def _demo(recipe: Recipe, folder: RunFolder) -> None:
     started = time.monotonic()
     output = folder.path
-    print("1. The bundled latent source becomes a pixel initialisation.")
+    print(f"1. The bundled latent source generates {recipe.data.images} images to train on.")
+    with shown(recipe.training.steps) as hooks:
+        images = tiny_images(recipe.data, folder.images, hooks.working)
+
+    print("2. It becomes a pixel model, whose new layers are fitted to those images before any training.")
     report = convert.convert(
         bundled.SOURCE,
         folder.init,
@@ -91,21 +97,23 @@ def _demo(recipe: Recipe, folder: RunFolder) -> None:
         head_width=recipe.model.head_width,
         seed=recipe.model.seed,
         init=recipe.model.init,
+        pairs=tiny_pairs(images),
     )
     print(report.summary())
-
-    print(f"2. The source generates {recipe.data.images} images to train on.")
+    results = {}
     with shown(recipe.training.steps) as hooks:
-        images = tiny_images(recipe.data, folder.images, hooks.working)
+        run = Run(recipe, folder, folder.init, RunData(images), hooks=hooks)
+        run.fit_head()
+        with run.trainer.averaged() as model:
+            results[INIT_NAME] = _scored(INIT_NAME, model)
 
-    print("3. Its first and last blocks, embedders and the new head train on them; the middle stays frozen.")
-    with shown(recipe.training.steps) as hooks:
-        finished = Run(recipe, folder, folder.init, RunData(images), hooks=hooks).go()
+        print("3. Its first and last blocks, embedders and head train on them; the middle stays frozen.")
+        finished = run.go()
     if not finished:
         raise KeyboardInterrupt
 
     print(f"4. Every model draws the same {EVALUATED} captions, and the judge scores them.")
-    results = _evaluate(folder)
+    results = _evaluate(folder, results)
     _draw(output / PICTURE, folder, results)
     print()
     print(score_table({name: scored.scores for name, scored in results.items()}, source=SOURCE_NAME))
@@ -118,19 +126,20 @@ def _recipe(steps: int | None, seed: int) -> Recipe:
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, seed=seed), training=training)
 
 
-def _evaluate(folder: RunFolder) -> dict[str, Scored]:
-    """Each model's images and scores."""
-    source, words = bundled.TinySource(), tiny.load_words()
-    results = {SOURCE_NAME: evaluate(SOURCE_NAME, partial(source.images, steps=SAMPLING_STEPS), EVALUATED)}
+def _evaluate(folder: RunFolder, before: dict[str, Scored]) -> dict[str, Scored]:
+    """Each model's images and scores, the source's first; `before` holds those from before the training."""
+    source = bundled.TinySource()
+    results = {SOURCE_NAME: evaluate(SOURCE_NAME, partial(source.images, steps=SAMPLING_STEPS), EVALUATED), **before}
     models = {
-        INIT_NAME: load_model(folder.init, dtype=torch.float32),
         LIVE_NAME: delta.load_model(folder.delta, folder.init, dtype=torch.float32),
         BUNDLED_NAME: delta.load_model(bundled.DELTA, bundled.SOURCE, dtype=torch.float32),
     }
-    for name, model in models.items():
-        sampler = partial(bundled.pixel_images, model.eval(), words, steps=SAMPLING_STEPS)
-        results[name] = evaluate(name, sampler, EVALUATED)
-    return results
+    return results | {name: _scored(name, model) for name, model in models.items()}
+
+
+def _scored(name: str, model: L2PModel) -> Scored:
+    sampler = partial(bundled.pixel_images, model.eval(), tiny.load_words(), steps=SAMPLING_STEPS)
+    return evaluate(name, sampler, EVALUATED)
 
 
 def _draw(path: Path, folder: RunFolder, results: dict[str, Scored]) -> None:

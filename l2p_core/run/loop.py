@@ -24,7 +24,7 @@ from ..training.trainer import Trainer, TrainingDiverged
 from . import card, data, montage, preparation, report, source_images
 from .base import pixel_config
 from .caption_source import CaptionSource
-from .data import RunData, Stream
+from .data import RunData
 from .divergence import DivergenceWatch
 from .events import Events
 from .folder import RunFolder
@@ -162,6 +162,7 @@ class Run:
         if folder.state.exists():
             self._resume()
         self.ranks.first_only(lambda: folder.rewind(self.trainer.step))
+        self._fitted = False
         self.watch = self._divergence_watch()
         self.saves = Saves(self.trainer, base, folder, self.watch, self.ranks, self.hooks, recipe.delta)
         self._events = Events(folder.events, self.trainer.step)
@@ -211,6 +212,7 @@ class Run:
     def _go(self, after_step: AfterStep | None) -> bool:
         stream = self.data.stream(self.recipe, self.ranks)
         total = self.recipe.training.steps
+        self.fit_head()
         clock = Clock(total, self.ranks.device, self._pace)
         self.saves.restore_delta()
         if not self._make_up_montage():
@@ -220,8 +222,6 @@ class Run:
             # Until the next save the report would say that the run has stopped.
             self._write_report(f"Running: resumed after step {self.trainer.step} of {total}.")
         with stream.block:
-            if not self.trainer.step and self._starts_fitted():
-                self._fit_head(stream)
             for plain in self.trainer.run(stream.batches):
                 metrics = clock.add(plain)
                 self._report_step(metrics)
@@ -246,14 +246,22 @@ class Run:
         self._name_problems(stream)
         return finished
 
-    def _starts_fitted(self) -> bool:
-        known = open_checkpoint(self.base).metadata
-        return known.get(metadata.KIND) == metadata.PIXEL_INIT and known.get(metadata.INIT) == FITTED
+    def fit_head(self) -> None:
+        """Fit the Detailer Head of a run that starts "fitted", once, before its first step; `go` sees to it.
 
-    def _fit_head(self, stream: Stream) -> None:
-        done = self.trainer.fit_head(stream.batches, self.hooks.working)
+        Raises:
+            ValueError: if the images are too small.
+        """
+        known = open_checkpoint(self.base).metadata
+        starts_fitted = known.get(metadata.KIND) == metadata.PIXEL_INIT and known.get(metadata.INIT) == FITTED
+        if self.trainer.step or self._fitted or not starts_fitted:
+            return
+        stream = self.data.stream(self.recipe, self.ranks)
+        with stream.block:
+            done = self.trainer.fit_head(stream.batches, self.hooks.working)
         unfitted = "The Detailer Head starts unfitted: fitting needs the 1k variant, a wider head and one process."
         self.hooks.note(done.summary() if done else unfitted)
+        self._fitted = True
 
     def _report_step(self, metrics: RunMetrics) -> None:
         self.ranks.first_only(lambda: self.folder.add_metrics(metrics))
