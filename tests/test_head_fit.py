@@ -139,7 +139,8 @@ def test_least_squares_find_a_linear_map() -> None:
 
 def test_places_keep_off_borders_that_a_window_cut() -> None:
     head = DetailerHead(config().head, 4)
-    windows = Windows(torch.zeros(2, 4, 8, 8), *[torch.zeros(2, 3, 128, 128)] * 2, torch.linspace(0, 1, 2), margin=1)
+    pixels = torch.zeros(2, 3, 128, 128)
+    windows = Windows(torch.zeros(2, 4, 8, 8), pixels, pixels, torch.linspace(0, 1, 2), margin=1)
     fitter = head_fit._Fitter(head, windows, lambda *_: None)
     marked = torch.zeros(2, 1, 16, 16)
     marked[..., 2:-2, 2:-2] = 1
