@@ -42,6 +42,9 @@ ROWS = 16
 """Places of all windows at which a stage is fitted, for each value that its convolution reads."""
 MEASURED = 128
 """Windows on which the error before and after is measured."""
+WARM_UP = 20
+"""Least steps of warm-up after a fit: AdamW's first steps change every weight by the learning rate in one direction,
+which adds up over the thousands of values that a convolution reads."""
 
 _COLOURS = 3
 _GAIN = _COLOURS

@@ -20,6 +20,7 @@ from comfyui_l2p.l2p_core.ops.least_squares import LeastSquares
 from comfyui_l2p.l2p_core.run.data import tiny_pairs
 from comfyui_l2p.l2p_core.run.hooks import Hooks
 from comfyui_l2p.l2p_core.run.loop import train
+from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.l2p_core.run.recipe import Recipe, load
 from comfyui_l2p.l2p_core.tiny import bundled, image_set
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
@@ -186,6 +187,8 @@ def recipe(folder: Path, steps: int, width: float = 0.25) -> Recipe:
 def test_a_run_fits_once_and_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     train(recipe(tmp_path, 2), tmp_path / "whole", hooks=Hooks(note=notes.append))
+    rates = [metrics["lr"] for metrics in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
+    assert rates == [1e-5 / head_fit.WARM_UP, 2e-5 / head_fit.WARM_UP]  # the recipe asks for no warm-up
     assert any(note.startswith("The Detailer Head starts fitted to 64 noisy images") for note in notes)
     train(recipe(tmp_path, 2), tmp_path / "parts", hooks=Hooks(should_stop=lambda: True))
     monkeypatch.setattr(Trainer, "fit_head", None)  # a second fit would fail

@@ -5,12 +5,13 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from .. import head_fit
 from ..checkpoint import open_checkpoint
 from ..device import accelerator
 from ..device.determinism import deterministic
@@ -157,6 +158,11 @@ class Run:
         self._pace = pace
         self.recipe, self.folder, self.base, self.data = recipe, folder, base, found
         self.ranks, self.hooks = ranks or Ranks(), hooks or Hooks()
+        known = open_checkpoint(base).metadata
+        self._starts_fitted = known.get(metadata.KIND) == metadata.PIXEL_INIT and known.get(metadata.INIT) == FITTED
+        if self._starts_fitted:
+            steps = max(recipe.training.warmup_steps, head_fit.WARM_UP)
+            self.recipe = recipe = replace(recipe, training=replace(recipe.training, warmup_steps=steps))
         model = training_model.load(base, recipe.training, self.ranks, partial(self.hooks.working, "loading"))
         self.trainer = Trainer(model, recipe.training, empty_caption=found.features(""), ranks=self.ranks)
         if folder.state.exists():
@@ -252,9 +258,7 @@ class Run:
         Raises:
             ValueError: if the images are too small.
         """
-        known = open_checkpoint(self.base).metadata
-        starts_fitted = known.get(metadata.KIND) == metadata.PIXEL_INIT and known.get(metadata.INIT) == FITTED
-        if self.trainer.step or self._fitted or not starts_fitted:
+        if self.trainer.step or self._fitted or not self._starts_fitted:
             return
         stream = self.data.stream(self.recipe, self.ranks)
         with stream.block:
