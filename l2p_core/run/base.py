@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from .. import convert
+from .. import convert, head_fit
 from ..checkpoint import check_complete, check_exact, open_checkpoint
 from ..config import VARIANTS, ModelConfig, PixelConfig, variant_row
+from ..files import metadata
 from ..files.safetensors_header import nbytes
 from ..files.sampled_hash import add_samples
 from ..files.shards import files_of
@@ -17,7 +19,7 @@ from ..initialise import FITTED
 from ..model import key_shapes
 from ..patch_pairs import PatchPairs, file_in
 from ..tiny.bundled import resolve
-from .recipe import ModelSection
+from .recipe import ModelSection, Recipe
 
 
 def initialisation(
@@ -89,6 +91,18 @@ def check(model: ModelSection, pairs: Callable[[], PatchPairs] | None = None) ->
     hold(checkpoint, key_shapes(config))
     if pairs and model.init == FITTED and _is_converted(config, model):
         convert.fitted_embedder(checkpoint, config.with_head(model.variant, model.head_width), pairs())
+
+
+def starts_fitted(base: Path) -> bool:
+    """Whether a model is an untrained conversion with the init "fitted", whose head is still to be fitted."""
+    known = open_checkpoint(base).metadata
+    return known.get(metadata.KIND) == metadata.PIXEL_INIT and known.get(metadata.INIT) == FITTED
+
+
+def warmed_up(recipe: Recipe) -> Recipe:
+    """A recipe with the warm-up that a fitted head needs."""
+    steps = max(recipe.training.warmup_steps, head_fit.WARM_UP)
+    return replace(recipe, training=replace(recipe.training, warmup_steps=steps))
 
 
 def bytes_to_convert(model: ModelSection) -> int:

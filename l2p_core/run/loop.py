@@ -5,25 +5,21 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from .. import head_fit
-from ..checkpoint import open_checkpoint
 from ..device import accelerator
 from ..device.determinism import deterministic
 from ..distributed.ranks import Ranks
-from ..files import metadata
 from ..files.atomic import write_bytes
-from ..initialise import FITTED
 from ..training import loading as training_model
 from ..training.soundness import all_finite
 from ..training.trainer import Trainer, TrainingDiverged
 from . import card, data, montage, preparation, report, source_images
-from .base import pixel_config
+from .base import pixel_config, starts_fitted, warmed_up
 from .caption_source import CaptionSource
 from .data import RunData
 from .divergence import DivergenceWatch
@@ -158,17 +154,14 @@ class Run:
         self._pace = pace
         self.recipe, self.folder, self.base, self.data = recipe, folder, base, found
         self.ranks, self.hooks = ranks or Ranks(), hooks or Hooks()
-        known = open_checkpoint(base).metadata
-        self._starts_fitted = known.get(metadata.KIND) == metadata.PIXEL_INIT and known.get(metadata.INIT) == FITTED
-        if self._starts_fitted:
-            steps = max(recipe.training.warmup_steps, head_fit.WARM_UP)
-            self.recipe = recipe = replace(recipe, training=replace(recipe.training, warmup_steps=steps))
+        self._to_fit = starts_fitted(base)
+        if self._to_fit:
+            self.recipe = recipe = warmed_up(recipe)
         model = training_model.load(base, recipe.training, self.ranks, partial(self.hooks.working, "loading"))
         self.trainer = Trainer(model, recipe.training, empty_caption=found.features(""), ranks=self.ranks)
         if folder.state.exists():
             self._resume()
         self.ranks.first_only(lambda: folder.rewind(self.trainer.step))
-        self._fitted = False
         self.watch = self._divergence_watch()
         self.saves = Saves(self.trainer, base, folder, self.watch, self.ranks, self.hooks, recipe.delta)
         self._events = Events(folder.events, self.trainer.step)
@@ -258,14 +251,14 @@ class Run:
         Raises:
             ValueError: if the images are too small.
         """
-        if self.trainer.step or self._fitted or not self._starts_fitted:
+        if self.trainer.step or not self._to_fit:
             return
         stream = self.data.stream(self.recipe, self.ranks)
         with stream.block:
             done = self.trainer.fit_head(stream.batches, self.hooks.working)
         unfitted = "The Detailer Head starts unfitted: fitting needs the 1k variant, a wider head and one process."
         self.hooks.note(done.summary() if done else unfitted)
-        self._fitted = True
+        self._to_fit = False
 
     def _report_step(self, metrics: RunMetrics) -> None:
         self.ranks.first_only(lambda: self.folder.add_metrics(metrics))
