@@ -22,6 +22,7 @@ measured in the tiny world only, see docs/benchmarks.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -81,16 +82,32 @@ class Windows:
 
     @classmethod
     def joined(cls, parts: Sequence[Windows]) -> Windows:
-        """All windows of several, of equal shapes."""
+        """All windows of several, cut to the cells of the smallest."""
+        cells = min(part.features.shape[-1] for part in parts)
+        parts = [part._cut(cells) for part in parts]
         tensors = zip(*(part._tensors for part in parts), strict=True)
         features, noisy, target, sigma = (torch.cat(tensor) for tensor in tensors)
-        return cls(features, noisy, target, sigma, max(part.margin for part in parts))
+        # Without its border, a window of one or two cells would be empty.
+        margin = max(part.margin for part in parts) if cells > 2 else 0
+        return cls(features, noisy, target, sigma, margin)
 
     def parts(self, device: torch.device, most: int | None = None) -> Iterator[Windows]:
         """A few windows at a time, on this device; the first `most`, or all."""
         for part in zip(*(tensor[:most].split(_AT_ONCE) for tensor in self._tensors), strict=True):
             features, noisy, target, sigma = (tensor.to(device) for tensor in part)
             yield Windows(features, noisy, target, sigma, self.margin)
+
+    def _cut(self, cells: int) -> Windows:
+        """Its first rows and columns."""
+        own = self.features.shape[-1]
+        if cells == own:
+            return self
+        side = self.noisy.shape[-1] // own * cells
+        features, noisy, target = (
+            tensor[..., :length, :length].clone()
+            for tensor, length in ((self.features, cells), (self.noisy, side), (self.target, side))
+        )
+        return Windows(features, noisy, target, self.sigma, 1)
 
     @property
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -111,8 +128,18 @@ class HeadFit:
     before: float
     after: float
 
+    @property
+    def better(self) -> bool:
+        """Whether the fit lowered the error; too few or too small images can raise it."""
+        return self.after < self.before
+
     def summary(self) -> str:
         """A sentence."""
+        if not self.better:
+            return (
+                f"The Detailer Head starts unfitted: a fit to {self.windows} noisy images does not lower the velocity "
+                f"error there, {self.after:.3f} and {self.before:.3f} unfitted. More or larger images may help."
+            )
         return (
             f"The Detailer Head starts fitted to {self.windows} noisy images: velocity error {self.after:.3f} there, "
             f"{self.before:.3f} unfitted."
@@ -142,9 +169,16 @@ def fit(head: DetailerHead, windows: Windows, working: Working | None = None) ->
 
     Returns:
         How well it predicts before and after.
+
+    Raises:
+        ValueError: if the head's weights are not finite.
     """
     fitter = _Fitter(head, windows, working or (lambda done, total: None))
     before = fitter.error()
+    if not math.isfinite(before):
+        raise ValueError(
+            "The Detailer Head cannot be fitted: its first weights or their output are not finite numbers."
+        )
     fitter.first_stage()
     fitter.bottleneck()
     for stage in reversed(head.stages):

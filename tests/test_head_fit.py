@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from comfyui_l2p.l2p_core import flow, head_fit, tiny
 from comfyui_l2p.l2p_core.checkpoint import load_latent
@@ -15,7 +19,7 @@ from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.detailer import DetailerHead
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
-from comfyui_l2p.l2p_core.head_fit import Windows
+from comfyui_l2p.l2p_core.head_fit import HeadFit, Windows
 from comfyui_l2p.l2p_core.ops.least_squares import LeastSquares
 from comfyui_l2p.l2p_core.run.data import tiny_pairs
 from comfyui_l2p.l2p_core.run.hooks import Hooks
@@ -137,6 +141,18 @@ def test_least_squares_find_a_linear_map() -> None:
     assert torch.allclose(squares.covariance().float(), torch.cov(x.T, correction=0), atol=1e-3)
 
 
+def test_least_squares_far_from_zero_keep_their_digits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 3, generator=generator)
+    squares = LeastSquares(3, 1)
+    for rows in x.split(100):
+        squares.add(rows + 2**14, rows[:, :1])
+    weight, bias = squares.solved(1e-9)
+    assert torch.allclose(weight.float(), torch.tensor([[1.0, 0, 0]]), atol=1e-2)
+    assert torch.allclose(squares.mean().float(), x.mean(0) + 2**14)
+    assert abs(float(weight.sum()) * 2**14 + float(bias)) < 1e-2
+
+
 def test_places_keep_off_borders_that_a_window_cut() -> None:
     head = DetailerHead(config().head, 4)
     pixels = torch.zeros(2, 3, 128, 128)
@@ -146,6 +162,63 @@ def test_places_keep_off_borders_that_a_window_cut() -> None:
     marked[..., 2:-2, 2:-2] = 1
     read, wanted = fitter._rows(marked, marked, margin=1)
     assert wanted.min() == 1 and read.shape[1] == 9 and read.min() == 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Two images of noise of each height and width in turn."""
+
+    sizes: Sequence[tuple[int, int]]
+    words: Callable[[str], Tensor]
+    value: float = 1.0
+
+    def batch(self, number: int) -> Batch:
+        """The micro-batch `number`."""
+        generator = torch.Generator().manual_seed(number)
+        pixels = torch.randn(2, 3, *self.sizes[number % len(self.sizes)], generator=generator).clamp(-1, 1)
+        captions = [self.words("a red circle")] * 2
+        return Batch(pixels * self.value, captions, [2 * number, 2 * number + 1], [None, None])
+
+
+@pytest.mark.parametrize("sizes", [[(48, 48), (32, 64), (80, 48)], [(16, 16), (16, 64)], [(160, 144), (144, 176)]])
+@pytest.mark.usefixtures("few")
+def test_windows_of_images_of_many_sizes(
+    begun: Path, drawn: image_set.ImageSet, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_fit, "WINDOWS", 24)
+    found: list[Windows] = []
+
+    def kept(_: DetailerHead, windows: Windows, working: head_fit.Working) -> HeadFit:
+        found.append(windows)
+        return HeadFit(len(windows.sigma), 1.0, 2.0)
+
+    fit = head_fit.fit
+    monkeypatch.setattr(head_fit, "fit", kept)
+    trainer, _ = trainer_of(begun, drawn)
+    state = {name: tensor.clone() for name, tensor in trainer.state().items()}
+    done = trainer.fit_head(Sizes(sizes, tiny.load_words().encode), lambda *_: None)
+    smallest = min(8, *(side // 16 for size in sizes for side in size))
+    (windows,) = found
+    assert windows.features.shape[-2:] == (smallest,) * 2 and windows.target.shape[-2:] == (16 * smallest,) * 2
+    assert windows.margin == (smallest > 2) and len(windows.sigma) == 24
+    # What does not lower the error is not kept.
+    assert done and not done.better and done.summary().startswith("The Detailer Head starts unfitted")
+    assert all(torch.equal(tensor, trainer.state()[name]) for name, tensor in state.items())
+    head = DetailerHead(trainer.model.config.head, trainer.model.config.dim)
+    fit(head, windows)
+    assert all(weight.isfinite().all() for weight in head.state_dict().values())
+
+
+@pytest.mark.usefixtures("few")
+def test_values_that_are_not_finite_are_named(begun: Path, drawn: image_set.ImageSet) -> None:
+    trainer, batches = trainer_of(begun, drawn)
+    broken = Sizes([(64, 64)], tiny.load_words().encode, value=math.nan)
+    with pytest.raises(ValueError, match="features of an image are not finite"):
+        trainer.fit_head(broken, lambda *_: None)
+    with torch.no_grad():
+        trainer.parameters["local_decoder.out_conv.bias"].fill_(math.inf)
+    with pytest.raises(ValueError, match="first weights"):
+        trainer.fit_head(batches, lambda *_: None)
 
 
 def test_heads_that_are_not_fitted() -> None:

@@ -7,16 +7,23 @@ from torch import Tensor
 
 
 class LeastSquares:
-    """Sums over rows of inputs (n, I) and outputs (n, O), in system memory."""
+    """Sums over rows of inputs (n, I) and outputs (n, O), in system memory.
+
+    Inputs are measured from the mean of the first rows: float32 sums of squares of large values would not leave enough
+    digits for a small variance.
+    """
 
     def __init__(self, inputs: int, outputs: int):
-        self.count = 0
+        self.count, self._origin = 0, torch.zeros(inputs)
         self.xx, self.xy = torch.zeros(inputs, inputs), torch.zeros(inputs, outputs)
         self.x, self.y = torch.zeros(inputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add rows."""
         x, y = inputs.float().cpu(), outputs.float().cpu()
+        if not self.count:
+            self._origin = x.mean(0)
+        x = x - self._origin
         self.xx.addmm_(x.T, x)
         self.xy.addmm_(x.T, y)
         self.x += x.sum(0, dtype=torch.float64)
@@ -25,21 +32,25 @@ class LeastSquares:
 
     def mean(self) -> Tensor:
         """Of the inputs, (I,)."""
-        return self.x / self.count
+        return self._origin + self._shift()
 
     def covariance(self) -> Tensor:
         """Of the inputs, (I, I) float64."""
-        return self.xx.double().div_(self.count).sub_(torch.outer(self.mean(), self.mean()))
+        return self.xx.double().div_(self.count).sub_(torch.outer(self._shift(), self._shift()))
 
     def solved(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Weight (O, I) and bias (O,) of the best linear prediction, float64."""
         covariance = self.covariance()
         variance = covariance.diagonal()
         variance += ridge * float(variance.mean()) + 1e-12
-        mean, wanted = self.mean(), self.y / self.count
-        crossed = self.xy.double() / self.count - torch.outer(mean, wanted)
+        wanted = self.y / self.count
+        crossed = self.xy.double() / self.count - torch.outer(self._shift(), wanted)
         weight = torch.cholesky_solve(crossed, torch.linalg.cholesky(covariance)).T
-        return weight, wanted - weight @ mean
+        return weight, wanted - weight @ self.mean()
+
+    def _shift(self) -> Tensor:
+        """The mean, measured from the origin."""
+        return self.x / self.count
 
 
 def added(squares: LeastSquares | None, inputs: Tensor, outputs: Tensor) -> LeastSquares:

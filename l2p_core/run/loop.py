@@ -249,7 +249,7 @@ class Run:
         """Fit the Detailer Head of a run that starts "fitted", once, before its first step; `go` sees to it.
 
         Raises:
-            ValueError: if the images are too small.
+            ValueError: as for `Trainer.fit_head`.
         """
         if self.trainer.step or not self._to_fit:
             return

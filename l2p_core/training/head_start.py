@@ -16,9 +16,6 @@ from ..head_fit import Windows, Working
 from ..model import L2PModel
 from .prepared import Prepared
 
-_TRIES = 4
-"""Times the images needed that are looked at: those of too few patches for a window are skipped."""
-
 
 @torch.no_grad()
 def collect(
@@ -38,29 +35,33 @@ def collect(
         working: called with how many windows there are and their total.
 
     Raises:
-        ValueError: if almost all images are smaller than the first one's window.
+        ValueError: if an image is smaller than a patch, or the model's features of one are not finite.
     """
     found: list[Windows] = []
-    cells = seen = count = 0
+    count, patch = 0, model.config.patch_size
     training = model.training
     model.eval()
     try:
         while count < head_fit.WINDOWS:
-            number, prepared = len(found) + seen, batch(len(found) + seen)
-            whole = [length // model.config.patch_size for length in prepared.pixels.shape[-2:]]
-            cells = cells or min(head_fit.CELLS, *whole)
-            if min(whole) < cells or not cells:
-                seen += 1
-                if seen * len(prepared.sigma) > _TRIES * head_fit.WINDOWS:
-                    raise ValueError(f"Almost no image has {cells} patches to each side, so the head cannot be fitted.")
-                continue
+            prepared = batch(len(found))
+            whole = [length // patch for length in prepared.pixels.shape[-2:]]
+            cells = min(head_fit.CELLS, *whole)
+            if not cells:
+                raise ValueError(
+                    f"The Detailer Head cannot be fitted to images smaller than a patch of {patch} pixels."
+                )
             pixels, noise, sigma, captions = prepared.to(device)
             noisy = flow.add_noise(pixels, noise, sigma)
             with autocast():
                 _, features = model.features(noisy, sigma, captions)
-            whole_image = list(features.shape[-2:]) == [cells, cells]
-            part = Windows(features, noisy, pixels - noise, sigma, 0 if whole_image else 1)
-            found.append(_cut(part, whole, cells, model.config.patch_size, number))
+            if not features.isfinite().all():
+                raise ValueError(
+                    "The Detailer Head cannot be fitted: the model's features of an image are not finite numbers. "
+                    "Its file or the text encoder's is damaged, or needs more range than the precision has."
+                )
+            margin = 0 if list(features.shape[-2:]) == [cells, cells] else 1
+            part = Windows(features, noisy, pixels - noise, sigma, margin)
+            found.append(_cut(part, whole, cells, patch, len(found)))
             count += len(sigma)
             working(min(count, head_fit.WINDOWS), head_fit.WINDOWS)
     finally:

@@ -139,10 +139,11 @@ class Trainer:
             working: called with a description, how much is done and the total; may raise to stop.
 
         Returns:
-            What the fit did; None if this run has several processes, or a head that cannot be fitted.
+            What the fit did, which is kept if it is better; None if this run has several processes, or a head that
+            cannot be fitted.
 
         Raises:
-            ValueError: if the images are too small.
+            ValueError: if the images are too small, or something computed from them is not finite.
         """
         config = self.model.config
         if self.ranks.count > 1 or not head_fit.can_fit(config):
@@ -155,7 +156,8 @@ class Trainer:
         own = {name: master for name, master in self._weights.masters.items() if name.startswith(prefix)}
         head.load_state_dict({name.removeprefix(prefix): master.detach() for name, master in own.items()})
         done = head_fit.fit(head.to(self.device), windows, partial(working, "fitting the head"))
-        self._weights.begin_at({prefix + name: weight for name, weight in head.state_dict().items()})
+        if done.better:
+            self._weights.begin_at({prefix + name: weight for name, weight in head.state_dict().items()})
         return done
 
     def save(self, path: Path | str) -> None:
