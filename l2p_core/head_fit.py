@@ -23,7 +23,7 @@ measured in the tiny world only, see docs/benchmarks.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from .config import PixelConfig, Stage
 from .detailer import DetailerHead
+from .head_windows import AT_ONCE, Windows
 from .ops.least_squares import LeastSquares, added
 
 CELLS = 8
@@ -56,62 +57,8 @@ _LEVELS = 16
 _RIDGE = 1e-2
 """Of the mean variance of a regression's inputs. A thousandth fits a little better, with larger weights, of which
 training undoes more at first."""
-_AT_ONCE = 16
-
 Working = Callable[[int, int], None]
 """Called with how much is done and the total; may raise to stop."""
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Parts of noisy images, and what the backbone makes of those images; float32.
-
-    Attributes:
-        features: (N, dim, cells, cells), of the backbone.
-        noisy: (N, 3, side, side) pixels, side a patch's times cells.
-        target: (N, 3, side, side), x0 - noise.
-        sigma: (N,) noise levels.
-        margin: cells at each border whose surroundings were cut away.
-    """
-
-    features: Tensor
-    noisy: Tensor
-    target: Tensor
-    sigma: Tensor
-    margin: int = 0
-
-    @classmethod
-    def joined(cls, parts: Sequence[Windows]) -> Windows:
-        """All windows of several, cut to the cells of the smallest."""
-        cells = min(part.features.shape[-1] for part in parts)
-        parts = [part._cut(cells) for part in parts]
-        tensors = zip(*(part._tensors for part in parts), strict=True)
-        features, noisy, target, sigma = (torch.cat(tensor) for tensor in tensors)
-        # Without its border, a window of one or two cells would be empty.
-        margin = max(part.margin for part in parts) if cells > 2 else 0
-        return cls(features, noisy, target, sigma, margin)
-
-    def parts(self, device: torch.device, most: int | None = None) -> Iterator[Windows]:
-        """A few windows at a time, on this device; the first `most`, or all."""
-        for part in zip(*(tensor[:most].split(_AT_ONCE) for tensor in self._tensors), strict=True):
-            features, noisy, target, sigma = (tensor.to(device) for tensor in part)
-            yield Windows(features, noisy, target, sigma, self.margin)
-
-    def _cut(self, cells: int) -> Windows:
-        """Its first rows and columns."""
-        own = self.features.shape[-1]
-        if cells == own:
-            return self
-        side = self.noisy.shape[-1] // own * cells
-        features, noisy, target = (
-            tensor[..., :length, :length].clone()
-            for tensor, length in ((self.features, cells), (self.noisy, side), (self.target, side))
-        )
-        return Windows(features, noisy, target, self.sigma, 1)
-
-    @property
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.features, self.noisy, self.target, self.sigma
 
 
 @dataclass(frozen=True)
@@ -200,7 +147,7 @@ class _Fitter:
 
     def parts(self) -> Iterator[tuple[Windows, Tensor]]:
         """Some windows with their gains at a time."""
-        gains = self.gains.split(_AT_ONCE)
+        gains = self.gains.split(AT_ONCE)
         for part, gain in zip(self.windows.parts(self.device), gains, strict=True):
             self._done += len(gain)
             self._working(self._done, self._total)
@@ -333,7 +280,7 @@ def _gains(windows: Windows) -> Tensor:
         return pixels - F.interpolate(F.avg_pool2d(pixels, side), scale_factor=side)
 
     shared, own = [], []
-    for noisy, target in zip(windows.noisy.split(_AT_ONCE), windows.target.split(_AT_ONCE), strict=True):
+    for noisy, target in zip(windows.noisy.split(AT_ONCE), windows.target.split(AT_ONCE), strict=True):
         x = details(noisy)
         shared.append(-(x * details(target)).sum((1, 2, 3)))
         own.append(x.square().sum((1, 2, 3)))

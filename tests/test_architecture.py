@@ -33,7 +33,7 @@ ORDER = {
         ("ops",),
         ("backbone", "detailer"),
         ("sources",),
-        ("model", "layouts", "initialise", "flow", "growth"),
+        ("model", "layouts", "initialise", "flow", "growth", "head_windows"),
         ("files",),
         ("checkpoint", "freeze", "patch_pairs", "head_fit"),
         ("convert", "hybrid"),

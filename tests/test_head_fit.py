@@ -19,7 +19,8 @@ from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.detailer import DetailerHead
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
-from comfyui_l2p.l2p_core.head_fit import HeadFit, Windows
+from comfyui_l2p.l2p_core.head_fit import HeadFit
+from comfyui_l2p.l2p_core.head_windows import Windows
 from comfyui_l2p.l2p_core.ops.least_squares import LeastSquares
 from comfyui_l2p.l2p_core.run.data import tiny_pairs
 from comfyui_l2p.l2p_core.run.hooks import Hooks

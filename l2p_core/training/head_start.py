@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import flow, head_fit
-from ..head_fit import Windows, Working
+from ..head_fit import Working
+from ..head_windows import Windows
 from ..model import L2PModel
 from .prepared import Prepared
 
