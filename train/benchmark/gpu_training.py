@@ -111,20 +111,20 @@ def _steps(trainer: Trainer, batches: _OneImage) -> Callable[[], object]:
 def _after_backward(bench: Bench, trainer: Trainer, step: Callable[[], object]) -> float:
     """Milliseconds of a step after the device has completed its last backward pass."""
     began: list[float] = []
-    weights: Any = trainer._weights
-    clip = weights.clip
+    stepping: Any = trainer._stepping
+    clip = stepping.clip
 
     def watched() -> torch.Tensor:
         bench.synchronise()
         began.append(time.perf_counter())
         return clip()
 
-    weights.clip = watched
+    stepping.clip = watched
     try:
         step()
         bench.synchronise()
     finally:
-        del weights.clip
+        del stepping.clip
     return 1000 * (time.perf_counter() - began[0])
 
 
