@@ -57,6 +57,7 @@ _LEVELS = 16
 _RIDGE = 1e-2
 """Of the mean variance of a regression's inputs. A thousandth fits a little better, with larger weights, of which
 training undoes more at first."""
+
 Working = Callable[[int, int], None]
 """Called with how much is done and the total; may raise to stop."""
 

@@ -23,8 +23,9 @@ from comfyui_l2p.l2p_core.head_fit import HeadFit
 from comfyui_l2p.l2p_core.head_windows import Windows
 from comfyui_l2p.l2p_core.ops.least_squares import LeastSquares
 from comfyui_l2p.l2p_core.run.data import tiny_pairs
+from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.hooks import Hooks
-from comfyui_l2p.l2p_core.run.loop import train
+from comfyui_l2p.l2p_core.run.loop import prepare, train
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.l2p_core.run.recipe import Recipe, load
 from comfyui_l2p.l2p_core.tiny import bundled, image_set
@@ -288,3 +289,14 @@ def test_a_head_that_is_too_narrow_is_named(tmp_path: Path) -> None:
     notes: list[str] = []
     train(recipe(tmp_path, 1, width=0.125), tmp_path / "run", hooks=Hooks(note=notes.append))
     assert any(note.startswith("The Detailer Head starts unfitted") for note in notes)
+
+
+def test_only_the_first_of_several_processes_says_that_they_do_not_fit(tmp_path: Path) -> None:
+    for ranks in (Ranks(rank=0, count=2), Ranks(rank=1, count=2)):
+        notes: list[str] = []
+        folder = RunFolder(tmp_path / str(ranks.rank))
+        folder.path.mkdir()
+        run = prepare(recipe(tmp_path, 1), folder, None, Hooks(note=notes.append), Ranks())
+        run.ranks = run.trainer.ranks = ranks
+        run.fit_head()
+        assert any(note.startswith("The Detailer Head starts unfitted") for note in notes) == ranks.first

@@ -36,7 +36,7 @@ class LeastSquares:
 
     def covariance(self) -> Tensor:
         """Of the inputs, (I, I) float64."""
-        return self.xx.double().div_(self.count).sub_(torch.outer(self._shift(), self._shift()))
+        return self.xx.double().div_(self.count).addr_(self._shift(), self._shift(), alpha=-1)
 
     def solved(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Weight (O, I) and bias (O,) of the best linear prediction, float64."""

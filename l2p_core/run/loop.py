@@ -257,7 +257,8 @@ class Run:
         with stream.block:
             done = self.trainer.fit_head(stream.batches, self.hooks.working)
         unfitted = "The Detailer Head starts unfitted: fitting needs the 1k variant, a wider head and one process."
-        self.hooks.note(done.summary() if done else unfitted)
+        if self.ranks.first:
+            self.hooks.note(done.summary() if done else unfitted)
         self._to_fit = False
 
     def _report_step(self, metrics: RunMetrics) -> None:
