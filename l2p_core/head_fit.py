@@ -85,8 +85,8 @@ class HeadFit:
         """A sentence."""
         if not self.better:
             return (
-                f"The Detailer Head starts unfitted: a fit to {self.windows} noisy images does not lower the velocity "
-                f"error there, {self.after:.3f} and {self.before:.3f} unfitted. More or larger images may help."
+                f"The Detailer Head starts unfitted: a fit to {self.windows} noisy images has a velocity error of "
+                f"{self.after:.3f} there, no fit {self.before:.3f}. More or larger images may help."
             )
         return (
             f"The Detailer Head starts fitted to {self.windows} noisy images: velocity error {self.after:.3f} there, "

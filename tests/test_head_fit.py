@@ -30,7 +30,7 @@ from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.l2p_core.run.recipe import Recipe, load
 from comfyui_l2p.l2p_core.tiny import bundled, image_set
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
-from comfyui_l2p.l2p_core.training import loading
+from comfyui_l2p.l2p_core.training import head_start, loading
 from comfyui_l2p.l2p_core.training.batch import Batch
 from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
@@ -209,6 +209,14 @@ def test_windows_of_images_of_many_sizes(
     head = DetailerHead(trainer.model.config.head, trainer.model.config.dim)
     fit(head, windows)
     assert all(weight.isfinite().all() for weight in head.state_dict().values())
+
+
+def test_windows_do_not_keep_whole_images_in_memory() -> None:
+    pixels = torch.zeros(1, 3, 256, 256)
+    images = Windows(torch.zeros(1, 4, 16, 16), pixels, pixels, torch.zeros(1), 1)
+    window = head_start._cut(images, (16, 16), 8, 16, 0)
+    for tensor in (window.features, window.noisy, window.target):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 @pytest.mark.usefixtures("few")

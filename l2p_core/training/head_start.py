@@ -58,7 +58,7 @@ def collect(
             if not features.isfinite().all():
                 raise ValueError(
                     "The Detailer Head cannot be fitted: the model's features of an image are not finite numbers. "
-                    "Its file or the text encoder's is damaged, or needs more range than the precision has."
+                    "The model's file, the text encoder's or the image is damaged."
                 )
             margin = 0 if list(features.shape[-2:]) == [cells, cells] else 1
             part = Windows(features, noisy, pixels - noise, sigma, margin)
@@ -85,7 +85,8 @@ def _cut(images: Windows, whole: Sequence[int], cells: int, patch: int, number: 
 
     def of(image: Tensor, scale: int) -> Tensor:
         rows, columns = (slice(first * scale, (first + cells) * scale) for first in (top, left))
-        return image[..., rows, columns].float().cpu()
+        # A copy, as on a CPU a view would keep the whole image.
+        return image[..., rows, columns].float().cpu().clone()
 
     return Windows(
         of(images.features, 1), of(images.noisy, patch), of(images.target, patch), images.sigma.cpu(), images.margin
