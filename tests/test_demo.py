@@ -40,7 +40,10 @@ def test_the_demo_goes_from_source_to_figure(tmp_path: Path, capsys: pytest.Capt
     demo.demo(output, steps=2, seed=1)
     folder = RunFolder(output)
     assert len(read_metrics(folder.metrics)) == 2
-    assert open_checkpoint(folder.init).metadata["l2p.seed"] == "1"
+    known = open_checkpoint(folder.init).metadata
+    assert (known["l2p.seed"], known["l2p.init"]) == ("1", "fitted")
+    # Train L2P takes the recipe for folders with too few images for a fit.
+    assert load(finder.find("demo")).model.init != "fitted"
     assert open_checkpoint(folder.delta).is_delta
     with Image.open(output / "demo.png") as picture:
         assert min(picture.size) > 400

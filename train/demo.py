@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..l2p_core import convert, delta, tiny
+from ..l2p_core.initialise import FITTED
 from ..l2p_core.model import L2PModel
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.data import RunData, tiny_images, tiny_pairs
@@ -123,7 +124,9 @@ def _demo(recipe: Recipe, folder: RunFolder) -> None:
 def _recipe(steps: int | None, seed: int) -> Recipe:
     recipe = recipes.load(find("demo"))
     training = dataclasses.replace(recipe.training, steps=steps or recipe.training.steps, seed=seed)
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, seed=seed), training=training)
+    # Train L2P takes the same recipe, for folders that may hold too few images for a fit.
+    model = dataclasses.replace(recipe.model, seed=seed, init=FITTED)
+    return dataclasses.replace(recipe, model=model, training=training)
 
 
 def _evaluate(folder: RunFolder, before: dict[str, Scored]) -> dict[str, Scored]:
