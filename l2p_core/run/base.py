@@ -138,7 +138,7 @@ def source_fingerprint(model: ModelSection, pairs: Path | None) -> str | None:
         return None
     if not _is_converted(open_checkpoint(base).config(), model):
         return ""
-    files = [base] if pairs is None or model.init != "fitted" else [base, file_in(pairs)]
+    files = [base] if pairs is None or model.init != FITTED else [base, file_in(pairs)]
     return "+".join(fingerprint(path) for path in files)
 
 

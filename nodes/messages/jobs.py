@@ -12,6 +12,7 @@ import torch
 from ...l2p_core import convert, delta, quantise
 from ...l2p_core.files.about import stated
 from ...l2p_core.files.tensor_io import ProgressCallback
+from ...l2p_core.initialise import FITTED
 from ...l2p_core.patch_pairs import in_folder
 from ...l2p_core.run import card
 from .sentences import by_listed_names
@@ -31,7 +32,7 @@ def convert_file(
         target,
         variant=variant,
         seed=seed,
-        init="random" if dataset is None else "fitted",
+        init="random" if dataset is None else FITTED,
         pairs=None if dataset is None else in_folder(dataset),
         overwrite=overwrite,
         progress=progress_bar(),

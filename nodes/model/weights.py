@@ -62,7 +62,7 @@ def sizes(weights: Mapping[str, Tensor]) -> PixelConfig:
     except ValueError as error:
         raise ValueError(_incomplete(str(error))) from error
     if not isinstance(config, PixelConfig):
-        raise ValueError(_incomplete("the Detailer Head is missing."))
+        raise ValueError(_incomplete("The Detailer Head is missing."))
     expected = key_shapes(config)
     missing = next((name for name in expected if name not in weights), None)
     if missing:
@@ -74,7 +74,7 @@ def sizes(weights: Mapping[str, Tensor]) -> PixelConfig:
 
 def _incomplete(reason: str) -> str:
     return (
-        f"This file contains only a part of an L2P model: {reason} If it is a delta, load it with L2P Loader, as the "
+        f"This file contains only a part of an L2P model. {reason} If it is a delta, load it with L2P Loader, as the "
         "delta beside the base that it was made for; otherwise download it again."
     )
 
