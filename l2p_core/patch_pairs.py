@@ -9,8 +9,6 @@ sums over pairs, some 5 MB whatever the number of images. (The fit is that of Ir
 from __future__ import annotations
 
 import json
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +32,6 @@ _KIND = "patch pairs"
 _FLOOR = 1e-6
 """The least ridge, as a share of the largest variance: below it is the rounding of sums in float32."""
 _HALVINGS = 200
-_SECONDS = 60.0
-"""Between saves."""
 
 
 def _shapes(side: int, channels: int, cells: int) -> dict[str, tuple[int, ...]]:
@@ -153,44 +149,6 @@ def in_folder(folder: Path) -> PatchPairs:
             "has none: choose a data set that it made, or start without a fit."
         )
     return PatchPairs.load(path)
-
-
-class KeptPairs:
-    """The pairs in a data set's folder, added to while its images are made; a context that saves them at its end.
-
-    A kill loses those of the last minute, which a fit hardly notices. A damaged file, or one of another latent space,
-    is begun anew.
-
-    Args:
-        folder: of the data set, which exists.
-        empty: sums to begin with.
-    """
-
-    def __init__(self, folder: Path, empty: PatchPairs):
-        self._path, self._saved, self._changed = folder / FILE, time.monotonic(), False
-        self._pairs = empty
-        with suppress(CheckpointError):
-            found = PatchPairs.load(self._path)
-            if found.space == empty.space:
-                self._pairs = found
-
-    def __enter__(self) -> KeptPairs:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._changed:
-            self._pairs.save(self._path)
-
-    def add(self, pixels: Tensor, latents: Tensor) -> None:
-        """As `PatchPairs.add`, until there are enough."""
-        if self._pairs.count >= ENOUGH:
-            return
-        self._pairs.add(pixels, latents)
-        self._changed = True
-        if time.monotonic() - self._saved > _SECONDS:
-            self._saved = time.monotonic()
-            self._pairs.save(self._path)
-            self._changed = False
 
 
 @dataclass(frozen=True)

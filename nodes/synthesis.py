@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ..l2p_core.config import VARIANTS
 from ..l2p_core.dataset.images import as_pixels, load
+from ..l2p_core.dataset.kept_pairs import KeptPairs, pair_earlier_images
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder
 from ..l2p_core.ops.finite import check_finite
-from ..l2p_core.patch_pairs import KeptPairs, PatchPairs
+from ..l2p_core.patch_pairs import PatchPairs
 from ..l2p_core.run.metrics import duration
 from .messages.progress import counted
 from .model.content import content_digest
@@ -131,12 +132,16 @@ class Source:
         scaled: Tensor = self.model.model.process_latent_in(samples)
         return scaled
 
-    def pairs(self, folder: Path) -> KeptPairs | None:
-        """The patch pairs of a data set's folder; None for a model of other latents than those of known sources."""
+    def encoded(self, pixels: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] as the latents that the model reads."""
+        return self.read(self.vae.encode(((pixels + 1) / 2).movedim(1, -1)))
+
+    def no_pairs(self) -> PatchPairs | None:
+        """Patch pairs to begin with; None for a model of other latents than those of known sources."""
         form = self.model.get_model_object("latent_format")
         if self.makes_pixels or form.latent_dimensions != 2 or form.spacial_downscale_ratio != CELL:
             return None
-        return KeptPairs(folder, PatchPairs(VARIANTS["1k"].patch_size, form.latent_channels))
+        return PatchPairs(VARIANTS["1k"].patch_size, form.latent_channels)
 
     def _empty(self, count: int) -> Tensor:
         form = self.model.get_model_object("latent_format")
@@ -185,7 +190,8 @@ def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -
     made = SynthesisFolder(folder, wanted, source.settings())
     todo = made.todo
     try:
-        with (source.pairs(folder) if todo else None) or nullcontext() as pairs:
+        _pair_earlier_images(made, source, say)
+        with _kept_pairs(folder, source) if todo else nullcontext() as pairs:
             work = _Work(made, source, len(todo), say, pairs) if todo else None
             for part in _by_prompts(todo, ENCODED):
                 assert work is not None
@@ -196,6 +202,20 @@ def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -
         raise
     say(f"{counted(len(made.wanted), 'image')}, {len(todo)} of them made now")
     return made
+
+
+def _kept_pairs(folder: Path, source: Source) -> AbstractContextManager[KeptPairs | None]:
+    empty = source.no_pairs()
+    return KeptPairs(folder, empty) if empty else nullcontext()
+
+
+def _pair_earlier_images(made: SynthesisFolder, source: Source, say: Say) -> None:
+    def progress(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        say(f"Pairing earlier images with their latents: {done} of {total}")
+
+    if (pairs := source.no_pairs()) is not None:
+        pair_earlier_images(made, pairs, source.encoded, source.batch, progress)
 
 
 class _Work:

@@ -12,8 +12,9 @@ from tiny_checkpoints import HEAD_WIDTH
 from comfyui_l2p.l2p_core import tiny
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors, save
 from comfyui_l2p.l2p_core.convert import convert
+from comfyui_l2p.l2p_core.dataset.kept_pairs import KeptPairs
 from comfyui_l2p.l2p_core.initialise import random_values
-from comfyui_l2p.l2p_core.patch_pairs import ENOUGH, FEW, FILE, KeptPairs, PatchPairs, fit
+from comfyui_l2p.l2p_core.patch_pairs import ENOUGH, FEW, FILE, PatchPairs, fit
 from comfyui_l2p.l2p_core.tiny import bundled, image_set
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
 from comfyui_l2p.train.cli import main

@@ -5,21 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..l2p_core.config import VARIANTS
 from ..l2p_core.dataset import prompts
-from ..l2p_core.dataset.images import BrokenImage, as_pixels, load
+from ..l2p_core.dataset.kept_pairs import KeptPairs, pair_earlier_images
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder, items
-from ..l2p_core.files.safetensors_header import CheckpointError
-from ..l2p_core.patch_pairs import ENOUGH, FILE, KeptPairs, PatchPairs
+from ..l2p_core.patch_pairs import PatchPairs
 from ..l2p_core.tiny.autoencoder import LATENT_CHANNELS
 from ..l2p_core.tiny.bundled import NAME, TinySource
 from ..l2p_core.tiny.generate import CFG, STEPS
@@ -80,7 +76,7 @@ def _from_tiny(folder: Path, wanted: Sequence[Item], steps: int, cfg: float) -> 
     made = SynthesisFolder(folder, wanted, settings)
     todo = made.todo
     with deferred_interrupt() as interrupt:
-        _make_up_pairs(made, source, interrupt)
+        _pair_earlier_images(made, source, interrupt)
         with _shown(made) as progress, KeptPairs(folder, _no_pairs()) as pairs:
             for start in range(0, len(todo), BATCH):
                 batch = todo[start : start + BATCH]
@@ -94,45 +90,20 @@ def _from_tiny(folder: Path, wanted: Sequence[Item], steps: int, cfg: float) -> 
     _report(made, len(todo))
 
 
-def _make_up_pairs(made: SynthesisFolder, source: TinySource, interrupt: Interrupt) -> None:
-    """Pair the images of earlier runs if a kill or a full disk left some without.
+def _pair_earlier_images(made: SynthesisFolder, source: TinySource, interrupt: Interrupt) -> None:
+    with bar("pairs of earlier images", unit="image") as shown:
 
-    The sums do not say which images are in them, so all are paired again.
-
-    Raises:
-        ValueError: if an image is damaged, or the disk is full.
-        KeyboardInterrupt: after Ctrl-C; the next run begins the pairs anew.
-    """
-    pairs, path, done = _no_pairs(), made.folder / FILE, made.done
-    wanted = min(len(done) * (IMAGE_SIZE // pairs.side) ** 2, ENOUGH)
-    with suppress(CheckpointError):
-        there = PatchPairs.load(path)
-        if there.space == pairs.space and there.count >= wanted:
-            return
-    if not done:
-        return
-    with bar("pairs of earlier images", unit="image", total=len(done)) as progress:
-        for start in range(0, len(done), BATCH):
-            batch = done[start : start + BATCH]
-            pixels = torch.stack([_pixels(made.path(item)) for item in batch])
-            pairs.add(pixels, source.autoencoder.encode(pixels))
-            progress.update(len(batch))
+        def progress(done: int, total: int) -> None:
             if interrupt.requested:
                 raise KeyboardInterrupt
-            if pairs.count >= ENOUGH:
-                break
-    pairs.save(path)
+            shown.total = total
+            shown.update(done - shown.n)
+
+        pair_earlier_images(made, _no_pairs(), source.autoencoder.encode, BATCH, progress)
 
 
 def _no_pairs() -> PatchPairs:
     return PatchPairs(VARIANTS["1k"].patch_size, LATENT_CHANNELS)
-
-
-def _pixels(path: Path) -> Tensor:
-    try:
-        return as_pixels(load(path, IMAGE_SIZE, IMAGE_SIZE))
-    except BrokenImage as error:
-        raise ValueError(f"{path}: {error}; delete it, and it is made again.") from error
 
 
 def _from_hosts(

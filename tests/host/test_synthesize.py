@@ -88,6 +88,30 @@ def test_what_is_missing_is_made_again_and_is_the_same(server: Server, data: Pat
         gone.unlink()
 
 
+def test_pairs_that_a_run_could_not_write_are_made_up(server: Server, data: Path) -> None:
+    """As `l2p synth` does, see tests/test_synth.py."""
+    pairs = data / "made" / FILE
+    pairs.mkdir(parents=True)  # nothing can be written there
+    assert server.run(graphs.synthesize()).error is not None and len(list((data / "made").glob("*.png"))) == 2
+    pairs.rmdir()
+    run = server.run(graphs.synthesize())
+    assert run.error is None, run.error
+    assert run.texts[0] == "Pairing earlier images with their latents: 0 of 2"
+    assert run.texts[-1] == "2 images, 0 of them made now"
+    images = torch.stack([as_pixels(load(path, 64, 64)) for path in (data / "made").glob("*.png")])
+    expected = PatchPairs(16, 16)
+    expected.add(images, tiny.load_autoencoder().encode(images))
+    made_up = PatchPairs.load(pairs)
+    assert made_up.count == expected.count
+    for name, value in made_up.sums.items():
+        torch.testing.assert_close(value, expected.sums[name], rtol=1e-3, atol=1e-3 * float(value.abs().max()))
+    image = next((data / "made").glob("*.png"))
+    image.write_bytes(image.read_bytes()[:60] + b"x" * 40 + image.read_bytes()[100:])
+    pairs.unlink()
+    said = sentence(server.run(graphs.synthesize()))
+    assert said.startswith(f"datasets/made/{image.name}: ") and "delete it, and it is made again" in said
+
+
 def test_a_pixel_model_needs_no_vae(server: Server, data: Path) -> None:
     graph = graphs.synthesize(images_per_prompt=1)
     graph["1"]["class_type"] = "L2PDemo"
