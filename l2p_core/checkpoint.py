@@ -61,6 +61,11 @@ class Checkpoint:
         return sum(stored.nbytes for stored in self.tensors.values())
 
     @property
+    def paths(self) -> list[Path]:
+        """Its files."""
+        return [header.path for header in self.files]
+
+    @property
     def is_delta(self) -> bool:
         """Whether this is a trained part, to be merged onto its base (see `delta`)."""
         return self.metadata.get(KIND) == DELTA

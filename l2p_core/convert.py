@@ -133,7 +133,7 @@ def convert(
     if isinstance(source_config, PixelConfig) and source_config.variant == variant:
         raise CheckpointError(f"{source} is a {variant} pixel model already: there is nothing to convert.")
     check_exact(checkpoint, key_shapes(source_config))
-    refuse_own_source(target, [header.path for header in checkpoint.files])
+    refuse_own_source(target, checkpoint.paths)
 
     config = source_config.with_head(variant, head_width)
     fitted = fitted_embedder(checkpoint, config, pairs) if init == FITTED else None
@@ -242,7 +242,7 @@ def _slots(
     """The tensors to write: the copied ones in the order of the source's bytes, which keeps writing sequential."""
     new_dtype = dtype or checkpoint.input_dtype
     copied = [checkpoint.tensors[entry.key] for entry in fates if entry.fate == "copied"]
-    copied.sort(key=lambda stored: (stored.pieces[0].path, stored.pieces[0].start))
+    copied.sort(key=lambda stored: stored.place)
     slots = [Slot(stored.name, dtype or stored.dtype, stored.shape) for stored in copied]
     slots += [Slot(entry.key, new_dtype, shapes[entry.key]) for entry in fates if entry.fate == "initialised"]
     return {slot.name: slot for slot in slots}

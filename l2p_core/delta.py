@@ -86,7 +86,7 @@ def extract(
     check_exact(old, key_shapes(old.plain_config()))
     if not any(old.shapes.get(name) == shape for name, shape in new.shapes.items()):
         raise CheckpointError(f"{trained} and {base} are models of different sizes: give the base it was trained from.")
-    refuse_own_source(target, _paths(new, old))
+    refuse_own_source(target, new.paths + old.paths)
     check_target(target, overwrite)
     if dtype is not None:
         rounded = {name: stored.as_dtype(DTYPE_NAMES[dtype]) for name, stored in new.tensors.items()}
@@ -99,22 +99,8 @@ def extract(
         order = [stored for stored in _in_file_order(new, key_shapes(config)) if stored.name not in kept]
         if not order:
             raise CheckpointError(f"{trained} is identical to {base}: there is nothing to store in a delta.")
-        slots = aligned(Slot(stored.name, stored.dtype, stored.shape) for stored in order)
-        text = _describe(config, about, kept)
-        room = header_room(slots, text)
-        with atomic_file(target, room + sum(new.tensors[slot.name].nbytes for slot in slots), overwrite) as file:
-            writer = TensorWriter(file, room)
-            for slot in slots:
-                stored = new.tensors[slot.name]
-                copy_tensor(reader, stored, writer, writer.add({slot.name: slot.shape}, slot.dtype))
-                if writer.broken:
-                    raise CheckpointError(
-                        f"{trained} is broken: '{stored.name}' has values that are not finite numbers, and its images "
-                        "would be black: take an earlier save of the training, or download the file again."
-                    )
-                counter.advance(stored.nbytes)
-            writer.finish(text)
-    return DeltaReport(target, tuple(slot.name for slot in slots), tuple(kept))
+        names = _write(target, order, _describe(config, about, kept), overwrite, reader, counter, trained)
+    return DeltaReport(target, names, tuple(kept))
 
 
 def _kept(
@@ -164,7 +150,7 @@ def save(
     }
     adapted = lora.layers_of(name for name in tensors if name not in shapes)
     assert all(f"{layer}.weight" in kept for layer in adapted), "adapters on what is trained in full"
-    refuse_own_source(Path(target), _paths(old))
+    refuse_own_source(Path(target), old.paths)
     text = _describe(config, _inherited({}, old.metadata), kept) | dict(about or {})
     named = lora.in_files(tensors)
     dtypes = {} if dtype is None else dict.fromkeys((name for name in named if not name.endswith(lora.ALPHA)), dtype)
@@ -233,25 +219,16 @@ def cast(
     target, old = Path(target), open_checkpoint(delta)
     assert old.is_delta, "only deltas have no whole model to be checked against"
     parse_unchanged(old)
-    refuse_own_source(target, _paths(old))
+    refuse_own_source(target, old.paths)
     order = [
         stored if name.endswith(lora.ALPHA) else stored.as_dtype(DTYPE_NAMES[dtype])
         for name, stored in old.tensors.items()
     ]
     if any(stored.stored_dtype not in FLOAT_DTYPES for stored in order):
         raise CheckpointError(f"{delta} is damaged: not all of its tensors are floating-point numbers.")
-    text = {**old.metadata, **(about or {})}
-    slots = aligned(Slot(stored.name, stored.dtype, stored.shape) for stored in order)
-    room, size = header_room(slots, text), sum(stored.nbytes for stored in order)
-    counter = ByteCounter(size, progress)
-    held = {stored.name: stored for stored in order}
-    with atomic_file(target, room + size, overwrite) as file, ChunkReader() as reader:
-        writer = TensorWriter(file, room)
-        for slot in slots:
-            copy_tensor(reader, held[slot.name], writer, writer.add({slot.name: slot.shape}, slot.dtype))
-            counter.advance(held[slot.name].nbytes)
-        writer.finish(text)
-    return tuple(held)
+    counter = ByteCounter(sum(stored.nbytes for stored in order), progress)
+    with ChunkReader() as reader:
+        return _write(target, order, {**old.metadata, **(about or {})}, overwrite, reader, counter)
 
 
 def load_model(
@@ -282,12 +259,35 @@ def load_model(
 
 def _in_file_order(checkpoint: Checkpoint, names: Iterable[str]) -> list[Stored]:
     """Tensors in file order, for sequential reads."""
-    held = [checkpoint.tensors[name] for name in names]
-    return sorted(held, key=lambda stored: (stored.pieces[0].path, stored.pieces[0].start))
+    return sorted((checkpoint.tensors[name] for name in names), key=lambda stored: stored.place)
 
 
-def _paths(*opened: Checkpoint) -> list[Path]:
-    return [header.path for checkpoint in opened for header in checkpoint.files]
+def _write(
+    target: Path,
+    tensors: Iterable[Stored],
+    text: Mapping[str, str],
+    overwrite: bool,
+    reader: ChunkReader,
+    counter: ByteCounter,
+    trained: str | Path | None = None,
+) -> tuple[str, ...]:
+    """Write tensors as one file with the metadata `text`, and return their keys; `trained` is the file that is refused
+    if a value is not finite."""
+    held = {stored.name: stored for stored in tensors}
+    slots = aligned(Slot(stored.name, stored.dtype, stored.shape) for stored in held.values())
+    room, size = header_room(slots, text), sum(stored.nbytes for stored in held.values())
+    with atomic_file(target, room + size, overwrite) as file:
+        writer = TensorWriter(file, room)
+        for slot in slots:
+            copy_tensor(reader, held[slot.name], writer, writer.add({slot.name: slot.shape}, slot.dtype))
+            if writer.broken and trained:
+                raise CheckpointError(
+                    f"{trained} is broken: '{slot.name}' has values that are not finite numbers, and its images would "
+                    "be black: take an earlier save of the training, or download the file again."
+                )
+            counter.advance(held[slot.name].nbytes)
+        writer.finish(text)
+    return tuple(slot.name for slot in slots)
 
 
 def _inherited(trained: Mapping[str, str], base: Mapping[str, str]) -> dict[str, str]:

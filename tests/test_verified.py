@@ -102,7 +102,7 @@ def test_the_file_stays_small(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_place_that_cannot_be_written_has_its_sentence(scene: Scene) -> None:
     scene.remembered.path.parent.write_bytes(b"a file where the folder should be")
-    with pytest.raises(CheckpointError, match="could not be made"):
+    with pytest.raises(CheckpointError, match="is a file, or a link that leads nowhere"):
         scene.remembered.add(scene.merged())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..deep_images.common import Header
-from ..files.atomic import atomic_file
+from ..files.atomic import write_bytes
 from ..files.safetensors_header import parse_json
 from . import images
 from .problems import Problem
@@ -107,17 +107,10 @@ def _load(index: Path) -> Known:
 
 
 def _is_entry(entry: Any) -> bool:
-    return (
-        isinstance(entry, list)
-        and len(entry) in (4, 5, 6)
-        and all(type(n) is int for n in entry)
-        and min(entry[2:]) > 0
-    )
+    numbers = isinstance(entry, list) and all(type(number) is int for number in entry)
+    return numbers and len(entry) in (4, 5, 6) and min(entry[2:]) > 0
 
 
 def _save(index: Path, known: Known) -> None:
     index.parent.mkdir(parents=True, exist_ok=True)
-    data = memoryview(json.dumps({"version": _VERSION, "images": known}, separators=(",", ":")).encode())
-    with atomic_file(index, len(data), overwrite=True) as file:
-        while data:
-            data = data[file.write(data) :]
+    write_bytes(index, json.dumps({"version": _VERSION, "images": known}, separators=(",", ":")).encode())

@@ -7,7 +7,8 @@ nothing else in the core needs it. Colour profiles are ignored, as in published 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -89,12 +90,8 @@ def load(path: Path, width: int, height: int, frame: int = 0, window: str = WIND
         orientation = _orientation(image)
         shown = (height, width) if orientation in _TURNED else (width, height)
         _draft(image, shown)
-        try:
+        with decoding():
             pixels = _on_white(_resized(_plain(image), shown))
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise _verdict(error) from error
     pixels = _upright(pixels, orientation)
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
 
@@ -110,12 +107,8 @@ def load_whole(path: Path, frame: int = 0, window: str = WINDOW) -> tuple[Tensor
         return reading.load_colours(path, name, _orientation_of(path, name), frame, window)
     with opened(path) as image:
         orientation = _orientation(image)
-        try:
+        with decoding():
             values = np.asarray(_upright(_plain(image), orientation))
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise _verdict(error) from error
     channels = torch.from_numpy(values.astype(np.float32)).div_(255).permute(2, 0, 1)
     return channels[:3].contiguous(), channels[3].contiguous() if channels.shape[0] == 4 else None
 
@@ -149,12 +142,8 @@ def opened(file: Path | IO[bytes], wanted: Sequence[str] | None = None) -> Image
     """
     if wanted is None:
         wanted = formats.of_suffix(file.suffix if isinstance(file, Path) else "")
-    try:
+    with decoding(wanted):
         image: Image.Image = pillow().open(file, formats=wanted)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _verdict(error, wanted) from error
     return image
 
 
@@ -169,23 +158,37 @@ def _is_deep_tiff(path: Path) -> bool:
 
 
 def _orientation_of(path: Path, name: str) -> int:
-    """Whether a PNG has more than 8 bits in a channel, from its header."""
+    """The EXIF orientation of a deep PNG, 1 to 8; other deep formats state it themselves."""
     if name != reading.PNG:
         return 1
     with opened(path, ("PNG",)) as image:
         return _orientation(image)
 
 
-def _verdict(error: Exception, wanted: Sequence[str] = ()) -> Exception:
-    """Pillow's various errors as one class, except those of the disk, which say nothing about the image."""
+@contextmanager
+def decoding(wanted: Sequence[str] = ()) -> Iterator[None]:
+    """Turns Pillow's various errors within the block into one class, except those of the disk and of memory, which say
+    nothing about the image.
+
+    Args:
+        wanted: the formats that the image may have, for the message.
+
+    Raises:
+        BrokenImage: for all others.
+    """
     module = pillow()
-    if isinstance(error, module.DecompressionBombError | module.DecompressionBombWarning):
-        return BrokenImage("it has more pixels than are safe to decode: make it smaller")
-    if isinstance(error, module.UnidentifiedImageError):
-        return BrokenImage(f"{_UNKNOWN} ({', '.join(wanted)})")
-    if isinstance(error, BrokenImage) or (isinstance(error, OSError) and error.errno is not None):
-        return error
-    return BrokenImage(f"it is damaged or truncated ({str(error)[:100] or type(error).__name__})")
+    try:
+        yield
+    except (BrokenImage, MemoryError):
+        raise
+    except (module.DecompressionBombError, module.DecompressionBombWarning) as error:
+        raise BrokenImage("it has more pixels than are safe to decode: make it smaller") from error
+    except module.UnidentifiedImageError as error:
+        raise BrokenImage(f"{_UNKNOWN} ({', '.join(wanted)})") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise BrokenImage(f"it is damaged or truncated ({str(error)[:100] or type(error).__name__})") from error
 
 
 def _orientation(image: Image.Image) -> int:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files.atomic import append, write_bytes
+from ..files.atomic import append, make_folder, write_bytes
 from .formats import FROM_MACHINES
-from .images import BrokenImage, opened
+from .images import BrokenImage, decoding, opened
 from .pictures import png
 from .tables import decoded
 
@@ -91,12 +91,7 @@ class SynthesisFolder:
         self.folder, self.wanted = folder, list(wanted)
         self.settings = {name: str(value) for name, value in settings.items()}
         self._table = folder / TABLE
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise ValueError(f"{folder} is a file, or a link that leads nowhere: give the name of a folder.") from None
-        except OSError as error:
-            raise ValueError(f"The folder {folder} could not be made: {error.strerror}.") from error
+        make_folder(folder)
         self._rows = self._recovered()
 
     @property
@@ -199,11 +194,8 @@ def read_image(content: bytes) -> Image.Image:
     Raises:
         BrokenImage: if it is not an image, is damaged, or has more pixels than are safe to decode.
     """
-    with opened(io.BytesIO(content), FROM_MACHINES) as image:
-        try:
-            return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise BrokenImage(f"it is damaged ({error})") from error
+    with opened(io.BytesIO(content), FROM_MACHINES) as image, decoding():
+        return image.convert("RGB")
 
 
 def is_whole(path: Path) -> bool:

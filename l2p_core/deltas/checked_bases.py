@@ -11,8 +11,7 @@ import json
 import time
 from pathlib import Path
 
-from ..files.atomic import atomic_file
-from ..files.safetensors_header import CheckpointError
+from ..files.atomic import make_folder, write_bytes
 from .delta_on_base import Merged
 from .unchanged_tensors import unchanged_text
 
@@ -46,13 +45,8 @@ class Verified:
         if time.time() - newest < SETTLED_SECONDS:
             return
         keys = [key for key in self._read() if key != _key(merged)][1 - LIMIT :]
-        text = json.dumps([*keys, _key(merged)], indent=1).encode()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"{self.path.parent} could not be made: {error}.") from error
-        with atomic_file(self.path, len(text), overwrite=True) as file:
-            file.write(text)
+        make_folder(self.path.parent)
+        write_bytes(self.path, json.dumps([*keys, _key(merged)], indent=1).encode())
 
     def _read(self) -> list[str]:
         """The remembered checks; none if the file is missing or damaged, so that everything is checked again."""

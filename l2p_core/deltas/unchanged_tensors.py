@@ -36,12 +36,9 @@ def parse_unchanged(delta: Checkpoint) -> dict[str, UnchangedTensor]:
     Raises:
         CheckpointError: if the delta does not list them, or the list is invalid.
     """
-    try:
-        kept = _parsed(delta.metadata.get(metadata.KEPT, ""))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{delta.path} is damaged: it does not describe its base.") from error
-    if not all(map(_is_valid, kept.values())) or not kept.keys().isdisjoint(delta.tensors):
-        raise CheckpointError(f"{delta.path} is damaged: its description of its base is invalid.")
+    kept = _parsed(delta.metadata.get(metadata.KEPT, ""))
+    if kept is None or not kept.keys().isdisjoint(delta.tensors):
+        raise CheckpointError(f"{delta.path} is damaged: its description of its base is missing or not valid.")
     return kept
 
 
@@ -51,20 +48,20 @@ def parse_originals(quantised: Checkpoint) -> dict[str, UnchangedTensor]:
     Raises:
         CheckpointError: if the list is invalid.
     """
-    if metadata.ORIGINALS not in quantised.metadata:
-        return {}
-    try:
-        originals = _parsed(quantised.metadata[metadata.ORIGINALS])
-    except (ValueError, TypeError, AttributeError):
-        originals = {"": UnchangedTensor("", (), "")}
-    if not all(map(_is_valid, originals.values())):
-        raise CheckpointError(f"{quantised.path} is damaged: its list of what it was made from is invalid.")
+    originals = _parsed(quantised.metadata.get(metadata.ORIGINALS, "{}"))
+    if originals is None:
+        raise CheckpointError(f"{quantised.path} is damaged: its list of what it was made from is not valid.")
     return originals
 
 
-def _parsed(text: str) -> dict[str, UnchangedTensor]:
-    listed = parse_json(text).items()
-    return {name: UnchangedTensor(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in listed}
+def _parsed(text: str) -> dict[str, UnchangedTensor] | None:
+    """The list in metadata; None if it is not valid."""
+    try:
+        listed = parse_json(text).items()
+        found = {name: UnchangedTensor(dtype, tuple(shape), digest) for name, (dtype, shape, digest) in listed}
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return found if all(map(_is_valid, found.values())) else None
 
 
 def _is_valid(entry: UnchangedTensor) -> bool:

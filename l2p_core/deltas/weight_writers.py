@@ -71,16 +71,20 @@ class Plain:
 
 
 class Rounded:
-    """A plain floating-point weight (rows, columns), to be stored in 8 bits.
+    """A weight (rows, columns), to be stored in 8 bits.
 
     Args:
         stored: where it is.
         eight_bits: the format.
         adapter: to be added to it before.
+        scale: the factors of a weight that is stored in this format already, and is rounded a second time with its
+            adapter; None for a plain floating-point weight.
     """
 
-    def __init__(self, stored: Stored, eight_bits: EightBits, adapter: LowRank | None = None):
-        self.stored, self.eight_bits, self.adapter = stored, eight_bits, adapter
+    def __init__(
+        self, stored: Stored, eight_bits: EightBits, adapter: LowRank | None = None, scale: Stored | None = None
+    ):
+        self.stored, self.eight_bits, self.adapter, self.scale = stored, eight_bits, adapter, scale
 
     def slots(self) -> list[Slot]:
         return self.eight_bits.slots(self.stored.name, self.stored.shape)
@@ -88,10 +92,20 @@ class Rounded:
     def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
         digest = hashlib.sha256()
         weight = reader.read(self.stored)
-        reader.hash(digest, as_bytes(weight))
-        _write_rounded(self.eight_bits, self.stored, _adapted(weight, self.adapter), writer, places)
+        if self.scale:
+            weight = dequantised(weight, reader.read(self.scale), torch.float32)
+        else:
+            reader.hash(digest, as_bytes(weight))
+        rounded = _adapted(weight, self.adapter)
+        if not is_finite(rounded):
+            raise CheckpointError(
+                f"{self.stored.pieces[0].path} is broken: '{self.stored.name}' has values that are not finite numbers, "
+                "and its images would be black: download the file again, or take an earlier save of the training."
+            )
+        for key, tensor in self.eight_bits.tensors(self.stored.name, rounded).items():
+            writer.write(places[key], as_bytes(tensor.contiguous()))
         reader.finish_hashing()
-        return short_digest(digest)
+        return None if self.scale else short_digest(digest)
 
 
 class Quantised:
@@ -117,37 +131,5 @@ class Quantised:
         return None
 
 
-class Readapted:
-    """A weight already stored in 8 bits, to which an adapter is added: it is rounded a second time.
-
-    Args:
-        stored: where it is.
-        scale: its factors.
-        eight_bits: its format.
-        adapter: to be added.
-    """
-
-    def __init__(self, stored: Stored, scale: Stored, eight_bits: EightBits, adapter: LowRank):
-        self.stored, self.scale, self.eight_bits, self.adapter = stored, scale, eight_bits, adapter
-
-    def slots(self) -> list[Slot]:
-        return self.eight_bits.slots(self.stored.name, self.stored.shape)
-
-    def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
-        weight = dequantised(reader.read(self.stored), reader.read(self.scale), torch.float32)
-        _write_rounded(self.eight_bits, self.stored, self.adapter.added_to(weight), writer, places)
-        return None
-
-
 def _adapted(weight: Tensor, adapter: LowRank | None) -> Tensor:
     return adapter.added_to(weight) if adapter else weight
-
-
-def _write_rounded(eight_bits: EightBits, stored: Stored, weight: Tensor, writer: TensorWriter, places: Places) -> None:
-    if not is_finite(weight):
-        raise CheckpointError(
-            f"{stored.pieces[0].path} is broken: '{stored.name}' has values that are not finite numbers, and its "
-            "images would be black: download the file again, or take an earlier save of the training."
-        )
-    for key, tensor in eight_bits.tensors(stored.name, weight).items():
-        writer.write(places[key], as_bytes(tensor.contiguous()))

@@ -14,7 +14,7 @@ from ..files.tensor_io import ByteCounter, ChunkReader, ProgressCallback, Stored
 from ..model import key_shapes
 from .delta_on_base import Merged, other_base
 from .unchanged_tensors import DIGEST_LENGTH, UnchangedTensor, unchanged_text
-from .weight_writers import Plain, Quantised, Readapted, Rounded, WeightWriter
+from .weight_writers import Plain, Quantised, Rounded, WeightWriter
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def write_model(
     config = checkpoint.config()
     if layout != "comfy" and merged.kept_layers:
         raise ValueError("A quantised model has the ComfyUI layout alone, in which q, k and v share their scales.")
-    refuse_own_source(target, [header.path for header in checkpoint.files])
+    refuse_own_source(target, checkpoint.paths)
     weights = [_weight(checkpoint.tensors[name], merged, rounding) for name in key_shapes(config)]
-    weights.sort(key=lambda weight: (weight.stored.pieces[0].path, weight.stored.pieces[0].start))
+    weights.sort(key=lambda weight: weight.stored.place)
     about = {name: text for name, text in about.items() if name != METADATA}  # every layer gets its own marker
     longest = about
     if rounding:
@@ -96,7 +96,7 @@ def _weight(stored: Stored, merged: Merged, rounding: Rounding | None) -> Weight
     if adapter is None:
         return Quantised(stored, merged.scales(layer), settings)
     eight_bits = adaptable(stored.pieces[0].path, layer, settings)
-    return Readapted(stored, merged.checkpoint.tensors[f"{layer}.weight_scale"], eight_bits, adapter)
+    return Rounded(stored, eight_bits, adapter, merged.checkpoint.tensors[f"{layer}.weight_scale"])
 
 
 def _original(stored: Stored, digest: str) -> UnchangedTensor:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ..dataset.images import opened, pillow
 from ..dataset.pictures import png
 from ..dataset.synthesis import TEXT_KEY, Settings, is_whole
-from ..files.atomic import remove, write_bytes
+from ..files.atomic import make_folder, remove, write_bytes
 from .benchmarks import PER_PROMPT, Benchmark, Prompt, Shot
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class BenchmarkFolder(abc.ABC):
         self.settings = {name: str(value) for name, value in settings.items()}
         self.beside = folder.with_name(folder.name + SUFFIX)
         self._record = self.beside / "settings.json"
-        _make(folder)
+        make_folder(folder)
         self._begin()
         self._done = {shot.name for shot in self.wanted if self._is_there(shot)}
 
@@ -92,7 +92,7 @@ class BenchmarkFolder(abc.ABC):
         if there and not self._record.exists():
             raise ValueError(f"{self.folder} holds other files: give a new folder, for the scorer reads all of it.")
         if not there:
-            _make(self.beside)
+            make_folder(self.beside)
             write_bytes(self._record, json.dumps(record, indent=1).encode())
             return
         try:
@@ -118,13 +118,6 @@ class BenchmarkFolder(abc.ABC):
     @abc.abstractmethod
     def _write(self, shot: Shot, content: bytes) -> None:
         """Store an image, a PNG file's content, in its place."""
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"The folder {folder} could not be made: {error.strerror}.") from error
 
 
 class GenEvalFolder(BenchmarkFolder):

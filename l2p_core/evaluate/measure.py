@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dataset.images import BrokenImage, pillow
+from ..dataset.images import BrokenImage, decoding, pillow
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,15 +114,9 @@ def _plain(image: Image.Image) -> Image.Image:
     """The decoded image as RGB."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         raise BrokenImage("it has more than 8 bits a channel: save a copy with 8 bits")
-    try:
+    with decoding():
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise BrokenImage(f"it is damaged or truncated ({str(error)[:100] or type(error).__name__})") from error
 
 
 def _bands(image: Image.Image) -> Iterator[NDArray[np.uint8]]:

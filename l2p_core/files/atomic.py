@@ -67,6 +67,20 @@ def write_bytes(target: Path, data: bytes) -> None:
             left = left[file.write(left) :]
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it, if it does not exist.
+
+    Raises:
+        CheckpointError: if a file has its name, or the system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise CheckpointError(f"{folder} is a file, or a link that leads nowhere: give the name of a folder.") from None
+    except OSError as error:
+        raise CheckpointError(f"The folder {folder} could not be created: {error.strerror or error}.") from error
+
+
 def append(path: Path, data: bytes) -> None:
     """Append to a file, completely or not at all; it is created if it does not exist.
 

@@ -79,6 +79,11 @@ class Stored:
         found = {piece.dtype for piece in self.pieces}
         return found.pop() if len(found) == 1 else self.dtype
 
+    @property
+    def place(self) -> tuple[Path, int]:
+        """The file and byte where it begins; in this order tensors are read sequentially."""
+        return self.pieces[0].path, self.pieces[0].start
+
     def as_dtype(self, dtype: str) -> Stored:
         """The same tensor, converted to `dtype` while it is read."""
         return replace(self, dtype=dtype)

@@ -67,7 +67,6 @@ def _joined(shapes: dict[str, tuple[int, ...]], row: Source) -> dict[str, tuple[
     result: dict[str, tuple[int, ...]] = {}
     for key, shape in shapes.items():
         name, part = row.layout.to_comfy(key)
-        before = result.get(name)
-        stacks = part is not None and before and shape
-        result[name] = (before[0] + shape[0], *shape[1:]) if stacks and before else shape
+        before = result.get(name) if part is not None else None
+        result[name] = (before[0] + shape[0], *shape[1:]) if before and shape else shape
     return result

@@ -164,9 +164,5 @@ class Source:
     def is_block_linear(self, key: str) -> bool:
         """Whether a key is the weight of a layer among its stack's `linears`."""
         block = self.block_of(key)
-        return any(
-            key == f"{block}.{linear}.weight"
-            for stack in self.stacks
-            if block.startswith(f"{stack.name}.")
-            for linear in stack.linears
-        )
+        linears = (linear for stack in self.stacks if block.startswith(f"{stack.name}.") for linear in stack.linears)
+        return any(key == f"{block}.{linear}.weight" for linear in linears)
