@@ -62,7 +62,6 @@ class Checkpoint:
 
     @property
     def paths(self) -> list[Path]:
-        """Its files."""
         return [header.path for header in self.files]
 
     @property
