@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from .ranges import HEAD_WIDTH
+from .ranges import HEAD_WIDTH, check_known
 
 PIXEL_CHANNELS = 3
 NORM_EPS = 1e-5
@@ -214,6 +214,5 @@ def _pixel_type(kind: type) -> type[PixelConfig]:
 
 def variant_row(variant: str) -> Variant:
     """The table row of a variant; a ValueError naming the known ones for any other word."""
-    if variant not in VARIANTS:
-        raise ValueError(f"There is no L2P variant {variant!r}; choose one of {', '.join(VARIANTS)}.")
+    check_known("L2P variant", variant, VARIANTS)
     return VARIANTS[variant]

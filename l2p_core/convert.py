@@ -39,7 +39,7 @@ from .files.tensor_io import (
 from .initialise import FITTED, INITS, random_values
 from .model import key_shapes
 from .patch_pairs import FILE, Fit, PatchPairs, fit
-from .ranges import HEAD_WIDTH, SEED
+from .ranges import HEAD_WIDTH, SEED, check_known
 from .sources import source_of
 
 _NO_HASH = "0" * 64
@@ -126,7 +126,7 @@ def convert(
     source, target = Path(source), Path(target)
     SEED.check("seed", seed)
     HEAD_WIDTH.check("head_width", head_width)
-    check_init(init)
+    check_known("initialisation", init, INITS)
     variant_row(variant)
     checkpoint = open_checkpoint(source)
     source_config = checkpoint.plain_config()
@@ -159,16 +159,6 @@ def convert(
         report = replace(report, source_sha256=_combined(hashes), broken=writer.broken)
         writer.finish(_metadata(config, report, init) | said)
     return report
-
-
-def check_init(init: str) -> None:
-    """Refuse what is not a name of `initialise.INITS`.
-
-    Raises:
-        ValueError: naming those there are.
-    """
-    if init not in INITS:
-        raise ValueError(f"There is no initialisation {init!r}; choose one of {', '.join(INITS)}.")
 
 
 @dataclass(frozen=True)

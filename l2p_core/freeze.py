@@ -8,6 +8,7 @@ from torch import nn
 
 from .config import HEAD, ModelConfig
 from .model import key_shapes
+from .ranges import check_known
 from .sources import source_of
 from .sources.source import Source
 
@@ -27,8 +28,7 @@ def trainable_names(config: ModelConfig, blocks: int = 5, policy: str = "shallow
     Raises:
         ValueError: for another policy or a negative number of blocks.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"There is no training policy {policy!r}; choose one of {', '.join(POLICIES)}.")
+    check_known("training policy", policy, POLICIES)
     if blocks < 0:
         raise ValueError(f"The number of blocks to train at each end must be 0 or more, not {blocks}.")
     names = set(key_shapes(config))

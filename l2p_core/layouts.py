@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .config import COMFY_PREFIX, HEAD, PIXEL_CHANNELS, ModelConfig
+from .ranges import check_known
 from .sources import source_of
 from .sources.recognition import nearest
 from .sources.source import Source
@@ -60,8 +61,7 @@ def target_shapes(key: str, shape: tuple[int, ...], layout: str, config: ModelCo
     Raises:
         ValueError: for a layout other than those in `LAYOUTS`.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"There is no key layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+    check_known("key layout", layout, LAYOUTS)
     if layout == "comfy":
         return {key: shape}
     names = source_of(config).layout

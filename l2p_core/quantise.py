@@ -27,6 +27,7 @@ from .files.safetensors_header import CheckpointError, nbytes
 from .files.tensor_io import ProgressCallback
 from .files.units import bytes_text
 from .model import key_shapes
+from .ranges import check_known
 from .sources import source_of
 
 BF16 = "bf16"
@@ -104,7 +105,7 @@ def quantise(
         CheckpointError: if a file is unsuitable, quantised already or not finite, or the target cannot be written.
         ValueError: for an unknown format.
     """
-    check_format(format)
+    check_known("format", format, FORMATS)
     target = Path(target)
     if base is None and format == BF16 and open_checkpoint(source).is_delta:
         return _cast_delta(source, target, about or {}, overwrite, progress)
@@ -120,16 +121,6 @@ def quantise(
     unused = [key for key in checkpoint.tensors if key not in fates and layer_of(key) not in merged.kept_layers]
     skipped = (*unused, *checkpoint.outside)
     return QuantisationReport(target, format, fates, skipped, _size(checkpoint), target.stat().st_size)
-
-
-def check_format(format: str) -> None:
-    """Refuse what is not one of `FORMATS`.
-
-    Raises:
-        ValueError: naming those there are.
-    """
-    if format not in FORMATS:
-        raise ValueError(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
 
 
 def planned_bytes(config: ModelConfig, format: str) -> int:

@@ -1,4 +1,5 @@
-"""Valid ranges of all numbers that users enter: in recipes, on the command line and in the core's functions.
+"""Valid ranges of all numbers that users enter, in recipes, on the command line and in the core's functions, and the
+check of words.
 
 Where the method sets no upper limit, the limit marks values that can only be typing errors.
 """
@@ -6,7 +7,7 @@ Where the method sets no upper limit, the limit marks values that can only be ty
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,16 @@ class Range:
             raise ValueError(f"{name} must be {problem}, not {value}.")
 
 
+def check_known(what: str, value: str, choices: Collection[str]) -> None:
+    """Check that something of this name exists.
+
+    Raises:
+        ValueError: naming those that do.
+    """
+    if value not in choices:
+        raise ValueError(f"There is no {what} {value!r}; choose one of {', '.join(choices)}.")
+
+
 def check(values: Any, ranges: Mapping[str, Range]) -> None:
     """Check the fields of a dataclass against their ranges; None, which stands for a default, is always valid.
 
@@ -58,6 +69,17 @@ def check(values: Any, ranges: Mapping[str, Range]) -> None:
         value = getattr(values, name)
         if value is not None:
             allowed.check(name, value)
+
+
+def check_choices(values: Any, choices: Mapping[str, Collection[object]]) -> None:
+    """Check the fields of a dataclass that must have one of several values.
+
+    Raises:
+        ValueError: naming the first field that has another, and the choices.
+    """
+    for name, allowed in choices.items():
+        if getattr(values, name) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, not {getattr(values, name)!r}.")
 
 
 def _whole(least: int, most: int) -> Range:

@@ -125,9 +125,7 @@ class TrainingConfig:
         return self.step_early or (self.offload and self.accumulate == 1)
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)!r}.")
+        ranges.check_choices(self, _CHOICES)
         ranges.check(self, RANGES)
         if self.policy == "all" and self.frozen != "full":
             raise ValueError('frozen concerns blocks that do not train, but policy "all" trains everything: remove it.')

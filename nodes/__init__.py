@@ -16,7 +16,7 @@ from .hybrid_nodes import HybridSampler
 from .hybrid_part_nodes import GrowPixels, LatentToPixels, PartSigmas, PixelsToLatent
 from .load_image_node import LoadDeepImage
 from .load_nodes import Demo, DemoSource, Loader
-from .messages import routes as routes  # must be registered when the server starts
+from .messages import routes
 from .model import stock
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
 from .prompts_node import Prompts
@@ -31,8 +31,9 @@ class L2PExtension(ComfyExtension):
     """The host's entry point to the pack's nodes."""
 
     async def on_load(self) -> None:
-        """Make L2P files known to the host's own loaders."""
+        """Make L2P files known to the host's own loaders, and our routes to its server."""
         stock.register()
+        routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes in menu order."""

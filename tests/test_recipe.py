@@ -47,7 +47,7 @@ def test_values_arrive() -> None:
         ({**SMALLEST, "training": {"decay": "linear"}}, "decay must be one of constant, cosine"),
         ({**SMALLEST, "watch": {"prompts": "a circle"}}, "prompts must be a list of texts"),
         ({**SMALLEST, "watch": {"save_every": 0}}, "save_every"),
-        ({**SMALLEST, "data": {"kind": "zip"}}, "kind must be folder, tiny or renderings"),
+        ({**SMALLEST, "data": {"kind": "zip"}}, "kind must be one of folder, tiny, renderings"),
         ({**SMALLEST, "data": {"path": "my_images"}}, 'set kind = "folder"'),
         ({**SMALLEST, "data": {"kind": "folder"}}, "needs the key 'path'"),
         ({**SMALLEST, "captions": {"encode": "x"}}, "did you mean 'encoder'?"),

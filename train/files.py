@@ -47,7 +47,6 @@ def convert_command(args: argparse.Namespace) -> None:
 def quantise_command(args: argparse.Namespace) -> None:
     """`l2p quantise`: write a model in fewer bits and report what became of its parts."""
     check_name(args.target)
-    quantise.check_format(args.format)
     with byte_progress("quantising") as progress:
         report = quantise.quantise(
             resolve(args.source),

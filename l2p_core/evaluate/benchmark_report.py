@@ -9,7 +9,7 @@ from ..dataset.images import opened
 from ..files.atomic import write_bytes
 from ..files.paths import quoted
 from ..run.metrics import duration
-from ..run.page import facts, jpeg_url, page, text
+from ..run.page import facts, jpeg_url, page, spread, text
 from .benchmarks import PER_PROMPT, Shot
 from .layouts import BenchmarkFolder, DpgFolder
 
@@ -67,8 +67,7 @@ def _parts(made: BenchmarkFolder, now: int, seconds: float) -> Iterator[str]:
 def _shown(made: BenchmarkFolder) -> list[Shot]:
     """First images of prompts that are spread over the list."""
     first = [shot for shot in made.done if shot.number == 0 and made.finished(shot).is_file()]
-    count = min(_SHOWN, len(first))
-    return [first[round(i * (len(first) - 1) / max(1, count - 1))] for i in range(count)]
+    return [first[i] for i in spread(len(first), _SHOWN)]
 
 
 def _figure(made: BenchmarkFolder, shot: Shot) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,12 @@ from .pairs import Pair, Picture, check_sizes
 
 FINE = 0.25
 """Cycles per pixel from which a spectrum's power counts as fine detail: structures of 4 pixels and less."""
+
+_COLOURS = ("Red", "Green", "Blue")
+_GRID = "energy of differences across the borders of patches over that inside them; 1 is no grid"
+_CHROMA = "mean of a pixel's largest minus its smallest value"
+_LIMITS = "share of all values that are {} that are cut off"
+_ALIKE = f"images that look like an earlier one of their folder (thumbnails within {LIMIT * 255:.0f} of 255)"
 
 Progress = Callable[[int, int], None]
 
@@ -63,19 +70,41 @@ class Comparison:
     @property
     def spectra(self) -> tuple[Array, Array]:
         """The mean spectra of both sides."""
-        first, second = (np.mean([one.spectrum for one in side], 0) for side in (self.source, self.pixel))
-        return first, second
+        return self.means(lambda one: one.spectrum)
 
     @property
     def grids(self) -> tuple[Array, Array]:
         """The mean squared differences by position in a patch of both sides."""
-        first, second = (np.mean([one.grid for one in side], 0) for side in (self.source, self.pixel))
+        return self.means(lambda one: one.grid)
+
+    def means(self, value: Callable[[Measured], Any]) -> tuple[Any, Any]:
+        """A statistic's mean over the images of each side."""
+        first, second = (np.mean([value(one) for one in side], 0) for side in (self.source, self.pixel))
         return first, second
 
     @property
     def rows(self) -> list[Row]:
         """The table of statistics."""
-        return _rows(self)
+        fine = [float(spectrum[self.frequencies >= FINE].mean()) for spectrum in self.spectra]
+        colours, spreads = self.means(lambda one: one.colour), self.means(lambda one: one.spread)
+        return [
+            _kept(f"Grid of {self.patch} pixels", [grid_ratio(grid) for grid in self.grids], _GRID, ".3f"),
+            _kept(
+                "Fine detail", fine, "mean power of structures of 4 pixels and less; less is blur, more is noise", ".3g"
+            ),
+            _kept("Sharpness", self.means(lambda one: one.sharpness), "standard deviation of the Laplacian of luma"),
+            _kept("Brightness", self.means(lambda one: one.brightness), "mean luma, 0 to 1"),
+            _kept("Contrast", self.means(lambda one: one.contrast), "standard deviation of luma"),
+            _kept("Colourfulness", self.means(lambda one: one.chroma), _CHROMA),
+            *(_kept(name, both, "mean, 0 to 1") for name, *both in zip(_COLOURS, *colours, strict=True)),
+            *(
+                _kept(f"{name} spread", both, "standard deviation")
+                for name, *both in zip(_COLOURS, *spreads, strict=True)
+            ),
+            Row("At black", *self.means(lambda one: one.black), None, _LIMITS.format("0: shadows")),
+            Row("At white", *self.means(lambda one: one.white), None, _LIMITS.format("255: lights")),
+            Row("Near-duplicates", len(self.repeats[0]), len(self.repeats[1]), None, _ALIKE, ".0f"),
+        ]
 
 
 def compare(pairs: Sequence[Pair], patch: int = PATCH, progress: Progress | None = None) -> Comparison:
@@ -119,54 +148,7 @@ def _measured(picture: Picture, patch: int, window: int) -> Measured:
             raise ValueError(f"{picture.name} cannot be compared: {error}.") from error
 
 
-def _rows(found: Comparison) -> list[Row]:
-    def mean(value: Callable[[Measured], float]) -> tuple[float, float]:
-        first, second = (float(np.mean([value(one) for one in side])) for side in (found.source, found.pixel))
-        return first, second
-
-    def row(name: str, value: Callable[[Measured], float], meaning: str, compared: bool = True) -> Row:
-        source, pixel = mean(value)
-        return Row(name, source, pixel, pixel / source if compared and source > 0 else None, meaning)
-
-    grids = [grid_ratio(grid) for grid in found.grids]
-    fine = [float(spectrum[found.frequencies >= FINE].mean()) for spectrum in found.spectra]
-    return [
-        Row(
-            f"Grid of {found.patch} pixels",
-            grids[0],
-            grids[1],
-            grids[1] / grids[0] if grids[0] > 0 else None,
-            "energy of differences across the borders of patches over that inside them; 1 is no grid",
-            ".3f",
-        ),
-        Row(
-            "Fine detail",
-            fine[0],
-            fine[1],
-            fine[1] / fine[0] if fine[0] > 0 else None,
-            "mean power of structures of 4 pixels and less; less is blur, more is noise",
-            ".3g",
-        ),
-        row("Sharpness", lambda one: one.sharpness, "standard deviation of the Laplacian of luma"),
-        row("Brightness", lambda one: one.brightness, "mean luma, 0 to 1"),
-        row("Contrast", lambda one: one.contrast, "standard deviation of luma"),
-        row("Colourfulness", lambda one: one.chroma, "mean of a pixel's largest minus its smallest value"),
-        *(
-            row(name, lambda one, i=i: one.colour[i], "mean, 0 to 1")  # type: ignore[misc]
-            for i, name in enumerate(("Red", "Green", "Blue"))
-        ),
-        *(
-            row(f"{name} spread", lambda one, i=i: one.spread[i], "standard deviation")  # type: ignore[misc]
-            for i, name in enumerate(("Red", "Green", "Blue"))
-        ),
-        row("At black", lambda one: one.black, "share of all values that are 0: shadows that are cut off", False),
-        row("At white", lambda one: one.white, "share of all values that are 255: lights that are cut off", False),
-        Row(
-            "Near-duplicates",
-            len(found.repeats[0]),
-            len(found.repeats[1]),
-            None,
-            f"images that look like an earlier one of their folder (thumbnails within {LIMIT * 255:.0f} of 255)",
-            ".0f",
-        ),
-    ]
+def _kept(name: str, both: Sequence[float], meaning: str, form: str = ".4f") -> Row:
+    """A row of a statistic of which the pixel model keeps a share."""
+    source, pixel = map(float, both)
+    return Row(name, source, pixel, pixel / source if source > 0 else None, meaning, form)

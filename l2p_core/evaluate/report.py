@@ -11,7 +11,7 @@ import numpy as np
 from ..dataset.pictures import enlarged
 from ..files.atomic import write_bytes
 from ..run.chart import chart
-from ..run.page import jpeg_url, page, text
+from ..run.page import jpeg_url, page, spread, table, text
 from .compare import Comparison, Row
 from .pairs import Pair, Picture
 
@@ -66,11 +66,9 @@ def _parts(found: Comparison, title: str, notes: Sequence[str]) -> Iterator[str]
     yield from (f"<p>{text(note)}</p>" for note in notes)
     yield _table(found)
     yield f'<div class="charts">{_spectrum(found)}{_grid(found)}</div>'
-    count = len(found.pairs)
-    chosen = dict.fromkeys(round(i * (count - 1) / max(1, min(SHOWN, count) - 1)) for i in range(min(SHOWN, count)))
     yield "<h2>Pairs</h2><p>The source left, the pixel model right.</p>"
-    yield _pairs(found, list(chosen))
-    if count > FARTHEST:
+    yield _pairs(found, spread(len(found.pairs), SHOWN))
+    if len(found.pairs) > FARTHEST:
         farthest = np.argsort(-found.difference, kind="stable")[:FARTHEST].tolist()
         yield "<h2>Pairs that differ most</h2><p>By their thumbnails; the difference of the two is on the right.</p>"
         yield _pairs(found, farthest, difference=True)
@@ -81,17 +79,8 @@ def _parts(found: Comparison, title: str, notes: Sequence[str]) -> Iterator[str]
 
 
 def _table(found: Comparison) -> str:
-    head = (
-        '<tr><th></th><th class="number">source</th><th class="number">pixel model</th><th class="number">kept</th>'
-        "<th></th></tr>"
-    )
-    lines = [
-        f'<tr><td>{text(row.name)}</td><td class="number">{row.source:{row.form}}</td>'
-        f'<td class="number">{row.pixel:{row.form}}</td><td class="number">{_kept(row)}</td>'
-        f"<td>{text(row.meaning)}</td></tr>"
-        for row in found.rows
-    ]
-    return f'<div class="scroll"><table class="lined">{head}{"".join(lines)}</table></div>'
+    rows = ((*cells, row.meaning) for cells, row in zip(table_rows(found), found.rows, strict=True))
+    return table(("", "source", "pixel model", "kept", ""), rows, numbers=(1, 2, 3))
 
 
 def _spectrum(found: Comparison) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ..run.chart import chart
-from ..run.page import facts, page, text
+from ..run.page import facts, page, table, text
 from . import checking, journal, reasons
 from .journal import Entry, Settings
 from .scheme import LONGEST, SHORTEST, SUB_CLASSES, Slot
@@ -82,7 +82,7 @@ def _classes(slots: Sequence[Slot], prompts: Sequence[Entry], rejected: Sequence
     for kind in SUB_CLASSES:
         key = (kind.of, kind.name)
         rows.append([kind.of, kind.name, str(there[key]), str(wanted[key]), str(bad[key])])
-    yield _table(["class", "sub-class", "prompts", "wanted", "rejected texts"], rows, numbers=3)
+    yield table(["class", "sub-class", "prompts", "wanted", "rejected texts"], rows, numbers=(2, 3, 4))
 
 
 def _rejected(texts: Sequence[tuple[str, str]], total: int, what: str) -> Iterable[str]:
@@ -97,13 +97,13 @@ def _rejected(texts: Sequence[tuple[str, str]], total: int, what: str) -> Iterab
         rows.append(
             [reasons.TEXTS[reason], " | ".join(_cut(one) for one in examples), str(count), f"{count / total:.1%}"]
         )
-    yield _table(["reason", "for example", what, "share"], rows, numbers=2)
+    yield table(["reason", "for example", what, "share"], rows, numbers=(2, 3))
 
 
 def _pairs(pairs: Sequence[tuple[str, str]]) -> Iterable[str]:
     if pairs:
         yield f"<h2>Near-duplicates</h2><p>The first {min(len(pairs), SHOWN)} of {len(pairs)}.</p>"
-        yield _table(["text", "is nearly"], [[_cut(one), _cut(other)] for one, other in pairs[:SHOWN]])
+        yield table(["text", "is nearly"], [[_cut(one), _cut(other)] for one, other in pairs[:SHOWN]])
 
 
 def _some(prompts: Sequence[Entry]) -> Iterable[str]:
@@ -112,19 +112,7 @@ def _some(prompts: Sequence[Entry]) -> Iterable[str]:
         step = max(1, len(prompts) // SHOWN)
         rows = [[entry.kind or entry.short, entry.text] for entry in prompts[::step][:SHOWN]]
         yield "<h2>Some of the prompts</h2>"
-        yield _table(["of", "prompt"], rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
-    """A table whose last columns are numbers."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        first = len(cells) - numbers
-        marked = (f"<{tag}{' class=number' if i >= first else ''}>{text(cell)}</{tag}>" for i, cell in enumerate(cells))
-        return f"<tr>{''.join(marked)}</tr>"
-
-    body = "".join([line(header, "th"), *(line(row, "td") for row in rows)])
-    return f'<div class="scroll"><table class="lined">{body}</table></div>'
+        yield table(["of", "prompt"], rows)
 
 
 def _cut(long: str) -> str:

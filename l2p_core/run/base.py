@@ -15,9 +15,10 @@ from ..files.safetensors_header import nbytes
 from ..files.sampled_hash import add_samples
 from ..files.shards import files_of
 from ..files.tensor_io import ProgressCallback
-from ..initialise import FITTED
+from ..initialise import FITTED, INITS
 from ..model import key_shapes
 from ..patch_pairs import PatchPairs, file_in
+from ..ranges import check_known
 from ..tiny.bundled import resolve
 from .recipe import ModelSection, Recipe
 
@@ -84,7 +85,7 @@ def check(model: ModelSection, pairs: Callable[[], PatchPairs] | None = None) ->
     Raises:
         ValueError: if it is incomplete, quantised, or cannot be converted as requested.
     """
-    convert.check_init(model.init)
+    check_known("initialisation", model.init, INITS)
     checkpoint = open_checkpoint(resolve(model.base))
     config = checkpoint.plain_config()
     hold = check_complete if _is_converted(config, model) else check_exact

@@ -20,7 +20,7 @@ from ..files.safetensors_header import CheckpointError
 from ..files.units import bytes_text
 from ..sources import source_of
 from . import recipe as recipes
-from .folder import RunFolder
+from .folder import RunFolder, step_of
 from .recipe import Recipe
 
 MARK = "<!-- Written by ComfyUI-L2P with the delta beside it; a card without this line is never replaced. -->"
@@ -50,7 +50,7 @@ class OfRun:
 
 def of_run(folder: RunFolder, recipe: Recipe, step: int) -> OfRun:
     """The sections of a run's card that its delta cannot provide."""
-    montages = [path for path in folder.montages() if int(path.stem.removeprefix("montage-")) <= step]
+    montages = [path for path in folder.montages() if step_of(path) <= step]
     last = montages[-1] if montages else None
     text = recipes.to_toml(recipes.without_folders(recipe))
     return OfRun(text, recipe.watch.prompts, last, step, recipe.training.steps)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..files.about import STATED, stated
+from ..ranges import check_choices
 
 DELTA_DTYPES = {"trained": None, "bf16": torch.bfloat16}
 """The dtypes in which a run's delta may be saved."""
@@ -31,8 +32,7 @@ class DeltaSection:
     description: str = ""
 
     def __post_init__(self) -> None:
-        if self.dtype not in DELTA_DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DELTA_DTYPES)}, not {self.dtype!r}.")
+        check_choices(self, {"dtype": DELTA_DTYPES})
 
     @property
     def about(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..dataset.pictures import montage
-from ..training.step_metrics import SIGMA_EDGES
+from ..training.step_metrics import SIGMA_RANGES
 from .metrics import RunMetrics
 from .montage import COLUMNS
 
@@ -39,8 +39,8 @@ class Events:
     def add(self, metrics: RunMetrics) -> None:
         """A step's values, including losses by range of sigma."""
         values = {name: getattr(metrics, name) for name in _SCALARS}
-        ranges = zip(SIGMA_EDGES, SIGMA_EDGES[1:], metrics.sigma_loss, metrics.sigma_count, strict=False)
-        values |= {f"loss_by_sigma/{low:.1f} to {high:.1f}": loss / n for low, high, loss, n in ranges if n}
+        ranges = zip(SIGMA_RANGES, metrics.sigma_loss, metrics.sigma_count, strict=False)
+        values |= {f"loss_by_sigma/{name}": loss / count for name, loss, count in ranges if count}
         for name, value in values.items():
             if value is not None:
                 self._write("add_scalar", name, value, metrics.step)

@@ -264,6 +264,11 @@ class RunFolder:
             ) from error
 
 
+def step_of(montage: Path) -> int:
+    """The step of a montage, from its name."""
+    return int(montage.stem.removeprefix("montage-"))
+
+
 def _unused(folder: Path, beginning: str, end: str = "") -> Path:
     """The first of numbered names in a folder that is free."""
     names = (folder / f"{beginning}{number}{end}" for number in itertools.count(1))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..training.step_metrics import HIGH_SIGMA, SIGMA_EDGES
+from ..training.step_metrics import HIGH_SIGMA, SIGMA_RANGES
 from .metrics import RunMetrics, duration
 
 POINTS = 160
 """Maximum points of a curve; beyond it, neighbouring pairs are merged."""
-
-_RANGES = [(low, high) for low, high in zip(SIGMA_EDGES, SIGMA_EDGES[1:], strict=False)]
 
 
 class LossCurves:
@@ -27,30 +25,29 @@ class LossCurves:
         """Add a step's errors; arguments as in `step_metrics.StepMetrics`."""
         if not self._points or self._points[-1].steps == self._window:
             if len(self._points) == POINTS:
-                self._points = [first.with_(second) for first, second in _pairs(self._points)]
+                pairs = zip(self._points[::2], self._points[1::2], strict=True)
+                self._points = [first.with_(second) for first, second in pairs]
                 self._window *= 2
-            self._points.append(_Point(step, 0, [0.0] * len(_RANGES), [0] * len(_RANGES)))
+            self._points.append(_Point(step, 0, [0.0] * len(SIGMA_RANGES), [0] * len(SIGMA_RANGES)))
         self._points[-1] = self._points[-1].with_(_Point(step, 1, sums, counts))
 
     def as_json(self) -> dict[str, Any]:
         """`steps`, the last of each window, and `ranges`, each with its `name`, whether it is `high` (sigma above 0.6)
         and its `values`, None if a window has no samples of the range or no finite loss."""
         ranges = [
-            {
-                "name": f"{low:.1f} to {high:.1f}",
-                "high": low >= HIGH_SIGMA,
-                "values": [point.mean(i) for point in self._points],
-            }
-            for i, (low, high) in enumerate(_RANGES)
+            {"name": name, "high": low >= HIGH_SIGMA, "values": [point.mean(i) for point in self._points]}
+            for i, (name, low) in enumerate(SIGMA_RANGES.items())
         ]
         return {"steps": [point.step for point in self._points], "ranges": ranges}
 
 
-class _Point:
+class _Point(NamedTuple):
     """The errors of some steps: the last step, the number of steps, and sums and counts of each range."""
 
-    def __init__(self, step: int, steps: int, sums: list[float], counts: list[int]):
-        self.step, self.steps, self.sums, self.counts = step, steps, sums, counts
+    step: int
+    steps: int
+    sums: list[float]
+    counts: list[int]
 
     def with_(self, later: _Point) -> _Point:
         sums = [a + b for a, b in zip(self.sums, later.sums, strict=True)]
@@ -60,10 +57,6 @@ class _Point:
     def mean(self, i: int) -> float | None:
         value = self.sums[i] / self.counts[i] if self.counts[i] else math.nan
         return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def _pairs(points: list[_Point]) -> list[tuple[_Point, _Point]]:
-    return list(zip(points[::2], points[1::2], strict=True))
 
 
 def sentence(metrics: RunMetrics) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from ..device.accelerator import has_own_memory, module, name_of
 from ..device.process_memory import peak_memory
-from ..training.step_metrics import SIGMA_EDGES, StepMetrics
+from ..training.step_metrics import SIGMA_RANGES, StepMetrics
 
 _MEMORY = 0.95  # of the mean time of a step: about the last 20
 
@@ -93,13 +93,13 @@ def loss_by_sigma(steps: Sequence[dict[str, Any]], window: int) -> tuple[list[in
     """
     ends = list(range(window, len(steps) + 1, window))
     curves: dict[str, list[float]] = {}
-    for i, (low, high) in enumerate(zip(SIGMA_EDGES, SIGMA_EDGES[1:], strict=False)):
+    for i, name in enumerate(SIGMA_RANGES):
         curve = []
         for end in ends:
             rows = steps[end - window : end]
             count = sum(row["sigma_count"][i] for row in rows)
             curve.append(sum(row["sigma_loss"][i] for row in rows) / count if count else math.nan)
-        curves[f"{low:.1f} to {high:.1f}"] = curve
+        curves[name] = curve
     return [steps[end - 1]["step"] for end in ends], curves
 
 

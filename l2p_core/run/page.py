@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,25 @@ def text(plain: str) -> str:
 def facts(rows: Iterable[tuple[str, str]]) -> str:
     """A table of names and values."""
     return "<table>" + "".join(f"<tr><td>{text(a)}</td><td>{text(b)}</td></tr>" for a, b in rows) + "</table>"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> str:
+    """A table with lines; `numbers` are the positions of columns of numbers."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marked = (
+            f"<{tag}{' class=number' if i in numbers else ''}>{text(cell)}</{tag}>" for i, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(marked)}</tr>"
+
+    body = "".join([line(header, "th"), *(line(row, "td") for row in rows)])
+    return f'<div class="scroll"><table class="lined">{body}</table></div>'
+
+
+def spread(total: int, most: int) -> list[int]:
+    """At most so many of `total` indices, evenly spread, with the first and the last among them."""
+    count = min(most, total)
+    return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
 
 
 def png_url(path: Path) -> str:

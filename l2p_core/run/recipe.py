@@ -9,7 +9,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -87,9 +87,7 @@ class ModelSection:
 
     def __post_init__(self) -> None:
         ranges.check(self, RANGES["model"])
-        for name, choices in (("variant", tuple(VARIANTS)), ("init", INITS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        ranges.check_choices(self, {"variant": VARIANTS, "init": INITS})
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,7 @@ class DataSection:
     cfg: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("folder", "tiny", "renderings"):
-            raise ValueError(f"kind must be folder, tiny or renderings, not {self.kind!r}.")
+        ranges.check_choices(self, {"kind": ("folder", "tiny", "renderings")})
         if self.kind == "folder" and not self.path:
             raise ValueError("kind \"folder\" needs the key 'path', the folder with the captioned images.")
         if self.kind != "folder" and self.path:
@@ -195,6 +192,9 @@ class Recipe:
     watch: WatchSection = field(default_factory=WatchSection)
     delta: DeltaSection = field(default_factory=DeltaSection)
 
+
+_PATHS = {"model": ("base", "pairs"), "data": ("path",), "captions": ("encoder", "tokenizer", "cache")}
+"""The keys that are paths, by their sections."""
 
 _BACKSLASHES = "a path with \\ goes into single quotes, or is written with /"
 
@@ -286,34 +286,21 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 def with_paths(recipe: Recipe, beside: Path) -> Recipe:
     """The recipe with absolute paths, relative ones starting at the folder `beside`, `~` being the home folder."""
-
-    def absolute(text: str) -> str:
-        return str(settled(beside / typed(text))) if text and text != TINY else text
-
-    replace = dataclasses.replace
-    captions = {name: absolute(value) for name, value in dataclasses.asdict(recipe.captions).items()}
-    return replace(
-        recipe,
-        model=replace(recipe.model, base=absolute(recipe.model.base), pairs=absolute(recipe.model.pairs)),
-        data=replace(recipe.data, path=absolute(recipe.data.path)),
-        captions=CaptionsSection(**captions),
-    )
+    return _with_each_path(recipe, lambda path: str(settled(beside / typed(path))))
 
 
 def without_folders(recipe: Recipe) -> Recipe:
     """The recipe with only the last part of each path, to be shown to others."""
+    return _with_each_path(recipe, lambda path: PurePath(path).name)
 
-    def name(text: str) -> str:
-        return text if text == TINY else PurePath(text).name
 
-    replace = dataclasses.replace
-    captions = {key: name(value) for key, value in dataclasses.asdict(recipe.captions).items()}
-    return replace(
-        recipe,
-        model=replace(recipe.model, base=name(recipe.model.base), pairs=name(recipe.model.pairs)),
-        data=replace(recipe.data, path=name(recipe.data.path)),
-        captions=CaptionsSection(**captions),
-    )
+def _with_each_path(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+    sections = {}
+    for section, names in _PATHS.items():
+        values = {name: getattr(getattr(recipe, section), name) for name in names}
+        paths = {name: change(value) for name, value in values.items() if value not in ("", TINY)}
+        sections[section] = dataclasses.replace(getattr(recipe, section), **paths)
+    return dataclasses.replace(recipe, **sections)
 
 
 def to_toml(recipe: Recipe) -> str:

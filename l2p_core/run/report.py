@@ -11,9 +11,9 @@ from ..training.step_metrics import HIGH_SIGMA
 from . import source_images
 from .beside_source import beside_source
 from .chart import chart
-from .folder import RunFolder
+from .folder import RunFolder, step_of
 from .metrics import duration, loss_by_sigma, read_metrics
-from .page import WIDEST, facts, page, png_url, text
+from .page import WIDEST, facts, page, png_url, spread, text
 
 POINTS = 100
 """Maximum points of a curve; each is the mean over a window of steps."""
@@ -101,9 +101,7 @@ def _montages(folder: RunFolder, prompts: Sequence[str]) -> Iterable[str]:
     yield f"<h2>Montages</h2><p>In reading order: {text(' | '.join(prompts))}</p>"
     if said := source_images.said(folder):
         yield f"<p>{text(said)}</p>"
-    count = min(MONTAGES, len(found))
-    chosen = {round(i * (len(found) - 1) / max(1, count - 1)) for i in range(count)} | {len(found) - 1}
-    for i in sorted(chosen, reverse=True):
-        step = int(found[i].stem.removeprefix("montage-"))
-        image = f'<img alt="step {step}" src="{beside_source(folder, found[i]) or png_url(found[i])}">'
+    for path in reversed([found[i] for i in spread(len(found), MONTAGES)]):
+        step = step_of(path)
+        image = f'<img alt="step {step}" src="{beside_source(folder, path) or png_url(path)}">'
         yield f"<figure><figcaption>Step {step}</figcaption>{image}</figure>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ SIGMA_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Losses are reported by range of sigma, because their mean hides failure: at low sigma the head's skips copy the
 input."""
 HIGH_SIGMA = 0.6
+
+SIGMA_RANGES = {f"{low:.1f} to {high:.1f}": low for low, high in pairwise(SIGMA_EDGES)}
+"""The name of each range, and where it begins."""
 
 
 @dataclass

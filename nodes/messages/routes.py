@@ -99,6 +99,9 @@ ROUTES = {
     "/l2p/doctor": _doctor,
 }
 
-if running_server() is not None:
-    for address, answer in ROUTES.items():
-        running_server().routes.get(address)(answer)
+
+def register() -> None:
+    """Add the routes to the running server, if there is one; the host publishes them when all packs are loaded."""
+    if running_server() is not None:
+        for address, answer in ROUTES.items():
+            running_server().routes.get(address)(answer)
