@@ -12,6 +12,7 @@ from test_run import folder, train  # noqa: F401 (a fixture)
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.run import card
 from comfyui_l2p.l2p_core.run import recipe as recipes
+from comfyui_l2p.l2p_core.run.toml_text import read_toml
 from comfyui_l2p.train.cli import main
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -27,7 +28,7 @@ def test_a_run_describes_its_delta(folder: Path) -> None:  # noqa: F811
     with Image.open(made.card_picture) as shown, Image.open(made.montage(2)) as montage:
         assert shown.tobytes() == montage.tobytes()
     toml = body.split("```toml\n")[1].split("```")[0]
-    stated = recipes.parse(recipes.read_toml(toml))
+    stated = recipes.parse(read_toml(toml))
     assert stated.training.steps == 2 and stated.model.base == "source.safetensors"
     assert str(folder) not in text, "the card tells where this machine keeps its files"
     assert "The file states none." in body and "Z-Image" in body

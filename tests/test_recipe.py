@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_run
@@ -14,6 +15,7 @@ from comfyui_l2p.l2p_core.model import LatentModel
 from comfyui_l2p.l2p_core.run import base
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.find import BUNDLED, find
+from comfyui_l2p.l2p_core.run.toml_text import read_toml
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.train.run import Places, read_recipe
 
@@ -129,6 +131,33 @@ def test_bundled_recipes_are_right_and_survive_writing(path: Path, tmp_path: Pat
     rewritten = tmp_path / "rewritten.toml"
     rewritten.write_text(recipes.to_toml(recipe), encoding="utf-8")
     assert recipes.load(rewritten) == recipe
+
+
+@pytest.mark.parametrize("text", ["a cat 😀", "𠮷野家", "a\x7fb", "\u2028", "\\ud83d\\ude00", "\"'#"], ids=ascii)
+def test_every_character_of_a_recipe_survives_writing(text: str, tmp_path: Path) -> None:
+    """Or a run could not be resumed from its folder."""
+    values = {"model": {"base": f"/{text}"}, "watch": {"prompts": [text, f"{text}\n\t"]}, "delta": {"author": text}}
+    recipe, written = recipes.parse(values), tmp_path / "recipe.toml"
+    written.write_text(recipes.to_toml(recipe), encoding="utf-8", newline="")
+    assert recipes.load(written) == recipe
+
+
+def test_a_recipe_of_version_0_1_with_an_emoji_is_read() -> None:
+    text = '[model]\nbase = "tiny"\n[watch]\nprompts = ["a cat \\ud83d\\ude00"]\n'
+    assert recipes.parse(read_toml(text)).watch.prompts == ["a cat 😀"]
+
+
+@pytest.mark.parametrize("values", [
+    {"model": {"base": "caf\udce9"}}, {"watch": {"prompts": ["a", "\ud83d"]}}, {"delta": {"author": "\ude00"}},
+], ids=str)  # fmt: skip
+def test_half_a_character_is_refused_before_a_run_begins(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"(base|prompts|author) holds half a character .*rename the file"):
+        recipes.parse(SMALLEST | values)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="The path .*caf.udce9.* holds half a character"):
+        recipes.with_paths(recipes.parse({"model": {"base": "base.safetensors"}}), tmp_path / "caf\udce9")
 
 
 def test_what_windows_editors_write_is_read_or_explained(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from . import recipe as recipes
 from .recipe import Recipe
+from .toml_text import read_toml
 
 Changes = Mapping[str, Mapping[str, Any]]
 """{section: {key: value}}, as in a recipe."""
@@ -41,7 +42,7 @@ def read_changes(text: str, fixed: Mapping[str, tuple[str, ...]]) -> dict[str, d
         ValueError: if it is not valid TOML, has no sections, or changes a fixed key.
     """
     try:
-        values = recipes.read_toml(text)
+        values = read_toml(text)
     except ValueError as error:
         raise ValueError(f"The changes to the recipe are {error}.") from error
     for section, of_section in values.items():

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -22,9 +20,12 @@ from ..files.paths import settled, typed
 from ..initialise import INITS
 from ..training_config import TrainingConfig
 from .delta_section import DeltaSection
+from .toml_text import BACKSLASHES, read_toml, toml_value
 
 TINY = "tiny"
 """The name of the bundled source, used in place of a path."""
+
+_HALF = "holds half a character (a lone surrogate), which no recipe can store: rename the file, or type the text again"
 
 _Section = TypeVar("_Section")
 
@@ -196,8 +197,6 @@ class Recipe:
 _PATHS = {"model": ("base", "pairs"), "data": ("path",), "captions": ("encoder", "tokenizer", "cache")}
 """The keys that are paths, by their sections."""
 
-_BACKSLASHES = "a path with \\ goes into single quotes, or is written with /"
-
 
 def load(path: Path) -> Recipe:
     """Read and check a recipe.
@@ -211,19 +210,6 @@ def load(path: Path) -> Recipe:
         raise ValueError(f"{path} is not UTF-8 text: save it as UTF-8, or give another file.") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def read_toml(text: str) -> dict[str, Any]:
-    """A TOML document; anything else raises a ValueError, "not valid TOML" and where."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(text.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets in thousands
-        advice = f"; {_BACKSLASHES}" if "\\" in text else ""
-        raise ValueError(f"not valid TOML: {error}{advice}") from error
 
 
 def parse(values: Mapping[str, Any]) -> Recipe:
@@ -273,20 +259,40 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             except OverflowError:
                 return math.inf  # which no range has
         if option == list[str] and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            for item in value:
+                _check_whole(item, where)
             return value
         # Exactly the type: in Python True is an int, but steps = true is a mistake.
         if type(value) is option:
             if isinstance(value, str) and any(ord(letter) < 32 for letter in value):
                 # "C:\new\train" is valid TOML, with a line break and a tab.
-                raise ValueError(f"{where} holds a control character, {value!r}; {_BACKSLASHES}")
+                raise ValueError(f"{where} holds a control character, {value!r}; {BACKSLASHES}")
+            if isinstance(value, str):
+                _check_whole(value, where)
             return value
     expected = _TYPE_NAMES[next(option for option in options if option is not types.NoneType)]
     raise ValueError(f"{where} must be {expected}, not {value!r}.")
 
 
+def _check_whole(text: str, where: str) -> None:
+    """Refuse what `to_toml` could not write: names that are not UTF-8, and halves of characters from JSON."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{where} {_HALF}.")
+
+
 def with_paths(recipe: Recipe, beside: Path) -> Recipe:
-    """The recipe with absolute paths, relative ones starting at the folder `beside`, `~` being the home folder."""
-    return _with_each_path(recipe, lambda path: str(settled(beside / typed(path))))
+    """The recipe with absolute paths, relative ones starting at the folder `beside`, `~` being the home folder.
+
+    Raises:
+        ValueError: for a path that no recipe can store.
+    """
+
+    def absolute(path: str) -> str:
+        found = str(settled(beside / typed(path)))
+        _check_whole(found, f"The path {found!r}")
+        return found
+
+    return _with_each_path(recipe, absolute)
 
 
 def without_folders(recipe: Recipe) -> Recipe:
@@ -308,7 +314,6 @@ def to_toml(recipe: Recipe) -> str:
     parts = []
     for section in dataclasses.fields(recipe):
         values = dataclasses.asdict(getattr(recipe, section.name))
-        # JSON writes numbers, texts, booleans and lists as TOML does; TOML leaves out what is not set.
-        lines = [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
+        lines = [f"{name} = {toml_value(value)}" for name, value in values.items() if value is not None]
         parts.append("\n".join([f"[{section.name}]", *lines]))
     return "\n\n".join(parts) + "\n"
