@@ -18,7 +18,7 @@ from PIL import Image
 from comfyui_l2p.l2p_core.checkpoint import load_tensors
 from comfyui_l2p.l2p_core.deltas.delta_on_base import open_merged
 from comfyui_l2p.l2p_core.device import accelerator
-from comfyui_l2p.l2p_core.memory.sampling_model import Form
+from comfyui_l2p.l2p_core.memory.placement import Form
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.tiny import bundled
 from comfyui_l2p.l2p_core.tiny.shapes import IMAGE_SIZE

@@ -13,7 +13,7 @@ from comfyui_l2p.l2p_core.dataset.images import from_uint8, to_uint8
 from comfyui_l2p.l2p_core.files.tensor_file import save
 from comfyui_l2p.l2p_core.tiny import image_set as data
 from comfyui_l2p.l2p_core.tiny import judge
-from comfyui_l2p.l2p_core.training.trainer import Batch
+from comfyui_l2p.l2p_core.training.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 

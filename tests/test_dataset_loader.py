@@ -17,7 +17,7 @@ from comfyui_l2p.l2p_core.dataset.image_folder import ImageFolder, open_folder
 from comfyui_l2p.l2p_core.dataset.loader import Loader
 from comfyui_l2p.l2p_core.dataset.problems import TooManyProblems
 from comfyui_l2p.l2p_core.dataset.schedule import Schedule
-from comfyui_l2p.l2p_core.training.trainer import Batch, BatchSource
+from comfyui_l2p.l2p_core.training.batch import Batch, BatchSource
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 

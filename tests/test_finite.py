@@ -13,7 +13,8 @@ from comfyui_l2p.l2p_core import flow, tiny
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.files.tensor_file import save
-from comfyui_l2p.l2p_core.memory.sampling_model import Form, load
+from comfyui_l2p.l2p_core.memory.placement import Form
+from comfyui_l2p.l2p_core.memory.sampling_model import load
 from comfyui_l2p.l2p_core.ops.finite import cause, check_finite, is_finite
 from comfyui_l2p.l2p_core.run import montage
 from comfyui_l2p.l2p_core.run.recipe import WatchSection

@@ -25,9 +25,9 @@ from comfyui_l2p.l2p_core.memory import activations, block_store
 from comfyui_l2p.l2p_core.memory import plan as plans
 from comfyui_l2p.l2p_core.memory.activations import Moment, Peak, Step, Workload, peak, step_of
 from comfyui_l2p.l2p_core.memory.checkpointing import kept_blocks, kept_sentence
-from comfyui_l2p.l2p_core.memory.fit import Room, changes, fitting, keeping_what_fits, refuse_if_too_much
 from comfyui_l2p.l2p_core.memory.live_memory import trace
 from comfyui_l2p.l2p_core.memory.plan import GB, plan
+from comfyui_l2p.l2p_core.memory.room import Room, changes, fitting, keeping_what_fits, refuse_if_too_much
 from comfyui_l2p.l2p_core.run import memory_plan
 from comfyui_l2p.l2p_core.run.memory_plan import decided, planned, workload
 from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe

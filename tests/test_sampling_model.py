@@ -15,8 +15,9 @@ from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig
 from comfyui_l2p.l2p_core.deltas.low_rank import LowRank
 from comfyui_l2p.l2p_core.device import accelerator
 from comfyui_l2p.l2p_core.memory.frozen_store import FrozenLinear
+from comfyui_l2p.l2p_core.memory.placement import Form
 from comfyui_l2p.l2p_core.memory.plan import GB
-from comfyui_l2p.l2p_core.memory.sampling_model import Form, load, weight_memory
+from comfyui_l2p.l2p_core.memory.sampling_model import load, weight_memory
 from comfyui_l2p.l2p_core.model import L2PModel
 from comfyui_l2p.l2p_core.ops.eight_bit import FLOAT8, packed
 from comfyui_l2p.train import sample_memory

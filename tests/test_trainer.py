@@ -18,7 +18,9 @@ from tiny_models import RandomBatches, pixel_model
 from comfyui_l2p.l2p_core import flow
 from comfyui_l2p.l2p_core.freeze import trainable_names
 from comfyui_l2p.l2p_core.ops.sample_randomness import draw, mixed
-from comfyui_l2p.l2p_core.training.trainer import SIGMA_EDGES, Batch, Trainer, TrainingDiverged
+from comfyui_l2p.l2p_core.training.batch import Batch
+from comfyui_l2p.l2p_core.training.step_metrics import SIGMA_EDGES
+from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
 CONFIG = TrainingConfig(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.model import L2PModel
-from comfyui_l2p.l2p_core.training.trainer import Batch
+from comfyui_l2p.l2p_core.training.batch import Batch
 
 SOURCE = ModelConfig(
     dim=64,

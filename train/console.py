@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..l2p_core.distributed.ranks import speaks
 from ..l2p_core.files.tensor_io import ProgressCallback
-from ..l2p_core.training.trainer import StepMetrics
+from ..l2p_core.training.step_metrics import StepMetrics
 
 _MEMORY = 0.95  # of the running means: about the last 20 steps
 

@@ -29,7 +29,7 @@ from ..l2p_core.tiny import judge, load_source, shapes
 from ..l2p_core.tiny.autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder, reconstruction_loss
 from ..l2p_core.tiny.generate import CFG, STEPS, generate
 from ..l2p_core.tiny.words import CAPTION_DIM, Words
-from ..l2p_core.training.trainer import SIGMA_EDGES
+from ..l2p_core.training.step_metrics import SIGMA_EDGES
 
 SOURCE_CONFIG = ModelConfig(
     dim=144,

@@ -15,8 +15,8 @@ from ..l2p_core.device.accelerator import CPU, default_device
 from ..l2p_core.distributed.ranks import Ranks
 from ..l2p_core.distributed.together import check_together, go_together
 from ..l2p_core.memory.checkpointing import kept_sentence
-from ..l2p_core.memory.fit import Room, fitting, keeping_what_fits, refuse_if_too_much
 from ..l2p_core.memory.plan import GB, plan
+from ..l2p_core.memory.room import Room, fitting, keeping_what_fits, refuse_if_too_much
 from ..l2p_core.model import key_shapes
 from ..l2p_core.run import disk, pace
 from ..l2p_core.run.base import pixel_config

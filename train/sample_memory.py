@@ -12,9 +12,10 @@ import torch
 from ..l2p_core.config import PixelConfig
 from ..l2p_core.device import accelerator
 from ..l2p_core.device.system_memory import available_memory, free_memory_and_swap
+from ..l2p_core.memory.placement import Form
 from ..l2p_core.memory.plan import GB, gigabytes
 from ..l2p_core.memory.sampling_memory import choose_tile, step_bytes
-from ..l2p_core.memory.sampling_model import Form, WeightMemory, weight_memory
+from ..l2p_core.memory.sampling_model import WeightMemory, weight_memory
 from ..l2p_core.ops.fused_decoder import fused_from
 from ..l2p_core.ops.head_tiles import TILES
 from ..l2p_core.sources import source_of

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..deep_images.common import Header
+from ..files.tensor_io import ProgressCallback
 from . import buckets, headers, problems
 from .buckets import Size
 from .problems import Problem
@@ -18,8 +19,6 @@ from .readers import Listing, Sample, read
 MAX_UPSCALE = 1.5
 _LARGE_CROP = 0.25
 _SHOWN = 3
-
-ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

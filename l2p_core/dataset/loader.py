@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..deep_images.dicom import WINDOW
-from ..training.trainer import Batch
+from ..training.batch import Batch
 from . import images
 from .buckets import Size
 from .image_folder import Image, ImageFolder

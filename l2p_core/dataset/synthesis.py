@@ -37,7 +37,7 @@ _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 Settings = Mapping[str, str | int | float]
-"""The settings of the images besides prompt and seed, by name."""
+"""What generated images or texts depend on besides what is asked for, by name."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..dataset.images import BrokenImage
+from ..files.tensor_io import ProgressCallback
 from .duplicates import LIMIT, distances, near_duplicates
 from .measure import PATCH, Array, Measured, grid_ratio, measure, radial_frequencies, window_for
 from .pairs import Pair, Picture, check_sizes
@@ -22,8 +23,6 @@ _GRID = "energy of differences across the borders of patches over that inside th
 _CHROMA = "mean of a pixel's largest minus its smallest value"
 _LIMITS = "share of all values that are {} that are cut off"
 _ALIKE = f"images that look like an earlier one of their folder (thumbnails within {LIMIT * 255:.0f} of 255)"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Comparison:
         ]
 
 
-def compare(pairs: Sequence[Pair], patch: int = PATCH, progress: Progress | None = None) -> Comparison:
+def compare(pairs: Sequence[Pair], patch: int = PATCH, progress: ProgressCallback | None = None) -> Comparison:
     """Measure every image of the pairs.
 
     Args:

@@ -43,7 +43,8 @@ STORED_DTYPES = {**TORCH_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torc
 """These, and the dtypes that have a meaning only with the scales of a quantised layer."""
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with (bytes done, total bytes); an exception from it stops the work and leaves no file."""
+"""Called with what is done and the total, in bytes unless stated otherwise; an exception from it stops the work and
+leaves no file."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..freeze import freeze_all_but
 from ..model import L2PModel
 from ..training_config import TrainingConfig
 from . import block_store, placement
-from .live_memory import Live, Traced, computing_in, consumed, storage_bytes, trace
+from .live_memory import LiveMemory, Traced, computing_in, consumed, storage_bytes, trace
 
 META = torch.device("meta")
 _IMAGES = 16
@@ -143,7 +143,7 @@ class _Tracer:
     def step(self) -> Step:
         """Run it."""
         self._errors(self._measured)
-        self._live = Live(self._weights)
+        self._live = LiveMemory(self._weights)
         numbers = iter(range(len(self._parts)))
         anchor = torch.empty(0, device=META, requires_grad=True)
         with consumed(self._weights, self._complete), self._live:

@@ -18,7 +18,7 @@ from ..checkpoint import Checkpoint
 from ..files.quantised import FLOAT_DTYPES
 from ..files.tensor_io import DTYPE_NAMES
 from .block_stream import BlockStream, StreamedTensor
-from .frozen_store import FrozenLinear, OnDevice
+from .frozen_store import DeviceTensor, FrozenLinear
 from .placement import Weight, Weights
 from .trained_linear import TrainedLinear
 
@@ -52,7 +52,7 @@ def store(model: Backbone, weights: Weights, device: torch.device) -> dict[str, 
         if kept.trains:
             new: nn.Module = TrainedLinear(linear, homes[name])
         else:
-            new = FrozenLinear(linear, kept.dtype, homes[name] if kept.streamed else OnDevice(), device)
+            new = FrozenLinear(linear, kept.dtype, homes[name] if kept.streamed else DeviceTensor(), device)
             puts[f"{name}.weight"] = new.put_weight
             if linear.bias is not None:
                 puts[f"{name}.bias"] = new.put_bias

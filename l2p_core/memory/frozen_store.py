@@ -20,7 +20,7 @@ from ..ops.precision import computed_in
 from .block_stream import StreamedTensor
 
 
-class OnDevice:
+class DeviceTensor:
     """The place of a tensor that stays on the device; `StreamedTensor` is that of one in RAM."""
 
     nbytes = 0  # of RAM
@@ -51,7 +51,9 @@ class FrozenLinear(nn.Module):
             gradients, it would keep converted weights for the backward pass.
     """
 
-    def __init__(self, layer: nn.Linear, dtype: torch.dtype, place: OnDevice | StreamedTensor, device: torch.device):
+    def __init__(
+        self, layer: nn.Linear, dtype: torch.dtype, place: DeviceTensor | StreamedTensor, device: torch.device
+    ):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.device = device
@@ -63,7 +65,7 @@ class FrozenLinear(nn.Module):
     @property
     def stays_on_device(self) -> bool:
         """Whether its weight is not streamed."""
-        return isinstance(self._place, OnDevice)
+        return isinstance(self._place, DeviceTensor)
 
     @property
     def bytes_in_computer(self) -> int:

@@ -52,7 +52,7 @@ def trace(function: Callable[..., Any], inputs: Sequence[Any], weights: Iterable
     def add(elements: int) -> None:
         complete[0] += elements
 
-    live = Live([*(x for x in inputs if isinstance(x, Tensor)), *weights])
+    live = LiveMemory([*(x for x in inputs if isinstance(x, Tensor)), *weights])
     with consumed(weights, add), live:
         made = function(*inputs)
         outputs = tree_leaves(made)
@@ -103,7 +103,7 @@ def _within(mode: TorchFunctionMode, function: Callable[..., Any]) -> Callable[.
     return run
 
 
-class Live(TorchDispatchMode):
+class LiveMemory(TorchDispatchMode):
     """Counts the bytes of tensors from the operation that returns them until they are released."""
 
     def __init__(self, known: Iterable[Tensor]):

@@ -20,7 +20,7 @@ from ..ops.head_tiles import TILES, countable, pixels_at_once
 from ..ops.region import Region, stage_regions
 from ..patch import padded_size
 from ..sources import source_of
-from .live_memory import Live
+from .live_memory import LiveMemory
 
 ATTENTION_WIDTHS = 13.0
 """(tokens, dim) tensors alive at the peak of a block's attention: the stream, its norm, q, k, v and their copies."""
@@ -109,7 +109,7 @@ def head_bytes(
         stages = len(head.stages)
         features = torch.empty(1, config.dim, image.bottom >> stages, image.right >> stages, dtype=dtype)
     largest = image if whole or tile is None else _largest_tile(image, tile, stages)
-    live = Live([pixels, features, *head.parameters()])
+    live = LiveMemory([pixels, features, *head.parameters()])
     with torch.no_grad(), live:
         head.piece(pixels, features, largest, image, Fusion(head.fused))
     return live.peak + (0 if whole else pixels.nbytes)

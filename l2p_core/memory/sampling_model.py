@@ -21,8 +21,7 @@ from ..model import L2PModel
 from ..ops.eight_bit import ROUNDING_BYTES
 from . import block_store
 from .block_stream import pinned_bytes
-from .placement import Form as Form
-from .placement import device_bytes, for_sampling, streamed_bytes
+from .placement import Form, device_bytes, for_sampling, streamed_bytes
 
 
 @dataclass(frozen=True)

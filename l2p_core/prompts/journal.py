@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..dataset.synthesis import Settings
 from ..files.atomic import append
 
 NAME = "journal.jsonl"
@@ -22,9 +23,6 @@ _KIND = "l2p_prompts"
 """The key that marks the first line."""
 
 _START = f'{{"{_KIND}"'.encode()
-
-Settings = Mapping[str, str | int | float]
-"""What the texts depend on besides their slots, by name."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..dataset.synthesis import Settings
 from ..files.atomic import write_bytes
 from . import report
-from .journal import Entry, Settings
+from .journal import Entry
 from .scheme import Slot
 
 TABLE, REPORT = "prompts.csv", "report.html"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from ..dataset.synthesis import Settings
 from ..run.chart import chart
 from ..run.page import facts, page, table, text
 from . import checking, journal, reasons
-from .journal import Entry, Settings
+from .journal import Entry
 from .scheme import LONGEST, SHORTEST, SUB_CLASSES, Slot
 
 BIN = 10  # characters of a point in the chart of lengths

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from ..dataset.synthesis import Settings
 from ..run.lock import held
 from . import checks, instructions, journal, outputs, reasons
 from .journal import Entry, Journal
@@ -76,7 +77,7 @@ def write(
     folder: Path,
     slots: Sequence[Slot],
     writer: Writer,
-    settings: journal.Settings,
+    settings: Settings,
     *,
     seed: int,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -195,7 +196,7 @@ class _Work:
         texts = [entry.text for entry in self._prompts()]
         return Result(self.folder, texts, len(self.slots), self._now, dict(counts.most_common()), stopped)
 
-    def publish(self, settings: journal.Settings) -> None:
+    def publish(self, settings: Settings) -> None:
         """Write table and report."""
         outputs.write_table(self.folder, self._prompts())
         outputs.write_report(self.folder, self.slots, self._record.entries, settings)

@@ -24,19 +24,17 @@ from ..tiny.autoencoder import LATENT_CHANNELS
 from ..tiny.image_set import ImageSet
 from ..tiny.shapes import IMAGE_SIZE
 from ..training.batch import BatchShare, BatchSource
+from ..training.trainer import Working
 from .caption_source import CaptionSource
 from .recipe import DataSection, Recipe
 
 Features = Callable[[str], Tensor]
 """A caption's features, (L, caption_dim)."""
 
-Working = Callable[[str, int, int], None]
-"""Called with a description of the work, how much of it is done, and the total."""
-
 PAIRED = 64
 """Images whose patches are paired at a time."""
 
-Room = Callable[[Path, int], None]
+CheckDisk = Callable[[Path, int], None]
 """Called with a folder and how many bytes will be written there, to refuse them."""
 
 
@@ -100,7 +98,7 @@ def prepare(
     index: Path,
     captions: CaptionSource | None,
     working: Working,
-    room: Room,
+    room: CheckDisk,
 ) -> RunData:
     """Open or make the images, and encode the captions that have no features yet.
 
@@ -172,7 +170,7 @@ def image_side(recipe: Recipe, config: PixelConfig) -> int:
 
 
 def _prepare_folder(
-    recipe: Recipe, config: PixelConfig, index: Path, captions: CaptionSource | None, working: Working, room: Room
+    recipe: Recipe, config: PixelConfig, index: Path, captions: CaptionSource | None, working: Working, room: CheckDisk
 ) -> RunData:
     if captions is None:
         raise ValueError(

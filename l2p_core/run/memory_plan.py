@@ -13,8 +13,8 @@ from ..distributed.ranks import Ranks
 from ..distributed.sharding import check_shards
 from ..distributed.together import go_together
 from ..memory.activations import Workload
-from ..memory.fit import Change, Room, changes, fitting, free_memory, keeping_what_fits, refuse_if_too_much
 from ..memory.plan import Plan, gigabytes
+from ..memory.room import Change, Room, changes, fitting, free_memory, keeping_what_fits, refuse_if_too_much
 from ..sources import source_of
 from ..tiny.bundled import is_tiny
 from ..training.state import MAY_CHANGE

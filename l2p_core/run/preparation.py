@@ -20,7 +20,7 @@ from ..tiny.bundled import is_tiny
 from ..training.trainer import check_possible
 from . import base, data, disk, pace
 from .caption_source import CaptionSource, of_words
-from .data import Room, RunData
+from .data import CheckDisk, RunData
 from .folder import RunFolder
 from .hooks import Hooks
 from .memory_plan import planned
@@ -28,7 +28,7 @@ from .recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """The inputs of a run.
 
     Attributes:
@@ -52,7 +52,7 @@ def prepare(
     ranks: Ranks,
     restart: bool = False,
     published: Path | None = None,
-) -> Prepared:
+) -> PreparedRun:
     """Check and create everything that a run needs; the first process does so, then the others find the files.
 
     Arguments and errors are those of `loop.train`.
@@ -60,8 +60,8 @@ def prepare(
     if not ranks.first:
         hooks = Hooks(should_stop=hooks.should_stop, working=hooks.working)
 
-    def work() -> Prepared:
-        enough: Room = _enough
+    def work() -> PreparedRun:
+        enough: CheckDisk = _enough
         folder.path.mkdir(parents=True, exist_ok=True)
         ranks.part(recipe.training.accumulate, recipe.data.batch_size)
         check_possible(recipe.training, ranks)
@@ -88,7 +88,7 @@ def prepare(
         if ranks.first:
             # Captions and the initialisation are on disk now: the rest must suffice for the saves.
             disk.planned(recipe, config, training, folder, False, published).refuse_if_too_much(ranks.count)
-        return Prepared(replace(recipe, training=training), start, found, key)
+        return PreparedRun(replace(recipe, training=training), start, found, key)
 
     found = ranks.first_then_others(work)
     training = found.recipe.training
@@ -189,7 +189,7 @@ def prepare_data(
     config: PixelConfig,
     captions: CaptionSource | None,
     hooks: Hooks,
-    enough: Room = _enough,
+    enough: CheckDisk = _enough,
 ) -> RunData:
     """A run's data with all caption features in their cache; arguments and errors as for `loop.train`."""
     if captions is None and is_tiny(config):

@@ -35,15 +35,12 @@ from ..model import L2PModel
 from ..training_config import TrainingConfig
 from . import adamw, head_start, prepared
 from . import state as training_state
-from .batch import Batch as Batch
-from .batch import BatchSource as BatchSource
+from .batch import BatchSource
 from .in_backward import InBackward
 from .offload import InRam
 from .on_device import OnDevice
 from .prepared import Preparation, Prepared
-from .step_metrics import SIGMA_EDGES as SIGMA_EDGES
-from .step_metrics import StepMetrics as StepMetrics
-from .step_metrics import step_metrics
+from .step_metrics import StepMetrics, step_metrics
 from .stepping import AtEnd, SummedInRam
 from .weights import TrainedWeights
 

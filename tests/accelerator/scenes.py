@@ -29,7 +29,8 @@ from comfyui_l2p.l2p_core.device import accelerator  # noqa: E402
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks  # noqa: E402
 from comfyui_l2p.l2p_core.memory import sampling_model  # noqa: E402
 from comfyui_l2p.l2p_core.memory.block_stream import BlockStream  # noqa: E402
-from comfyui_l2p.l2p_core.memory.sampling_model import Form, weight_memory  # noqa: E402
+from comfyui_l2p.l2p_core.memory.placement import Form  # noqa: E402
+from comfyui_l2p.l2p_core.memory.sampling_model import weight_memory  # noqa: E402
 from comfyui_l2p.l2p_core.model import L2PModel  # noqa: E402
 from comfyui_l2p.l2p_core.sources.next_dit import Block  # noqa: E402
 from comfyui_l2p.l2p_core.training import loading as training_model  # noqa: E402

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...l2p_core.config import VARIANTS
 from ...l2p_core.detailer import DetailerHead
-from ...l2p_core.memory.fit import free_memory
+from ...l2p_core.memory.room import free_memory
 from ...l2p_core.memory.sampling_memory import choose_tile, head_bytes
 from ...l2p_core.ops.fused_decoder import fused_from
 from ...l2p_core.ops.head_tiles import countable, pixels_at_once

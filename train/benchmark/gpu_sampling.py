@@ -11,8 +11,8 @@ from torch import Tensor
 from ...l2p_core import checkpoint
 from ...l2p_core.memory import block_store
 from ...l2p_core.memory.compiled import compile_blocks
-from ...l2p_core.memory.fit import free_memory
 from ...l2p_core.memory.placement import Form, for_sampling
+from ...l2p_core.memory.room import free_memory
 from ...l2p_core.memory.sampling_memory import choose_tile, step_bytes
 from ...l2p_core.model import L2PModel
 from ...l2p_core.ops.fused_decoder import fused_from

@@ -19,8 +19,8 @@ from ...l2p_core.memory import placement
 from ...l2p_core.memory.activations import Workload
 from ...l2p_core.memory.checkpointing import kept_blocks
 from ...l2p_core.memory.compiled import compile_blocks
-from ...l2p_core.memory.fit import Room, free_memory, keeping_what_fits
 from ...l2p_core.memory.plan import DEVICE_OVERHEAD, plan
+from ...l2p_core.memory.room import Room, free_memory, keeping_what_fits
 from ...l2p_core.run import recipe as recipes
 from ...l2p_core.run.find import find
 from ...l2p_core.training import adamw

@@ -22,7 +22,8 @@ from comfyui_l2p.l2p_core.checkpoint import load_model
 from comfyui_l2p.l2p_core.deltas import low_rank as lora
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.sources.next_dit import LAYERS
-from comfyui_l2p.l2p_core.training.trainer import Batch, Trainer
+from comfyui_l2p.l2p_core.training.batch import Batch
+from comfyui_l2p.l2p_core.training.trainer import Trainer
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 from comfyui_l2p.nodes.model.lora_names import L2PNames
 
