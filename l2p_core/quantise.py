@@ -149,7 +149,7 @@ def _opened(source: str | Path, base: str | Path | None, unchecked_base: bool) -
             )
         return open_merged(source, base, unchecked_base)
     if base is not None:
-        raise CheckpointError(f"{source} is not a delta, so it has no base: give the delta, or leave the base out.")
+        raise CheckpointError(f"{source} is not a delta, so it has no base: give the delta, or remove the base.")
     if opened.quantisation:
         raise CheckpointError(
             f"{source} is quantised already ({opened.quantisation}): give the bf16, fp16 or fp32 file of the model."

@@ -36,7 +36,9 @@ class CompareL2P(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("source", tooltip="The latent model that the pixel model was made of; any MODEL works."),
+                io.Model.Input(
+                    "source", tooltip="The latent model that the pixel model was made from; any MODEL works."
+                ),
                 io.Model.Input("pixel", tooltip="The pixel model, from L2P Loader or L2P Demo."),
                 io.Clip.Input("clip", tooltip="The text encoder, which both share. Every prompt is encoded once."),
                 io.Vae.Input("vae", optional=True, tooltip="The source's VAE. A source that is L2P itself needs none."),
@@ -74,7 +76,7 @@ class CompareL2P(io.ComfyNode):
                     default=FROM_MODEL,
                     min=FROM_MODEL,
                     max=10000,
-                    tooltip="Sampling steps of the pixel model; -1 is its published number.",
+                    tooltip="Sampling steps of the pixel model; -1 uses its published value.",
                 ),
                 io.Float.Input(
                     "pixel_cfg",
@@ -83,10 +85,13 @@ class CompareL2P(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance of the pixel model; -1 is its published value.",
+                    tooltip="Guidance of the pixel model; -1 uses its published value.",
                 ),
                 io.Combo.Input(
-                    "sampler_name", options=comfy.samplers.SAMPLER_NAMES, default="euler", tooltip="Of both models."
+                    "sampler_name",
+                    options=comfy.samplers.SAMPLER_NAMES,
+                    default="euler",
+                    tooltip="The sampler of both models.",
                 ),
                 io.Combo.Input(
                     "scheduler",

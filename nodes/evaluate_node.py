@@ -63,7 +63,7 @@ class EvaluateL2P(io.ComfyNode):
                     default=16,
                     min=2,
                     max=1024,
-                    tooltip="Side in pixels of the pixel model's patches, whose grid is looked for: 16 for 1k models.",
+                    tooltip="Side in pixels of the pixel model's patches, whose borders are measured: 16 for 1k.",
                 ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="The table of the report as text.")],

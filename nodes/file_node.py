@@ -19,8 +19,8 @@ def unchecked_base_input() -> io.Boolean.Input:
         "unchecked_base",
         default=False,
         optional=True,
-        tooltip="A quantised base of another program does not say what it was made from. On: you know that it is the "
-        "base of the delta.",
+        tooltip="Accepts a quantised base of another program, which does not state what it was made from. Switch it on "
+        "only if you know that it is the base of the delta.",
     )
 
 

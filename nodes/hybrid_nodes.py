@@ -83,8 +83,10 @@ class HybridSampler(io.ComfyNode):
                     "latent_negative", optional=True, tooltip="For a latent model that reads other prompts."
                 ),
                 io.Image.Input("image", optional=True, tooltip="For edit, restore and upscale."),
-                io.Mask.Input("mask", optional=True, tooltip="For edit: white is repainted, black stays exactly."),
-                *_steps_and_cfg("latent_", "the latent model", "Z-Image: 30; Turbo takes 8", "4; Turbo takes 1"),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="For edit: white is repainted, black stays exactly unchanged."
+                ),
+                *_steps_and_cfg("latent_", "the latent model", "Z-Image: 30; set 8 for Turbo", "4; set 1 for Turbo"),
             ],
             outputs=[io.Image.Output(display_name="image")],
         )
@@ -149,7 +151,8 @@ def _steps_and_cfg(prefix: str, whose: str, steps: str, cfg: str) -> list[io.Inp
             default=FROM_MODEL,
             min=FROM_MODEL,
             max=10000,
-            tooltip=f"Sampling steps of a whole image with {whose}; each part takes its share. -1 is {steps}.",
+            tooltip=f"Sampling steps of a whole image with {whose}; each part takes its share. -1 uses the published "
+            f"value ({steps}).",
         ),
         io.Float.Input(
             f"{prefix}cfg",
@@ -158,6 +161,6 @@ def _steps_and_cfg(prefix: str, whose: str, steps: str, cfg: str) -> list[io.Inp
             max=100.0,
             step=0.1,
             round=0.01,
-            tooltip=f"Guidance of {whose}; 1 is none and twice as fast. -1 is {cfg}.",
+            tooltip=f"Guidance of {whose}; 1 is none and twice as fast. -1 uses the published value ({cfg}).",
         ),
     ]

@@ -166,8 +166,9 @@ class GrowPixels(io.ComfyNode):
             node_id="L2PGrowPixels",
             display_name="Grow Pixels",
             category=CATEGORY,
-            description="Enlarges an L2P model's half-finished image without a VAE: what is decided stays, and the new "
-            "fine detail is made by the sampling that follows. That one takes Disable Noise, for the noise is in.",
+            description="Enlarges an L2P model's half-finished image without a VAE: what is decided stays, and the "
+            "sampling that follows makes the new fine detail. Connect Disable Noise there: the image already contains "
+            "noise.",
             search_aliases=ALIASES,
             hidden=[io.Hidden.unique_id],
             inputs=[

@@ -52,9 +52,7 @@ class EmptyPixels(io.ComfyNode):
             inputs=[
                 *width_and_height("0 is the size of the connected model, or 1024 without one."),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to generate at once."),
-                io.Model.Input(
-                    "model", optional=True, tooltip="An L2P model, whose own size a width and height of 0 take."
-                ),
+                io.Model.Input("model", optional=True, tooltip="An L2P model; a width and height of 0 take its size."),
                 aspect_input(),
             ],
             outputs=[io.Latent.Output(display_name="pixels", tooltip="Pixels as a LATENT, for any sampler.")],

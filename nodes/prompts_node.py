@@ -27,8 +27,8 @@ class Prompts(io.ComfyNode):
             node_id="L2PPrompts",
             display_name="L2P Prompts",
             category="L2P/train",
-            description="Has Z-Image's text encoder, Qwen3-4B, write prompts for training images: four classes, 17 "
-            "sub-classes, 200 to 350 characters, without near-duplicates; or rewrite short prompts in that style. If "
+            description="Writes prompts for training images with Z-Image's text encoder, Qwen3-4B: four classes, 17 "
+            "sub-classes, 200 to 350 characters, without near-duplicates; or rewrites short prompts in that style. If "
             "it is stopped, the next run writes the missing prompts.",
             search_aliases=[
                 "write prompts",

@@ -48,7 +48,7 @@ class SaveTIFF(io.ComfyNode):
                     "values beyond them are kept.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="images", tooltip="The images as they came.")],
+            outputs=[io.Image.Output(display_name="images", tooltip="The images, unchanged.")],
         )
 
     @classmethod

@@ -213,7 +213,7 @@ def test_sample_explains_what_does_not_fit_before_it_reads_weights(
         capsys, "sample", pixel, "--caption-features", features, "--negative", "blurred", *output
     )
     assert "(tokens, 24)" in mistake(capsys, "sample", pixel, "--caption-features", features, *output)
-    assert "one of the two" in mistake(capsys, "sample", pixel, *output)
+    assert "either as --prompt or as" in mistake(capsys, "sample", pixel, *output)
     assert "RAM" in mistake(capsys, "sample", "tiny", "--prompt", "a red circle", "--width", 65_536, "--height", 65_536)
     assert "--init" in mistake(capsys, "sample", "tiny", "--prompt", "a red circle", "--denoise", 0.5)
     for name in ("a.jpg", "a.webp", "a"):

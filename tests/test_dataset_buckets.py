@@ -193,7 +193,7 @@ def test_a_file_of_somebody_else_in_the_indexs_place_is_left_alone(tmp_path: Pat
     found = opened(data, index=index)
     assert found.fingerprint == opened(data).fingerprint and index.read_text(encoding="latin-1") == content
     (note,) = found.notes
-    assert note.startswith("The file sizes.json beside the run's files was not written by a run and was left alone.")
+    assert note.startswith("The file sizes.json beside the run's files was not written by a run and is not touched.")
     run = RunFolder(tmp_path)
     run.clear()
     assert index.exists()

@@ -257,7 +257,7 @@ def test_folders_of_other_trainers(tmp_path: Path) -> None:
     assert listing.repeat_folders == ["10_fox"]
     notes = " ".join(open_folder(tmp_path, area=64 * 64, multiple=16, max_bad_share=1).notes)
     assert "Files that are not read: 1 .json, 1 .npz." in notes
-    assert "2 text files that no image takes its caption from: skipped." in notes
+    assert "Skipped 2 text files without an image." in notes
     assert "such as 10_fox set repeats in other trainers; here every image is shown equally often." in notes
 
 

@@ -79,13 +79,13 @@ NAN, WEIGHT = torch.full((2, 2), float("nan")), ("layers.0.weight", torch.ones(2
 
 
 @pytest.mark.parametrize(("parts", "words"), [
-    ({"weights": [WEIGHT, ("out.weight", NAN)]}, "the model's file is broken, its weight 'out.weight' is not finite"),
+    ({"weights": [WEIGHT, ("out.weight", NAN)]}, "the model's file is broken: its weight 'out.weight' is not finite"),
     ({"weights": [WEIGHT, ("out.weight", NAN)], "adapted": True}, "'out.weight' is not finite with the LoRAs"),
     ({"weights": [("q.weight", NAN.to(torch.float8_e4m3fn))]}, "'q.weight' is not finite"),
     ({"weights": [WEIGHT]}, "all weights are finite, so they overflow"),
     ({"weights": [WEIGHT], "adapted": True}, "at a lower strength"),
     ({"weights": [("out.weight", NAN)], "adapters": [("q.weight", NAN)]}, "its part for the weight 'q.weight'"),
-    ({"weights": [("out.weight", NAN)], "inputs": [("the prompt", NAN)]}, "the prompt is not finite already"),
+    ({"weights": [("out.weight", NAN)], "inputs": [("the prompt", NAN)]}, "the prompt already has values"),
 ])  # fmt: skip
 def test_the_cause_is_named(parts: dict[str, Any], words: str) -> None:
     assert words in cause(**parts)
@@ -109,7 +109,7 @@ def test_weights_that_are_stored_in_another_form_are_looked_at(form: Form, tmp_p
     noise, captions = torch.randn(1, 3, 32, 32), [torch.randn(3, 24)]
     with pytest.raises(ValueError, match=r"its weight 'layers\.1\.feed_forward\.w2\.weight' is not finite"):
         flow.sample(model, noise, captions, sigmas=flow.sigmas(1))
-    with pytest.raises(ValueError, match="the caption's text encoding is not finite already"):
+    with pytest.raises(ValueError, match="the caption's text encoding already has values that are not finite"):
         flow.sample(model, noise, [torch.full((3, 24), float("nan"))], sigmas=flow.sigmas(1))
 
 

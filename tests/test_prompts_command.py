@@ -260,7 +260,7 @@ def test_a_server_that_refuses_what_only_others_know_is_asked_without(server: Fa
         (200, [1], "does not answer as an OpenAI-compatible server does"),
         (200, {"choices": []}, "does not answer as an OpenAI-compatible server does"),
         (200, {"choices": [{"message": {"content": [1]}}]}, "does not answer as an OpenAI-compatible server does"),
-        (200, completion("", "length"), "came to no text within 400 tokens, because it thinks"),
+        (200, completion("", "length"), "wrote no text within 400 tokens, because it thinks"),
         (200, b"[" * (prompt_server.ANSWER_BYTES + 10), "larger than 1 MiB"),
         (200, b"[" * 100_000, "does not answer as an OpenAI-compatible server does"),
     ],

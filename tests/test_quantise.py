@@ -181,7 +181,7 @@ def test_what_does_not_say_what_it_was_made_from_is_taken_only_if_allowed(traine
     for name, make in kinds.items():
         base = model(tmp_path, name, make(load_file(trained.base)))
         merged = tmp_path / f"merged {name}.safetensors"
-        with pytest.raises(CheckpointError, match="does not say what it was made from.* or allow an unchecked base"):
+        with pytest.raises(CheckpointError, match="does not state what it was made from.* or allow an unchecked base"):
             delta.merge(trained.delta, base, merged)
         report = delta.merge(trained.delta, base, merged, unchecked_base=True)
         opened = open_checkpoint(merged)

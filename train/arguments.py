@@ -35,13 +35,13 @@ def add_unchecked_base(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unchecked-base",
         action="store_true",
-        help="take a quantised base that does not say what it was made from: you know that it is the right one",
+        help="accept a quantised base that does not state what it was made from, if you know that it is the right one",
     )
 
 
 def add_about(parser: argparse.ArgumentParser) -> None:
     """Metadata about a file's model, in addition to that of the files it is made from."""
-    group = parser.add_argument_group("what the file says of its model, which ComfyUI and model sites show")
+    group = parser.add_argument_group("metadata about the model, which ComfyUI and model sites show")
     group.add_argument("--title", default=None, help="name of the model")
     group.add_argument("--author", default=None, help="who made it")
     group.add_argument("--license", default=None, help="license of the model")

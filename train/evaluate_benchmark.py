@@ -71,7 +71,7 @@ def benchmark_command(args: argparse.Namespace, key: str) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     if (args.model is None) == (args.workflow is None):
-        raise ValueError("Give the model as --model FILE, or a ComfyUI workflow as --workflow FILE, one of the two.")
+        raise ValueError("Give either the model as --model FILE or a ComfyUI workflow as --workflow FILE.")
     if args.workflow and not args.host:
         raise ValueError(f"{args.workflow} needs a running ComfyUI: give its address with --host 127.0.0.1:8188.")
     if args.model and args.host:

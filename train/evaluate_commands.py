@@ -34,7 +34,10 @@ def _add_images(kinds: Commands) -> None:
     parser.add_argument("pixel", type=typed, metavar="PIXEL", help="folder of the pixel model's images")
     parser.add_argument("--output", type=typed, default=Path("evaluation.html"), metavar="FILE", help="the report")
     parser.add_argument(
-        "--patch", type=Number(ranges.PATCH), default=16, help="side in pixels of the patches whose grid is looked for"
+        "--patch",
+        type=Number(ranges.PATCH),
+        default=16,
+        help="side in pixels of the patches whose borders are measured",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
 
@@ -50,7 +53,9 @@ def _add_benchmark(kinds: Commands, key: str) -> None:
     title, prompts = _PROMPTS[key]
     parser = command(kinds, key, f"make the images of {title}, in the layout that its scorer reads")
     parser.add_argument("prompts", type=typed, metavar="PROMPTS", help=prompts)
-    parser.add_argument("output", type=typed, metavar="FOLDER", help="folder for the images; the report is put beside")
+    parser.add_argument(
+        "output", type=typed, metavar="FOLDER", help="folder for the images; the report is written beside it"
+    )
     parser.add_argument(
         "--model", type=typed, default=None, metavar="MODEL",
         help="L2P file or folder of shards; 'tiny' is the bundled pixel model, 'tiny-source' its source",

@@ -20,7 +20,7 @@ def images_command(args: argparse.Namespace) -> None:
         ValueError: for folders that do not belong together, unreadable images, or a report that exists already.
     """
     if args.output.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{args.output.name} is not the name of a page, which is what is written: end it in .html.")
+        raise ValueError(f"{args.output.name} is not the name of an HTML page: end it in .html.")
     refuse_existing(args.output, args.overwrite)
     pairs, said = of_folders(args.source, args.pixel)
     with count_progress("measuring", "image") as progress:

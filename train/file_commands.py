@@ -85,7 +85,7 @@ def add_quantise(commands: Commands) -> None:
 
 def add_merge(commands: Commands) -> None:
     """`l2p merge`."""
-    parser = command(commands, "merge", "put a delta onto its base, the pixel initialisation or the latent model")
+    parser = command(commands, "merge", "merge a delta into its base, the pixel initialisation or the latent model")
     parser.add_argument("delta", type=typed, metavar="DELTA", help="delta that `l2p delta` or `l2p train` wrote")
     parser.add_argument("base", type=typed, metavar="BASE", help=MODEL_HELP)
     parser.add_argument("target", type=typed, metavar="TARGET", help="safetensors file to write")

@@ -118,7 +118,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         + ")",
     ]
     if "quantised" in facts:
-        lines.append(f"quantised   {facts['quantised']}: to sample and merge deltas onto, not to convert or train")
+        lines.append(
+            f"quantised   {facts['quantised']}: for sampling and merging deltas, not for conversion or training"
+        )
     if "config" in facts:
         lines += _config_lines(facts["config"])
     if "trained" in facts:

@@ -11,9 +11,7 @@ from .arguments import Commands, Number, command
 
 def add_prompts(commands: Commands) -> None:
     """`l2p prompts`."""
-    parser = command(
-        commands, "prompts", "have a language model of yours write prompts for a data set, or check a list"
-    )
+    parser = command(commands, "prompts", "write prompts for a data set with your own language model, or check a list")
     kinds = parser.add_subparsers(title="what to do", metavar="KIND", required=True)
     _add_write(kinds)
     _add_rewrite(kinds)
@@ -25,7 +23,7 @@ def _add_write(kinds: Commands) -> None:
     _add_folder(parser)
     parser.add_argument(
         "--count", type=Number(ranges.COUNT), default=10_000, metavar="N",
-        help="prompts in all; 10000, as published, take a 4B model hours, and a larger number later adds to them",
+        help="number of prompts; 10000, as published, take a 4B model hours; a larger number later adds to the list",
     )  # fmt: skip
     _add_model(parser)
 

@@ -119,7 +119,7 @@ class ServerWriter:
             raise ValueError(f"{self._url} does not answer as an OpenAI-compatible server does.") from error
         if not text.strip() and choice.get("finish_reason") == "length":
             raise ValueError(
-                f"The model came to no text within {self._tokens} tokens, because it thinks before it writes: switch "
+                f"The model wrote no text within {self._tokens} tokens, because it thinks before it writes: switch "
                 "thinking off in the server, or allow more with --tokens."
             )
         return text

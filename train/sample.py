@@ -107,7 +107,7 @@ def size_like(shape: tuple[int, int], side: int, width: int | None, height: int 
     if min(size) < SIDE.least or max(size) > SIDE.most:
         raise ValueError(
             f"The image to start from is {shape[0]} x {shape[1]}, which would make {size[0]} x {size[1]} here: give "
-            "both --width and --height, to whose shape it is cut."
+            "both --width and --height to crop it to their shape."
         )
     return size
 

@@ -43,7 +43,7 @@ def caption_reader(
         ValueError: for captions that are missing, too many, or do not fit the model, with what to pass instead.
     """
     if (args.prompt is None) == (args.caption_features is None):
-        raise ValueError("Give the caption as --prompt or as --caption-features FILE, one of the two.")
+        raise ValueError("Give the caption either as --prompt or as --caption-features FILE.")
     _refuse_unused_encoder(args, config)
     if args.prompt is None:
         if args.negative is not None:
@@ -82,7 +82,7 @@ def _from_file(path: Path, config: ModelConfig, cfg: float) -> Captions:
                 f"but this model takes floating-point features (tokens, {config.caption_dim})."
             )
     if cfg != 1 and "negative" not in tensors:
-        raise ValueError("Guidance needs a tensor 'negative' in the caption features, or --cfg 1 for none.")
+        raise ValueError("Guidance needs a tensor 'negative' in the caption features: add it, or give --cfg 1.")
     return tensors["positive"], tensors.get("negative")
 
 

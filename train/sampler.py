@@ -155,7 +155,7 @@ def _ran_out(choice: Choice, width: int, height: int, tile: int | None) -> Memor
     half = max(LEAST_TILE, (tile or max(width, height)) // 2)
     lighter = "" if choice.form.streamed else f"--weights {'streamed' if choice.form.float8 else 'fp8'}, "
     return MemoryRanOut(
-        f"{where} ran out while sampling {width} x {height} pixels, though there was room when it began: close other "
+        f"{where} ran out while sampling {width} x {height} pixels, although enough was free at the start: close other "
         f"programs, or choose {lighter}--tile {half} or a smaller size."
     )
 

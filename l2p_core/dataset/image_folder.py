@@ -114,8 +114,8 @@ def open_folder(
         )
     if index and headers.is_foreign(index):
         notes.append(
-            f"The file {index.name} beside the run's files was not written by a run and was left alone. Every start "
-            "looks at all images again until it is moved away."
+            f"The file {index.name} beside the run's files was not written by a run and is not touched. Every start "
+            "reads all images' headers again until you move it away."
         )
     if changed:
         notes.append(
@@ -173,7 +173,7 @@ def _of_other_trainers(listing: Listing) -> list[str]:
         notes.append(f"Files that are not read: {_some(kinds)}.")
     if listing.unused:
         count = "1 text file" if listing.unused == 1 else f"{listing.unused} text files"
-        notes.append(f"{count} that no image takes its caption from: skipped.")
+        notes.append(f"Skipped {count} without an image.")
     if listing.repeat_folders:
         notes.append(
             f"Folder names such as {_some(listing.repeat_folders)} set repeats in other trainers; here every image is "

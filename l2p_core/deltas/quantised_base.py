@@ -16,7 +16,7 @@ from ..files.safetensors_header import CheckpointError
 from ..files.tensor_io import ChunkReader, Stored
 from .unchanged_tensors import UnchangedTensor, parse_originals
 
-_UNKNOWN = "is quantised and does not say what it was made from"
+_UNKNOWN = "is quantised and does not state what it was made from"
 
 
 def taken(base: Checkpoint, kept: Mapping[str, UnchangedTensor]) -> tuple[dict[str, Stored], LayerSettings]:

@@ -90,7 +90,7 @@ class BenchmarkFolder(abc.ABC):
         record = {"benchmark": self.benchmark.title, "prompts": prompts, **self.settings}
         there = any(self.folder.iterdir()) or any((self.beside / _SINGLE).glob("*.png"))
         if there and not self._record.exists():
-            raise ValueError(f"{self.folder} holds other files: give a new folder, for the scorer reads all of it.")
+            raise ValueError(f"{self.folder} holds other files: give a new folder, because the scorer reads all of it.")
         if not there:
             make_folder(self.beside)
             write_bytes(self._record, json.dumps(record, indent=1).encode())

@@ -102,7 +102,7 @@ def table(pixel: Iterable[Scores], source: Iterable[Scores]) -> tuple[list[Score
         if other and other.images != found.images:
             notes.append(
                 f"{name}: the pixel model was scored on {found.images} images and the source on {other.images}, so "
-                "they are not quite comparable."
+                "they are not fully comparable."
             )
     return rows, notes
 

@@ -62,10 +62,12 @@ def cause(
     """
     given = _first_broken(inputs)
     if given:
-        return f"{given} is not finite already, so that the model is not at fault. Look at where that comes from."
+        return (
+            f"{given} already has values that are not finite, so the model is not at fault: check where it comes from."
+        )
     adapter = _first_broken(adapters)
     if adapter:
-        return f"a LoRA is broken, its part for the weight '{adapter}' is not finite. Remove that LoRA."
+        return f"a LoRA is broken: its part for the weight '{adapter}' is not finite. Remove that LoRA."
     weight = _first_broken(weights)
     if weight and adapted:
         return (
@@ -73,7 +75,7 @@ def cause(
             "no better, the model's file is broken: download or make it again."
         )
     if weight:
-        return f"the model's file is broken, its weight '{weight}' is not finite. Download or make it again."
+        return f"the model's file is broken: its weight '{weight}' is not finite. Download or make it again."
     lower = " or with the LoRAs at a lower strength" if adapted else ""
     return f"all weights are finite, so they overflow in their dtype. Try with the weights in bf16 or fp32{lower}."
 

@@ -271,7 +271,7 @@ def check_a_base_of_another_program_is_taken_if_the_user_says_so(tmp_path: Path)
     kit.save_file({key: value + 0.01 if "layers.0." in key else value for key, value in state.items()}, str(trained))
     delta.extract(trained, base, tmp_path / "delta.safetensors")
     files = write(tmp_path, quantised.scaled_fp8(state)), str(tmp_path / "delta.safetensors")
-    with pytest.raises(ValueError, match="does not say what it was made from"):
+    with pytest.raises(ValueError, match="does not state what it was made from"):
         kit.load_model(*files)
     found = output(kit.load_model(*files, unchecked_base=True))
     assert golden.relative_error(found, output(kit.load_model(str(trained)))) < 0.05
