@@ -194,7 +194,7 @@ def test_mistakes_are_one_line(geneval: Path, dpg: Path, tmp_path: Path, capsys:
     def said(kind: str, prompts: Path, *more: str) -> str:
         return mistake(capsys, "evaluate", kind, prompts, output, *more)
 
-    assert "Give the model as --model" in said("geneval", geneval)
+    assert "Give either the model as --model" in said("geneval", geneval)
     assert "needs a running ComfyUI" in said("geneval", geneval, "--workflow", "w.json")
     assert "--host goes with --workflow" in said("geneval", geneval, "--model", "tiny", "--host", "x:1")
     more = ("--workflow", "w.json", "--host", "x:1", "--steps", "3")
