@@ -15,11 +15,11 @@ from test_cli import mistake
 
 from comfyui_l2p.l2p_core import delta, flow, tiny
 from comfyui_l2p.l2p_core.dataset.pictures import picture
-from comfyui_l2p.l2p_core.evaluate import scores
-from comfyui_l2p.l2p_core.evaluate.benchmarks import BENCHMARKS, shots
-from comfyui_l2p.l2p_core.evaluate.layouts import GenEvalFolder
 from comfyui_l2p.l2p_core.tiny import bundled
 from comfyui_l2p.train.cli import main
+from comfyui_l2p.train.image_benchmarks import scores
+from comfyui_l2p.train.image_benchmarks.benchmarks import BENCHMARKS, shots
+from comfyui_l2p.train.image_benchmarks.layouts import GenEvalFolder
 from comfyui_l2p.train.sampler import Sampler
 
 pytestmark = pytest.mark.usefixtures("unflushed")

@@ -16,9 +16,6 @@ from tqdm import tqdm
 from ..l2p_core import tiny
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import Settings
-from ..l2p_core.evaluate import benchmark_report
-from ..l2p_core.evaluate.benchmarks import BENCHMARKS, PER_PROMPT, Benchmark, Prompt, Shot, noise_rule, shots
-from ..l2p_core.evaluate.layouts import FOLDERS, BenchmarkFolder
 from ..l2p_core.run.caption_source import CaptionSource
 from ..l2p_core.sources import source_of
 from ..l2p_core.tiny.bundled import TinySource, is_tiny
@@ -28,6 +25,9 @@ from . import text_encoder
 from .console import bar, count_progress
 from .fleet import Fleet
 from .host_client import HostClient
+from .image_benchmarks import report as benchmark_report
+from .image_benchmarks.benchmarks import BENCHMARKS, PER_PROMPT, Benchmark, Prompt, Shot, noise_rule, shots
+from .image_benchmarks.layouts import FOLDERS, BenchmarkFolder
 from .interrupt import deferred_interrupt
 from .sample_captions import encoder_device, encoder_files
 from .sampler import Sampler

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from ..l2p_core.evaluate import scores
 from ..l2p_core.files.atomic import write_bytes
 from .console import table
+from .image_benchmarks import scores
 
 
 def scores_command(args: argparse.Namespace) -> None:

@@ -1,1 +1,1 @@
-"""Judging a pixel model beside its source: statistics of images, reports, and the layouts and scores of benchmarks."""
+"""Judging a pixel model beside its source: statistics of pairs of images, and their report."""

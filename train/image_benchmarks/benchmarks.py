@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..dataset.synthesis import Item
-from ..dataset.tables import decoded, is_text
+from ...l2p_core.dataset.synthesis import Item
+from ...l2p_core.dataset.tables import decoded, is_text
 
 SEED = 42
 """GenEval's own seed, reset for every prompt."""

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..dataset.images import opened, pillow
-from ..dataset.pictures import png
-from ..dataset.synthesis import TEXT_KEY, Settings, is_whole
-from ..files.atomic import make_folder, remove, write_bytes
+from ...l2p_core.dataset.images import opened, pillow
+from ...l2p_core.dataset.pictures import png
+from ...l2p_core.dataset.synthesis import TEXT_KEY, Settings, is_whole
+from ...l2p_core.files.atomic import make_folder, remove, write_bytes
 from .benchmarks import PER_PROMPT, Benchmark, Prompt, Shot
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..dataset.images import opened
-from ..files.atomic import write_bytes
-from ..files.paths import quoted
-from ..run.metrics import duration
-from ..run.page import facts, jpeg_url, page, spread, text
+from ...l2p_core.dataset.images import opened
+from ...l2p_core.files.atomic import write_bytes
+from ...l2p_core.files.paths import quoted
+from ...l2p_core.run.metrics import duration
+from ...l2p_core.run.page import facts, jpeg_url, page, spread, text
 from .benchmarks import PER_PROMPT, Shot
 from .layouts import BenchmarkFolder, DpgFolder
 

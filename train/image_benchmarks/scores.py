@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..dataset.tables import decoded
+from ...l2p_core.dataset.tables import decoded
 
 OVERALL = "Overall"
 _NUMBER = r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|nan)"
