@@ -105,25 +105,6 @@ def velocity_loss(model: FlowModel, x0: Tensor, noise: Tensor, sigma: Tensor, ca
 
 
 @torch.no_grad()
-def euler(
-    model: FlowModel,
-    noise: Tensor,
-    captions: Sequence[Caption],
-    *,
-    sigmas: Tensor,
-    cfg: float = 1.0,
-    negative: Sequence[Caption] | None = None,
-    init: Tensor | None = None,
-    mask: Tensor | None = None,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Integrate the flow along `sigmas` and return its end, unclamped; arguments as for `sample`."""
-    x = noise.float() if init is None else add_noise(init, noise, sigmas[:1].to(noise.device).expand(len(noise)))
-    known = None if mask is None or init is None else (noise.float() - init.float(), mask)
-    return integrate(model, x, captions, sigmas=sigmas, cfg=cfg, negative=negative, known=known, progress=progress)[0]
-
-
-@torch.no_grad()
 def integrate(
     model: FlowModel,
     x: Tensor,
@@ -173,6 +154,7 @@ def _refined(model: FlowModel, captions: Any) -> Any:
     return captions if refined is None else refined(captions)
 
 
+@torch.no_grad()
 def sample(
     model: FlowModel,
     noise: Tensor,
@@ -208,9 +190,9 @@ def sample(
     """
     if mask is not None and init is None:
         raise ValueError("A mask needs an image to repaint: give it as init.")
-    end = euler(
-        model, noise, captions, sigmas=sigmas, cfg=cfg, negative=negative, init=init, mask=mask, progress=progress
-    )
+    x = noise.float() if init is None else add_noise(init, noise, sigmas[:1].to(noise.device).expand(len(noise)))
+    known = None if mask is None or init is None else (noise.float() - init.float(), mask)
+    end, _ = integrate(model, x, captions, sigmas=sigmas, cfg=cfg, negative=negative, known=known, progress=progress)
     check_finite(end, lambda: cause(weights_of(model), _inputs(captions, negative, init)))
     end = end.clamp(-1, 1)
     return end if mask is None or init is None else torch.where(mask > 0, end, init.float())

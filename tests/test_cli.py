@@ -312,7 +312,7 @@ def test_memory_that_runs_out_in_sampling_is_one_sentence(
     def full(*_: Any, **__: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("comfyui_l2p.l2p_core.flow.euler", full)
+    monkeypatch.setattr("comfyui_l2p.l2p_core.flow.integrate", full)
     command = ["sample", "tiny", "--prompt", "a red circle", "--output", str(tmp_path / "a.png")]
     assert main(command) == 1
     said = capsys.readouterr().err

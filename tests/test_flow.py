@@ -90,7 +90,7 @@ def test_guidance_extrapolates_and_one_is_a_single_pass() -> None:
 
     positive, negative = [torch.ones(1, 1)], [torch.zeros(1, 1)]
     noise = torch.zeros(1, 3, 2, 2)
-    guided = flow.euler(by_caption, noise, positive, sigmas=flow.sigmas(1), cfg=3.0, negative=negative)
+    guided, _ = flow.integrate(by_caption, noise, positive, sigmas=flow.sigmas(1), cfg=3.0, negative=negative)
     assert torch.allclose(guided, torch.full_like(noise, -3.0))
     field = Towards(noise)
     flow.sample(field, noise, positive, sigmas=flow.sigmas(5), cfg=1.0)

@@ -32,7 +32,7 @@ def test_sampling_with_guidance() -> None:
     negative = golden.array("neg", (config["neg_tokens"], config["cap_feat_dim"]), seed)
     schedule = flow.sigmas(config["steps"], config["shift"], config["denoise"])
     assert golden.relative_error(schedule[:-1], stored["sigmas"][: config["steps"]]) < PARITY
-    pixels = flow.euler(
+    pixels, _ = flow.integrate(
         golden.model(seed=seed), noise, [positive], sigmas=schedule, cfg=config["cfg"], negative=[negative]
     )
     assert golden.relative_error(pixels[0], stored["final"]) < PARITY

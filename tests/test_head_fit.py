@@ -22,10 +22,11 @@ from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
 from comfyui_l2p.l2p_core.head_fit import HeadFit
 from comfyui_l2p.l2p_core.head_windows import Windows
 from comfyui_l2p.l2p_core.ops.least_squares import LeastSquares
+from comfyui_l2p.l2p_core.run import preparation
 from comfyui_l2p.l2p_core.run.data import tiny_pairs
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.hooks import Hooks
-from comfyui_l2p.l2p_core.run.loop import prepare, train
+from comfyui_l2p.l2p_core.run.loop import Run, train
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.l2p_core.run.recipe import Recipe, load
 from comfyui_l2p.l2p_core.tiny import bundled, image_set
@@ -304,7 +305,8 @@ def test_only_the_first_of_several_processes_says_that_they_do_not_fit(tmp_path:
         notes: list[str] = []
         folder = RunFolder(tmp_path / str(ranks.rank))
         folder.path.mkdir()
-        run = prepare(recipe(tmp_path, 1), folder, None, Hooks(note=notes.append), Ranks())
+        found = preparation.prepare(recipe(tmp_path, 1), folder, None, Hooks(), Ranks())
+        run = Run(found.recipe, folder, found.base, found.data, hooks=Hooks(note=notes.append))
         run.ranks = run.trainer.ranks = ranks
         run.fit_head()
         assert any(note.startswith("The Detailer Head starts unfitted") for note in notes) == ranks.first

@@ -124,7 +124,7 @@ def test_two_processes_share_the_samples_of_one(folder: Path) -> None:  # noqa: 
 
 def test_frozen_weights_are_read_in_the_precision_they_are_kept_in(folder: Path) -> None:  # noqa: F811
     recipe, ranks = recipe_in(folder), Ranks(device=torch.device("cpu"))
-    base = loop.prepare(recipe, RunFolder(folder / "run"), None, Hooks(), ranks).base
+    base = preparation.prepare(recipe, RunFolder(folder / "run"), None, Hooks(), ranks).base
     weights = training_model.load(base, recipe.training, ranks).state_dict()
     assert {value.dtype for value in weights.values()} == {torch.float32}
     half = dataclasses.replace(recipe.training, precision="bf16")

@@ -13,12 +13,12 @@ from ..deep_images.common import Header
 from ..files.tensor_io import ProgressCallback
 from . import buckets, headers, problems
 from .buckets import Size
-from .problems import Problem
+from .problems import Problem, some
 from .readers import Listing, Sample, read
 
 MAX_UPSCALE = 1.5
+"""Images that are enlarged by more than this are named in the notes."""
 _LARGE_CROP = 0.25
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,6 @@ def open_folder(
     *,
     area: int,
     multiple: int,
-    max_aspect: float = buckets.MAX_ASPECT,
-    max_upscale: float = MAX_UPSCALE,
     max_bad_share: float = problems.MAX_BAD_SHARE,
     index: Path | None = None,
     progress: ProgressCallback | None = None,
@@ -80,8 +78,6 @@ def open_folder(
         source: the folder, or one table in it; see `readers.read`.
         area: maximum pixels of an image in training, such as 1024 * 1024.
         multiple: of both sides; `ModelConfig.size_multiple`.
-        max_aspect: maximum ratio of a bucket's longer side to its shorter one; longer images are cropped at their ends.
-        max_upscale: images that are enlarged by more than this are named in the notes.
         max_bad_share: share of bad samples above which this fails.
         index: a file that caches the sizes, so that the next start need not open every image; created if missing, and
             left alone, with a note, if it is something else.
@@ -94,7 +90,7 @@ def open_folder(
     listing = read(source)
     found, broken, changed = headers.look(listing.samples, index, progress)
     bad = listing.problems + broken
-    wanted = buckets.sizes(area, multiple, max_aspect)
+    wanted = buckets.sizes(area, multiple)
     images = [
         Image(frame, Size(*header[:2]), buckets.nearest(*header[:2], wanted))
         for sample in listing.samples
@@ -105,11 +101,11 @@ def open_folder(
     problems.check_share(bad, total, max_bad_share)
     if not images:
         raise ValueError(f"{source} holds no image that can be read: {bad[0]}.")
-    notes = _notes(listing, bad, total, images, max_upscale)
+    notes = _notes(listing, bad, total, images)
     rounded = [f"{name} ({header.rounded} bits)" for name, header in found.items() if header.rounded]
     if rounded:
         notes.append(
-            f"{_images(len(rounded))} of more than 8 bits a channel in a format that is read with 8: {_some(rounded)}. "
+            f"{_images(len(rounded))} of more than 8 bits a channel in a format that is read with 8: {some(rounded)}. "
             "Train on PNG or TIFF with 16 bits to keep all levels."
         )
     if index and headers.is_foreign(index):
@@ -119,7 +115,7 @@ def open_folder(
         )
     if changed:
         notes.append(
-            f"{_images(len(changed))} changed since this run last read them: {_some(changed)}. Its earlier steps were "
+            f"{_images(len(changed))} changed since this run last read them: {some(changed)}. Its earlier steps were "
             "trained on the images as they were; begin anew to train on the new ones alone."
         )
     return ImageFolder(listing.folder, images, bad, total, notes, _fingerprint(images))
@@ -143,25 +139,23 @@ def _fingerprint(images: Iterable[Image]) -> str:
     return digest.hexdigest()
 
 
-def _notes(
-    listing: Listing, bad: Sequence[Problem], total: int, images: Sequence[Image], max_upscale: float
-) -> list[str]:
+def _notes(listing: Listing, bad: Sequence[Problem], total: int, images: Sequence[Image]) -> list[str]:
     notes = []
     if bad:
-        notes.append(f"{problems.count(bad)} of {total} samples are skipped: {_some([str(p) for p in bad])}.")
+        notes.append(f"{problems.count(bad)} of {total} samples are skipped: {some([str(p) for p in bad])}.")
     if listing.unlisted:
-        notes.append(f"{_images(listing.unlisted)} that no table names and no text file describes are skipped.")
+        notes.append(f"Skipped {_images(listing.unlisted)} that no table names and no text file describes.")
     notes += _of_other_trainers(listing)
     if listing.repeats:
         notes.append(f"{listing.repeats} repeated rows are read once.")
     grown = sorted(((buckets.enlargement(*image.size, image.bucket), image) for image in images), key=lambda p: -p[0])
-    large = [f"{image.sample.name} ({factor:.2g} times)" for factor, image in grown if factor > max_upscale]
+    large = [f"{image.sample.name} ({factor:.2g} times)" for factor, image in grown if factor > MAX_UPSCALE]
     if large:
-        notes.append(f"{_images(len(large))} must be enlarged by more than {max_upscale:g}: {_some(large)}.")
+        notes.append(f"{_images(len(large))} must be enlarged by more than {MAX_UPSCALE:g}: {some(large)}.")
     cuts = sorted(((buckets.cropped_share(*image.size, image.bucket), image) for image in images), key=lambda p: -p[0])
     cut = [f"{image.sample.name} ({share:.0%})" for share, image in cuts if share > _LARGE_CROP]
     if cut:
-        notes.append(f"{_images(len(cut))} lose more than {_LARGE_CROP:.0%} of their area to the crop: {_some(cut)}.")
+        notes.append(f"The crop removes more than {_LARGE_CROP:.0%} of {_images(len(cut))}: {some(cut)}.")
     return notes
 
 
@@ -170,13 +164,13 @@ def _of_other_trainers(listing: Listing) -> list[str]:
     notes = []
     if listing.skipped:
         kinds = [f"{count} {suffix}" for suffix, count in listing.skipped.most_common()]
-        notes.append(f"Files that are not read: {_some(kinds)}.")
+        notes.append(f"Files that are not read: {some(kinds)}.")
     if listing.unused:
         count = "1 text file" if listing.unused == 1 else f"{listing.unused} text files"
         notes.append(f"Skipped {count} without an image.")
     if listing.repeat_folders:
         notes.append(
-            f"Folder names such as {_some(listing.repeat_folders)} set repeats in other trainers; here every image is "
+            f"Folder names such as {some(listing.repeat_folders)} set repeats in other trainers; here every image is "
             "shown equally often."
         )
     return notes
@@ -184,8 +178,3 @@ def _of_other_trainers(listing: Listing) -> list[str]:
 
 def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
-
-
-def _some(texts: Sequence[str]) -> str:
-    more = len(texts) - _SHOWN
-    return ", ".join(texts[:_SHOWN]) + (f", and {more} more" if more > 0 else "")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 MAX_BAD_SHARE = 0.05
 SHOWN = 50
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class TooManyProblems(ValueError):
 def count(problems: Sequence[Problem]) -> int:
     """The number of samples that the problems cost."""
     return sum(problem.count for problem in problems)
+
+
+def some(texts: Sequence[str]) -> str:
+    """The first three texts, and how many more there are."""
+    more = len(texts) - _NAMED
+    return ", ".join(texts[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_share(problems: Sequence[Problem], total: int, max_share: float) -> None:

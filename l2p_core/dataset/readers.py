@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -180,7 +180,7 @@ class _Reading:
             return
         if caption:
             self.found.add(Sample(name, path, caption, None))
-        elif caption is None and self._covered & set(_parents(name)):
+        elif caption is None and self._covered & set(map(str, PurePosixPath(name).parents)):
             self.listing.unlisted += 1
         else:
             text = PurePosixPath(name).with_suffix(".txt").name
@@ -194,10 +194,6 @@ class _Reading:
             return self.files.caption(image)
         except ValueError:
             return None
-
-
-def _parents(name: str) -> Iterator[str]:
-    return (str(parent) for parent in PurePosixPath(name).parents)
 
 
 def _repeat_folders(samples: Iterable[Sample]) -> list[str]:

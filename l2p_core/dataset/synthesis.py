@@ -22,7 +22,7 @@ from ..files.atomic import append, make_folder, write_bytes
 from .formats import FROM_MACHINES
 from .images import BrokenImage, decoding, opened
 from .pictures import png
-from .tables import decoded
+from .tables import decoded, written
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -117,9 +117,9 @@ class SynthesisFolder:
         write_bytes(self.path(item), png(image.convert("RGB"), {TEXT_KEY: self._text(item)}))
         row = self._row(item)
         if self._table.exists():
-            append(self._table, _lines([row]))
+            append(self._table, written([row]))
         else:
-            write_bytes(self._table, _lines([self._header, row]))
+            write_bytes(self._table, written([self._header, row]))
         self._rows[item.name] = row
 
     @property
@@ -134,13 +134,13 @@ class SynthesisFolder:
 
     def _recovered(self) -> dict[str, list[str]]:
         """The table's rows whose image is complete, by the image's name, with new rows for images without one."""
-        written = self._table.read_bytes() if self._table.exists() else b""
+        before = self._table.read_bytes() if self._table.exists() else b""
         rows = {row[0]: row for row in self._read() if is_whole(self.folder / row[0])}
         for item in self.wanted:
             if item.name not in rows and self._is_ours(item):
                 rows[item.name] = self._row(item)
-        content = _lines([self._header, *rows.values()])
-        if rows and content != written:
+        content = written([self._header, *rows.values()])
+        if rows and content != before:
             write_bytes(self._table, content)
         elif not rows:
             self._table.unlink(missing_ok=True)
@@ -207,9 +207,3 @@ def is_whole(path: Path) -> bool:
             return start == _PNG_START and file.read() == _PNG_END
     except OSError:
         return False
-
-
-def _lines(rows: Iterable[Sequence[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()

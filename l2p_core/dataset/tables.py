@@ -6,7 +6,7 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,13 @@ def _complain(path: Path, table: Table, lacks: str) -> None:
         raise ValueError(f"{path} cannot be read: {table.not_json}.")
     where = "its first line" if path.suffix.lower() in (".csv", ".tsv") else "every line"
     raise ValueError(f"{path} has {lacks}: name them in {where}.")
+
+
+def written(rows: Iterable[Sequence[str]]) -> bytes:
+    """Rows as the content of a CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
 
 
 def decoded(path: Path) -> str:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..dataset import formats
 from ..dataset.images import BrokenImage, opened
+from ..dataset.problems import some
 from ..dataset.synthesis import TEXT_KEY
 from ..files import paths
 
 if TYPE_CHECKING:
     from PIL import Image
-
-_SHOWN = 3
 
 
 class Picture(Protocol):
@@ -105,7 +104,7 @@ def of_folders(source: Path, pixel: Path) -> tuple[list[Pair], str]:
     for here, there, held, missing in ((source, pixel, first, second), (pixel, source, second, first)):
         if gone := [name for name in held if name not in missing]:
             raise ValueError(
-                f"{there} lacks {len(gone)} of the {len(held)} images of {here} ({_some(gone)}): make both of the same "
+                f"{there} lacks {len(gone)} of the {len(held)} images of {here} ({some(gone)}): make both of the same "
                 "prompts and seeds, or take the others out."
             )
     return [_pair(name, first[name], second[name]) for name in first], ""
@@ -159,8 +158,3 @@ def _about(text: object) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

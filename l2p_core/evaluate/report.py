@@ -113,7 +113,7 @@ def _pairs(found: Comparison, indices: Sequence[int], difference: bool = False) 
     for pair in (found.pairs[index] for index in indices):
         pictures = _image(pair.source, "source") + _image(pair.pixel, "pixel model")
         pictures += _difference(pair) if difference else ""
-        figures.append(f"<figure{kind}>{pictures}<figcaption>{_caption(pair)}</figcaption></figure>")
+        figures.append(f"<figure{kind}>{pictures}<figcaption>{text(pair.prompt or pair.name)}</figcaption></figure>")
     return f'<div class="pairs">{"".join(figures)}</div>'
 
 
@@ -125,10 +125,6 @@ def _repeats(found: Comparison, which: int, repeats: Sequence[tuple[int, int]]) 
         names = text(" and ".join(pair.name for pair in pairs))
         figures.append(f"<figure>{pictures}<figcaption>{names}</figcaption></figure>")
     return f'<div class="pairs">{"".join(figures)}</div>'
-
-
-def _caption(pair: Pair) -> str:
-    return text(pair.prompt or pair.name)
 
 
 def _image(picture: Picture, alt: str) -> str:

@@ -107,15 +107,11 @@ def state(*paths: Path) -> str:
             is_file = path.is_file()
         except OSError:
             is_file = False
-        found = (
-            [_stat(path, path.name)]
-            if is_file
-            else [
-                _stat(entry, (here / entry.name).relative_to(path).as_posix())
-                for here, files in walk(path)
-                for entry in files
-            ]
-        )
+        below = () if is_file else walk(path)
+        found = [_stat(path, path.name)] if is_file else []
+        found += [
+            _stat(file, (here / file.name).relative_to(path).as_posix()) for here, files in below for file in files
+        ]
         digest.update(json.dumps([path.name, found]).encode())
     return digest.hexdigest()
 

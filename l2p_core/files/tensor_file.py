@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .atomic import atomic_file
 from .safetensors_header import CheckpointError, header_room, read_header, shown
-from .tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, Piece, Stored, TensorWriter, as_bytes
+from .tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, TensorWriter, as_bytes, joined
 
 
 def save(
@@ -60,6 +60,5 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         for name, entry in header.tensors.items():
             if entry.dtype not in TORCH_DTYPES:
                 raise CheckpointError(f"{path}: {shown(name)} is {entry.dtype}, which is not read here.")
-            piece = Piece(header.path, entry.start, entry.stop, entry.dtype)
-            tensors[name] = reader.read(Stored(name, entry.dtype, entry.shape, (piece,)))
+            tensors[name] = reader.read(joined(name, [(header, entry)]))
     return tensors, header.metadata

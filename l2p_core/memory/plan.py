@@ -111,7 +111,7 @@ class _Planner:
         else:
             share = self.processes if training.parallel == "fsdp" else 1
             # FSDP2 does not cut what `block_store` holds.
-            device["frozen weights"] //= 1 if self._stores() else share
+            device["frozen weights"] //= 1 if any(weight.replaced for weight in self.weights.values()) else share
             device["trained weights"] //= share
             device |= {"optimiser": moments // share, "averages": averages // share}
             device["gradients"] = peak.gradients // share
@@ -141,9 +141,6 @@ class _Planner:
         if homes:
             computer["streamed weights"] = pinned_bytes(homes) if has_own_memory(self.device_type) else sum(homes)
         return placement.device_bytes(self.weights), computer
-
-    def _stores(self) -> bool:
-        return any(weight.replaced for weight in self.weights.values())
 
     def _largest_block(self) -> int:
         sizes: dict[str, int] = {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..dataset.synthesis import Settings
+from ..dataset.tables import written
 from ..files.atomic import write_bytes
 from . import report
 from .journal import Entry
@@ -32,11 +31,7 @@ def write_table(folder: Path, prompts: Sequence[Entry]) -> None:
 
 def table(rows: Sequence[Sequence[str]]) -> bytes:
     """The content of a table with HEADER and these rows."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    return written([HEADER, *rows])
 
 
 def write_report(folder: Path, slots: Sequence[Slot], entries: Sequence[Entry], settings: Settings) -> None:

@@ -125,7 +125,11 @@ class DiskPlan:
             return
         eight, none = ("optimiser_bits", 8), ("ema_decay", 0.0)
         sharded = processes > 1 and self.training.parallel == "fsdp"
-        possible = [change for change in ([none] if sharded else [eight, none]) if not self._has(*change)]
+        possible = [
+            change
+            for change in ([none] if sharded else [eight, none])
+            if getattr(self.training, change[0]) != change[1]
+        ]
         sets = [*([change] for change in possible), *([possible] if len(possible) > 1 else [])]
         if self.training.policy != "all":
             sets += [[*possible, ("blocks", count)] for count in reversed(range(self.training.blocks))]
@@ -133,9 +137,6 @@ class DiskPlan:
             changed = dataclasses.replace(self.training, **dict(changes))  # type: ignore[arg-type]
             words = " and ".join(f"{name} = {value:g}" for name, value in changes)
             yield words, sum(self.parts_of(changed).values())
-
-    def _has(self, name: str, value: float) -> bool:
-        return bool(getattr(self.training, name) == value)
 
 
 def planned(

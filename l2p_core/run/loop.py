@@ -94,8 +94,9 @@ def train(
     with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad(), exact:
         ranks.first_only(lambda: _hold(run_folder, stack, hooks))
         try:
-            run = prepare(recipe, run_folder, captions, hooks, ranks, restart, published)
-            recipe = run.recipe
+            found = preparation.prepare(recipe, run_folder, captions, hooks, ranks, restart, published)
+            recipe = found.recipe
+            run = Run(recipe, run_folder, found.base, found.data, ranks, hooks, found.pace)
             finished = run.go()
         except RuntimeError as error:
             if not accelerator.is_out_of_memory(error):
@@ -109,20 +110,6 @@ def _hold(folder: RunFolder, stack: ExitStack, hooks: Hooks) -> None:
     """Keep other processes out of the folder until the stack ends."""
     if not stack.enter_context(folder.held()):
         hooks.note("This disk does not support locks: make sure that no other process trains in the same folder.")
-
-
-def prepare(
-    recipe: Recipe,
-    folder: RunFolder,
-    captions: CaptionSource | None,
-    hooks: Hooks,
-    ranks: Ranks,
-    restart: bool = False,
-    published: Path | None = None,
-) -> Run:
-    """Prepare the run; arguments and errors as for `train`."""
-    found = preparation.prepare(recipe, folder, captions, hooks, ranks, restart, published)
-    return Run(found.recipe, folder, found.base, found.data, ranks, hooks, found.pace)
 
 
 class Run:

@@ -78,8 +78,9 @@ def measured(folder: Path, key: str) -> Pace | None:
     own = _of_run(folder, key)
     if own or not folder.resolve().parent.is_dir():
         return own
-    beside = sorted(folder.resolve().parent.glob(f"*/{RunFolder(folder).metrics.name}"), key=_changed, reverse=True)
-    return next(filter(None, (_of_run(path.parent, key) for path in beside)), None)
+    beside = folder.resolve().parent.glob(f"*/{RunFolder(folder).metrics.name}")
+    latest_first = sorted(beside, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next(filter(None, (_of_run(path.parent, key) for path in latest_first)), None)
 
 
 def expected(recipe: Recipe, folder: RunFolder, key: str, fresh: bool = False) -> str:
@@ -136,7 +137,3 @@ def _last_lines(path: Path) -> Iterator[dict[str, Any]]:
             return
         if isinstance(values, dict):
             yield values
-
-
-def _changed(path: Path) -> float:
-    return path.stat().st_mtime

@@ -80,7 +80,7 @@ def png_url(path: Path) -> str:
     megabytes."""
     with opened(path, ("PNG",)) as image:
         if image.width <= WIDEST:
-            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+            return _url("png", path.read_bytes())
         return jpeg_url(image, WIDEST)
 
 
@@ -88,7 +88,7 @@ def picture_url(image: Image.Image, exact: bool) -> str:
     """A picture inside the page as it is: as PNG if its pixels matter, else as JPEG."""
     if not exact:
         return jpeg_url(image, max(image.size))
-    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+    return _url("png", png(image))
 
 
 def jpeg_url(image: Image.Image, widest: int) -> str:
@@ -97,4 +97,8 @@ def jpeg_url(image: Image.Image, widest: int) -> str:
         image.thumbnail((widest, 1 << 16))
     content = io.BytesIO()
     image.convert("RGB").save(content, format="JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return _url("jpeg", content.getvalue())
+
+
+def _url(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -68,11 +68,10 @@ class ShapeReader:
             if any(key.startswith(f"{HEAD}.") for key in self.shapes):
                 raise ValueError(f"The Detailer Head is incomplete: it has no '{HEAD}.enc1.0.weight'.")
             return None
-        order = [stage.name for row in VARIANTS.values() for stage in row.head.stages]
-        unknown = [name for name in names if name not in order]
+        full_resolution_first = ["_8k", "_10k_a", "0", "0b", "1", "2", "3", "4"]
+        unknown = [name for name in names if name not in full_resolution_first]
         if unknown:
             raise ValueError(f"The Detailer Head has an unknown stage 'enc{unknown[0]}'; this build cannot read it.")
-        full_resolution_first = ["_8k", "_10k_a", "0", "0b", "1", "2", "3", "4"]
         stages = tuple(
             Stage(
                 name,

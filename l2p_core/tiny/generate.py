@@ -60,7 +60,7 @@ def generate(
     for start in range(0, len(captions), batch):
         rows = slice(start, min(start + batch, len(captions)))
         noise = torch.stack([seeded_noise(seed, size) for seed in seeds[rows]]).to(device)
-        latents = flow.euler(
+        latents, _ = flow.integrate(
             source, noise, features[rows], sigmas=flow.sigmas(steps), cfg=cfg, negative=[empty] * len(noise)
         )
         images[rows] = autoencoder.decode(latents)

@@ -93,16 +93,15 @@ class Preparation:
         )
 
     def _empty(self, shape: Sequence[int]) -> Tensor:
-        own = accelerator.has_own_memory(self.device.type)
-        if own and torch.Size(shape).numel() * torch.float32.itemsize <= _PINNED_AT_MOST:
-            return accelerator.pinned(shape, torch.float32)
-        return torch.empty(tuple(shape))
+        pins = self._pins(torch.Size(shape).numel() * torch.float32.itemsize)
+        return accelerator.pinned(shape, torch.float32) if pins else torch.empty(tuple(shape))
 
     def _pinned(self, tensor: Tensor) -> Tensor:
-        own = accelerator.has_own_memory(self.device.type)
-        if own and tensor.nbytes <= _PINNED_AT_MOST:
-            return accelerator.pinned(tensor.shape, tensor.dtype).copy_(tensor)
-        return tensor
+        pins = self._pins(tensor.nbytes)
+        return accelerator.pinned(tensor.shape, tensor.dtype).copy_(tensor) if pins else tensor
+
+    def _pins(self, size: int) -> bool:
+        return accelerator.has_own_memory(self.device.type) and size <= _PINNED_AT_MOST
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
-
 from ..distributed.sharding import local
+from ..ops.finite import is_finite
 from .trainer import Trainer
 
 NOTHING = 2.0
@@ -24,7 +23,7 @@ def all_finite(trainer: Trainer) -> bool:
     """Whether weights, averages and moments are finite in every process; all processes call this."""
     tensors = (local(tensor) for tensor in trainer.state().values())
     floats = (tensor for tensor in tensors if tensor.is_floating_point())
-    return not trainer.ranks.any(not all(_is_finite(tensor) for tensor in floats))
+    return not trainer.ranks.any(not all(map(is_finite, floats)))
 
 
 class Flaw(NamedTuple):
@@ -49,7 +48,3 @@ def flaw(trainer: Trainer, first_loss: float) -> Flaw | None:
     if loss > RUINED * max(NOTHING, first_loss):
         return Flaw(f"the loss of the same images is {loss:.4g}, above that of a model that predicts nothing", False)
     return None
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    return bool(tensor.isfinite().all())

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..distributed.sharding import fill
 from ..files.safetensors_header import CheckpointError, Header, read_header, shown
 from ..files.tensor_file import save as save_tensors
-from ..files.tensor_io import TORCH_DTYPES, ChunkReader, Piece, Stored
+from ..files.tensor_io import TORCH_DTYPES, ChunkReader, joined
 from ..training_config import TrainingConfig
 
 KIND_KEY = "l2p.kind"
@@ -77,8 +77,7 @@ def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfi
     with ChunkReader() as reader:
         for name, entry in header.tensors.items():
             assert TORCH_DTYPES[entry.dtype] == state[name].dtype
-            piece = Piece(header.path, entry.start, entry.stop, entry.dtype)
-            fill(state[name], reader.read(Stored(name, entry.dtype, entry.shape, (piece,))))
+            fill(state[name], reader.read(joined(name, [(header, entry)])))
     return step
 
 
