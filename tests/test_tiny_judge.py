@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from comfyui_l2p.l2p_core.tiny import judge, shapes
-from comfyui_l2p.l2p_core.tiny.grid import patch_grid_ratio
 from comfyui_l2p.l2p_core.tiny.shapes import Attributes, Scene
+from comfyui_l2p.train.patch_grid import patch_grid_ratio
 
 
 @pytest.fixture(scope="module")

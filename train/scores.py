@@ -11,8 +11,8 @@ from torch import Tensor
 from ..l2p_core.config import VARIANTS
 from ..l2p_core.files.tensor_io import ProgressCallback
 from ..l2p_core.tiny import judge, shapes
-from ..l2p_core.tiny.grid import patch_grid_ratio
 from .console import count_progress, table
+from .patch_grid import patch_grid_ratio
 
 ATTRIBUTES = ("shape", "colour", "place", "background")
 PATCH = VARIANTS["1k"].patch_size

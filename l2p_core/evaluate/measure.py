@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,11 +65,6 @@ class Measured:
     spectrum: Array
     thumbnail: Array
 
-    @property
-    def grid_ratio(self) -> float:
-        """Energy of differences across the borders of patches over that inside patches: 1 without a visible grid."""
-        return grid_ratio(self.grid)
-
 
 def grid_ratio(grid: Array) -> float:
     """The first entry of `Measured.grid` over the mean of the others; 1 for an image without any difference."""
@@ -125,26 +120,18 @@ def _bands(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
         yield np.asarray(image.crop((0, top, image.width, min(top + WINDOW, image.height))))
 
 
-@dataclass
 class _Sums:
     """Running sums over bands of an image."""
 
-    patch: int
-    window: int
-    pixels: int = 0
-    first: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
-    second: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
-    luma: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
-    chroma: float = 0.0
-    limits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2, dtype=np.int64))
-    laplacian: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
-    above: Array | None = None  # the last rows of luma of the band before
-    row: int = 0
-
-    def __post_init__(self) -> None:
-        self.energy, self.borders = np.zeros(self.patch), np.zeros(self.patch)
-        self.power, self.windows = np.zeros((self.window, self.window)), 0
-        edge = np.hanning(self.window + 2)[1:-1]
+    def __init__(self, patch: int, window: int):
+        self.patch, self.window = patch, window
+        self.pixels = self.row = self.windows = 0
+        self.chroma = 0.0
+        self.first, self.second, self.laplacian = np.zeros(3), np.zeros(3), np.zeros(3)
+        self.luma, self.limits = np.zeros(2), np.zeros(2, dtype=np.int64)
+        self.energy, self.borders, self.power = np.zeros(patch), np.zeros(patch), np.zeros((window, window))
+        self.above: Array | None = None  # the last rows of luma of the band before
+        edge = np.hanning(window + 2)[1:-1]
         taper = np.outer(edge, edge)
         self.taper = (taper / np.sqrt((taper**2).mean())).astype(np.float32)
 
