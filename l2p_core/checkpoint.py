@@ -151,8 +151,8 @@ class Checkpoint:
         prefix = unknown_prefix(self.tensors)
         if prefix:
             raise CheckpointError(
-                f"{self.path} has keys that begin with {shown(prefix)}, which is not known: a {known_models()} model "
-                f"has none or '{COMFY_PREFIX}' there, so save it again under such names."
+                f"{self.path} has keys that begin with {shown(prefix)}, an unknown prefix: save it again with "
+                f"'{COMFY_PREFIX}' or nothing before the keys, as in {known_models()} models."
             )
 
 

@@ -204,9 +204,9 @@ def _parts_in_old_spelling() -> State:
         ),
         (
             {**to_diffusers(PIXELS), "layers.0.attention.to_q.comfy_quant": quantised.marker(format="nvfp4")},
-            "q, k and v quantised apart",
+            "q, k and v quantised separately",
         ),
-        (_parts_in_old_spelling(), "q, k and v quantised apart"),
+        (_parts_in_old_spelling(), "q, k and v quantised separately"),
     ],
 )
 def test_scales_that_make_no_sense(state: State, sentence: str, tmp_path: Path) -> None:

@@ -119,5 +119,5 @@ def unreadable(suffix: str) -> str | None:
     if name:
         return f"{suffix} files cannot be read by this version of Pillow: {advice}"
     if not suffix:
-        return "files without a suffix are not read: add that of its format, such as .png, or .dcm for DICOM"
+        return "files without a suffix are not read: add the format's suffix, such as .png, or .dcm for DICOM"
     return f"{suffix} files are not read: {advice}"

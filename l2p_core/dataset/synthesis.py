@@ -164,7 +164,7 @@ class SynthesisFolder:
             rows.pop()
         for number, row in enumerate(rows, start=1):
             if len(row) != len(header):
-                raise ValueError(f"Row {number} of {self._table} is not whole: repair it, or choose another name.")
+                raise ValueError(f"Row {number} of {self._table} is incomplete: repair it, or choose another name.")
             self._check_settings(row)
         return rows
 

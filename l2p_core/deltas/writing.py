@@ -55,7 +55,9 @@ def write_model(
     checkpoint = merged.checkpoint
     config = checkpoint.config()
     if layout != "comfy" and merged.kept_layers:
-        raise ValueError("A quantised model has the ComfyUI layout alone, in which q, k and v share their scales.")
+        raise ValueError(
+            "A quantised model can be written only in the ComfyUI layout, in which q, k and v share their scales."
+        )
     refuse_own_source(target, checkpoint.paths)
     weights = [_weight(checkpoint.tensors[name], merged, rounding) for name in key_shapes(config)]
     weights.sort(key=lambda weight: weight.stored.place)

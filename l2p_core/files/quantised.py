@@ -197,8 +197,8 @@ def _refuse_parts(path: Path | str, tensors: Mapping[str, Stored], settings: Lay
     for layer in [*settings, *(layer_of(key) for key in tensors if is_quantisation_key(key))]:
         if layout.to_comfy(f"{layer}.weight")[1] is not None:
             raise CheckpointError(
-                f"{path} has its attention's q, k and v quantised apart ({shown(layer)}), which ComfyUI holds in one "
-                "tensor: use a file that was quantised in the ComfyUI layout, or the bf16, fp16 or fp32 file."
+                f"{path} has its attention's q, k and v quantised separately ({shown(layer)}), but ComfyUI has them in "
+                "one tensor: use a file that was quantised in the ComfyUI layout, or the bf16, fp16 or fp32 file."
             )
 
 
