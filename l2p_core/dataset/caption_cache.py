@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ..device import accelerator
+from ..files.metadata import KIND as KIND_KEY
 from ..files.safetensors_header import CheckpointError, read_header
 from ..files.tensor_file import load_tensors, save
 
-KIND_KEY, KIND = "l2p.kind", "caption"
+KIND = "caption"
 ENCODER_KEY, CAPTION_KEY = "l2p.encoder", "l2p.caption"
 TOKENS_KEY = "l2p.tokens"
 FEATURES = "features"
@@ -176,12 +177,7 @@ class CaptionCache:
             )
         path = self.path(caption)
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {
-            KIND_KEY: KIND,
-            ENCODER_KEY: self.identity,
-            CAPTION_KEY: caption,
-            TOKENS_KEY: str(length),
-        }
+        metadata = {KIND_KEY: KIND, ENCODER_KEY: self.identity, CAPTION_KEY: caption, TOKENS_KEY: str(length)}
         self._lengths[caption] = length
         try:
             save({FEATURES: features[: self.max_tokens]}, path, metadata, overwrite=True)

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..files.metadata import KIND as KIND_KEY
 from ..files.tensor_file import load_tensors, save
 
 LATENT_CHANNELS = 16
@@ -117,7 +118,7 @@ class Autoencoder(nn.Module):
         weights = {
             name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in self.state_dict().items()
         }
-        save(weights, path, {"l2p.kind": self.KIND}, overwrite=True)
+        save(weights, path, {KIND_KEY: self.KIND}, overwrite=True)
 
     @classmethod
     def load(cls: type[Loaded], path: Path) -> Loaded:
@@ -127,7 +128,7 @@ class Autoencoder(nn.Module):
             ValueError: if the file holds anything else.
         """
         tensors, metadata = load_tensors(path)
-        if metadata.get("l2p.kind") != cls.KIND:
+        if metadata.get(KIND_KEY) != cls.KIND:
             raise ValueError(f"{path} is not the tiny autoencoder: use the file that comes with this package.")
         model = cls()
         model.load_state_dict(tensors)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..dataset.images import from_uint8, to_uint8
+from ..files.metadata import KIND as KIND_KEY
 from ..files.tensor_file import load_tensors, save
 from ..files.tensor_io import ProgressCallback
 from ..training.batch import Batch
@@ -137,12 +138,12 @@ def _make_part(generate: Generate, start: int, seed: int, path: Path) -> None:
     numbers = range(start, start + PART)
     captions, seeds = [caption_of(number, seed) for number in numbers], [seed_of(number, seed) for number in numbers]
     pixels = to_uint8(generate(captions, seeds))
-    metadata = {"l2p.kind": "images", "captions": json.dumps(captions), "seeds": json.dumps(seeds)}
+    metadata = {KIND_KEY: "images", "captions": json.dumps(captions), "seeds": json.dumps(seeds)}
     save({"pixels": pixels}, path, metadata)
 
 
 def _load_part(path: Path) -> ImageSet:
     tensors, metadata = load_tensors(path)
-    if metadata.get("l2p.kind") != "images":
+    if metadata.get(KIND_KEY) != "images":
         raise ValueError(f"{path} is not a file of cached images: move it away; it will be created again.")
     return ImageSet(tensors["pixels"], json.loads(metadata["captions"]), json.loads(metadata["seeds"]))

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..files.metadata import KIND as KIND_KEY
 from ..files.tensor_file import load_tensors, save
 from . import shapes
 
@@ -80,7 +81,7 @@ class Words:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file with the vocabulary in its metadata, replacing an existing one."""
-        save({"table": self.table}, path, {"l2p.kind": self.KIND, "words": json.dumps(self.vocabulary)}, overwrite=True)
+        save({"table": self.table}, path, {KIND_KEY: self.KIND, "words": json.dumps(self.vocabulary)}, overwrite=True)
 
     @classmethod
     def load(cls: type[Loaded], path: Path) -> Loaded:
@@ -90,7 +91,7 @@ class Words:
             ValueError: if the file is not such a table.
         """
         tensors, metadata = load_tensors(path)
-        if metadata.get("l2p.kind") != cls.KIND or "table" not in tensors:
+        if metadata.get(KIND_KEY) != cls.KIND or "table" not in tensors:
             raise ValueError(f"{path} is not a table of words: use the words.safetensors that comes with this package.")
         return cls(json.loads(metadata["words"]), tensors["table"])
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..distributed.sharding import fill
+from ..files.metadata import KIND as KIND_KEY
 from ..files.safetensors_header import CheckpointError, Header, read_header, shown
 from ..files.tensor_file import save as save_tensors
 from ..files.tensor_io import TORCH_DTYPES, ChunkReader, joined
 from ..training_config import TrainingConfig
 
-KIND_KEY = "l2p.kind"
 KIND = "training-state"
 MAY_CHANGE = (
     "steps",
