@@ -17,7 +17,6 @@ from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.l2p_core.run.recipe import load
 from comfyui_l2p.l2p_core.tiny import bundled, image_set
 from comfyui_l2p.train import demo, figure
-from comfyui_l2p.train.benchmark import transfer
 from comfyui_l2p.train.scores import evaluate, score_table
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -66,18 +65,6 @@ def test_a_table_says_what_is_kept() -> None:
     assert "100.0%" in lines[2]
     assert "50.0%" in lines[3]
     assert len({len(line) for line in lines}) == 1
-
-
-def test_the_ablation_differs_in_one_thing_at_a_time() -> None:
-    recipe = load(finder.find("tiny"))
-    full, shallow, everything, scratch, renderings = transfer.arms(recipe, 100, 30, renderings=True)
-    assert full.recipe.training.steps == 100
-    assert {arm.recipe.training.steps for arm in (shallow, everything, scratch, renderings)} == {30}
-    assert shallow.recipe.training.policy == "shallow"
-    assert everything.recipe.training.policy == scratch.recipe.training.policy == "all"
-    assert scratch.from_scratch and not everything.from_scratch
-    assert renderings.recipe.data.kind == "renderings"
-    assert len({arm.folder for arm in (full, shallow, everything, scratch, renderings)}) == 5
 
 
 def test_a_figure_leaves_no_parts_behind(tmp_path: Path) -> None:

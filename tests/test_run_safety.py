@@ -22,7 +22,7 @@ from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.folder import LOCK, RunFolder
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
 from comfyui_l2p.train import demo
-from comfyui_l2p.train.benchmark import gpu_report, hybrid, transfer
+from comfyui_l2p.train.benchmark import gpu_report, hybrid, transfer, transfer_report
 from comfyui_l2p.train.cli import main
 from comfyui_l2p.train.own_folder import OwnFolder
 
@@ -172,7 +172,7 @@ def test_a_demos_folder_of_version_0_1_is_known_by_what_is_in_it(tmp_path: Path)
 @pytest.mark.parametrize(
     ("command", "folder", "results", "made"),
     [
-        ("transfer", transfer.FOLDER, transfer.RESULTS, "source/evaluation.safetensors"),
+        ("transfer", transfer.FOLDER, transfer_report.RESULTS, "source/evaluation.safetensors"),
         ("hybrid", hybrid.FOLDER, hybrid.RESULTS, "shapes-0f-pixels-only--6-steps-96-0.json"),
         ("gpu", gpu_report.FOLDER, ("gpu.json", "gpu.md"), "gpu.md"),
     ],

@@ -25,6 +25,8 @@ from .arguments import positive_number as _positive_number
 EXIT_MISTAKE = 2
 EXIT_FAILURE = 1
 EXIT_INTERRUPT = 130  # what shells report for SIGINT
+_TRANSFER = ("full", "starts", "policies", "data", "shift")
+"""The groups of `benchmark.transfer_arms`, which would import torch."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -203,14 +205,19 @@ def _add_benchmark(commands: _Commands) -> None:
     depth.set_defaults(command=run_depth)
 
     transfer = _command(
-        kinds, "transfer", "what transfer keeps of the tiny source, and the paper's ablations at small scale"
+        kinds, "transfer", "what transfer keeps of the tiny source, and starts, policies, images and noise compared"
     )
     transfer.add_argument(
         "--output", type=typed, default=Path("runs/transfer"), help="folder; finished stages are kept"
     )
-    transfer.add_argument("--steps", type=_positive, default=None, help="steps of the main run (default: the recipe's)")
-    transfer.add_argument("--ablation-steps", type=_positive, default=None, help="steps of each ablation")
-    transfer.add_argument("--renderings", action="store_true", help="also train on clean renderings for comparison")
+    transfer.add_argument("--steps", type=_positive, default=None, help="steps of the full run (default: the recipe's)")
+    transfer.add_argument("--ablation-steps", type=_positive, default=None, help="steps of each compared arm")
+    transfer.add_argument("--seeds", type=_positive, default=3, help="seeds of each compared arm")
+    transfer.add_argument(
+        "--only", nargs="+", choices=_TRANSFER, default=_TRANSFER, help="what to measure (default: all)"
+    )
+    # Of version 0.1; "data" is measured by default now.
+    transfer.add_argument("--renderings", action="store_true", help=argparse.SUPPRESS)
     transfer.add_argument("--write-delta", type=typed, default=None, metavar="FILE", help="also write the delta here")
 
     def run_transfer(args: argparse.Namespace) -> None:
@@ -219,8 +226,9 @@ def _add_benchmark(commands: _Commands) -> None:
         benchmark_transfer(
             args.output,
             steps=args.steps,
-            ablation_steps=args.ablation_steps,
-            renderings=args.renderings,
+            compared_steps=args.ablation_steps,
+            seeds=args.seeds,
+            groups=args.only,
             write_delta=args.write_delta,
         )
 

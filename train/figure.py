@@ -38,7 +38,12 @@ class Curves:
 
 
 def draw(
-    path: Path, captions: Sequence[str], rows: Sequence[Row], curves: Sequence[Curves], scores: Mapping[str, float]
+    path: Path,
+    captions: Sequence[str],
+    rows: Sequence[Row],
+    curves: Sequence[Curves],
+    scores: Mapping[str, float],
+    errors: Mapping[str, float] | None = None,
 ) -> None:
     """Write the figure as PNG, atomically.
 
@@ -48,6 +53,7 @@ def draw(
         rows: one row of images for each model, top to bottom.
         curves: one plot each, left to right.
         scores: {model: share of whole captions right}, as bars in the last plot.
+        errors: their standard errors, of every model, or None.
     """
     columns = len(captions)
     figure = Figure(figsize=(1.25 * columns + 0.8, 1.3 * len(rows) + 3.6), layout="constrained", dpi=130)
@@ -56,7 +62,7 @@ def draw(
     plots = below.subplots(1, len(curves) + 1, squeeze=False)[0]
     for axes, curve in zip(plots, curves, strict=False):
         _draw_curves(axes, curve)
-    _draw_scores(plots[-1], scores)
+    _draw_scores(plots[-1], scores, errors)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         figure.savefig(part, format="png")
@@ -91,9 +97,10 @@ def _draw_curves(axes: Axes, curves: Curves) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_scores(axes: Axes, scores: Mapping[str, float]) -> None:
+def _draw_scores(axes: Axes, scores: Mapping[str, float], errors: Mapping[str, float] | None) -> None:
     names = [textwrap.fill(name, 16) for name in scores]
-    bars = axes.barh(names, list(scores.values()), color="tab:blue", height=0.6)
+    widths = None if errors is None else [errors[name] for name in scores]
+    bars = axes.barh(names, list(scores.values()), xerr=widths, color="tab:blue", ecolor="tab:gray", height=0.6)
     axes.bar_label(bars, [f"{value:.0%}" for value in scores.values()], fontsize=8, padding=2)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15)

@@ -1,18 +1,17 @@
-"""`l2p benchmark transfer`: what transfer keeps of the bundled source, and the paper's ablation at small scale.
+"""`l2p benchmark transfer`: what transfer keeps of the bundled source, and what it depends on.
 
-Every training run and every score is a separate stage in the output folder and is computed once, so the benchmark can
-be stopped and started again. Seeds are fixed.
+One long run measures what a pixel model keeps. Shorter arms of equal length, each with several seeds, compare starts,
+policies, training images and noise levels. Every run and every score is a stage in the output folder and is computed
+once, so the benchmark can be stopped and started again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,98 +20,94 @@ from ...l2p_core.checkpoint import load_latent, save
 from ...l2p_core.dataset.images import from_uint8, to_uint8
 from ...l2p_core.files import metadata
 from ...l2p_core.files.tensor_file import load_tensors
+from ...l2p_core.initialise import FITTED
 from ...l2p_core.model import L2PModel
 from ...l2p_core.run import recipe as recipes
-from ...l2p_core.run.data import RunData, tiny_images
+from ...l2p_core.run.data import RunData, tiny_images, tiny_pairs
 from ...l2p_core.run.find import find
 from ...l2p_core.run.folder import RunFolder
 from ...l2p_core.run.loop import Run
-from ...l2p_core.run.metrics import loss_by_sigma, read_metrics
+from ...l2p_core.run.metrics import read_metrics
 from ...l2p_core.run.recipe import Recipe
 from ...l2p_core.tiny import bundled
-from ...l2p_core.tiny.shapes import evaluation_captions
+from ...l2p_core.tiny.generate import STEPS
+from ...l2p_core.tiny.image_set import ImageSet
 from ...l2p_core.training.trainer import Trainer
-from .. import figure
 from ..own_folder import OwnFolder
 from ..run import shown
-from ..scores import Scored, evaluate, score_table
+from ..scores import Sampler, Scored, evaluate
+from . import transfer_report as report
+from .transfer_arms import FULL, GROUPS, STARTS, Arm, compared_arms, full_arm
 
-EVALUATED = 480  # captions of a final score: every combination of attributes once
-WATCHED = 96  # captions of an intermediate score
-SCORES_ON_THE_WAY = 8
-SHOWN = 8  # images per row
-CURVE_POINTS = 40
-ABLATION_STEPS = 600
-SOURCE = "latent source"
-RESULTS = ("results.json", "results.md", "results.png")
-MAIN = "L2P, full run"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One training run: its name in tables, its folder, its recipe, and whether it starts from random weights."""
-
-    name: str
-    folder: str
-    recipe: Recipe
-    from_scratch: bool = False
+EVALUATED = 480  # captions of the full run's final score: every combination of attributes once
+WATCHED = 96  # captions of every other score
+SAMPLING_STEPS = 12  # of every other score
+COMPARED_IMAGES = 1024
+SEEDS = 3
+SCORES_ON_THE_WAY = 8  # of the full run
+PARTS = (0.01, 0.05, 0.2, 1.0)  # of a compared start's steps, after which it is scored
 
 
 def benchmark_transfer(
     output: Path,
     steps: int | None = None,
-    ablation_steps: int | None = None,
-    renderings: bool = False,
+    compared_steps: int | None = None,
+    seeds: int = SEEDS,
+    groups: Collection[str] = (FULL, *GROUPS),
     write_delta: Path | None = None,
 ) -> None:
-    """Run the missing stages, then write results.json, results.md and results.png, and print the table.
+    """Run the missing stages, then write the results as JSON, Markdown and figures, and print the tables.
 
     Args:
         output: the folder of all stages.
-        steps: of the full run; None uses the recipe "tiny".
-        ablation_steps: of each run of the ablation.
-        renderings: also train on clean renderings instead of the source's images, for comparison.
+        steps: of the full run; None takes those of the recipe "tiny".
+        compared_steps: of each compared arm; None takes those of the recipe "demo".
+        seeds: of each compared arm.
+        groups: what to measure: `FULL`, keys of `GROUPS`.
         write_delta: where to write the full run's delta on the source, in bfloat16, in the bundled form.
 
     Raises:
-        ValueError: if the folder has results of something else.
+        ValueError: if the folder has results of something else, or a delta is asked for without the full run.
     """
+    if write_delta and FULL not in groups:
+        raise ValueError(f'--write-delta writes the full run\'s delta: add "{FULL}" to --only, or remove --only.')
     FOLDER.check(output)
-    recipe = recipes.load(find("tiny"))
     FOLDER.mark(output)
-    all_arms = arms(recipe, steps or recipe.training.steps, ablation_steps or ABLATION_STEPS, renderings)
+    parts = []
+    if FULL in groups:
+        parts.append(_full_part(output, full_arm(recipes.load(find("tiny")), steps), write_delta))
+    if any(group in GROUPS for group in groups):
+        parts.append(_compared_part(output, compared_arms(_compared_recipe(), groups, compared_steps), seeds))
+    report.write(output, parts)
+
+
+def _compared_recipe() -> Recipe:
+    demo = recipes.load(find("demo"))
+    return dataclasses.replace(demo, data=dataclasses.replace(demo.data, images=COMPARED_IMAGES))
+
+
+def _full_part(output: Path, arm: Arm, write_delta: Path | None) -> report.Part:
     source = bundled.TinySource()
-    results = {SOURCE: _score(output / "source", SOURCE, lambda: source.images)}
-    for arm in all_arms:
-        folder = _train(arm, output)
-        if write_delta and arm.name == MAIN:
-            write_bundled_delta(folder, write_delta)
-            print(f"{write_delta} written ({write_delta.stat().st_size / 1e6:.1f} MB).")
-        results[arm.name] = _score(folder.path, arm.name, partial(_sampler, folder))
-        _report(output, all_arms[0], results)
+    scored = {report.SOURCE: _score(output / "source", report.SOURCE, source.images, EVALUATED)}
+    folder = _train(arm, arm.recipe, output)
+    if write_delta:
+        write_bundled_delta(folder, write_delta)
+        print(f"{write_delta} written ({write_delta.stat().st_size / 1e6:.1f} MB).")
+    scored[arm.name] = _score(folder.path, arm.name, _sampler(folder), EVALUATED)
+    return report.full(arm, scored, read_metrics(folder.metrics), read_metrics(_curve_path(folder)))
 
 
-def arms(recipe: Recipe, steps: int, ablation_steps: int, renderings: bool) -> list[Arm]:
-    """The full run, then the runs of the ablation at equal steps."""
-
-    def arm(name: str, folder: str, count: int, kind: str = "tiny", from_scratch: bool = False, **training: Any) -> Arm:
-        changed = dataclasses.replace(
-            recipe,
-            data=dataclasses.replace(recipe.data, kind=kind),
-            training=dataclasses.replace(recipe.training, steps=count, **training),
-        )
-        return Arm(name, f"{folder}-{count}", changed, from_scratch)
-
-    short = f"{ablation_steps} steps"
-    found = [
-        arm(MAIN, "full", steps),
-        arm(f"shallow, {short}", "shallow", ablation_steps),
-        arm(f"all layers, {short}", "all", ablation_steps, policy="all"),
-        arm(f"from scratch, {short}", "scratch", ablation_steps, policy="all", from_scratch=True),
-    ]
-    if renderings:
-        found.append(arm(f"shallow on renderings, {short}", "renderings", ablation_steps, kind="renderings"))
-    return found
+def _compared_part(output: Path, arms: list[Arm], seeds: int) -> report.Part:
+    """The arms seed by seed, so that a stopped benchmark has whole comparisons of its first seeds."""
+    source = partial(bundled.TinySource().images, steps=SAMPLING_STEPS)
+    scored = _score(output / "source-compared", report.SOURCE, source, WATCHED)
+    runs: dict[str, list[report.Measured]] = {arm.name: [] for arm in arms}
+    for seed in range(seeds):
+        for arm in arms:
+            folder = _train(arm, arm.seeded(seed), output, f"-seed{seed}")
+            curve = read_metrics(_curve_path(folder))
+            runs[arm.name].append(report.Measured(curve, read_metrics(folder.metrics), _kept_images(folder)))
+    return report.compared(arms, scored, runs)
 
 
 def write_bundled_delta(folder: RunFolder, target: Path) -> None:
@@ -123,33 +118,34 @@ def write_bundled_delta(folder: RunFolder, target: Path) -> None:
     delta.save(halved, bundled.SOURCE, target, kept, overwrite=True)
 
 
-def _train(arm: Arm, output: Path) -> RunFolder:
-    """Train an arm, resuming if it was stopped; the arms share their images."""
-    folder = RunFolder(output / arm.folder)
+def _train(arm: Arm, recipe: Recipe, output: Path, suffix: str = "") -> RunFolder:
+    """Train an arm with this recipe, resuming if it was stopped; the arms share their images."""
+    folder = RunFolder(output / (arm.folder + suffix))
     with folder.held():
-        _train_in(folder, arm, output)
+        # Also for a finished arm: another recipe's must not pass for this one.
+        folder.begin(recipe)
+        if not (folder.path / "finished").exists():
+            print(f"{arm.name}: {folder.path}", flush=True)
+            _train_in(folder, arm, recipe, output / "images")
+            (folder.path / "finished").write_text("", encoding="utf-8")
     return folder
 
 
-def _train_in(folder: RunFolder, arm: Arm, output: Path) -> None:
-    # Also for a finished arm: another recipe's must not pass for this one.
-    folder.begin(arm.recipe)
-    if (folder.path / "finished").exists():
-        return
-    if not folder.init.exists():
-        (_scratch if arm.from_scratch else _convert)(arm.recipe, folder.init)
-    print(f"{arm.name}: {folder.path}")
-    every = max(1, arm.recipe.training.steps // SCORES_ON_THE_WAY)
-    with shown(arm.recipe.training.steps) as hooks:
-        images = tiny_images(arm.recipe.data, output / "images", hooks.working)
-        run = Run(arm.recipe, folder, folder.init, RunData(images), hooks=hooks)
-        finished = run.go(partial(_score_on_the_way, folder, every) if arm.name == MAIN else None)
+def _train_in(folder: RunFolder, arm: Arm, recipe: Recipe, kept_images: Path) -> None:
+    with shown(arm.steps) as hooks:
+        images = tiny_images(recipe.data, kept_images, hooks.working)
+        if not folder.init.exists():
+            (_scratch if arm.from_scratch else partial(_convert, images))(recipe, folder.init)
+        run = Run(recipe, folder, folder.init, RunData(images), hooks=hooks)
+        run.fit_head()
+        watch = partial(_score_on_the_way, folder, _scored_steps(arm))
+        watch(run.trainer)
+        finished = run.go(watch)
     if not finished:
         raise KeyboardInterrupt
-    (folder.path / "finished").write_text("", encoding="utf-8")
 
 
-def _convert(recipe: Recipe, target: Path) -> None:
+def _convert(images: ImageSet, recipe: Recipe, target: Path) -> None:
     convert.convert(
         bundled.SOURCE,
         target,
@@ -157,6 +153,7 @@ def _convert(recipe: Recipe, target: Path) -> None:
         head_width=recipe.model.head_width,
         seed=recipe.model.seed,
         init=recipe.model.init,
+        pairs=tiny_pairs(images) if recipe.model.init == FITTED else None,
     )
 
 
@@ -167,28 +164,64 @@ def _scratch(recipe: Recipe, target: Path) -> None:
     save(L2PModel(config).state_dict(), target, metadata.describe(metadata.PIXEL_INIT, config, init="scratch"))
 
 
-def _score_on_the_way(folder: RunFolder, every: int, trainer: Trainer) -> None:
-    """Add a line to the run's score curve, for the averaged weights."""
-    if trainer.step % every:
+def _scored_steps(arm: Arm) -> set[int]:
+    """The steps after which an arm is scored; 0 is before training."""
+    if arm.group == FULL:
+        every = max(1, arm.steps // SCORES_ON_THE_WAY)
+        return set(range(every, arm.steps + 1, every))
+    if arm.group == STARTS:
+        return {0, *(max(1, round(part * arm.steps)) for part in PARTS)}
+    return {arm.steps}
+
+
+def _score_on_the_way(folder: RunFolder, steps: set[int], trainer: Trainer) -> None:
+    """Add a line to the run's score curve and keep a few images, for the averaged weights."""
+    if trainer.step not in steps:
         return
     path = _curve_path(folder)
     lines = read_metrics(path) if path.exists() else []
     with trainer.averaged() as model:
-        sampler = partial(bundled.pixel_images, model, tiny.load_words())
-        scores = evaluate(f"step {trainer.step}", sampler, WATCHED).scores
+        scored = evaluate(f"step {trainer.step}", _pixel_sampler(model, SAMPLING_STEPS), WATCHED)
+    few = to_uint8(scored.images[: report.SHOWN])
+    save({"images": few}, _images_path(folder, trainer.step), {"l2p.kind": "images"}, overwrite=True)
     # A resumed run recomputes the lines after its save.
-    lines = [line for line in lines if line["step"] < trainer.step] + [{"step": trainer.step, **scores}]
+    lines = [line for line in lines if line["step"] < trainer.step] + [{"step": trainer.step, **scored.scores}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _kept_images(folder: RunFolder) -> report.ImagesByStep:
+    return {
+        line["step"]: from_uint8(load_tensors(_images_path(folder, line["step"]))[0]["images"])
+        for line in read_metrics(_curve_path(folder))
+    }
 
 
 def _curve_path(folder: RunFolder) -> Path:
     return folder.path / "scores.jsonl"
 
 
-def _sampler(folder: RunFolder) -> Any:
-    """Generates images with an arm's trained model, from its delta."""
-    model = delta.load_model(folder.delta, folder.init, dtype=torch.float32).eval()
-    return partial(bundled.pixel_images, model, tiny.load_words())
+def _images_path(folder: RunFolder, step: int) -> Path:
+    return folder.path / f"images-{step:06d}.safetensors"
+
+
+def _sampler(folder: RunFolder) -> Sampler:
+    """Generates images with a run's trained model, from its delta."""
+    return _pixel_sampler(delta.load_model(folder.delta, folder.init, dtype=torch.float32).eval(), STEPS)
+
+
+def _pixel_sampler(model: L2PModel, steps: int) -> Sampler:
+    return partial(bundled.pixel_images, model, tiny.load_words(), steps=steps)
+
+
+def _score(folder: Path, name: str, sampler: Sampler, captions: int) -> Scored:
+    """A stage's final images and scores, computed once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _scores_path(folder)
+    if not path.exists():
+        scored = evaluate(name, sampler, captions)
+        save({"images": to_uint8(scored.images)}, path, {"scores": json.dumps(scored.scores)})
+    tensors, about = load_tensors(path)
+    return Scored(from_uint8(tensors["images"]), json.loads(about["scores"]))
 
 
 def _has_stages(output: Path) -> bool:
@@ -200,46 +233,4 @@ def _scores_path(folder: Path) -> Path:
     return folder / "evaluation.safetensors"
 
 
-FOLDER = OwnFolder("l2p benchmark transfer", "benchmark-transfer.txt", _has_stages, RESULTS)
-
-
-def _score(folder: Path, name: str, make_sampler: Callable[[], Any]) -> Scored:
-    """A stage's final images and scores, computed once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = _scores_path(folder)
-    if not path.exists():
-        scored = evaluate(name, make_sampler(), EVALUATED)
-        save({"images": to_uint8(scored.images)}, path, {"scores": json.dumps(scored.scores)})
-    tensors, about = load_tensors(path)
-    return Scored(from_uint8(tensors["images"]), json.loads(about["scores"]))
-
-
-def _report(output: Path, main: Arm, results: dict[str, Scored]) -> None:
-    """The table, the numbers and the figure of all stages."""
-    scores = {name: scored.scores for name, scored in results.items()}
-    curve = read_metrics(_curve_path(RunFolder(output / main.folder)))
-    text = score_table(scores, source=SOURCE)
-    numbers = {
-        "captions": EVALUATED,
-        "torch": torch.__version__,
-        "recipe": dataclasses.asdict(main.recipe),
-        "scores": scores,
-        "curve": curve,
-    }
-    (output / "results.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    (output / "results.md").write_text(text + "\n", encoding="utf-8")
-    metrics = read_metrics(RunFolder(output / main.folder).metrics)
-    steps, losses = loss_by_sigma(metrics, window=max(1, len(metrics) // CURVE_POINTS))
-    on_the_way = {name: [line[name] for line in curve] for name in ("whole", "attributes")}
-    figure.draw(
-        output / "results.png",
-        evaluation_captions(SHOWN),
-        [figure.Row(name, scored.images[:SHOWN]) for name, scored in results.items()],
-        [
-            figure.Curves(steps, {f"sigma {name}": line for name, line in losses.items()}, "velocity error, full run"),
-            figure.Curves([line["step"] for line in curve], on_the_way, "captions right, full run", percent=True),
-        ],
-        {name: values["whole"] for name, values in scores.items()},
-    )
-    print(text)
-    print(f"{output / 'results.png'}, results.json and results.md written.")
+FOLDER = OwnFolder("l2p benchmark transfer", "benchmark-transfer.txt", _has_stages, report.RESULTS)
