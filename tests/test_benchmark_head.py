@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,11 @@ def test_the_report_names_its_numbers(
     memory = {"tiled_peak": 10**9, "tiled_s": 3.0, "whole_sizes": [16, 32], "whole_peaks": [10**8, 2 * 10**8]}
     memory |= {"whole_peak_extrapolated": 2 * 10**10, "share": 0.05, "size": 64, "tile": 32}
     monkeypatch.setattr(head, "compare_memory", lambda *_, **__: memory)
+    (tmp_path / "head.json").write_text("earlier", encoding="utf-8")
+    os.link(tmp_path / "head.json", tmp_path / "earlier")
     head.benchmark_head(quick=True, json_file=tmp_path / "head.json")
     text = capsys.readouterr().out
     for number in ("1.50", "1.25", "1.0e-07", "20 GB", "1 GB", "5%"):
         assert number in text
     assert json.loads((tmp_path / "head.json").read_text(encoding="utf-8"))["memory"] == memory
+    assert (tmp_path / "earlier").read_text(encoding="utf-8") == "earlier", "it is replaced when the new one is whole"

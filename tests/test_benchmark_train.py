@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,12 @@ def test_the_report_names_its_numbers(
     monkeypatch.setattr(train, "run_module", run_module)
     monkeypatch.setattr(train, "in_turns", in_turns)
     monkeypatch.setattr(train, "prepare", lambda *_: 58_000_000)
+    (tmp_path / "train.json").write_text("earlier", encoding="utf-8")
+    os.link(tmp_path / "train.json", tmp_path / "earlier")
     train.benchmark_train(quick=True, precision="fp32", device="cpu", json_file=tmp_path / "train.json")
     text = capsys.readouterr().out
     for number in ("6.00 s", "4.50 s", "0.75", "0.75 to 0.75", "8 GB", "7 GB", "4 GB", "0.50", "0.2500", "58M", "fp32"):
         assert number in text
     ways = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))["ways"]
     assert ways.keys() >= {train.PLAIN, "ours"}
+    assert (tmp_path / "earlier").read_text(encoding="utf-8") == "earlier", "it is replaced when the new one is whole"

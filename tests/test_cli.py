@@ -253,13 +253,14 @@ def test_mistakes_are_one_line(tmp_path: Path, source: Path, pixel: Path, capsys
     assert not target.exists()
 
 
+@pytest.mark.parametrize("moment", ["train.cli.build_parser", "train.inspect_file.open_checkpoint"])
 def test_interrupt_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, source: Path, capsys: pytest.CaptureFixture[str]
+    moment: str, monkeypatch: pytest.MonkeyPatch, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("comfyui_l2p.train.inspect_file.open_checkpoint", interrupted)
+    monkeypatch.setattr(f"comfyui_l2p.{moment}", interrupted)
     assert main(["inspect", str(source)]) == 130
     assert capsys.readouterr().err == "l2p: stopped.\n"
 

@@ -41,13 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # To a file or pipe, Windows writes its old code page, which lacks most characters that a path may have.
         sys.stdout.reconfigure(errors="backslashreplace")
-    args = build_parser().parse_args(argv)
+    try:
+        return _run(build_parser().parse_args(argv))
+    except KeyboardInterrupt:
+        return _complain("stopped.", EXIT_INTERRUPT)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         args.command(args)
         print(end="", flush=True)
         return 0
-    except KeyboardInterrupt:
-        return _complain("stopped.", EXIT_INTERRUPT)
     except BrokenPipeError:
         return _reader_has_gone()
     except ModuleNotFoundError as error:

@@ -123,9 +123,9 @@ def _when_free(change: Callable[[], object], failure: str) -> None:
             return
         except PermissionError as error:
             if os.name == "posix" or time.monotonic() >= until:
-                raise CheckpointError(f"{failure}: {_IN_USE} ({error}).") from error
+                raise CheckpointError(f"{failure}: {_IN_USE} ({error.strerror or error}).") from error
         except OSError as error:
-            raise CheckpointError(f"{failure}: {error}.") from error
+            raise CheckpointError(f"{failure}: {error.strerror or error}.") from error
         time.sleep(0.05)
 
 
@@ -233,8 +233,8 @@ def _sentence(target: Path, error: OSError) -> str:
     if error.errno == errno.ENOSPC or getattr(error, "winerror", None) == _WINDOWS_DISK_FULL:
         return f"The disk of {target} is full: nothing was written there, free some space and try again."
     if isinstance(error, PermissionError):
-        return f"{target} could not be written: {_IN_USE} ({error})."
-    return f"{target} could not be written: {error}."
+        return f"{target} could not be written: {_IN_USE} ({error.strerror or error})."
+    return f"{target} could not be written: {error.strerror or error}."
 
 
 def _sync_folder(folder: Path) -> None:

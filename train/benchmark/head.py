@@ -21,6 +21,7 @@ from torch import Tensor
 from ...l2p_core.config import VARIANTS, ModelConfig
 from ...l2p_core.detailer import DetailerHead, nearest
 from ...l2p_core.device.process_memory import peak_memory
+from ...l2p_core.files.atomic import write_bytes
 from ...l2p_core.files.units import bytes_text
 from ...l2p_core.ops.region import Region
 from ..console import table
@@ -45,7 +46,7 @@ def benchmark_head(quick: bool = False, json_file: Path | None = None) -> None:
     }
     print(report(results))
     if json_file:
-        json_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_bytes(json_file, (json.dumps(results, indent=1) + "\n").encode())
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from ...l2p_core.dataset.images import to_uint8
 from ...l2p_core.device import accelerator
 from ...l2p_core.device.process_memory import peak_memory
 from ...l2p_core.distributed.ranks import Ranks
+from ...l2p_core.files.atomic import write_bytes
 from ...l2p_core.files.tensor_file import save as save_tensors
 from ...l2p_core.files.units import bytes_text
 from ...l2p_core.model import L2PModel
@@ -125,7 +126,7 @@ def benchmark_train(
     }
     print(report(results))
     if json_file:
-        json_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_bytes(json_file, (json.dumps(results, indent=1) + "\n").encode())
 
 
 def prepare(folder: Path, scale: Scale) -> int:
