@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from comfyui_l2p.l2p_core import checkpoint
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.train.cli import main
+from comfyui_l2p.train.interrupt import deferred_interrupt
 from comfyui_l2p.train.sample import size_like
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -263,6 +265,18 @@ def test_interrupt_is_one_line(
     monkeypatch.setattr(f"comfyui_l2p.{moment}", interrupted)
     assert main(["inspect", str(source)]) == 130
     assert capsys.readouterr().err == "l2p: stopped.\n"
+
+
+def test_an_interrupt_that_waits_for_a_step_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.requested
+        assert capfd.readouterr().err.split("\n")[1:] == [
+            "Stopping after the current step. Press Ctrl-C again to stop at once.",
+            "",
+        ]
+        signal.raise_signal(signal.SIGINT)
+    assert not capfd.readouterr().err
 
 
 def test_debug_shows_where_a_mistake_arose(tmp_path: Path) -> None:

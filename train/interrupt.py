@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from ..l2p_core.distributed.ranks import speaks
+
+_NOTE = b"\nStopping after the current step. Press Ctrl-C again to stop at once.\n"
+_STDERR = 2
 
 
 class Interrupt:
@@ -17,13 +23,17 @@ class Interrupt:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interrupt]:
-    """Within the block, the first Ctrl-C only sets `requested`; the second interrupts as usual."""
+    """Within the block, the first Ctrl-C only sets `requested`, and says so; the second interrupts as usual."""
     state = Interrupt()
     usual = signal.getsignal(signal.SIGINT)
 
     def note(_signal: int, _frame: FrameType | None) -> None:
         state.requested = True
         signal.signal(signal.SIGINT, usual)
+        if speaks():
+            # Not print: the signal may have interrupted one. A closed window takes no notes.
+            with suppress(OSError):
+                os.write(_STDERR, _NOTE)
 
     signal.signal(signal.SIGINT, note)
     try:
