@@ -104,7 +104,8 @@ def test_montages_records_and_images_are_counted(folder: Path) -> None:  # noqa:
     records = [made.metrics, made.report, *made.events.glob("*")]
     assert len(pictures) == 5 and len(images) == 5
     for what, files, least in (
-        ("montages", pictures, 0.1),  # a PNG file may be as large as its pixels, and these compress well
+        # A PNG file may be as large as its pixels, and these compress well; where TensorBoard is there, it has a copy.
+        ("montages", pictures, 0.05),
         ("metrics and report", records, 0.02),
         ("images to train on", images, 0.9),
     ):
