@@ -25,7 +25,7 @@ from comfyui_l2p.l2p_core.tiny.shapes import IMAGE_SIZE, all_captions
 from comfyui_l2p.train import host_client
 from comfyui_l2p.train.cli import main
 from comfyui_l2p.train.fleet import Fleet
-from comfyui_l2p.train.host_client import HostClient
+from comfyui_l2p.train.host_client import HostClient, HostGone
 from comfyui_l2p.train.workflow import Workflow
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -259,6 +259,17 @@ def test_mistakes_are_one_line(
     assert "needs no host" in mistake(capsys, "synth", "tiny", target, "--host", "x:1")
     assert "does not know the word 'fox'" in mistake(capsys, "synth", "tiny", target, "--prompts", prompts)
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("entry", [
+    [1], "x", {"outputs": [1]}, {"outputs": {"3": "x"}}, {"outputs": {"3": {"images": [5]}}},
+    {"outputs": {}, "status": [1]}, {"status": {"status_str": "error", "messages": 5}},
+], ids=str)  # fmt: skip
+def test_an_answer_of_another_shape_is_no_answer(entry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one host among several, so that it must not end the others' work."""
+    monkeypatch.setattr(FakeHost, "_entry", staticmethod(lambda *_: entry))
+    with FakeHost() as host, pytest.raises(HostGone, match="does not answer as ComfyUI does"):
+        HostClient(host.address).make(WORKFLOW, lambda: False)
 
 
 def test_the_bundled_source_makes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

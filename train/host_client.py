@@ -7,7 +7,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from typing import Any
 
@@ -79,7 +80,9 @@ class HostClient:
             self._take_back(id)
             raise
         try:
-            return self._get("/view?" + urllib.parse.urlencode(_image_of(entry)), IMAGE_BYTES)
+            with self._understood():
+                image = _image_of(entry)
+            return self._get("/view?" + urllib.parse.urlencode(image), IMAGE_BYTES)
         finally:
             self._forget(id)
 
@@ -100,7 +103,8 @@ class HostClient:
                 raise Stopped
             entry = self._parsed(self._get(f"/history/{id}")).get(id)
             if entry is not None:
-                return dict(entry)
+                with self._understood():
+                    return dict(entry)
             # Between queue and history, it may be in neither for a moment.
             missing = 0 if id in self._queued() else missing + 1
             if missing > 2:
@@ -110,7 +114,8 @@ class HostClient:
 
     def _queued(self, kinds: tuple[str, ...] = ("queue_running", "queue_pending")) -> set[str]:
         queue = self._parsed(self._get("/queue"))
-        return {str(entry[1]) for kind in kinds for entry in queue.get(kind, [])}
+        with self._understood():
+            return {str(entry[1]) for kind in kinds for entry in queue.get(kind, [])}
 
     def _take_back(self, id: str) -> None:
         try:
@@ -135,9 +140,15 @@ class HostClient:
             raise kind(f"{self.name} answers {error.code} to {path.partition('?')[0]}") from error
 
     def _parsed(self, answer: bytes) -> Json:
-        try:
+        with self._understood():
             return dict(json.loads(answer))
-        except (ValueError, TypeError) as error:
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """For reading JSON that a host sent: of another shape than ComfyUI's, it is as good as no answer."""
+        try:
+            yield
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise HostGone(f"{self.name} does not answer as ComfyUI does") from error
 
     def _post(self, path: str, body: Json) -> bytes:
