@@ -272,6 +272,12 @@ def test_an_answer_of_another_shape_is_no_answer(entry: Any, monkeypatch: pytest
         HostClient(host.address).make(WORKFLOW, lambda: False)
 
 
+def test_an_answer_nested_without_end_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeHost, "take", lambda *_: (200, b"[" * 100_000))
+    with FakeHost() as host, pytest.raises(HostGone, match="does not answer as ComfyUI does"):
+        HostClient(host.address).make(WORKFLOW, lambda: False)
+
+
 def test_the_bundled_source_makes_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "prompts.csv"
     path.write_text("prompt\na red circle in the centre on a white background\n", encoding="utf-8")

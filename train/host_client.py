@@ -148,7 +148,7 @@ class HostClient:
         """For reading JSON that a host sent: of another shape than ComfyUI's, it is as good as no answer."""
         try:
             yield
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise HostGone(f"{self.name} does not answer as ComfyUI does") from error
 
     def _post(self, path: str, body: Json) -> bytes:
@@ -182,7 +182,7 @@ def _refusal(body: bytes) -> str:
         said = [problem for node in answer.get("node_errors", {}).values() for problem in node["errors"]]
         said = said or [answer["error"]]
         return "; ".join(f"{problem['message']} {problem['details']}".strip() for problem in said)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return body[:200].decode(errors="replace")
 
 
