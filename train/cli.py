@@ -197,14 +197,17 @@ def _add_benchmark(commands: _Commands) -> None:
 
     formats.set_defaults(command=run_formats)
 
-    depth = _command(kinds, "depth", "whether a model overfitted on a ramp of 4,096 steps tells them apart")
-    depth.add_argument("--steps", type=_positive, default=None, help="training steps (default: 6000)")
-    depth.add_argument("--seed", type=Number(SEED), default=0, help="seed of the weights, the training and the noise")
+    depth = _command(kinds, "depth", "whether a model overfitted on a ramp of 4,096 levels of 16 bits keeps them apart")
+    depth.add_argument(
+        "--output", type=typed, default=Path("runs/depth"), help="folder; a run is resumed from its last save"
+    )
+    depth.add_argument("--steps", type=_positive, default=None, help="training steps (default: 500)")
+    depth.add_argument("--quick", action="store_true", help="16 levels, 2 steps: a check that it runs, no measurement")
 
     def run_depth(args: argparse.Namespace) -> None:
-        from .benchmark import depth as ramp
+        from .benchmark.depth import benchmark_depth
 
-        ramp.benchmark_depth(args.steps or ramp.STEPS, args.seed)
+        benchmark_depth(args.output, args.steps, args.quick)
 
     depth.set_defaults(command=run_depth)
 

@@ -1,61 +1,92 @@
-"""`l2p benchmark depth`: whether a pixel model can hold more than 8 bits.
+"""`l2p benchmark depth`: whether anything between a file of 16 bits and another one costs levels.
 
-A small model is overfitted on a ramp of 4,096 steps, an image of 16 x 16 pixels each, whose caption says which step it
-is; then every step is sampled from noise, and the mean of its pixels compared with the step. There is only the model
-and its sampling in between, in float32 from end to end.
+A small model is overfitted on a ramp of 4,096 levels, a file of 16 bits each, by a run like any other: from a data
+folder, with captions, in float32. Then every level is sampled from pure noise and written with 16 bits, and the mean of
+its file is compared with the level.
 """
 
 from __future__ import annotations
 
-import math
-import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...l2p_core import flow
-from ...l2p_core.config import ModelConfig
+from ...l2p_core import delta, flow
+from ...l2p_core.dataset.images import load_whole
+from ...l2p_core.files import metadata
+from ...l2p_core.files.paths import settled
+from ...l2p_core.files.tensor_file import save
+from ...l2p_core.initialise import FITTED
 from ...l2p_core.model import L2PModel
-from ...l2p_core.training.batch import Batch
-from ...l2p_core.training.trainer import Trainer
+from ...l2p_core.run import loop
+from ...l2p_core.run.caption_source import CaptionSource
+from ...l2p_core.run.folder import RunFolder
+from ...l2p_core.run.metrics import read_metrics
+from ...l2p_core.run.recipe import DataSection, ModelSection, Recipe, WatchSection
+from ...l2p_core.sources.lumina2 import Lumina2Config
 from ...l2p_core.training_config import TrainingConfig
-from ..console import bar, table
+from ..console import table
+from ..own_folder import OwnFolder
+from ..run import shown
+from . import ramp
 
-LEVELS = 4096
-SIDE = 16
 TOLERANCE = 0.25
 """Of one of 256 levels."""
-STEPS = 6000
-SAMPLING_STEPS = 30
-_BATCH = 48
+STEPS = 500
+SHIFT = 1000.0
+"""Of the noise levels in training and sampling: most are close to pure noise, where a level needs no amplifying."""
+SAMPLING_STEPS = 4
+_BATCH = 32
 _AT_ONCE = 128
-_OCTAVES = 8
+_SEED = 0
 
-CONFIG = ModelConfig(
-    dim=64, head_dim=32, n_layers=2, n_refiner_layers=1, caption_dim=2 * _OCTAVES, ffn_dim=128, t_freq_dim=32,
-    t_hidden_dim=48, t_dim=64,
-)  # fmt: skip
+CONFIG = Lumina2Config(
+    dim=96, head_dim=48, n_layers=1, n_refiner_layers=1, caption_dim=ramp.WIDTH, ffn_dim=192, t_freq_dim=32,
+    t_hidden_dim=64, t_dim=64, n_kv_heads=2,
+).with_head("1k", 0.1875)  # fmt: skip
+"""The smallest of the architectures: Lumina-2 adds no padding to an image of one token and its caption."""
 
 
 class Depth(NamedTuple):
-    """Errors of the steps' means, in levels of 8 bits, and the share of them within TOLERANCE."""
+    """Errors of the levels' means, in levels of 8 bits, and the share of them within TOLERANCE."""
 
     share: float
     median: float
     ninth_decile: float
 
 
-def benchmark_depth(steps: int = STEPS, seed: int = 0) -> Depth:
-    """Train, sample every step of the ramp, print a table and return its content."""
-    begun = time.perf_counter()
-    model = trained(steps, seed)
-    seconds = time.perf_counter() - begun
-    numbers = list(range(LEVELS))
-    found = errors(sampled(model, numbers, seed), numbers)
+FOLDER = OwnFolder("l2p benchmark depth", "depth.txt", lambda folder: False)
+
+
+def benchmark_depth(output: Path, steps: int | None = None, quick: bool = False) -> Depth:
+    """Do what is missing in the folder, print a table and return its content.
+
+    Args:
+        output: folder of the data, the run and the sampled files; a run is resumed from its last save.
+        steps: of training.
+        quick: few levels and steps, to see that it runs.
+
+    Raises:
+        ValueError: if the folder has results of something else, or of other steps.
+        KeyboardInterrupt: after Ctrl-C, when everything is saved.
+    """
+    output = settled(output) / ("quick" if quick else "")
+    FOLDER.check(output)
+    FOLDER.mark(output)
+    levels = range(0, ramp.LEVELS, 256 if quick else 1)
+    steps = steps or (2 if quick else STEPS)
+    ramp.write_folder(output / "ramp", levels)
+    base = start(output / "start.safetensors", "random" if quick else FITTED)
+    run = train(recipe(output, base, steps, min(_BATCH, len(levels) // 2)), output)
+    model = delta.load_model(run.delta, base, dtype=torch.float32).eval()
+    means = sampled(model, levels, output / "sampled")
+    found = errors(means, levels)
     rows = [
-        ("steps of the ramp", str(len(numbers))),
-        ("training", f"{steps} steps, {seconds:.0f} s"),
+        ("levels", str(len(levels))),
+        ("training", f"{steps} steps, {_seconds(run):.0f} s"),
         ("means within a quarter of an 8-bit level", f"{found.share:.1%}"),
         ("median error, 8-bit levels", f"{found.median:.3f}"),
         ("error of nine in ten, 8-bit levels", f"{found.ninth_decile:.3f}"),
@@ -64,65 +95,65 @@ def benchmark_depth(steps: int = STEPS, seed: int = 0) -> Depth:
     return found
 
 
-def trained(steps: int, seed: int) -> L2PModel:
-    """A small model from random weights, trained on the ramp in float32."""
-    torch.manual_seed(seed)
-    model = L2PModel(CONFIG.with_head("1k", 0.125))
-    for token in (model.x_pad_token, model.cap_pad_token):
-        torch.nn.init.normal_(token)
-    config = TrainingConfig(
-        steps=steps, lr=3e-3, policy="all", precision="fp32", gradient_checkpointing=False, decay="cosine",
-        warmup_steps=50, shift=1.0, noise="fresh", weight_decay=0.0, seed=seed,
+def start(path: Path, init: str) -> Path:
+    """The file of a small model with random weights; with the init "fitted", a run fits its head."""
+    if path.exists():
+        return path
+    torch.manual_seed(_SEED)
+    model = L2PModel(CONFIG)
+    torch.nn.init.zeros_(model.x_embedder.weight)
+    about = metadata.describe(metadata.PIXEL_INIT, CONFIG, init=init, seed=str(_SEED))
+    save(model.state_dict(), path, about)
+    return path
+
+
+def recipe(output: Path, base: Path, steps: int, batch_size: int) -> Recipe:
+    """How the model is overfitted: all layers, in float32, without weight decay."""
+    training = TrainingConfig(
+        steps=steps, lr=1e-5, policy="all", precision="fp32", gradient_checkpointing=False, decay="cosine",
+        shift=SHIFT, weight_decay=0.0, ema_decay=0.98, seed=0,
     )  # fmt: skip
-    with bar("training", unit="step", total=steps) as shown:
-        for _ in Trainer(model, config).run(_Ramp(seed)):
-            shown.update()
-    return model.eval()
+    return Recipe(
+        model=ModelSection(base=str(base)),
+        data=DataSection(kind="folder", path=str(output / "ramp"), size=ramp.SIDE, batch_size=batch_size),
+        training=training,
+        watch=WatchSection(save_every=250, montage_every=steps, divergence_steps=0),
+    )
+
+
+def train(how: Recipe, output: Path) -> RunFolder:
+    """The finished run of a recipe, resumed from its last save.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, when everything is saved.
+    """
+    encoder = ramp.LevelEncoder()
+    captions = CaptionSource(output / "captions", encoder.identity, ramp.LevelEncoder, max_tokens=ramp.TOKENS)
+    with shown(how.training.steps) as hooks:
+        result = loop.train(how, output / "run", captions=captions, hooks=hooks)
+    if not result.finished:
+        raise KeyboardInterrupt
+    return result.folder
 
 
 @torch.no_grad()
-def sampled(model: L2PModel, numbers: list[int], seed: int) -> Tensor:
-    """The means of the sampled images of these steps, (N,) in [0, 1]."""
-    noise = torch.randn(len(numbers), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-    means = []
-    for start in range(0, len(numbers), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        pixels = flow.sample(model, noise[part], captions(numbers[part]), sigmas=flow.sigmas(SAMPLING_STEPS))
-        means.append(pixels.double().mean((1, 2, 3)))
-    return (torch.cat(means) + 1) / 2
+def sampled(model: flow.FlowModel, levels: Sequence[int], folder: Path) -> Tensor:
+    """Sample an image of each level into a file of 16 bits; returns the files' means in [0, 1], (N,)."""
+    noise = torch.randn(len(levels), 3, ramp.SIDE, ramp.SIDE, generator=torch.Generator().manual_seed(_SEED))
+    captions = ramp.LevelEncoder().encode([ramp.caption(level) for level in levels])
+    for first in range(0, len(levels), _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        pixels = flow.sample(model, noise[part], captions[part], sigmas=flow.sigmas(SAMPLING_STEPS, SHIFT))
+        ramp.write_images(folder, levels[part], pixels)
+    return torch.stack([load_whole(folder / ramp.file_name(level))[0].double().mean() for level in levels])
 
 
-def errors(means: Tensor, numbers: list[int]) -> Depth:
-    """The errors of means (N,) in [0, 1] for the steps of these numbers."""
-    away = (means - values(numbers)).abs() * 255
+def errors(means: Tensor, levels: Sequence[int]) -> Depth:
+    """The errors of means (N,) in [0, 1] for these levels."""
+    away = (means - ramp.values(levels)).abs() * 255
     within = float((away <= TOLERANCE).double().mean())
     return Depth(within, float(away.median()), float(away.quantile(0.9)))
 
 
-def values(numbers: list[int]) -> Tensor:
-    """The steps' values, (N,) from 0 to 1."""
-    return torch.tensor(numbers, dtype=torch.float64) / (LEVELS - 1)
-
-
-def images(numbers: list[int]) -> Tensor:
-    """The steps as images, (N, 3, SIDE, SIDE) in [-1, 1]."""
-    return (values(numbers) * 2 - 1).float()[:, None, None, None].expand(-1, 3, SIDE, SIDE).contiguous()
-
-
-def captions(numbers: list[int]) -> list[Tensor]:
-    """A caption of one token for each step: sines and cosines of its value, of equal length for all."""
-    angles = values(numbers)[:, None] * math.pi * 0.5 * 2 ** torch.arange(_OCTAVES, dtype=torch.float64)
-    return list(torch.cat([angles.sin(), angles.cos()], 1).float()[:, None])
-
-
-class _Ramp:
-    """Random steps of the ramp; a batch is a function of its number."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def batch(self, number: int) -> Batch:
-        generator = torch.Generator().manual_seed(self.seed << 32 | number)
-        numbers = torch.randperm(LEVELS, generator=generator)[:_BATCH].tolist()
-        samples = list(range(number * _BATCH, (number + 1) * _BATCH))
-        return Batch(images(numbers), captions(numbers), samples, [None] * _BATCH)
+def _seconds(run: RunFolder) -> float:
+    return sum(step["seconds"] for step in read_metrics(run.metrics))
