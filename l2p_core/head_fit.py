@@ -10,14 +10,20 @@ them. Two identities turn SiLU networks into something that least squares can fi
 
 The head then holds, from coarse to fine,
 
-1. in the bottleneck, the directions of the features that best predict the patch's target (reduced-rank regression);
-2. in each decoder stage, the average of the target over that stage's pixels, and the gain, each fitted to everything
-   the stage's convolution reads and handed on as a pair; its other channels stay random, as new features for the next;
-3. at full resolution, the noisy pixel times its gain, the fitted rest, and the output layer fitted to all of it.
+1. in the encoder, the noisy pixels of each stage, and smoothed ones for the next;
+2. in the bottleneck, the directions of the features that best predict the patch's target (reduced-rank regression);
+3. in each decoder stage, the average of the target over that stage's pixels and the gain, each fitted to everything the
+   stage's convolution reads; the noisy pixels times the gain; and with what channels are left, the directions that best
+   predict the target's details within a pixel of the stage. All of them are pairs, handed on unchanged;
+4. at full resolution, the noisy pixel times its gain, the fitted rest, and the output layer fitted to all of it.
 
 The gain is what the noisy pixel contributes where details are unknown: the regression of the velocity on the noisy
 pixel within a patch, at each noise level. Nothing here comes from a trained pixel model. The method is ours and was
 measured in the tiny world only, see docs/benchmarks.md.
+
+Its limit is the head's form. Nearest upsampling and 3 x 3 convolutions cannot give the two halves of a cell different
+shares of the same feature without giving their neighbours as much; only products of channels can, which no regression
+finds. See docs/negative-results.md.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +40,7 @@ from torch import Tensor, nn
 
 from .config import PixelConfig, Stage
 from .detailer import DetailerHead
+from .head_pairs import COLOURS, amplified, centre, difference, gains_of, hand_up, kernel_of, set_pair, set_row, smooth
 from .head_windows import AT_ONCE, Windows
 from .ops.least_squares import LeastSquares, added
 
@@ -48,15 +56,13 @@ WARM_UP = 20
 """Least steps of warm-up after a fit: AdamW's first steps change every weight by the learning rate in one direction,
 which adds up over the thousands of values that a convolution reads."""
 
-_COLOURS = 3
-_GAIN = _COLOURS
+_GAIN = COLOURS
 """The channel after an upsampling that holds the gain, behind those of the target's colours."""
-_SIGNALS = _COLOURS + 1
-_LEVELS = 16
-"""Noise levels that have a gain of their own."""
-_RIDGE = 1e-2
-"""Of the mean variance of a regression's inputs. A thousandth fits a little better, with larger weights, of which
-training undoes more at first."""
+_SIGNALS = COLOURS + 1
+_RIDGE = 1e-3
+_SMALLEST = 1e-4
+"""Of the greatest variance that a direction predicts: directions of less are not scaled to unit variance, which would
+amplify rounding errors where features have few dimensions."""
 
 Working = Callable[[int, int], None]
 """Called with how much is done and the total; may raise to stop."""
@@ -100,9 +106,9 @@ def can_fit(config: PixelConfig) -> bool:
     return (
         config.patch_size == 2 ** len(config.head.stages)
         and all(stage.up >= _SIGNALS and stage.dec >= 2 * _SIGNALS for stage in inner)
+        and all(stage.enc >= 4 * COLOURS for stage in config.head.stages)
         and first.up >= _SIGNALS
-        and first.enc >= 2 * _COLOURS
-        and first.dec >= 4 * _COLOURS
+        and first.dec >= 4 * COLOURS
     )
 
 
@@ -112,7 +118,7 @@ def fit(head: DetailerHead, windows: Windows, working: Working | None = None) ->
 
     Args:
         head: in float32, of a configuration that `can_fit` accepts.
-        windows: at least `_LEVELS` of them.
+        windows: at least `head_pairs.LEVELS` of them.
         working: shows the progress.
 
     Returns:
@@ -127,12 +133,26 @@ def fit(head: DetailerHead, windows: Windows, working: Working | None = None) ->
         raise ValueError(
             "The Detailer Head cannot be fitted: its first weights or their output are not finite numbers."
         )
-    fitter.first_stage()
+    fitter.encoder()
     fitter.bottleneck()
     for stage in reversed(head.stages):
         fitter.decoder(stage)
     fitter.output()
     return HeadFit(len(windows.sigma), before, fitter.error())
+
+
+class _Pairs(NamedTuple):
+    """Pairs of channels of a decoder stage, in this order.
+
+    Attributes:
+        fitted: the target's averages, and the gain but for the last stage.
+        amplified: noisy pixels times the gain.
+        details: directions that predict what the averages leave out.
+    """
+
+    fitted: int
+    amplified: int
+    details: int
 
 
 class _Fitter:
@@ -144,7 +164,7 @@ class _Fitter:
         self._working, self._done = working, 0
         self._total = (len(head.stages) + 2) * len(windows.sigma)  # with bottleneck and output
         self._places = torch.Generator().manual_seed(0)
-        self.gains = _gains(windows)
+        self.gains = gains_of(windows)
 
     def parts(self) -> Iterator[tuple[Windows, Tensor]]:
         """Some windows with their gains at a time."""
@@ -161,17 +181,19 @@ class _Fitter:
             errors.append((self.head(part.noisy, part.features) - part.target).square().mean((1, 2, 3)))
         return float(torch.cat(errors).mean())
 
-    def first_stage(self) -> None:
-        """The first encoder hands the noisy pixels on as pairs, to the full resolution of the decoder."""
-        layer = self._layer("enc", self.head.stages[0], 0)
-        for colour in range(_COLOURS):
-            _set_pair(layer, 2 * colour, _centre(layer, {colour: 1.0}))
+    def encoder(self) -> None:
+        """Every stage hands its noisy pixels to the decoder as pairs, and smoothed ones to the next: the difference of
+        a pair's maxima over four pixels is close to their mean."""
+        for stage in self.head.stages:
+            layer = self._layer("enc", stage, 0)
+            for colour in range(COLOURS):
+                taps = {colour: 1.0} if stage is self.head.stages[0] else difference(COLOURS + colour)
+                set_pair(layer, 2 * colour, centre(layer, taps))
+                set_pair(layer, 2 * (COLOURS + colour), smooth(layer, taps))
 
     def bottleneck(self) -> None:
         """Pairs of the directions of the features that best predict a patch's target and the gain."""
-        layer = self.head.bottleneck[0]
-        assert isinstance(layer, nn.Conv2d)
-        squares: LeastSquares | None = None
+        layer, squares = self._bottleneck, None
         for part, gain in self.parts():
             cells = part.features.shape[-1]
             patches = rearrange(part.target, "n c (h p) (w q) -> (n h w) (c p q)", h=cells, w=cells)
@@ -181,41 +203,63 @@ class _Fitter:
                 squares, rearrange(part.features, "n d h w -> (n h w) d"), torch.cat([patches, weighted], 1)
             )
         assert squares is not None
-        weight, _ = squares.solved(_RIDGE)
-        covariance, mean = squares.covariance(), squares.mean()
-        variance, axes = torch.linalg.eigh(weight @ covariance @ weight.T)
-        count = min(layer.out_channels // 2, len(mean), len(variance))
-        directions = axes[:, -count:].T @ weight / variance[-count:].clamp(min=1e-12).sqrt()[:, None]
-        inside = layer.in_channels - len(mean)
-        for number, direction in enumerate(directions):
+        count = layer.out_channels // 2
+        for number, (direction, constant) in enumerate(_directions(squares, squares.solved(_RIDGE)[0], count)):
             row = torch.zeros(layer.in_channels, dtype=torch.float64)
-            row[inside:] = direction
-            _set_pair(layer, 2 * number, row[:, None, None], -float(direction @ mean))
+            row[layer.in_channels - len(direction) :] = direction
+            set_pair(layer, 2 * number, row[:, None, None], constant)
 
     def decoder(self, stage: Stage) -> None:
-        """A decoder stage: averages of the target over its pixels, and the gain."""
-        up, layer = self._layer("up", stage, 1), self._layer("dec", stage, 0)
-        last, deepest = stage is self.head.stages[0], stage is self.head.stages[-1]
-        if not deepest:
-            _hand_up(up)
+        """A decoder stage, whose pairs are those of `_Pairs`."""
+        up, layer, pairs = self._layer("up", stage, 1), self._layer("dec", stage, 0), self._pairs(stage)
+        hand_up(up, self._handed_to(stage))
         squares: LeastSquares | None = None
         for part, gain in self.parts():
             inputs = self._inputs(part, stage)
-            wanted = part.target
-            if not deepest:
-                finest = F.interpolate(inputs[:, _GAIN, None], size=wanted.shape[-2:])
-                wanted = wanted + _amplified(part.noisy, finest)
-            wanted = F.avg_pool2d(wanted, wanted.shape[-1] // inputs.shape[-1])
-            if not last:
-                wanted = torch.cat([wanted, gain[:, None, None, None].expand(-1, 1, *wanted.shape[-2:])], 1)
-            squares = added(squares, *self._rows(inputs, wanted, part.margin))
+            squares = added(squares, *self._rows(inputs, self._wanted(part, gain, inputs, stage), part.margin))
         assert squares is not None
         weight, bias = squares.solved(_RIDGE)
-        rows = weight.view(len(weight), 3, 3, -1).permute(0, 3, 1, 2)
-        for number, (row, constant) in enumerate(zip(rows, bias.tolist(), strict=True)):
-            _set_pair(layer, 2 * number, row, constant)
-        if last:
-            self._amplify(layer, up.out_channels)
+        for number, (row, constant) in enumerate(zip(weight[: pairs.fitted], bias.tolist(), strict=False)):
+            set_pair(layer, 2 * number, kernel_of(row), constant)
+        if pairs.amplified:
+            self._amplify(layer, 2 * pairs.fitted, up.out_channels)
+        if pairs.details:
+            first = pairs.fitted + pairs.amplified
+            directions = _directions(squares, weight[pairs.fitted :], pairs.details)
+            for number, (row, constant) in enumerate(directions, first):
+                set_pair(layer, 2 * number, kernel_of(row), constant)
+
+    def _pairs(self, stage: Stage) -> _Pairs:
+        """What the channels of a decoder stage hold."""
+        if stage is self.head.stages[0]:
+            return _Pairs(COLOURS, COLOURS, 0)
+        available = stage.dec // 2
+        deepest = stage is self.head.stages[-1]  # no gain is known below
+        pixels = 0 if deepest or available < _SIGNALS + COLOURS else COLOURS
+        return _Pairs(_SIGNALS, pixels, available - _SIGNALS - pixels)
+
+    def _handed_to(self, stage: Stage) -> int:
+        """The number of pairs that come from below."""
+        if stage is self.head.stages[-1]:
+            return self._bottleneck.out_channels // 2
+        return sum(self._pairs(self.head.stages[self.head.stages.index(stage) + 1]))
+
+    def _wanted(self, part: Windows, gain: Tensor, inputs: Tensor, stage: Stage) -> Tensor:
+        """What a stage's convolution should make of its inputs, (N, C, height, width)."""
+        target, side = part.target, part.target.shape[-1] // inputs.shape[-1]
+        known = gain[:, None, None, None]
+        if stage is not self.head.stages[-1]:
+            known = F.interpolate(inputs[:, _GAIN, None], size=target.shape[-2:])
+        clean = target + amplified(part.noisy, known)
+        if stage is self.head.stages[0]:
+            return clean
+        means = F.avg_pool2d(target, side)
+        gains = gain[:, None, None, None].expand(-1, 1, *means.shape[-2:])
+        if not self._pairs(stage).details:
+            return torch.cat([means, gains], 1)
+        details = clean - F.interpolate(F.avg_pool2d(clean, side), scale_factor=side)
+        cells = rearrange(details, "n c (h p) (w q) -> n (c p q) h w", p=side, q=side)
+        return torch.cat([means, gains, cells], 1)
 
     def output(self) -> None:
         """The last convolution, which sees one pixel of all channels."""
@@ -227,15 +271,14 @@ class _Fitter:
         assert squares is not None
         weight, bias = squares.solved(_RIDGE)
         for row, (kernel, constant) in enumerate(zip(weight[:, :, None, None], bias.tolist(), strict=True)):
-            _set(layer, row, kernel, constant)
+            set_row(layer, row, kernel, constant)
 
-    def _amplify(self, layer: nn.Conv2d, skip: int) -> None:
-        """Pairs of the noisy pixels times their gain; the skip connection begins at channel `skip`."""
-        for colour in range(_COLOURS):
+    def _amplify(self, layer: nn.Conv2d, first: int, skip: int) -> None:
+        """Pairs, from channel `first` on, of noisy pixels times their gain; those of the skip begin at `skip`."""
+        for colour in range(COLOURS):
             for sign in (1, -1):
-                row = 2 * (_COLOURS + colour) + (sign < 0)
-                pixel = {skip + 2 * colour: sign, skip + 2 * colour + 1: -sign}
-                _set(layer, row, _centre(layer, {**pixel, _GAIN: 1.0}))
+                pixel = {channel: sign * factor for channel, factor in difference(colour, skip).items()}
+                set_row(layer, first + 2 * colour + (sign < 0), centre(layer, {**pixel, _GAIN: 1.0}))
 
     def _inputs(self, part: Windows, until: Stage | None) -> Tensor:
         """What the decoder convolution of a stage reads, or for None the output convolution."""
@@ -266,63 +309,32 @@ class _Fitter:
         read = [padded[number, :, row + y, column + x] for y in range(side) for x in range(side)]
         return torch.cat(read, 1), wanted[number, :, row, column]
 
+    @property
+    def _bottleneck(self) -> nn.Conv2d:
+        layer = self.head.bottleneck[0]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
+
     def _layer(self, part: str, stage: Stage, index: int) -> nn.Conv2d:
         layer = self.head.get_submodule(f"{part}{stage.name}.{index}")
         assert isinstance(layer, nn.Conv2d)
         return layer
 
 
-def _gains(windows: Windows) -> Tensor:
-    """Each window's gain g, (N,): at similar noise levels, 2 silu'(g) is the regression of the velocity on the noisy
-    pixel, both without their patch's mean."""
-    side = windows.noisy.shape[-1] // windows.features.shape[-1]
+def _directions(squares: LeastSquares, weight: Tensor, count: int) -> Iterator[tuple[Tensor, float]]:
+    """The linear functions of the inputs that predict most of the outputs, with unit variance and zero mean.
 
-    def details(pixels: Tensor) -> Tensor:
-        return pixels - F.interpolate(F.avg_pool2d(pixels, side), scale_factor=side)
+    Args:
+        squares: of the regression.
+        weight: (O, I), of its outputs or some of them.
+        count: of functions at most, the most important ones.
 
-    shared, own = [], []
-    for noisy, target in zip(windows.noisy.split(AT_ONCE), windows.target.split(AT_ONCE), strict=True):
-        x = details(noisy)
-        shared.append(-(x * details(target)).sum((1, 2, 3)))
-        own.append(x.square().sum((1, 2, 3)))
-    order, factor = windows.sigma.argsort(), torch.zeros(len(windows.sigma))
-    for group in order.tensor_split(_LEVELS):
-        factor[group] = torch.cat(shared)[group].sum() / torch.cat(own)[group].sum()
-    # silu' rises from 0 to its maximum of 1.1 between these.
-    gain = torch.linspace(-1.278, 2.399, 4096)
-    slope = torch.sigmoid(gain) * (1 + gain * torch.sigmoid(-gain))
-    return gain[torch.searchsorted(slope, factor / 2).clamp(max=len(gain) - 1)]
-
-
-def _amplified(noisy: Tensor, gain: Tensor) -> Tensor:
-    """The noisy pixels times their gain, as pairs of channels compute it."""
-    return F.silu(gain + noisy) - F.silu(gain - noisy)
-
-
-def _hand_up(up: nn.Conv2d) -> None:
-    """A convolution after nearest upsampling that interpolates the signals, which come as pairs, bilinearly."""
-    line = torch.tensor([0.25, 0.5, 0.25])
-    for signal in range(_SIGNALS):
-        kernel = torch.zeros(up.weight.shape[1:])
-        kernel[2 * signal], kernel[2 * signal + 1] = torch.outer(line, line), -torch.outer(line, line)
-        _set(up, signal, kernel)
-
-
-def _centre(layer: nn.Conv2d, taps: dict[int, float]) -> Tensor:
-    """A kernel (C, k, k) that adds these channels of the same pixel, times their factors."""
-    kernel = torch.zeros(layer.weight.shape[1:])
-    middle = kernel.shape[-1] // 2
-    for channel, factor in taps.items():
-        kernel[channel, middle, middle] = factor
-    return kernel
-
-
-def _set_pair(layer: nn.Conv2d, row: int, kernel: Tensor, bias: float = 0.0) -> None:
-    """Two outputs that after SiLU differ by kernel * input + bias."""
-    _set(layer, row, kernel, bias)
-    _set(layer, row + 1, -kernel, -bias)
-
-
-def _set(layer: nn.Conv2d, row: int, kernel: Tensor, bias: float = 0.0) -> None:
-    assert layer.bias is not None
-    layer.weight[row], layer.bias[row] = kernel, bias
+    Returns:
+        Weights (I,) and constants, the most important first.
+    """
+    variance, axes = torch.linalg.eigh(weight @ squares.covariance() @ weight.T)
+    count = min(count, len(variance), weight.shape[1])
+    mean = squares.mean()
+    deviation = variance[-count:].clamp(min=_SMALLEST * float(variance[-1]) + 1e-12).sqrt()
+    for direction in (axes[:, -count:].T @ weight / deviation[:, None]).flip(0):
+        yield direction, -float(direction @ mean)

@@ -30,7 +30,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     for name in ("demo", "tiny"):
         (tmp_path_factory.getbasetemp() / f"{name}.toml").write_text(recipe, encoding="utf-8")
     monkeypatch.setattr(finder, "BUNDLED", tmp_path_factory.getbasetemp())
-    for name, value in {"EVALUATED": 4, "WATCHED": 4, "SAMPLING_STEPS": 1, "COMPARED_IMAGES": 16}.items():
+    for name, value in {"EVALUATED": 4, "WATCHED": 4, "SAMPLING_STEPS": 1}.items():
         monkeypatch.setattr(transfer, name, value)
     monkeypatch.setattr(image_set, "PART", 8)
     monkeypatch.setattr(patch_pairs, "FEW", 64)
@@ -49,9 +49,10 @@ def test_every_arm_differs_from_the_reference_in_one_thing() -> None:
     assert reference.name == REFERENCE and reference.recipe.model.init == "fitted"
     assert {arm.steps for arm in arms} == {30}
     changed = {arm.name: _differences(reference.recipe, arm.recipe) for arm in others}
-    # From scratch, everything is random and everything trains.
-    assert changed.pop("from scratch") == {"init", "policy"}
-    assert all(len(keys) == 1 for keys in changed.values())
+    # Only after a fit is the learning rate another one; from scratch, everything is random and everything trains.
+    assert changed.pop("from scratch") == {"init", "lr", "policy"}
+    assert changed.pop("scaled") == changed.pop("random") == {"init", "lr"}
+    assert all(len(keys) == 1 and "lr" not in keys for keys in changed.values())
     assert len({arm.folder for arm in arms}) == len(arms)
     assert [arm.name for arm in compared_arms(load(finder.find("demo")), ["data"])] == [REFERENCE, "clean renderings"]
     assert [arm.name for arm in in_group(arms, "starts")] == [REFERENCE, "scaled", "random"]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comfyui_l2p.l2p_core import flow, head_fit, tiny
+from comfyui_l2p.l2p_core import flow, head_fit, head_pairs, tiny
 from comfyui_l2p.l2p_core.checkpoint import load_latent
 from comfyui_l2p.l2p_core.config import PixelConfig
 from comfyui_l2p.l2p_core.convert import convert
@@ -60,7 +60,7 @@ def begun(drawn: image_set.ImageSet, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_fit, "WINDOWS", 64)
-    monkeypatch.setattr(head_fit, "ROWS", 1)
+    monkeypatch.setattr(head_fit, "ROWS", 4)
 
 
 def trainer_of(start: Path, drawn: image_set.ImageSet, **settings: object) -> tuple[Trainer, image_set.Batches]:
@@ -116,20 +116,60 @@ def test_a_pair_amplifies_by_the_regression_of_velocity_on_pixels() -> None:
     noisy, sigma = torch.randn(64, 3, 32, 32, generator=generator), torch.rand(64, generator=generator).sort().values
     factor = (torch.arange(64) // 4 / 8).clamp(max=1.9)  # of the 16 levels
     windows = Windows(torch.zeros(64, 1, 2, 2), noisy, -factor[:, None, None, None] * noisy, sigma)
-    gain = head_fit._gains(windows)[:, None, None, None]
+    gain = head_pairs.gains_of(windows)[:, None, None, None]
     small = torch.full((64, 3, 1, 1), 1e-3)
-    amplified = head_fit._amplified(small, gain) / small
+    amplified = head_pairs.amplified(small, gain) / small
     assert torch.allclose(amplified[:, 0, 0, 0], factor, atol=2e-3)
 
 
-def test_signals_go_up_interpolated_and_unchanged_by_silu() -> None:
+def test_pairs_go_up_unchanged_by_silu() -> None:
     up = torch.nn.Conv2d(8, 8, 3, padding=1)
+    values = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        head_fit._hand_up(up)
-        ramp = torch.arange(6.0).expand(1, 4, 6, 6) - 2
-        pairs = torch.stack([F.silu(ramp), F.silu(-ramp)], 2).flatten(1, 2)
-        fine = up(F.interpolate(pairs, scale_factor=2))[:, :4, 2:-2, 2:-2]
-    assert torch.allclose(fine, (torch.arange(2, 10) / 2 - 0.25 - 2).expand_as(fine), atol=1e-6)
+        head_pairs.hand_up(up, 4)
+        pairs = torch.stack([F.silu(values), F.silu(-values)], 2).flatten(1, 2)
+        fine = up(F.interpolate(pairs, scale_factor=2))[:, :4]
+    assert torch.allclose(fine, F.interpolate(values, scale_factor=2), atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_encoder_hands_means_of_pixels_to_every_stage() -> None:
+    head = DetailerHead(config().head, 4)
+    smooth = F.interpolate(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), 64, mode="bicubic")
+    windows = Windows(torch.zeros(2, 4, 4, 4), smooth, smooth, torch.ones(2))
+    fitter = head_fit._Fitter(head, windows, lambda *_: None)
+    fitter.encoder()
+    for stage in head.stages[:3]:
+        inputs = fitter._inputs(windows, stage)
+        first = inputs.shape[1] - stage.enc
+        found = inputs[:, first : first + 6 : 2] - inputs[:, first + 1 : first + 6 : 2]
+        wanted = F.avg_pool2d(smooth, 64 // found.shape[-1])
+        assert (found - wanted).square().mean() < 0.1 * wanted.var()
+
+
+@pytest.mark.parametrize("width", [0.1875, 0.25, 1.0])
+def test_pairs_fill_the_channels_of_every_stage(width: float) -> None:
+    head = DetailerHead(config(width=width).head, 4)
+    fitter = head_fit._Fitter(head, Windows(*(torch.zeros(2, 3, 16, 16),) * 3, torch.ones(2)), lambda *_: None)
+    last, *inner = head.stages
+    assert fitter._pairs(last) == (3, 3, 0) and last.dec >= 12
+    for stage in inner:
+        pairs = fitter._pairs(stage)
+        assert pairs.fitted == 4 and sum(pairs) == stage.dec // 2 and pairs.details >= 0
+        assert fitter._handed_to(stage) <= stage.up
+    assert [fitter._pairs(stage).amplified for stage in inner] == [0 if width < 0.25 else 3, 3, 0]
+
+
+def test_directions_predict_most_with_the_first() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 4, generator=generator) * torch.tensor([1.0, 5.0, 1.0, 1.0]) + 2
+    squares = LeastSquares(4, 3)
+    squares.add(x, torch.stack([x[:, 1], x[:, 1] + 0.1 * x[:, 2], 0.1 * x[:, 2]], 1))
+    weight, _ = squares.solved(1e-9)
+    (first, constant), (second, _) = head_fit._directions(squares, weight, 2)
+    value = x.double() @ first + constant
+    assert abs(float(value.mean())) < 1e-3 and abs(float(value.var()) - 1) < 1e-2
+    assert first.abs().argmax() == 1 and second.abs().argmax() == 2
 
 
 def test_least_squares_find_a_linear_map() -> None:
@@ -310,3 +350,19 @@ def test_only_the_first_of_several_processes_says_that_they_do_not_fit(tmp_path:
         run.ranks = run.trainer.ranks = ranks
         run.fit_head()
         assert any(note.startswith("The Detailer Head starts unfitted") for note in notes) == ranks.first
+
+
+@pytest.mark.usefixtures("few")
+def test_rounding_errors_of_features_are_not_amplified() -> None:
+    """Features of one dimension in 64 channels, as of images that differ in one value: a fit that makes all directions
+    equally large holds weights that training cannot move without exploding."""
+    generator = torch.Generator().manual_seed(0)
+    value, noise = torch.randn(64, 1, 1, 1, generator=generator), torch.randn(64, 3, 16, 16, generator=generator)
+    features = value * torch.randn(64, 1, 1, generator=generator)
+    sigma = torch.linspace(0.5, 1, 64)
+    noisy = (1 - sigma[:, None, None, None]) * value + sigma[:, None, None, None] * noise
+    torch.manual_seed(0)
+    head = DetailerHead(config().head, 64)
+    done = head_fit.fit(head, Windows(features, noisy, value - noise, sigma, 0))
+    assert done.better
+    assert head.bottleneck[0].weight.abs().max() < 10  # type: ignore[operator]

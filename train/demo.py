@@ -32,6 +32,7 @@ SAMPLING_STEPS = 12
 SHOWN = 8  # images per row
 CURVE_POINTS = 12
 PICTURE = "demo.png"
+LR_AFTER_FIT = 3e-4  # at 5e-4 training undoes much of the fit first
 
 SOURCE_NAME = "latent source"
 INIT_NAME = "fitted, untrained"
@@ -74,9 +75,8 @@ def _is_demo_recipe(path: Path) -> bool:
         found = recipes.load(path)
     except ValueError:
         return False
-    expected = _recipe(found.training.steps, found.model.seed)
-    earlier = dataclasses.replace(expected, model=dataclasses.replace(expected.model, init="scaled"))
-    return found in (expected, earlier)
+    plain = _plain_recipe(found.training.steps, found.model.seed)
+    return found in (fitted(plain), plain)  # version 0.1 had no fit
 
 
 FOLDER = OwnFolder("a demo", "demo.txt", _is_of_version_0_1)
@@ -121,12 +121,24 @@ def _demo(recipe: Recipe, folder: RunFolder) -> None:
     print(f"\n{output / PICTURE} shows it. {time.monotonic() - started:.0f} seconds.")
 
 
+def fitted(recipe: Recipe) -> Recipe:
+    """The recipe with a fitted start, and with the learning rate that was best after it."""
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, init=FITTED),
+        training=dataclasses.replace(recipe.training, lr=LR_AFTER_FIT),
+    )
+
+
 def _recipe(steps: int | None, seed: int) -> Recipe:
+    # Train L2P takes the same recipe without the fit, for folders that may hold too few images for one.
+    return fitted(_plain_recipe(steps, seed))
+
+
+def _plain_recipe(steps: int | None, seed: int) -> Recipe:
     recipe = recipes.load(find("demo"))
     training = dataclasses.replace(recipe.training, steps=steps or recipe.training.steps, seed=seed)
-    # Train L2P takes the same recipe, for folders that may hold too few images for a fit.
-    model = dataclasses.replace(recipe.model, seed=seed, init=FITTED)
-    return dataclasses.replace(recipe, model=model, training=training)
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, seed=seed), training=training)
 
 
 def _evaluate(folder: RunFolder, before: dict[str, Scored]) -> dict[str, Scored]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_LEAST = 1e-6
+"""Of the mean variance, is added to every input's: one that hardly varies must not get a huge weight."""
+
 
 class LeastSquares:
     """Sums over rows of inputs (n, I) and outputs (n, O), in system memory.
@@ -39,10 +42,14 @@ class LeastSquares:
         return self.xx.double().div_(self.count).addr_(self._shift(), self._shift(), alpha=-1)
 
     def solved(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """Weight (O, I) and bias (O,) of the best linear prediction, float64."""
+        """Weight (O, I) and bias (O,) of the best linear prediction, float64.
+
+        Args:
+            ridge: of each input's own variance, so that inputs of any size are shrunk alike.
+        """
         covariance = self.covariance()
         variance = covariance.diagonal()
-        variance += ridge * float(variance.mean()) + 1e-12
+        variance += ridge * variance + _LEAST * float(variance.mean()) + 1e-12
         wanted = self.y / self.count
         crossed = self.xy.double() / self.count - torch.outer(self._shift(), wanted)
         weight = torch.cholesky_solve(crossed, torch.linalg.cholesky(covariance)).T

@@ -7,7 +7,6 @@ once, so the benchmark can be stopped and started again.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Collection
 from functools import partial
@@ -42,7 +41,6 @@ from .transfer_arms import FULL, GROUPS, STARTS, Arm, compared_arms, full_arm
 EVALUATED = 480  # captions of the full run's final score: every combination of attributes once
 WATCHED = 96  # captions of every other score
 SAMPLING_STEPS = 12  # of every other score
-COMPARED_IMAGES = 1024
 SEEDS = 3
 SCORES_ON_THE_WAY = 8  # of the full run
 PARTS = (0.01, 0.05, 0.2, 1.0)  # of a compared start's steps, after which it is scored
@@ -77,13 +75,8 @@ def benchmark_transfer(
     if FULL in groups:
         parts.append(_full_part(output, full_arm(recipes.load(find("tiny")), steps), write_delta))
     if any(group in GROUPS for group in groups):
-        parts.append(_compared_part(output, compared_arms(_compared_recipe(), groups, compared_steps), seeds))
+        parts.append(_compared_part(output, compared_arms(recipes.load(find("demo")), groups, compared_steps), seeds))
     report.write(output, parts)
-
-
-def _compared_recipe() -> Recipe:
-    demo = recipes.load(find("demo"))
-    return dataclasses.replace(demo, data=dataclasses.replace(demo.data, images=COMPARED_IMAGES))
 
 
 def _full_part(output: Path, arm: Arm, write_delta: Path | None) -> report.Part:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...l2p_core.initialise import FITTED
 from ...l2p_core.run.recipe import Recipe
+from ..demo import fitted
 
 FULL, STARTS, POLICIES, DATA, SHIFT = "full", "starts", "policies", "data", "shift"
 GROUPS = {
@@ -65,18 +65,22 @@ def full_arm(recipe: Recipe, steps: int | None = None) -> Arm:
 def compared_arms(recipe: Recipe, groups: Collection[str] = tuple(GROUPS), steps: int | None = None) -> list[Arm]:
     """The arms of some groups, and the reference, which is the first of them.
 
+    Arms that do not begin fitted have the recipe's own learning rate, which is best for them.
+
     Args:
         recipe: the reference but for its start.
         groups: keys of `GROUPS`.
         steps: of every arm; None takes the recipe's.
     """
-    start = _changed(recipe, model={"init": FITTED}, training={"steps": steps or recipe.training.steps})
+    plain = _changed(recipe, training={"steps": steps or recipe.training.steps})
+    reference = fitted(plain)
 
     def arm(group: str, name: str, scratch: bool = False, **changes: dict[str, Any]) -> Arm:
+        start = reference if group != STARTS and not scratch else plain
         return Arm(group, name, _changed(start, **changes), scratch)
 
     found = [
-        arm(STARTS, REFERENCE),
+        Arm(STARTS, REFERENCE, reference),
         arm(STARTS, "scaled", model={"init": "scaled"}),
         arm(STARTS, "random", model={"init": "random"}),
         arm(POLICIES, "1 + 1 blocks", training={"blocks": 1}),
