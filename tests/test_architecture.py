@@ -34,7 +34,7 @@ ORDER = {
         ("backbone", "detailer"),
         ("sources",),
         ("model", "layouts", "initialise", "flow", "growth", "head_windows"),
-        ("files",),
+        ("files", "head_pairs"),
         ("checkpoint", "freeze", "patch_pairs", "head_fit"),
         ("convert", "hybrid"),
         ("deltas",),

@@ -18,6 +18,7 @@ from ...l2p_core import convert, delta, tiny
 from ...l2p_core.checkpoint import load_latent, save
 from ...l2p_core.dataset.images import from_uint8, to_uint8
 from ...l2p_core.files import metadata
+from ...l2p_core.files.atomic import write_bytes
 from ...l2p_core.files.tensor_file import load_tensors
 from ...l2p_core.initialise import FITTED
 from ...l2p_core.model import L2PModel
@@ -179,7 +180,7 @@ def _score_on_the_way(folder: RunFolder, steps: set[int], trainer: Trainer) -> N
     save({"images": few}, _images_path(folder, trainer.step), {"l2p.kind": "images"}, overwrite=True)
     # A resumed run recomputes the lines after its save.
     lines = [line for line in lines if line["step"] < trainer.step] + [{"step": trainer.step, **scored.scores}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _kept_images(folder: RunFolder) -> report.ImagesByStep:
