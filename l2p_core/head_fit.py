@@ -59,10 +59,10 @@ which adds up over the thousands of values that a convolution reads."""
 _GAIN = COLOURS
 """The channel after an upsampling that holds the gain, behind those of the target's colours."""
 _SIGNALS = COLOURS + 1
-_RIDGE = 1e-3
-_SMALLEST = 1e-4
-"""Of the greatest variance that a direction predicts: directions of less are not scaled to unit variance, which would
-amplify rounding errors where features have few dimensions."""
+_RIDGE = 2e-2
+_SMALLEST = 0.1
+"""Of all variance that a regression predicts: directions that predict less are not scaled to unit variance. It would
+amplify rounding errors where features have few dimensions, and large weights for small directions do not train."""
 
 Working = Callable[[int, int], None]
 """Called with how much is done and the total; may raise to stop."""
@@ -204,7 +204,7 @@ class _Fitter:
             )
         assert squares is not None
         count = layer.out_channels // 2
-        for number, (direction, constant) in enumerate(_directions(squares, squares.solved(_RIDGE)[0], count)):
+        for number, (direction, constant) in enumerate(_directions(squares, squares.solved(_RIDGE)[0], 0, count)):
             row = torch.zeros(layer.in_channels, dtype=torch.float64)
             row[layer.in_channels - len(direction) :] = direction
             set_pair(layer, 2 * number, row[:, None, None], constant)
@@ -225,7 +225,7 @@ class _Fitter:
             self._amplify(layer, 2 * pairs.fitted, up.out_channels)
         if pairs.details:
             first = pairs.fitted + pairs.amplified
-            directions = _directions(squares, weight[pairs.fitted :], pairs.details)
+            directions = _directions(squares, weight, pairs.fitted, pairs.details)
             for number, (row, constant) in enumerate(directions, first):
                 set_pair(layer, 2 * number, kernel_of(row), constant)
 
@@ -321,20 +321,23 @@ class _Fitter:
         return layer
 
 
-def _directions(squares: LeastSquares, weight: Tensor, count: int) -> Iterator[tuple[Tensor, float]]:
-    """The linear functions of the inputs that predict most of the outputs, with unit variance and zero mean.
+def _directions(squares: LeastSquares, weight: Tensor, skipped: int, count: int) -> Iterator[tuple[Tensor, float]]:
+    """The linear functions of the inputs that predict most of some outputs, with zero mean and at most unit variance.
 
     Args:
         squares: of the regression.
-        weight: (O, I), of its outputs or some of them.
-        count: of functions at most, the most important ones.
+        weight: (O, I), what it found.
+        skipped: outputs at the beginning that have functions of their own.
+        count: of functions at most.
 
     Returns:
         Weights (I,) and constants, the most important first.
     """
-    variance, axes = torch.linalg.eigh(weight @ squares.covariance() @ weight.T)
+    covariance, mean = squares.covariance(), squares.mean()
+    predicted = (weight @ covariance * weight).sum()
+    weight = weight[skipped:]
+    variance, axes = torch.linalg.eigh(weight @ covariance @ weight.T)
     count = min(count, len(variance), weight.shape[1])
-    mean = squares.mean()
-    deviation = variance[-count:].clamp(min=_SMALLEST * float(variance[-1]) + 1e-12).sqrt()
+    deviation = variance[-count:].clamp(min=_SMALLEST * float(predicted) + 1e-12).sqrt()
     for direction in (axes[:, -count:].T @ weight / deviation[:, None]).flip(0):
         yield direction, -float(direction @ mean)

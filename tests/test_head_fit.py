@@ -166,7 +166,7 @@ def test_directions_predict_most_with_the_first() -> None:
     squares = LeastSquares(4, 3)
     squares.add(x, torch.stack([x[:, 1], x[:, 1] + 0.1 * x[:, 2], 0.1 * x[:, 2]], 1))
     weight, _ = squares.solved(1e-9)
-    (first, constant), (second, _) = head_fit._directions(squares, weight, 2)
+    (first, constant), (second, _) = head_fit._directions(squares, weight, 0, 2)
     value = x.double() @ first + constant
     assert abs(float(value.mean())) < 1e-3 and abs(float(value.var()) - 1) < 1e-2
     assert first.abs().argmax() == 1 and second.abs().argmax() == 2

@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LEAST = 1e-6
-"""Of the mean variance, is added to every input's: one that hardly varies must not get a huge weight."""
-
 
 class LeastSquares:
     """Sums over rows of inputs (n, I) and outputs (n, O), in system memory.
@@ -45,11 +42,12 @@ class LeastSquares:
         """Weight (O, I) and bias (O,) of the best linear prediction, float64.
 
         Args:
-            ridge: of each input's own variance, so that inputs of any size are shrunk alike.
+            ridge: is added to each input's variance, half of it as a share of its own, so that inputs of any size are
+                shrunk alike, and half of the mean, so that inputs that hardly vary get no huge weights.
         """
         covariance = self.covariance()
         variance = covariance.diagonal()
-        variance += ridge * variance + _LEAST * float(variance.mean()) + 1e-12
+        variance += ridge / 2 * (variance + float(variance.mean())) + 1e-12
         wanted = self.y / self.count
         crossed = self.xy.double() / self.count - torch.outer(self._shift(), wanted)
         weight = torch.cholesky_solve(crossed, torch.linalg.cholesky(covariance)).T
