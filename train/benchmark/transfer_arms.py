@@ -45,6 +45,8 @@ class Arm:
     @property
     def folder(self) -> str:
         """Its name in file names, with its steps, as arms of other lengths may lie beside it."""
+        if self.group == FULL:
+            return f"{FULL}-{self.steps}"  # as in version 0.1, whose finished runs are kept
         plain = "".join(letter if letter.isalnum() or letter == "." else "-" for letter in self.name)
         return f"{plain}-{self.steps}"
 

@@ -96,10 +96,9 @@ def compared(arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[Me
     seeds = len(runs[arms[0].name])
     recipe = arms[0].recipe
     groups = [group for group in GROUPS if any(arm.group == group for arm in arms[1:])]
+    over = f"{seeds} seeds; mean ± standard error of the mean over them" if seeds > 1 else "one seed"
     text = [
-        f"{recipe.training.steps} steps of {recipe.data.batch_size} images, {seeds} "
-        f"{'seed' if seeds == 1 else 'seeds'}, {len(source.images)} captions; mean ± standard error of the mean over "
-        "seeds.",
+        f"{recipe.training.steps} steps of {recipe.data.batch_size} images, {len(source.images)} captions, {over}.",
         *(f"{GROUPS[group].capitalize()}:\n\n{_group_table(arms, group, source, runs)}" for group in groups),
     ]
     starts = in_group(arms, STARTS)
