@@ -8,14 +8,13 @@ from typing import Any
 
 import comfy.model_management
 
-from ..l2p_core.files.atomic import write_bytes
-from ..l2p_core.prompts import journal, outputs, work
+from ..l2p_core.prompts import journal, work
 from ..l2p_core.prompts.scheme import Slot
 from ..l2p_core.prompts.writer import CHATML_MARK, MAX_TOKENS, TOP_K, TOP_P, Request, chatml
 from ..l2p_core.run.metrics import duration
 from .clip_captions import identity_of, unload
 from .folders.prompt_files import check_list
-from .messages.progress import counted
+from .messages.progress import counted, warn_where_running
 
 
 class ClipWriter:
@@ -87,13 +86,19 @@ def write_prompts(
         say(_sentence(progress))
 
     try:
-        result = work.write(folder, slots, writer, {"temperature": temperature}, seed=seed, progress=show)
+        result = work.write(
+            folder,
+            slots,
+            writer,
+            {"temperature": temperature},
+            seed=seed,
+            note=warn_where_running,
+            copy=target,
+            progress=show,
+        )
     except comfy.model_management.InterruptProcessingException:
         say(f"Stopped with {far.done} of {far.wanted} prompts; run it again for the rest.")
         raise
-    finally:
-        if (folder / outputs.TABLE).is_file():
-            write_bytes(target, (folder / outputs.TABLE).read_bytes())
     say(f"{counted(len(result.prompts), 'prompt')}, {result.now} of them written now")
     return result
 

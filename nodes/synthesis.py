@@ -21,11 +21,12 @@ from ..l2p_core.config import VARIANTS
 from ..l2p_core.dataset.images import as_pixels, load
 from ..l2p_core.dataset.kept_pairs import KeptPairs, pair_earlier_images
 from ..l2p_core.dataset.pictures import picture
-from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder
+from ..l2p_core.dataset.synthesis import GENERATES, Item, Settings, SynthesisFolder
+from ..l2p_core.files.lock import LOCK, held
 from ..l2p_core.ops.finite import check_finite
 from ..l2p_core.patch_pairs import PatchPairs
 from ..l2p_core.run.metrics import duration
-from .messages.progress import counted
+from .messages.progress import counted, warn_where_running
 from .model.content import content_digest
 from .model.host import PixelFormat
 from .pixels import pixels_to_image
@@ -183,15 +184,19 @@ def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -
         say: shows the progress, with the time left.
 
     Raises:
-        ValueError: for an incomplete source, or a folder with other images of that name.
+        ValueError: for an incomplete source, or a folder with other images of that name or in use by another process.
         InterruptProcessingException: the host's, when the user stops it; finished images stay.
     """
     source.check()
-    made = SynthesisFolder(folder, wanted, source.settings())
+    with held(folder, LOCK, GENERATES, warn_where_running):
+        return _synthesize(SynthesisFolder(folder, wanted, source.settings()), source, say)
+
+
+def _synthesize(made: SynthesisFolder, source: Source, say: Say) -> SynthesisFolder:
     todo = made.todo
     try:
         _pair_earlier_images(made, source, say)
-        with _kept_pairs(folder, source) if todo else nullcontext() as pairs:
+        with _kept_pairs(made.folder, source) if todo else nullcontext() as pairs:
             work = _Work(made, source, len(todo), say, pairs) if todo else None
             for part in _by_prompts(todo, ENCODED):
                 assert work is not None

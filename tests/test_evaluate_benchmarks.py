@@ -120,7 +120,7 @@ def test_dpg_has_squares_of_four_and_nothing_else(
     output = tmp_path / "made"
     assert main(["evaluate", "dpg", str(dpg), str(output), "--model", "tiny-source", "--steps", "1"]) == 0
     assert files(output) == ["midjourney3.png", "partiprompts0.png"]
-    assert files(tmp_path / "made-run") == ["report.html", "settings.json"]
+    assert files(tmp_path / "made-run") == [".lock", "report.html", "settings.json"]
     source = bundled.TinySource().images([CAPTIONS[0]] * 4, [42, 43, 44, 45], 1, 2.0)
     with Image.open(output / "partiprompts0.png") as image:
         assert image.size == (128, 128)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import pytest
 from fake_writers import FakeWriter, prompt
 
 from comfyui_l2p.l2p_core.dataset import prompts as lists
+from comfyui_l2p.l2p_core.files.lock import LOCK, held
 from comfyui_l2p.l2p_core.prompts import (
     checking,
     checks,
@@ -26,7 +28,6 @@ from comfyui_l2p.l2p_core.prompts import (
     work,
 )
 from comfyui_l2p.l2p_core.prompts.writer import Request, Turn, chatml
-from comfyui_l2p.l2p_core.run.lock import held
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -38,7 +39,8 @@ GOOD = (
 
 
 def run(folder: Path, count: int, writer: FakeWriter, **settings: object) -> work.Result:
-    return work.write(folder, scheme.slots(count), writer, {"temperature": 0.9}, **{"seed": 1, **settings})  # type: ignore[arg-type]
+    given = {"seed": 1, "note": print, **settings}
+    return work.write(folder, scheme.slots(count), writer, {"temperature": 0.9}, **given)  # type: ignore[arg-type]
 
 
 def entries(folder: Path) -> list[dict[str, object]]:
@@ -386,12 +388,22 @@ def test_other_settings_are_not_mixed(tmp_path: Path, settings: dict[str, object
     with pytest.raises(ValueError, match=f"were written with {named}.*choose another folder"):
         run(tmp_path, 2, writer, **settings)
     with pytest.raises(ValueError, match="with task write, not rewrite"):
-        work.write(tmp_path, rewriting.slots(["a fox"]), FakeWriter(), {"temperature": 0.9}, seed=1)
+        work.write(tmp_path, rewriting.slots(["a fox"]), FakeWriter(), {"temperature": 0.9}, seed=1, note=print)
 
 
 def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
-    with held(tmp_path, ".lock"), pytest.raises(ValueError, match="writes prompts there"):
-        run(tmp_path, 1, FakeWriter())
+    target = tmp_path / "list.csv"
+    run(tmp_path / "work", 1, FakeWriter(), copy=target)
+    content = target.read_bytes()
+    assert content == (tmp_path / "work" / outputs.TABLE).read_bytes()
+    writer = FakeWriter()
+    with (
+        held(tmp_path / "work", LOCK, "writes prompts", print),
+        pytest.raises(ValueError, match=f"process {os.getpid()} on .* writes prompts there"),
+    ):
+        (tmp_path / "work" / outputs.TABLE).write_bytes(b"of the other process")
+        run(tmp_path / "work", 3, writer, copy=target)
+    assert not writer.asked and target.read_bytes() == content
 
 
 # Rewriting and checking.
@@ -408,13 +420,15 @@ def test_short_prompts_are_rewritten_and_good_ones_kept(tmp_path: Path) -> None:
         )
 
     writer = FakeWriter(answer)
-    result = work.write(tmp_path, rewriting.slots(shorts), writer, {}, seed=0)
+    result = work.write(tmp_path, rewriting.slots(shorts), writer, {}, seed=0, note=print)
     assert len(result.prompts) == 3 and result.prompts[1] == GOOD and len(writer.asked) >= 2
     assert result.prompts[0].startswith("A fox ") and result.prompts[2].startswith("A heron in snow ")
     with (tmp_path / outputs.TABLE).open(encoding="utf-8", newline="") as file:
         assert [row["short"] for row in csv.DictReader(file)] == ["a fox", GOOD, "a heron in snow"]
     other = FakeWriter(answer)
-    more = work.write(tmp_path, rewriting.slots(["a heron in snow", "a kettle", "a fox"]), other, {}, seed=0)
+    more = work.write(
+        tmp_path, rewriting.slots(["a heron in snow", "a kettle", "a fox"]), other, {}, seed=0, note=print
+    )
     assert more.prompts[::2] == [result.prompts[2], result.prompts[0]]
     assert {request.turns[1].text.rpartition("\n\n")[2] for request in other.asked} == {"a kettle"}
 

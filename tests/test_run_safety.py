@@ -16,8 +16,8 @@ from test_run import RECIPE, folder, train  # noqa: F401 (a fixture)
 
 from comfyui_l2p.l2p_core import delta
 from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors, open_checkpoint, save
-from comfyui_l2p.l2p_core.files import atomic
-from comfyui_l2p.l2p_core.run import lock, memory_plan
+from comfyui_l2p.l2p_core.files import atomic, lock
+from comfyui_l2p.l2p_core.run import memory_plan
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.folder import LOCK, RunFolder
 from comfyui_l2p.l2p_core.run.metrics import read_metrics
@@ -32,8 +32,8 @@ HOLDS = """
 import sys
 from pathlib import Path
 from comfyui_l2p.l2p_core.run.folder import RunFolder
-with RunFolder(Path(sys.argv[1])).held() as held:
-    print(held, flush=True)
+with RunFolder(Path(sys.argv[1])).held(print):
+    print("held", flush=True)
     sys.stdin.read()
 """
 
@@ -253,7 +253,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:  # noqa: F811
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(folder / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None and process.stdout.readline().strip() == "True"
+    assert process.stdout is not None and process.stdout.readline().strip() == "held"
     return process
 
 
@@ -293,7 +293,7 @@ def test_a_refused_run_leaves_no_folder(
 def test_only_what_a_failed_holder_created_goes(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "one"
     for name in (None, "one/kept.txt", "other.txt"):
-        with pytest.raises(RuntimeError, match="refused"), lock.held(path, LOCK):
+        with pytest.raises(RuntimeError, match="refused"), lock.held(path, LOCK, "trains", print):
             if name:
                 (tmp_path / "runs" / name).write_text("kept", encoding="utf-8")
             raise RuntimeError("refused")
@@ -301,7 +301,7 @@ def test_only_what_a_failed_holder_created_goes(tmp_path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     (path / LOCK).parent.mkdir()
     (path / LOCK).write_text("process 1 on a machine\n", encoding="utf-8")
-    with pytest.raises(RuntimeError, match="refused"), lock.held(path, LOCK):
+    with pytest.raises(RuntimeError, match="refused"), lock.held(path, LOCK, "trains", print):
         raise RuntimeError("refused")
     assert (path / LOCK).exists(), "another process may have it open"
 
@@ -315,11 +315,15 @@ def test_a_lock_that_its_holder_removed_in_between_is_not_held(tmp_path: Path, m
     def late(file: FileIO) -> None:
         monkeypatch.setattr(lock, "_lock", lock_file)
         shutil.rmtree(path)
-        third.enter_context(lock.held(path, LOCK))
+        third.enter_context(lock.held(path, LOCK, "trains", print))
         lock_file(file)
 
     monkeypatch.setattr(lock, "_lock", late)
-    with third, pytest.raises(lock.FolderInUse, match=f"process {os.getpid()} on "), lock.held(path, LOCK):
+    with (
+        third,
+        pytest.raises(lock.FolderInUse, match=f"process {os.getpid()} on "),
+        lock.held(path, LOCK, "trains", print),
+    ):
         raise AssertionError
     assert path.exists()
 

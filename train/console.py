@@ -55,6 +55,11 @@ def bar(text: str, **options: object) -> tqdm:
     return tqdm(desc=text, file=sys.stderr, dynamic_ncols=True, disable=not speaks(), **options)
 
 
+def note(sentence: str) -> None:
+    """Print a sentence on standard error, above progress bars."""
+    tqdm.write(sentence, file=sys.stderr)
+
+
 def _advance(shown: tqdm, done: int, total: int) -> None:
     shown.total = total
     shown.update(done - shown.n)

@@ -23,6 +23,7 @@ from ..l2p_core.run.recipe import Recipe
 from ..l2p_core.tiny import bundled
 from ..l2p_core.tiny.shapes import evaluation_captions
 from . import figure
+from .console import note
 from .own_folder import OwnFolder
 from .run import shown
 from .scores import Scored, evaluate, score_table
@@ -55,7 +56,7 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
     recipe = _recipe(steps, seed)
     folder = RunFolder(output)
     FOLDER.check(output)
-    with folder.held():
+    with folder.held(note):
         if folder.recipe.exists() and not _is_demo_recipe(folder.recipe):
             print(f"A run that is no demo was moved to {folder.set_aside()}.")
         folder.clear()

@@ -7,27 +7,26 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..l2p_core import tiny
 from ..l2p_core.dataset.pictures import picture
-from ..l2p_core.dataset.synthesis import Settings
+from ..l2p_core.dataset.synthesis import GENERATES, Settings
+from ..l2p_core.files.lock import LOCK, held
 from ..l2p_core.run.caption_source import CaptionSource
 from ..l2p_core.sources import source_of
 from ..l2p_core.tiny.bundled import TinySource, is_tiny
 from ..l2p_core.tiny.generate import CFG, STEPS
 from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from . import text_encoder
-from .console import bar, count_progress
+from .console import bar, count_progress, note
 from .fleet import Fleet
 from .host_client import HostClient
 from .image_benchmarks import report as benchmark_report
 from .image_benchmarks.benchmarks import BENCHMARKS, PER_PROMPT, Benchmark, Prompt, Shot, noise_rule, shots
-from .image_benchmarks.layouts import FOLDERS, BenchmarkFolder
+from .image_benchmarks.layouts import FOLDERS, BenchmarkFolder, beside
 from .interrupt import deferred_interrupt
 from .sample_captions import encoder_device, encoder_files
 from .sampler import Sampler
@@ -45,12 +44,18 @@ def benchmark_command(args: argparse.Namespace, key: str) -> None:
     """Generate the missing images of a benchmark, and write the report beside them.
 
     Raises:
-        ValueError: for unusable prompts, model, workflow or hosts, or a folder with other images.
+        ValueError: for unusable prompts, model, workflow or hosts, or a folder with other images or in use by another
+            process.
         KeyboardInterrupt: after Ctrl-C; finished images are complete.
     """
     benchmark = BENCHMARKS[key]
     _check(args)
     prompts = benchmark.read(args.prompts)
+    with held(beside(args.output), LOCK, GENERATES, note):
+        _make(args, benchmark, prompts)
+
+
+def _make(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Prompt]) -> None:
     make = _hosts if args.workflow else _tiny_source if str(args.model) == TINY_SOURCE else _model
     made, images = make(args, benchmark, prompts)
     _note_count(benchmark, prompts)
@@ -110,7 +115,7 @@ def _hosts(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Pro
     made = _folder(args, benchmark, prompts, workflow.settings(), own_seeds=True)
 
     def images(stopped: Stopped) -> Iterator[object]:
-        yield from Fleet(hosts, workflow, args.patience, partial(tqdm.write, file=sys.stderr)).make(made, stopped)
+        yield from Fleet(hosts, workflow, args.patience, note).make(made, stopped)
 
     return made, images
 

@@ -13,7 +13,7 @@ from ..l2p_core.files.atomic import check_target, write_bytes
 from ..l2p_core.files.paths import quoted
 from ..l2p_core.prompts import checking, outputs, reasons, report, rewriting, scheme, work
 from ..l2p_core.prompts.writer import Writer
-from .console import bar, table
+from .console import bar, note, table
 from .interrupt import deferred_interrupt
 
 
@@ -84,6 +84,7 @@ def _work(args: argparse.Namespace, slots: Sequence[scheme.Slot]) -> None:
             writer,
             {"temperature": args.temperature},
             seed=args.seed,
+            note=note,
             progress=show,
             stopped=lambda: interrupt.requested,
         )

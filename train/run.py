@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from ..l2p_core.run.preparation import caption_folder
 from ..l2p_core.run.recipe import Recipe
 from ..l2p_core.sources import source_of
 from . import text_encoder
-from .console import bar, train_progress
+from .console import bar, note, train_progress
 from .interrupt import deferred_interrupt
 
 _BYTES: dict[str, Any] = {"unit": "B", "unit_scale": True}
@@ -85,14 +84,14 @@ def cache(name: str, output: Path | None = None, places: Places | None = None, d
     """Check a recipe's data folder and encode its captions before training; arguments as for `train`.
 
     Raises:
-        ValueError: for an invalid recipe or unusable data.
+        ValueError: for an invalid recipe, unusable data, or a run folder in use by another process.
     """
     of_encoder = None if device is None else named(device)
     recipe, folder = read_recipe(name, output, places or Places())
     if recipe.data.kind != "folder":
         raise ValueError(f"Data of kind {recipe.data.kind!r} brings its captions: there is nothing to cache.")
     captions, run = captions_of(recipe, folder, of_encoder), RunFolder(folder)
-    with shown(0) as hooks:
+    with shown(0) as hooks, run.held(hooks.note, "checks images and encodes captions"):
         found = preparation.prepare_data(recipe, run, pixel_config(recipe.model, run.init), captions, hooks)
     assert isinstance(found.images, ImageFolder)
     sizes = ", ".join(f"{count} of {size}" for size, count in found.images.sizes.items())
@@ -153,9 +152,6 @@ def shown(steps: int) -> Iterator[Hooks]:
             if interrupt.requested:
                 raise KeyboardInterrupt
             bars.show(text, done, total)
-
-        def note(sentence: str) -> None:
-            tqdm.write(sentence, file=sys.stderr)
 
         yield Hooks(
             progress,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,13 +13,14 @@ from ..l2p_core.config import VARIANTS
 from ..l2p_core.dataset import prompts
 from ..l2p_core.dataset.kept_pairs import KeptPairs, pair_earlier_images
 from ..l2p_core.dataset.pictures import picture
-from ..l2p_core.dataset.synthesis import Item, Settings, SynthesisFolder, items
+from ..l2p_core.dataset.synthesis import GENERATES, Item, Settings, SynthesisFolder, items
+from ..l2p_core.files.lock import LOCK, held
 from ..l2p_core.patch_pairs import PatchPairs
 from ..l2p_core.tiny.autoencoder import LATENT_CHANNELS
 from ..l2p_core.tiny.bundled import NAME, TinySource
 from ..l2p_core.tiny.generate import CFG, STEPS
 from ..l2p_core.tiny.shapes import IMAGE_SIZE, all_captions
-from .console import bar
+from .console import bar, note
 from .fleet import Fleet
 from .host_client import HostClient
 from .interrupt import Interrupt, deferred_interrupt
@@ -33,7 +33,8 @@ def synth_command(args: argparse.Namespace) -> None:
     """Generate the missing images.
 
     Raises:
-        ValueError: for unusable prompts, workflow or hosts, or a folder with other images.
+        ValueError: for unusable prompts, workflow or hosts, or a folder with other images or in use by another
+            process.
         KeyboardInterrupt: after Ctrl-C; finished images are complete.
     """
     tiny = str(args.source) == NAME
@@ -41,11 +42,11 @@ def synth_command(args: argparse.Namespace) -> None:
     if args.prompts and args.prompts.is_file() and (skipped := prompts.skipped(args.prompts)):
         print(skipped, file=sys.stderr)
     wanted = items(prompts.read(args.prompts) if args.prompts else all_captions(), args.seeds, args.first)
-    if tiny:
-        settings = {"steps": args.steps or STEPS, "cfg": CFG if args.cfg is None else args.cfg}
-        _from_tiny(args.output, wanted, int(settings["steps"]), float(settings["cfg"]))
-    else:
-        _from_hosts(args.output, wanted, Workflow.load(args.source), args.host, args.patience)
+    with held(args.output, LOCK, GENERATES, note):
+        if tiny:
+            _from_tiny(args.output, wanted, args.steps or STEPS, CFG if args.cfg is None else args.cfg)
+        else:
+            _from_hosts(args.output, wanted, Workflow.load(args.source), args.host, args.patience)
 
 
 def _check(args: argparse.Namespace, tiny: bool) -> None:
@@ -113,7 +114,7 @@ def _from_hosts(
     made = SynthesisFolder(folder, wanted, workflow.settings())
     todo = made.todo
     with deferred_interrupt() as interrupt, _shown(made) as progress:
-        fleet = Fleet(hosts, workflow, patience, partial(tqdm.write, file=sys.stderr))
+        fleet = Fleet(hosts, workflow, patience, note)
         for _ in fleet.make(made, lambda: interrupt.requested):
             progress.update()
     _report(made, len(todo))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TABLE = "metadata.csv"
 COLUMNS = ("image", "prompt", "seed")
+GENERATES = "generates images"
+"""What a process that fills a folder does there, see `files.lock.held`."""
 TEXT_KEY = "l2p"
 """The field of a PNG file with the settings of its image, as JSON."""
 _SEED_BYTES = 6  # 2**48: exact in programs that store numbers as floats
@@ -76,7 +78,8 @@ class SynthesisFolder:
     """A data folder that receives images as they are generated.
 
     A kill at any moment leaves complete images and a table without missing ones: an image is written atomically, then
-    its row is added. An image without a row is recovered at the next start.
+    its row is added. An image without a row is recovered at the next start. The caller keeps other processes out, see
+    `files.lock.held`: two tables would overwrite each other.
 
     Args:
         folder: created if missing; images of other prompts with the same settings stay.

@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 from ..dataset.synthesis import Settings
-from ..run.lock import held
+from ..files.atomic import write_bytes
+from ..files.lock import LOCK, held
 from . import checks, instructions, journal, outputs, reasons
 from .journal import Entry, Journal
 from .near_duplicates import Seen
@@ -22,7 +23,6 @@ ATTEMPTS = 12
 HOPELESS = 60
 """Rejected texts in a row after which the model is considered unable."""
 PUBLISHED_EVERY = 60.0  # seconds between updates of table and report
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ def write(
     settings: Settings,
     *,
     seed: int,
+    note: Callable[[str], object],
+    copy: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Result:
@@ -91,6 +93,8 @@ def write(
         writer: the language model.
         settings: what else the texts depend on; the seed and the writer's name are added.
         seed: of the texts.
+        note: called with a sentence for the user if the folder cannot be kept from other processes.
+        copy: a second file for the table, written when the work ends or is stopped.
         progress: called at the start and after every text.
         stopped: called before every text; true ends the work there. An exception of `progress` ends it as well.
 
@@ -98,7 +102,7 @@ def write(
         ValueError: if datasketch is missing, the folder cannot be used or was written with other settings, the disk is
             full, or the model cannot answer or writes nothing that is a prompt. What was written stays.
     """
-    with held(folder, _LOCK, "writes prompts"):
+    with held(folder, LOCK, "writes prompts", note):
         seen = Seen()
         own = {
             "task": "rewrite" if slots and slots[0].short else "write",
@@ -116,6 +120,8 @@ def write(
             return work.result(stopped=bool(work.waiting))
         finally:
             work.publish(own)
+            if copy and (folder / outputs.TABLE).is_file():
+                write_bytes(copy, (folder / outputs.TABLE).read_bytes())
 
 
 def _written(work: _Work, writer: Writer) -> list[str]:

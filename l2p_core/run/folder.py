@@ -9,15 +9,15 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from ..dataset.headers import is_foreign
+from ..files import lock
 from ..files.atomic import move, remove, write_bytes
 from ..files.safetensors_header import CheckpointError
 from ..training import state as training_state
-from . import lock
 from . import recipe as recipes
 from .metrics import RunMetrics
 from .recipe import Recipe
@@ -62,15 +62,9 @@ class RunFolder:
         self.delta = path / "delta.safetensors"
         self.report = path / "report.html"
 
-    @contextmanager
-    def held(self) -> Iterator[bool]:
-        """Keep other processes out within the block; False on file systems without locks.
-
-        Raises:
-            FolderInUse: if another process trains here.
-        """
-        with lock.held(self.path, LOCK) as is_held:
-            yield is_held
+    def held(self, note: Callable[[str], object], does: str = "trains") -> AbstractContextManager[None]:
+        """Keep other processes out within the block; arguments and errors as for `lock.held`."""
+        return lock.held(self.path, LOCK, does, note)
 
     def continues(self, recipe: Recipe) -> bool:
         """Whether the folder belongs to a run of this recipe, even without a save.

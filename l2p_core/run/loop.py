@@ -92,7 +92,7 @@ def train(
     run_folder = RunFolder(folder)
     exact = deterministic(recipe.training.deterministic)
     with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad(), exact:
-        ranks.first_only(lambda: _hold(run_folder, stack, hooks))
+        ranks.first_only(lambda: stack.enter_context(run_folder.held(hooks.note)))
         try:
             found = preparation.prepare(recipe, run_folder, captions, hooks, ranks, restart, published)
             recipe = found.recipe
@@ -104,12 +104,6 @@ def train(
             traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
             raise after_running_out(recipe, pixel_config(recipe.model, run_folder.init), ranks) from None
         return Result(run.folder, run.trainer.step, finished, run.saves.step)
-
-
-def _hold(folder: RunFolder, stack: ExitStack, hooks: Hooks) -> None:
-    """Keep other processes out of the folder until the stack ends."""
-    if not stack.enter_context(folder.held()):
-        hooks.note("This disk does not support locks: make sure that no other process trains in the same folder.")
 
 
 class Run:

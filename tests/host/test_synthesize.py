@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from host_server import Refused, Run, Server
 from comfyui_l2p.l2p_core import tiny
 from comfyui_l2p.l2p_core.dataset import readers
 from comfyui_l2p.l2p_core.dataset.images import as_pixels, load
+from comfyui_l2p.l2p_core.files.lock import LOCK, held
 from comfyui_l2p.l2p_core.patch_pairs import FILE, PatchPairs
 from comfyui_l2p.l2p_core.tiny import image_set
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
@@ -74,6 +76,17 @@ def test_it_is_stopped_and_goes_on(server: Server, data: Path) -> None:
     assert finished.error is None and finished.texts[-1] == f"6 images, {6 - len(done)} of them made now"
     assert len(rows(data / "made")) == 6
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+
+
+def test_a_folder_that_another_process_fills_is_left_alone(server: Server, data: Path) -> None:
+    """The other process is this one, with the table of its first image."""
+    with held(data / "made", LOCK, "generates images", print):
+        (data / "made" / "metadata.csv").write_text("image,prompt,seed\n", encoding="utf-8")
+        said = sentence(server.run(graphs.synthesize()))
+        assert re.search(r"made is in use: process \d+ on .* generates images there", said), said
+        assert {path.name for path in (data / "made").iterdir()} == {LOCK, "metadata.csv"}
+        (data / "made" / "metadata.csv").unlink()
+    assert server.run(graphs.synthesize()).error is None
 
 
 def test_what_is_missing_is_made_again_and_is_the_same(server: Server, data: Path) -> None:

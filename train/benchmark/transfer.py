@@ -33,6 +33,7 @@ from ...l2p_core.tiny import bundled
 from ...l2p_core.tiny.generate import STEPS
 from ...l2p_core.tiny.image_set import ImageSet
 from ...l2p_core.training.trainer import Trainer
+from ..console import note
 from ..own_folder import OwnFolder
 from ..run import shown
 from ..scores import Sampler, Scored, evaluate
@@ -115,7 +116,7 @@ def write_bundled_delta(folder: RunFolder, target: Path) -> None:
 def _train(arm: Arm, recipe: Recipe, output: Path, suffix: str = "") -> RunFolder:
     """Train an arm with this recipe, resuming if it was stopped; the arms share their images."""
     folder = RunFolder(output / (arm.folder + suffix))
-    with folder.held():
+    with folder.held(note):
         # Also for a finished arm: another recipe's must not pass for this one.
         folder.begin(recipe)
         if not (folder.path / "finished").exists():

@@ -24,10 +24,14 @@ from .benchmarks import PER_PROMPT, Benchmark, Prompt, Shot
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIX = "-run"
-"""Suffix of the folder beside, with the settings and the report."""
+_SUFFIX = "-run"
 _SINGLE = "single"
 """In it, the images of DPG-Bench that wait for their square."""
+
+
+def beside(folder: Path) -> Path:
+    """The folder of settings and report beside a benchmark's images."""
+    return folder.with_name(folder.name + _SUFFIX)
 
 
 class BenchmarkFolder(abc.ABC):
@@ -49,7 +53,7 @@ class BenchmarkFolder(abc.ABC):
     def __init__(self, folder: Path, benchmark: Benchmark, wanted: Sequence[Shot], settings: Settings):
         self.folder, self.benchmark, self.wanted = folder, benchmark, list(wanted)
         self.settings = {name: str(value) for name, value in settings.items()}
-        self.beside = folder.with_name(folder.name + SUFFIX)
+        self.beside = beside(folder)
         self._record = self.beside / "settings.json"
         make_folder(folder)
         self._begin()

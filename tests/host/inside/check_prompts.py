@@ -18,6 +18,7 @@ from check_captions import clip
 from fake_writers import prompt
 
 from comfyui_l2p.l2p_core.dataset import prompts as lists
+from comfyui_l2p.l2p_core.files.lock import LOCK, held
 from comfyui_l2p.l2p_core.prompts import outputs
 from comfyui_l2p.l2p_core.prompts.instructions import seed_of
 from comfyui_l2p.l2p_core.prompts.scheme import slots
@@ -161,6 +162,20 @@ def check_another_list_is_not_replaced(encoder: Any, places: Path) -> None:
         run(Author(encoder), name="other")
         run(Author(encoder), name="other", seed=4)
     assert "output/l2p_prompts" in str(refused.value) and str(places) not in str(refused.value)
+
+
+def check_a_list_that_another_process_writes_is_left_alone(encoder: Any, places: Path) -> None:
+    author = Author(encoder)
+    run(author, count=2)
+    before = (places / "input" / "mine.csv").read_bytes()
+    work = prompt_files.work_folder("mine")
+    with (
+        held(work, LOCK, "writes prompts", print),
+        pytest.raises(ValueError, match="mine is in use: .* writes prompts"),
+    ):
+        (work / outputs.TABLE).write_bytes(b"of the other process")
+        run(author, count=6)
+    assert (places / "input" / "mine.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["", " ", "..", "a/b", "../a", ".csv"])

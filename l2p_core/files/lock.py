@@ -1,4 +1,4 @@
-"""A lock of the operating system that keeps a run folder to one process and ends with that process."""
+"""A lock of the operating system that keeps a folder to one process and ends with that process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+
+from .atomic import make_folder
+
+LOCK = ".lock"
+"""The locked file of a folder that is read as data or by other programs: hidden, so that readers skip it."""
 
 _HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 _ATTEMPTS = 10
@@ -24,8 +29,8 @@ class FolderInUse(ValueError):
 
 
 @contextmanager
-def held(folder: Path, name: str, does: str = "trains") -> Iterator[bool]:
-    """Hold a folder within the block; False, and not held, on file systems without locks.
+def held(folder: Path, name: str, does: str, note: Callable[[str], object]) -> Iterator[None]:
+    """Hold a folder within the block. On file systems without locks it is not held, and a note says so.
 
     The file stays: its lock counts, not its existence, so nothing has to be removed after a kill. If the block fails
     before anything else is in the folder, the file and the folders that were created here are removed.
@@ -33,7 +38,8 @@ def held(folder: Path, name: str, does: str = "trains") -> Iterator[bool]:
     Args:
         folder: created if missing.
         name: of the file in it that is locked; it names the holder.
-        does: what a holder does there, as worded in the refusal.
+        does: what this process does there, as worded in the refusal of others.
+        note: called with a sentence for the user if the file system has no locks.
 
     Raises:
         FolderInUse: if another process holds it.
@@ -41,12 +47,14 @@ def held(folder: Path, name: str, does: str = "trains") -> Iterator[bool]:
     """
     path, created = folder / name, _missing(folder)
     is_new = not path.exists()
-    file, is_held = _taken(path, does)
+    file, is_held = _taken(path)
     is_left = False
     try:
         if is_held:
-            _name_holder(file)
-        yield is_held
+            _name_holder(file, does)
+        else:
+            note(f"This disk does not support locks: make sure that no other process {does} in the same folder.")
+        yield
     except BaseException:
         is_left = is_held and is_new and _is_alone(path)
         raise
@@ -83,7 +91,7 @@ def _remove(path: Path, folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def _taken(path: Path, does: str) -> tuple[FileIO, bool]:
+def _taken(path: Path) -> tuple[FileIO, bool]:
     """The file, open, and whether it is locked."""
     attempts = _ATTEMPTS
     while True:
@@ -95,8 +103,8 @@ def _taken(path: Path, does: str) -> tuple[FileIO, bool]:
                 return file, False
             with file:
                 raise FolderInUse(
-                    f"{path.parent} is in use: {_holder(file)} {does} there. Wait until it ends, or choose another "
-                    "folder; nothing was touched."
+                    f"{path.parent} is in use: {_holder(file)} there. Wait until it ends, or choose another folder; "
+                    "nothing was touched."
                 ) from error
         attempts -= 1
         # Some network file systems number a file anew whenever they are asked.
@@ -112,6 +120,9 @@ def _opened(path: Path, attempts: int = _ATTEMPTS) -> FileIO:
         # Created if missing, never truncated: another process may hold it.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         return open(os.open(path, flags, 0o666), "r+b", buffering=0)
+    except FileExistsError:
+        make_folder(path.parent)  # raises its sentence about a file of the folder's name
+        raise
     except OSError as error:
         if isinstance(error, FileNotFoundError) and attempts > 1:
             return _opened(path, attempts - 1)  # another process has just removed the folder that it had created
@@ -130,19 +141,20 @@ def _is_at(path: Path, file: FileIO) -> bool:
         return False
 
 
-def _name_holder(file: FileIO) -> None:
+def _name_holder(file: FileIO, does: str) -> None:
     try:
         file.seek(0)
         file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        file.write(f"process {os.getpid()} on {socket.gethostname()} {does}\n".encode())
     except OSError:
-        # On a full disk the holder cannot be named, which is no reason not to train.
+        # On a full disk the holder cannot be named, which is no reason not to work.
         file.truncate(0)
 
 
 def _holder(file: FileIO) -> str:
+    file.seek(0)
     said = file.read(256).decode(errors="replace").strip()
-    return said or "another process"
+    return said or "another process works"
 
 
 if sys.platform == "win32":
