@@ -26,7 +26,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Stage:
+class HeadStage:
     """One resolution of the Detailer Head: output channels of its encoder and of its two decoder convolutions."""
 
     name: str
@@ -39,7 +39,7 @@ class Stage:
 class HeadConfig:
     """The Detailer Head's sizes; ``stages`` run from full resolution down, each halving the grid."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[HeadStage, ...]
     bottleneck: int
 
     @property
@@ -53,7 +53,7 @@ class HeadConfig:
         def scale(channels: int) -> int:
             return channels if channels <= PIXEL_CHANNELS else max(1, round(channels * factor))
 
-        stages = tuple(Stage(s.name, scale(s.enc), scale(s.up), scale(s.dec)) for s in self.stages)
+        stages = tuple(HeadStage(s.name, scale(s.enc), scale(s.up), scale(s.dec)) for s in self.stages)
         return HeadConfig(stages, scale(self.bottleneck))
 
 
@@ -78,17 +78,17 @@ class Variant(Sampling):
 
 
 _STAGES_1K = (
-    Stage("1", 64, 64, 64),
-    Stage("2", 128, 128, 64),
-    Stage("3", 256, 256, 128),
-    Stage("4", 512, 512, 256),
+    HeadStage("1", 64, 64, 64),
+    HeadStage("2", 128, 128, 64),
+    HeadStage("3", 256, 256, 128),
+    HeadStage("4", 512, 512, 256),
 )
-_STAGES_4K = (Stage("0", 16, 16, 16), Stage("0b", 32, 32, 16), Stage("1", 64, 64, 32), *_STAGES_1K[1:])
-_STAGES_8K = (Stage("_8k", 3, 16, 16), *_STAGES_4K)
+_STAGES_4K = (HeadStage("0", 16, 16, 16), HeadStage("0b", 32, 32, 16), HeadStage("1", 64, 64, 32), *_STAGES_1K[1:])
+_STAGES_8K = (HeadStage("_8k", 3, 16, 16), *_STAGES_4K)
 _STAGES_10K = (
-    Stage("_10k_a", 3, 16, 16),
+    HeadStage("_10k_a", 3, 16, 16),
     *_STAGES_4K[:4],
-    Stage("3", 256, 256, 128),
+    HeadStage("3", 256, 256, 128),
 )
 
 VARIANTS: dict[str, Variant] = {

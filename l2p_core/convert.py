@@ -20,7 +20,7 @@ from .checkpoint import Checkpoint, check_exact, open_checkpoint
 from .config import ModelConfig, PixelConfig, variant_row
 from .files import metadata
 from .files.about import inherited
-from .files.model_file import Slot, model_file, refuse_own_source
+from .files.model_file import TensorSpec, model_file, refuse_own_source
 from .files.recognise import is_unused
 from .files.safetensors_header import CheckpointError, Header, nbytes
 from .files.tensor_io import (
@@ -139,23 +139,23 @@ def convert(
     fitted = fitted_embedder(checkpoint, config, pairs) if init == FITTED else None
     fates = _fates(checkpoint, source_config, config, f"{init}, seed {seed}", fitted)
     shapes = key_shapes(config)
-    slots = _slots(checkpoint, fates, shapes, DTYPE_NAMES[dtype] if dtype else None)
+    specs = _specs(checkpoint, fates, shapes, DTYPE_NAMES[dtype] if dtype else None)
     report = ConversionReport(source, target, variant, seed, _NO_HASH, fates)
     said = inherited(checkpoint.metadata) | dict(about or {})
     with (
-        model_file(target, slots.values(), config, _metadata(config, report, init) | said, layout, overwrite) as (
+        model_file(target, specs.values(), config, _metadata(config, report, init) | said, layout, overwrite) as (
             writer,
             places,
         ),
         ChunkReader() as reader,
     ):
-        counter = ByteCounter(_work(checkpoint, report, slots), progress)
-        copies = _copies(checkpoint, slots, places, report.keys("copied"))
+        counter = ByteCounter(_work(checkpoint, report, specs), progress)
+        copies = _copies(checkpoint, specs, places, report.keys("copied"))
         hashes = [_copy_file(header, copies, reader, writer, counter) for header in checkpoint.files]
         for key in report.keys("initialised"):
             new = fitted.values(key) if fitted else None
             chunks = random_values(key, shapes, seed, init) if new is None else [new]
-            _write_new(slots[key], places[key], chunks, writer, counter)
+            _write_new(specs[key], places[key], chunks, writer, counter)
         report = replace(report, source_sha256=_combined(hashes), broken=writer.broken)
         writer.finish(_metadata(config, report, init) | said)
     return report
@@ -226,16 +226,16 @@ def _fates(
     return tuple(fates)
 
 
-def _slots(
+def _specs(
     checkpoint: Checkpoint, fates: Iterable[Fate], shapes: Mapping[str, tuple[int, ...]], dtype: str | None
-) -> dict[str, Slot]:
+) -> dict[str, TensorSpec]:
     """The tensors to write: the copied ones in the order of the source's bytes, which keeps writing sequential."""
     new_dtype = dtype or checkpoint.input_dtype
     copied = [checkpoint.tensors[entry.key] for entry in fates if entry.fate == "copied"]
     copied.sort(key=lambda stored: stored.place)
-    slots = [Slot(stored.name, dtype or stored.dtype, stored.shape) for stored in copied]
-    slots += [Slot(entry.key, new_dtype, shapes[entry.key]) for entry in fates if entry.fate == "initialised"]
-    return {slot.name: slot for slot in slots}
+    specs = [TensorSpec(stored.name, dtype or stored.dtype, stored.shape) for stored in copied]
+    specs += [TensorSpec(entry.key, new_dtype, shapes[entry.key]) for entry in fates if entry.fate == "initialised"]
+    return {spec.name: spec for spec in specs}
 
 
 @dataclass(frozen=True)
@@ -248,11 +248,11 @@ class _Copy:
 
 
 def _copies(
-    checkpoint: Checkpoint, slots: Mapping[str, Slot], places: Mapping[str, int], keys: Iterable[str]
+    checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], places: Mapping[str, int], keys: Iterable[str]
 ) -> dict[Piece, _Copy]:
     copies = {}
     for key in keys:
-        position, dtype = places[key], slots[key].dtype
+        position, dtype = places[key], specs[key].dtype
         for piece in checkpoint.tensors[key].pieces:
             copies[piece] = _Copy(position, piece.dtype, dtype)
             position += (piece.stop - piece.start) // itemsize(piece.dtype) * itemsize(dtype)
@@ -281,18 +281,20 @@ def _copy_file(
     return digest.hexdigest()
 
 
-def _write_new(slot: Slot, position: int, chunks: Iterable[Tensor], writer: TensorWriter, counter: ByteCounter) -> None:
+def _write_new(
+    spec: TensorSpec, position: int, chunks: Iterable[Tensor], writer: TensorWriter, counter: ByteCounter
+) -> None:
     for values in chunks:
-        data = as_bytes(values.to(TORCH_DTYPES[slot.dtype]))
+        data = as_bytes(values.to(TORCH_DTYPES[spec.dtype]))
         writer.write(position, data)
         position += len(data)
         counter.advance(len(data))
 
 
-def _work(checkpoint: Checkpoint, report: ConversionReport, slots: Mapping[str, Slot]) -> int:
+def _work(checkpoint: Checkpoint, report: ConversionReport, specs: Mapping[str, TensorSpec]) -> int:
     """Bytes to read and to make."""
     read = sum(header.path.stat().st_size for header in checkpoint.files)
-    return read + sum(nbytes(slots[key].dtype, slots[key].shape) for key in report.keys("initialised"))
+    return read + sum(nbytes(specs[key].dtype, specs[key].shape) for key in report.keys("initialised"))
 
 
 def _combined(hashes: list[str]) -> str:

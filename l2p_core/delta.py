@@ -26,7 +26,7 @@ from .deltas.writing import write_model
 from .files import metadata
 from .files.about import inherited
 from .files.atomic import atomic_file, check_target
-from .files.model_file import Slot, aligned, refuse_own_source
+from .files.model_file import TensorSpec, aligned, refuse_own_source
 from .files.quantised import FLOAT_DTYPES
 from .files.safetensors_header import CheckpointError, header_room
 from .files.tensor_io import DTYPE_NAMES, ByteCounter, ChunkReader, ProgressCallback, Stored, TensorWriter, copy_tensor
@@ -274,20 +274,20 @@ def _write(
     """Write tensors as one file with the metadata `text`, and return their keys; `trained` is the file that is refused
     if a value is not finite."""
     held = {stored.name: stored for stored in tensors}
-    slots = aligned(Slot(stored.name, stored.dtype, stored.shape) for stored in held.values())
-    room, size = header_room(slots, text), sum(stored.nbytes for stored in held.values())
+    specs = aligned(TensorSpec(stored.name, stored.dtype, stored.shape) for stored in held.values())
+    room, size = header_room(specs, text), sum(stored.nbytes for stored in held.values())
     with atomic_file(target, room + size, overwrite) as file:
         writer = TensorWriter(file, room)
-        for slot in slots:
-            copy_tensor(reader, held[slot.name], writer, writer.add({slot.name: slot.shape}, slot.dtype))
+        for spec in specs:
+            copy_tensor(reader, held[spec.name], writer, writer.add({spec.name: spec.shape}, spec.dtype))
             if writer.broken and trained:
                 raise CheckpointError(
-                    f"{trained} is broken: '{slot.name}' has values that are not finite numbers, and its images would "
+                    f"{trained} is broken: '{spec.name}' has values that are not finite numbers, and its images would "
                     "be black: take an earlier save of the training, or download the file again."
                 )
-            counter.advance(held[slot.name].nbytes)
+            counter.advance(held[spec.name].nbytes)
         writer.finish(text)
-    return tuple(slot.name for slot in slots)
+    return tuple(spec.name for spec in specs)
 
 
 def _inherited(trained: Mapping[str, str], base: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .config import PIXEL_CHANNELS, HeadConfig, Stage, variant_row
+from .config import PIXEL_CHANNELS, HeadConfig, HeadStage, variant_row
 from .ops.fused_decoder import ComposedWeights, Fusion, fused_from, fused_stage
 from .ops.head_tiles import countable, pixels_at_once
 from .ops.precision import unwidened
@@ -123,19 +123,19 @@ class DetailerHead(nn.Module):
             return math.inf
         return 0 if self.fused else fused_from(device)
 
-    def _encode(self, stage: Stage, at: StageRegions, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, stage: HeadStage, at: StageRegions, x: Tensor) -> tuple[Tensor, Tensor]:
         skip = _silu(_cropped(self._conv("enc", stage, 0)(x), at.encoder_reads, at.encoded))
         return skip, F.max_pool2d(skip, 2)
 
     def _fuse(self, x: Tensor, features: Tensor) -> Tensor:
         return _silu(self.bottleneck[0](torch.cat([x, features.to(x.dtype)], dim=1)))
 
-    def _decode(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
+    def _decode(self, stage: HeadStage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
         if self.plain and not torch.is_grad_enabled() and fusion.pays(x.device, at.decoded.pixels):
             return _silu(self._fused(stage, at, x, skip, fusion))
         return _silu(self._merged(stage, at, x, skip))
 
-    def _merged(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
+    def _merged(self, stage: HeadStage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
         """The stage as published, before its SiLU; `x` covers what `at.upsampled` touches."""
         with unwidened(x):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -144,7 +144,7 @@ class DetailerHead(nn.Module):
         x = torch.cat([x, _cropped(skip, at.encoded, at.merged)], dim=1)
         return _cropped(self._conv("dec", stage, 0)(x), at.merged, at.decoded)
 
-    def _fused(self, stage: Stage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
+    def _fused(self, stage: HeadStage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
         """The same with both convolutions fused, except the image's outermost pixels."""
         coarse = at.upsampled.halved()
         through, output = fused_stage(
@@ -158,7 +158,7 @@ class DetailerHead(nn.Module):
             output[edge.within(at.decoded).index] = self._merged(stage, strip, part, skip)
         return output
 
-    def _conv(self, part: str, stage: Stage, index: int) -> nn.Conv2d:
+    def _conv(self, part: str, stage: HeadStage, index: int) -> nn.Conv2d:
         layer = self.get_submodule(f"{part}{stage.name}.{index}")
         assert isinstance(layer, nn.Conv2d)
         return layer

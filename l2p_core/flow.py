@@ -18,7 +18,7 @@ from .ops.finite import cause, check_finite, weights_of
 FlowModel = Callable[[Tensor, Tensor, Any], Tensor]
 """(noisy, sigma (B,), captions) -> velocity, such as L2PModel and LatentModel."""
 
-Progress = Callable[[int, int, Tensor], None]
+StepCallback = Callable[[int, int, Tensor], None]
 """Called after every step with (steps done, total steps, predicted x0); may raise to interrupt."""
 
 TRAINING_GRID_STEPS = 500
@@ -114,7 +114,7 @@ def integrate(
     cfg: float = 1.0,
     negative: Sequence[Caption] | None = None,
     known: tuple[Tensor, Tensor] | None = None,
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Euler steps from x at sigmas[0], (B, C, H, W) float32, to sigmas[-1], which need not be 0.
 
@@ -165,7 +165,7 @@ def sample(
     negative: Sequence[Caption] | None = None,
     init: Tensor | None = None,
     mask: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
 ) -> Tensor:
     """Generate images with Euler steps and classifier-free guidance.
 

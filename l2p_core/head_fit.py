@@ -29,7 +29,7 @@ finds. See docs/negative-results.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,8 +38,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import PixelConfig, Stage
+from .config import HeadStage, PixelConfig
 from .detailer import DetailerHead
+from .files.tensor_io import ProgressCallback
 from .head_pairs import COLOURS, amplified, centre, difference, gains_of, hand_up, kernel_of, set_pair, set_row, smooth
 from .head_windows import AT_ONCE, Windows
 from .ops.least_squares import LeastSquares, added
@@ -63,9 +64,6 @@ _RIDGE = 2e-2
 _SMALLEST = 0.1
 """Of all variance that a regression predicts: directions that predict less are not scaled to unit variance. It would
 amplify rounding errors where features have few dimensions, and large weights for small directions do not train."""
-
-Working = Callable[[int, int], None]
-"""Called with how much is done and the total; may raise to stop."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +111,13 @@ def can_fit(config: PixelConfig) -> bool:
 
 
 @torch.no_grad()
-def fit(head: DetailerHead, windows: Windows, working: Working | None = None) -> HeadFit:
+def fit(head: DetailerHead, windows: Windows, progress: ProgressCallback | None = None) -> HeadFit:
     """Fit a head with random weights, in place.
 
     Args:
         head: in float32, of a configuration that `can_fit` accepts.
         windows: at least `head_pairs.LEVELS` of them.
-        working: shows the progress.
+        progress: called with the work done and its total; may raise to stop.
 
     Returns:
         How well it predicts before and after.
@@ -127,7 +125,7 @@ def fit(head: DetailerHead, windows: Windows, working: Working | None = None) ->
     Raises:
         ValueError: if the head's weights are not finite.
     """
-    fitter = _Fitter(head, windows, working or (lambda done, total: None))
+    fitter = _Fitter(head, windows, progress or (lambda done, total: None))
     before = fitter.error()
     if not math.isfinite(before):
         raise ValueError(
@@ -158,10 +156,10 @@ class _Pairs(NamedTuple):
 class _Fitter:
     """Fits one layer after the other."""
 
-    def __init__(self, head: DetailerHead, windows: Windows, working: Working):
+    def __init__(self, head: DetailerHead, windows: Windows, progress: ProgressCallback):
         self.head, self.windows = head, windows
         self.device = next(head.parameters()).device
-        self._working, self._done = working, 0
+        self._progress, self._done = progress, 0
         self._total = (len(head.stages) + 2) * len(windows.sigma)  # with bottleneck and output
         self._places = torch.Generator().manual_seed(0)
         self.gains = gains_of(windows)
@@ -171,7 +169,7 @@ class _Fitter:
         gains = self.gains.split(AT_ONCE)
         for part, gain in zip(self.windows.parts(self.device), gains, strict=True):
             self._done += len(gain)
-            self._working(self._done, self._total)
+            self._progress(self._done, self._total)
             yield part, gain.to(self.device)
 
     def error(self) -> float:
@@ -209,7 +207,7 @@ class _Fitter:
             row[layer.in_channels - len(direction) :] = direction
             set_pair(layer, 2 * number, row[:, None, None], constant)
 
-    def decoder(self, stage: Stage) -> None:
+    def decoder(self, stage: HeadStage) -> None:
         """A decoder stage, whose pairs are those of `_Pairs`."""
         up, layer, pairs = self._layer("up", stage, 1), self._layer("dec", stage, 0), self._pairs(stage)
         hand_up(up, self._handed_to(stage))
@@ -229,7 +227,7 @@ class _Fitter:
             for number, (row, constant) in enumerate(directions, first):
                 set_pair(layer, 2 * number, kernel_of(row), constant)
 
-    def _pairs(self, stage: Stage) -> _Pairs:
+    def _pairs(self, stage: HeadStage) -> _Pairs:
         """What the channels of a decoder stage hold."""
         if stage is self.head.stages[0]:
             return _Pairs(COLOURS, COLOURS, 0)
@@ -238,13 +236,13 @@ class _Fitter:
         pixels = 0 if deepest or available < _SIGNALS + COLOURS else COLOURS
         return _Pairs(_SIGNALS, pixels, available - _SIGNALS - pixels)
 
-    def _handed_to(self, stage: Stage) -> int:
+    def _handed_to(self, stage: HeadStage) -> int:
         """The number of pairs that come from below."""
         if stage is self.head.stages[-1]:
             return self._bottleneck.out_channels // 2
         return sum(self._pairs(self.head.stages[self.head.stages.index(stage) + 1]))
 
-    def _wanted(self, part: Windows, gain: Tensor, inputs: Tensor, stage: Stage) -> Tensor:
+    def _wanted(self, part: Windows, gain: Tensor, inputs: Tensor, stage: HeadStage) -> Tensor:
         """What a stage's convolution should make of its inputs, (N, C, height, width)."""
         target, side = part.target, part.target.shape[-1] // inputs.shape[-1]
         known = gain[:, None, None, None]
@@ -280,7 +278,7 @@ class _Fitter:
                 pixel = {channel: sign * factor for channel, factor in difference(colour, skip).items()}
                 set_row(layer, first + 2 * colour + (sign < 0), centre(layer, {**pixel, _GAIN: 1.0}))
 
-    def _inputs(self, part: Windows, until: Stage | None) -> Tensor:
+    def _inputs(self, part: Windows, until: HeadStage | None) -> Tensor:
         """What the decoder convolution of a stage reads, or for None the output convolution."""
         x, skips = part.noisy, []
         for stage in self.head.stages:
@@ -315,7 +313,7 @@ class _Fitter:
         assert isinstance(layer, nn.Conv2d)
         return layer
 
-    def _layer(self, part: str, stage: Stage, index: int) -> nn.Conv2d:
+    def _layer(self, part: str, stage: HeadStage, index: int) -> nn.Conv2d:
         layer = self.head.get_submodule(f"{part}{stage.name}.{index}")
         assert isinstance(layer, nn.Conv2d)
         return layer

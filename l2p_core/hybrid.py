@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backbone import Caption
-from .flow import FlowModel, Progress, add_noise, integrate, sigmas_between
+from .flow import FlowModel, StepCallback, add_noise, integrate, sigmas_between
 from .growth import STILL_GOOD, Size, Space, grow, grown_sigma, safe_sigma
 from .ops.finite import cause, check_finite, weights_of
 
@@ -216,7 +216,7 @@ def sample(
     init: Tensor | None = None,
     space_shift: float = 1.0,
     device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
 ) -> Tensor:
     """Run a list of stages to its end.
 
@@ -294,5 +294,5 @@ def _entered(stage: Stage, start: float, noise: Tensor, state: _State, codec: Co
     return state.noisy if state.noisy.shape == noise.shape else grow(state.noisy, state.sigma, noise)[0]
 
 
-def _counted(progress: Progress, done: int, total: int) -> Progress:
+def _counted(progress: StepCallback, done: int, total: int) -> StepCallback:
     return lambda step, _, clean: progress(done + step, total, clean)

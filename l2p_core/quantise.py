@@ -21,7 +21,7 @@ from .deltas.writing import Rounding, write_model
 from .files import metadata
 from .files.about import inherited
 from .files.eight_bit_formats import EIGHT_BITS
-from .files.model_file import Slot
+from .files.model_file import TensorSpec
 from .files.quantised import METADATA, layer_of
 from .files.safetensors_header import CheckpointError, nbytes
 from .files.tensor_io import ProgressCallback
@@ -126,10 +126,10 @@ def quantise(
 def planned_bytes(config: ModelConfig, format: str) -> int:
     """The size of a model's weights in a format, with their scales, from shapes alone."""
     layers, row = _layers(config, format), EIGHT_BITS.get(format)
-    slots: list[Slot] = []
+    specs: list[TensorSpec] = []
     for name, shape in key_shapes(config).items():
-        slots += row.slots(name, shape) if row and name in layers else [Slot(name, _DTYPE, shape)]
-    return sum(nbytes(slot.dtype, slot.shape) for slot in slots)
+        specs += row.specs(name, shape) if row and name in layers else [TensorSpec(name, _DTYPE, shape)]
+    return sum(nbytes(spec.dtype, spec.shape) for spec in specs)
 
 
 def _layers(config: ModelConfig, format: str) -> frozenset[str]:

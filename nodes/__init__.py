@@ -15,11 +15,11 @@ from .evaluate_node import EvaluateL2P
 from .hybrid_nodes import HybridSampler
 from .hybrid_part_nodes import GrowPixels, LatentToPixels, PartSigmas, PixelsToLatent
 from .load_image_node import LoadDeepImage
-from .load_nodes import Demo, DemoSource, Loader
+from .load_nodes import Demo, DemoSource, L2PLoader
 from .messages import routes
 from .model import stock
 from .pixel_nodes import EmptyPixels, ImageToPixels, PixelsToImage
-from .prompts_node import Prompts
+from .prompts_node import L2PPrompts
 from .quantise_node import SaveQuantised
 from .sampler_node import PixelSampler
 from .save_nodes import SaveTIFF
@@ -38,7 +38,7 @@ class L2PExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes in menu order."""
         return [
-            Loader,
+            L2PLoader,
             DualLoader,
             PixelSampler,
             HybridSampler,
@@ -54,7 +54,7 @@ class L2PExtension(ComfyExtension):
             ConvertToL2P,
             SaveDelta,
             MergeDelta,
-            Prompts,
+            L2PPrompts,
             SaveQuantised,
             SynthesizeDataset,
             TrainL2P,

@@ -61,7 +61,7 @@ def write_prompts(
     temperature: float,
     seed: int,
     say: Callable[[str], None],
-) -> work.Result:
+) -> work.PromptsResult:
     """Write the missing prompts, and the list of all of them.
 
     Args:

@@ -135,11 +135,11 @@ class CompareL2P(io.ComfyNode):
     ) -> io.NodeOutput:
         from .comparison import compare, shown, size_of
         from .sampling import SamplerSettings
-        from .synthesis import Source
+        from .synthesis import TextToImage
 
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         size = size_of(pixel, width, height)
-        latent = Source(source, clip, vae, *size, source_steps, source_cfg, sampler_name, scheduler, negative, 1)
+        latent = TextToImage(source, clip, vae, *size, source_steps, source_cfg, sampler_name, scheduler, negative, 1)
         settings = SamplerSettings(seed, pixel_steps, pixel_cfg, sampler_name, PUBLISHED)
         node = cls.hidden.unique_id
         compared = compare(latent, pixel, lines, settings, say_at(node), tell_at(node))

@@ -15,7 +15,7 @@ from torch import Tensor
 from .messages.progress import counted
 from .sampling import SamplerSettings, sample_image
 from .sizes import chosen_size, l2p_config
-from .synthesis import Source
+from .synthesis import TextToImage
 
 PREFIX = "l2p_compare"
 SEEDS = 1 << 64
@@ -43,7 +43,7 @@ def size_of(pixel: Any, width: int, height: int) -> tuple[int, int]:
 
 
 def compare(
-    source: Source, pixel: Any, prompts: Sequence[str], settings: SamplerSettings, say: Say, tell: Say
+    source: TextToImage, pixel: Any, prompts: Sequence[str], settings: SamplerSettings, say: Say, tell: Say
 ) -> Compared:
     """Draw every prompt with both models: prompt i from the seed `settings.seed` + i.
 

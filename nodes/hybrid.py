@@ -23,7 +23,7 @@ from .model.dual import works_on_pixels
 from .model.limits import check_memory, check_pixels, image_bytes
 from .pixels import image_to_pixels, pixels_to_image
 
-Latent = dict[str, Any]
+HostLatent = dict[str, Any]
 
 _ROUNDING = 1e-4
 """Tolerance for noise levels that arrive as float32."""
@@ -33,7 +33,7 @@ _HELD = 4
 
 
 def latent_to_pixels(
-    denoised: Latent,
+    denoised: HostLatent,
     vae: Any,
     sigmas: Tensor,
     model: Any,
@@ -43,7 +43,7 @@ def latent_to_pixels(
     end: float,
     width: int,
     height: int,
-) -> tuple[Latent, Tensor]:
+) -> tuple[HostLatent, Tensor]:
     """Latents on their way to an image as the LATENT and SIGMAS of a pixel model's sampling to `end`.
 
     Args:
@@ -64,8 +64,8 @@ def latent_to_pixels(
 
 
 def pixels_to_latent(
-    denoised: Latent, vae: Any, sigmas: Tensor, model: Any, *, shift: float, steps: int, end: float
-) -> tuple[Latent, Tensor]:
+    denoised: HostLatent, vae: Any, sigmas: Tensor, model: Any, *, shift: float, steps: int, end: float
+) -> tuple[HostLatent, Tensor]:
     """The other way: pixels on their way to an image as the LATENT and SIGMAS of a latent model's sampling.
 
     Raises:
@@ -80,8 +80,8 @@ def pixels_to_latent(
 
 
 def grow_pixels(
-    pixels: Latent, sigmas: Tensor, model: Any, *, width: int, height: int, steps: int, end: float, seed: int
-) -> tuple[Latent, Tensor, str]:
+    pixels: HostLatent, sigmas: Tensor, model: Any, *, width: int, height: int, steps: int, end: float, seed: int
+) -> tuple[HostLatent, Tensor, str]:
     """Half-finished pixels at a larger size, for a sampler that adds no noise, with a sentence if it is too late.
 
     Args:
@@ -103,7 +103,7 @@ def grow_pixels(
     device = _device_for(batch, height, width)
     grown, level = grow(samples.to(device, torch.float32) * (1.0 - sigma), sigma, noise.to(device))
     del noise
-    latent: Latent = {"samples": grown.div_(1.0 - level).cpu(), "downscale_ratio_spacial": 1, **_mask_of(pixels)}
+    latent: HostLatent = {"samples": grown.div_(1.0 - level).cpu(), "downscale_ratio_spacial": 1, **_mask_of(pixels)}
     safe = safe_sigma((old_height, old_width), (height, width), delta=STILL_GOOD)
     late = (
         f"Growing to {width} x {height} at noise level {sigma:.2f}: below {safe:.2f} the image may lack fine detail."
@@ -179,13 +179,13 @@ def images(decoded: Tensor) -> Tensor:
     return decoded.reshape(-1, *decoded.shape[-3:])
 
 
-def _sized(clean: Latent, width: int, height: int, of: Latent) -> Latent:
+def _sized(clean: HostLatent, width: int, height: int, of: HostLatent) -> HostLatent:
     samples = clean["samples"]
     size = (height or samples.shape[-2], width or samples.shape[-1])
     return {**clean, "samples": resized(samples, size), **_mask_of(of)}
 
 
-def _mask_of(latent: Latent) -> Latent:
+def _mask_of(latent: HostLatent) -> HostLatent:
     """The noise mask is passed on: the host fits it to any size."""
     return {"noise_mask": latent["noise_mask"]} if "noise_mask" in latent else {}
 

@@ -1,4 +1,4 @@
-"""Hybrid Sampler's work: the parts of a task, one after the other, through the host's samplers."""
+"""Hybrid Sampler's work: the stages of a task, one after the other, through the host's samplers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..l2p_core.hybrid import resized
 from ..l2p_core.sources import sampling_of
-from .hybrid import Latent, check_vae, grow_pixels, images, latent_to_pixels, require_l2p, schedule
-from .hybrid_tasks import Asked, Part, in_words, parts
+from .hybrid import HostLatent, check_vae, grow_pixels, images, latent_to_pixels, require_l2p, schedule
+from .hybrid_tasks import Asked, PlannedStage, in_words, stages
 from .model.dual import works_on_pixels
 from .model.limits import check_memory
 from .options import FROM_MODEL, steps_problem
@@ -37,10 +37,10 @@ class Models:
     pixels: Any = None
     large: Any = None
 
-    def of(self, part: Part) -> Any:
-        if part.space == "latent":
+    def of(self, stage: PlannedStage) -> Any:
+        if stage.space == "latent":
             return self.latent
-        return self.large if part.large else self.pixels
+        return self.large if stage.large else self.pixels
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Prompts:
     latent_positive: Any = None
     latent_negative: Any = None
 
-    def of(self, part: Part) -> tuple[Any, Any]:
-        if part.space == "pixels":
+    def of(self, stage: PlannedStage) -> tuple[Any, Any]:
+        if stage.space == "pixels":
             return self.positive, self.negative
         return self.latent_positive or self.positive, self.latent_negative or self.negative
 
@@ -84,9 +84,9 @@ def sample_hybrid(
     mask: Tensor | None = None,
     tell: Callable[[str], None],
 ) -> Tensor:
-    """An IMAGE (B, H, W, 3) in [0, 1], made by the parts that `hybrid_tasks` plans.
+    """An IMAGE (B, H, W, 3) in [0, 1], made by the stages that `hybrid_tasks` plans.
 
-    Part i, counted from 0, draws its noise with seed + i.
+    Stage i, counted from 0, draws its noise with seed + i.
 
     Raises:
         ValueError: for models, prompts, images or a size that do not fit the task or each other.
@@ -95,17 +95,17 @@ def sample_hybrid(
     if problem:
         raise ValueError(problem)
     _check_models(models)
-    planned = parts(_asked(task, models, settings, (height, width), image, mask))
+    planned = stages(_asked(task, models, settings, (height, width), image, mask))
     _check_prompts(models, prompts, planned)
     batch = 1 if image is None else image.shape[0]
-    for part in planned:
-        if part.space == "pixels":
-            check_memory(models.of(part), batch, *part.size)
-    cfgs = [_cfg(part, models, settings) for part in planned]
+    for stage in planned:
+        if stage.space == "pixels":
+            check_memory(models.of(stage), batch, *stage.size)
+    cfgs = [_cfg(stage, models, settings) for stage in planned]
     tell(f"Plan: {in_words(planned, cfgs)}")
-    run = _Run(models, prompts, settings, sum(part.steps for part in planned), image, mask)
-    for number, (part, cfg) in enumerate(zip(planned, cfgs, strict=True)):
-        run.sample(part, cfg, settings.seed + number)
+    run = _Run(models, prompts, settings, sum(stage.steps for stage in planned), image, mask)
+    for number, (stage, cfg) in enumerate(zip(planned, cfgs, strict=True)):
+        run.sample(stage, cfg, settings.seed + number)
     tell(f"Done: {in_words(planned, cfgs)}")
     if planned[-1].space == "latent":
         decoded = image_to_pixels(images(models.vae.decode(run.output["samples"])))
@@ -115,7 +115,7 @@ def sample_hybrid(
 
 
 class _Run:
-    """The parts' common state: what the last one left, and one progress bar for all."""
+    """The stages' common state: what the last one left, and one progress bar for all."""
 
     def __init__(
         self,
@@ -128,21 +128,21 @@ class _Run:
     ):
         self.models, self.prompts, self.settings = models, prompts, settings
         self.image, self.mask = image, mask
-        self.output: Latent = {}
-        self._denoised: Latent = {}
+        self.output: HostLatent = {}
+        self._denoised: HostLatent = {}
         self._sigmas = torch.empty(0)
         self._done, self._steps = 0, steps
         self._bar = comfy.utils.ProgressBar(steps)
 
-    def sample(self, part: Part, cfg: float, seed: int) -> None:
-        """Sample a part from what the one before left."""
-        model = self.models.of(part)
-        latent, sigmas = self._entered(part, model, seed)
+    def sample(self, stage: PlannedStage, cfg: float, seed: int) -> None:
+        """Sample a stage from what the one before left."""
+        model = self.models.of(stage)
+        latent, sigmas = self._entered(stage, model, seed)
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         # A grown image is noisy already.
-        noise = torch.zeros_like(samples) if part.begins == "growth" else comfy.sample.prepare_noise(samples, seed)
+        noise = torch.zeros_like(samples) if stage.begins == "growth" else comfy.sample.prepare_noise(samples, seed)
         guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(*self.prompts.of(part))
+        guider.set_conds(*self.prompts.of(stage))
         guider.set_cfg(cfg)
         clean: dict[str, Tensor] = {}
         result = guider.sample(
@@ -159,35 +159,42 @@ class _Run:
         self.output = {"samples": result.to(comfy.model_management.intermediate_device()), **kept}
         self._denoised = {"samples": model.model.process_latent_out(clean["x0"].cpu()), **kept}
         self._sigmas = sigmas
-        self._done += part.steps
+        self._done += stage.steps
 
-    def _entered(self, part: Part, model: Any, seed: int) -> tuple[Latent, Tensor]:
-        height, width = part.size
-        if part.begins == "space":
+    def _entered(self, stage: PlannedStage, model: Any, seed: int) -> tuple[HostLatent, Tensor]:
+        height, width = stage.size
+        if stage.begins == "space":
             return latent_to_pixels(
                 self._denoised,
                 self.models.vae,
                 self._sigmas,
                 model,
                 shift=self.settings.shift,
-                steps=part.steps,
-                end=part.end,
+                steps=stage.steps,
+                end=stage.end,
                 width=width,
                 height=height,
             )
-        if part.begins == "growth":
+        if stage.begins == "growth":
             grown, sigmas, _ = grow_pixels(
-                self.output, self._sigmas, model, width=width, height=height, steps=part.steps, end=part.end, seed=seed
+                self.output,
+                self._sigmas,
+                model,
+                width=width,
+                height=height,
+                steps=stage.steps,
+                end=stage.end,
+                seed=seed,
             )
             return grown, sigmas
-        sigmas = schedule(model, part.start, part.end, part.steps)
-        if part.begins == "image":
+        sigmas = schedule(model, stage.start, stage.end, stage.steps)
+        if stage.begins == "image":
             assert self.image is not None
             return image_to_pixels(self.image, self.mask, width, height), sigmas
-        return {"samples": _empty(part, model)}, sigmas
+        return {"samples": _empty(stage, model)}, sigmas
 
     def _shown(self, model: Any, clean: dict[str, Tensor]) -> Callable[..., None]:
-        """The host's callback (`latent_preview.prepare_callback`), with one bar for all parts."""
+        """The host's callback (`latent_preview.prepare_callback`), with one bar for all stages."""
         previews = Previews(model)
         done = self._done
 
@@ -198,10 +205,10 @@ class _Run:
         return callback
 
 
-def _empty(part: Part, model: Any) -> Tensor:
+def _empty(stage: PlannedStage, model: Any) -> Tensor:
     """Zeros for a sampling from noise alone; latents may cover a few pixels more than requested."""
     shape = model.get_model_object("latent_format")
-    cells = [-(-side // shape.spacial_downscale_ratio) for side in part.size]
+    cells = [-(-side // shape.spacial_downscale_ratio) for side in stage.size]
     return torch.zeros(1, shape.latent_channels, *cells, device=comfy.model_management.intermediate_device())
 
 
@@ -240,10 +247,10 @@ def _steps(asked: int, model: Any) -> int:
     return sampling_of(model.model.l2p).steps if asked == FROM_MODEL and model is not None else max(asked, 1)
 
 
-def _cfg(part: Part, models: Models, settings: HybridSettings) -> float:
-    if part.space == "latent":
+def _cfg(stage: PlannedStage, models: Models, settings: HybridSettings) -> float:
+    if stage.space == "latent":
         return LATENT_CFG if settings.latent_cfg == FROM_MODEL else settings.latent_cfg
-    return sampling_of(models.of(part).model.l2p).cfg if settings.cfg == FROM_MODEL else settings.cfg
+    return sampling_of(models.of(stage).model.l2p).cfg if settings.cfg == FROM_MODEL else settings.cfg
 
 
 def _check_models(models: Models) -> None:
@@ -259,9 +266,9 @@ def _check_models(models: Models) -> None:
     check_vae(models.vae, models.latent.get_model_object("latent_format").latent_channels)
 
 
-def _check_prompts(models: Models, prompts: Prompts, planned: list[Part]) -> None:
+def _check_prompts(models: Models, prompts: Prompts, planned: list[PlannedStage]) -> None:
     """Raises ValueError if the latent model cannot read the prompts; a pixel model's are checked when it samples."""
-    latents = [part for part in planned if part.space == "latent"]
+    latents = [stage for stage in planned if stage.space == "latent"]
     if not latents:
         return
     width = models.latent.model.model_config.unet_config.get("cap_feat_dim")

@@ -1,4 +1,4 @@
-"""The parts of each Hybrid Sampler task: model, size, and the noise levels at which the part starts and ends."""
+"""The stages of each Hybrid Sampler task: model, size, and the noise levels at which the stage starts and ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .messages.progress import counted
 from .options import HYBRID_TASKS
 
 Start = Literal["noise", "image", "space", "growth", "on"]
-"""What a part starts from: noise alone, an image, the part before it in the other space, smaller, or as it is."""
+"""What a stage starts from: noise alone, an image, the stage before it in the other space, smaller, or as it is."""
 
 SWITCH = 0.5
 RESTORED = 0.3
@@ -27,8 +27,8 @@ LARGEST_GROWTH = 2.0
 
 
 @dataclass(frozen=True)
-class Part:
-    """One model's part of a sampling; sizes are (height, width) in pixels of the image.
+class PlannedStage:
+    """A stage, see `hybrid.Stage`, before its model is known; sizes are (height, width) in pixels of the image.
 
     Attributes:
         large: whether the model for large images samples it.
@@ -72,8 +72,8 @@ class Asked:
     large_steps: int = 0
 
 
-def parts(asked: Asked) -> list[Part]:
-    """The parts in their order.
+def stages(asked: Asked) -> list[PlannedStage]:
+    """The stages in their order.
 
     Raises:
         ValueError: if a model, an image or a mask is missing or of no use to the task.
@@ -84,16 +84,16 @@ def parts(asked: Asked) -> list[Part]:
     return _with_steps(_PLANS[task](asked), asked)
 
 
-def in_words(planned: Sequence[Part], cfgs: Sequence[float]) -> str:
-    """Describe the parts for the node: their models, sizes, noise levels and evaluations."""
+def in_words(planned: Sequence[PlannedStage], cfgs: Sequence[float]) -> str:
+    """Describe the stages for the node: their models, sizes, noise levels and evaluations."""
     said, total = [], 0
-    for part, cfg in zip(planned, cfgs, strict=True):
-        evaluations = part.steps * (1 if cfg == 1.0 else 2)
+    for stage, cfg in zip(planned, cfgs, strict=True):
+        evaluations = stage.steps * (1 if cfg == 1.0 else 2)
         total += evaluations
-        height, width = part.size
+        height, width = stage.size
         said.append(
-            f"{'latents' if part.space == 'latent' else 'pixels'} {width} x {height}, noise {part.start:.2f} to "
-            f"{part.end:.2f}, {counted(part.steps, 'step')}"
+            f"{'latents' if stage.space == 'latent' else 'pixels'} {width} x {height}, noise {stage.start:.2f} to "
+            f"{stage.end:.2f}, {counted(stage.steps, 'step')}"
         )
     return f"{'; '.join(said)}. {counted(total, 'evaluation')} in all."
 
@@ -134,42 +134,44 @@ def _check(task: str, asked: Asked) -> None:
         )
 
 
-def _fast(asked: Asked) -> list[Part]:
+def _fast(asked: Asked) -> list[PlannedStage]:
     size = _size(asked)
     if not asked.pixels:
-        return [Part("latent", size, "noise", 1.0, 0.0)]
+        return [PlannedStage("latent", size, "noise", 1.0, 0.0)]
     if not asked.latent:
-        return [Part("pixels", size, "noise", 1.0, 0.0)]
+        return [PlannedStage("pixels", size, "noise", 1.0, 0.0)]
     return _switched(asked, size)
 
 
-def _switched(asked: Asked, size: Size) -> list[Part]:
+def _switched(asked: Asked, size: Size) -> list[PlannedStage]:
     switch = SWITCH if asked.switch is None else asked.switch
     return [
-        Part("latent", size, "noise", 1.0, switch),
-        Part("pixels", size, "space", pixel_sigma(switch, asked.shift), 0.0),
+        PlannedStage("latent", size, "noise", 1.0, switch),
+        PlannedStage("pixels", size, "space", pixel_sigma(switch, asked.shift), 0.0),
     ]
 
 
-def _detail(asked: Asked) -> list[Part]:
+def _detail(asked: Asked) -> list[PlannedStage]:
     height, width = _size(asked)
     # Below the size that it was trained at a model lays images out badly: in the tiny world a third came out wrong.
     factor = min(1.0, max(1 / LARGEST_GROWTH, asked.own / math.sqrt(height * width)))
     small = (math.ceil(height * factor), math.ceil(width * factor))
-    return _grown([Part("pixels", small, "noise", 1.0, 0.0)], (height, width), asked)
+    return _grown([PlannedStage("pixels", small, "noise", 1.0, 0.0)], (height, width), asked)
 
 
-def _large(asked: Asked) -> list[Part]:
+def _large(asked: Asked) -> list[PlannedStage]:
     height, width = asked.size[0] or 2 * asked.own, asked.size[1] or 2 * asked.own
     shrunk = min(1.0, asked.own / math.sqrt(height * width))
     first = (round(height * shrunk), round(width * shrunk))
     return _grown(
-        _switched(asked, first) if asked.latent else [Part("pixels", first, "noise", 1.0, 0.0)], (height, width), asked
+        _switched(asked, first) if asked.latent else [PlannedStage("pixels", first, "noise", 1.0, 0.0)],
+        (height, width),
+        asked,
     )
 
 
-def _grown(planned: list[Part], target: Size, asked: Asked) -> list[Part]:
-    """The parts followed by growth to the target, by at most a factor of two at a time."""
+def _grown(planned: list[PlannedStage], target: Size, asked: Asked) -> list[PlannedStage]:
+    """The stages followed by growth to the target, by at most a factor of two at a time."""
     ratio = math.sqrt(_area(target) / _area(planned[-1].size))
     times = math.ceil(math.log(ratio, LARGEST_GROWTH) - 1e-6) if ratio > 1 else 0
     # Above its own size a model decides shapes badly: in the tiny world growth at the safe level lost a third of them.
@@ -181,21 +183,21 @@ def _grown(planned: list[Part], target: Size, asked: Asked) -> list[Part]:
         leave = min(safe_sigma(before.size, size, delta=delta), before.start * 0.999)
         planned[-1] = replace(before, end=leave)
         level = grown_sigma(leave, before.size, size)
-        planned.append(Part("pixels", size, "growth", level, 0.0, large=_suits_large(size, asked)))
+        planned.append(PlannedStage("pixels", size, "growth", level, 0.0, large=_suits_large(size, asked)))
     return planned
 
 
-def _edit(asked: Asked) -> list[Part]:
+def _edit(asked: Asked) -> list[PlannedStage]:
     assert asked.image
     return [_from_image(asked.image, 1.0, asked)]
 
 
-def _restore(asked: Asked) -> list[Part]:
+def _restore(asked: Asked) -> list[PlannedStage]:
     assert asked.image
     return [_from_image(asked.image, RESTORED, asked)]
 
 
-def _upscale(asked: Asked) -> list[Part]:
+def _upscale(asked: Asked) -> list[PlannedStage]:
     assert asked.image
     height, width = asked.image
     size = asked.size if any(asked.size) else _scaled(asked.image, UPSCALED_SIDE / max(height, width))
@@ -211,9 +213,9 @@ def _upscale(asked: Asked) -> list[Part]:
     return [_from_image(size, UPSCALED, asked)]
 
 
-def _from_image(size: Size, level: float, asked: Asked) -> Part:
+def _from_image(size: Size, level: float, asked: Asked) -> PlannedStage:
     start = level if asked.switch is None else asked.switch
-    return Part("pixels", size, "image", start, 0.0, large=_suits_large(size, asked))
+    return PlannedStage("pixels", size, "image", start, 0.0, large=_suits_large(size, asked))
 
 
 def _suits_large(size: Size, asked: Asked) -> bool:
@@ -221,7 +223,7 @@ def _suits_large(size: Size, asked: Asked) -> bool:
     return bool(asked.large_own) and _area(size) > asked.own * asked.large_own
 
 
-_PLANS: dict[str, Callable[[Asked], list[Part]]] = {
+_PLANS: dict[str, Callable[[Asked], list[PlannedStage]]] = {
     "fast": _fast,
     "detail": _detail,
     "large": _large,
@@ -233,24 +235,24 @@ _PLANS: dict[str, Callable[[Asked], list[Part]]] = {
 assert {"auto", *_PLANS} == set(HYBRID_TASKS)
 
 
-def _with_steps(planned: list[Part], asked: Asked) -> list[Part]:
-    """Each part's share of its model's steps, by the share of the schedule's even steps that it takes."""
+def _with_steps(planned: list[PlannedStage], asked: Asked) -> list[PlannedStage]:
+    """Each stage's share of its model's steps, by the share of the schedule's even steps that it takes."""
     return [
         replace(
-            part,
+            stage,
             steps=max(
                 1,
-                round(_whole_steps(part, asked) * (_even(part.start) - _even(part.end))),
+                round(_whole_steps(stage, asked) * (_even(stage.start) - _even(stage.end))),
             ),
         )
-        for part in planned
+        for stage in planned
     ]
 
 
-def _whole_steps(part: Part, asked: Asked) -> int:
-    if part.space == "latent":
+def _whole_steps(stage: PlannedStage, asked: Asked) -> int:
+    if stage.space == "latent":
         return asked.latent_steps
-    return asked.large_steps if part.large else asked.steps
+    return asked.large_steps if stage.large else asked.steps
 
 
 def _even(sigma: float) -> float:

@@ -14,7 +14,7 @@ from .messages.progress import tell_at
 from .options import WEIGHT_DTYPES
 
 
-class Loader(io.ComfyNode):
+class L2PLoader(io.ComfyNode):
     """An L2P file, or a delta on its base, as a MODEL."""
 
     @classmethod

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..l2p_core.prompts.scheme import Slot
 
 
-class Prompts(io.ComfyNode):
+class L2PPrompts(io.ComfyNode):
     """Prompts in the published style, written by the CLIP's own language model."""
 
     @classmethod

@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Source:
+class TextToImage:
     """The models that generate the images, and their settings.
 
     Attributes:
@@ -174,30 +174,30 @@ class Source:
         return images
 
 
-def synthesize(folder: Path, wanted: Sequence[Item], source: Source, say: Say) -> SynthesisFolder:
+def synthesize(folder: Path, wanted: Sequence[Item], pipeline: TextToImage, say: Say) -> SynthesisFolder:
     """Generate the missing images; each is written as soon as it is finished.
 
     Args:
         folder: of the data set.
         wanted: the images of the data set.
-        source: generates them.
+        pipeline: generates them.
         say: shows the progress, with the time left.
 
     Raises:
-        ValueError: for an incomplete source, or a folder with other images of that name or in use by another process.
+        ValueError: for an incomplete pipeline, or a folder with other images of that name or in use by another process.
         InterruptProcessingException: the host's, when the user stops it; finished images stay.
     """
-    source.check()
+    pipeline.check()
     with held(folder, LOCK, GENERATES, warn_where_running):
-        return _synthesize(SynthesisFolder(folder, wanted, source.settings()), source, say)
+        return _synthesize(SynthesisFolder(folder, wanted, pipeline.settings()), pipeline, say)
 
 
-def _synthesize(made: SynthesisFolder, source: Source, say: Say) -> SynthesisFolder:
+def _synthesize(made: SynthesisFolder, pipeline: TextToImage, say: Say) -> SynthesisFolder:
     todo = made.todo
     try:
-        _pair_earlier_images(made, source, say)
-        with _kept_pairs(made.folder, source) if todo else nullcontext() as pairs:
-            work = _Work(made, source, len(todo), say, pairs) if todo else None
+        _pair_earlier_images(made, pipeline, say)
+        with _kept_pairs(made.folder, pipeline) if todo else nullcontext() as pairs:
+            work = _Synthesis(made, pipeline, len(todo), say, pairs) if todo else None
             for part in _by_prompts(todo, ENCODED):
                 assert work is not None
                 work.make(part)
@@ -209,29 +209,29 @@ def _synthesize(made: SynthesisFolder, source: Source, say: Say) -> SynthesisFol
     return made
 
 
-def _kept_pairs(folder: Path, source: Source) -> AbstractContextManager[KeptPairs | None]:
-    empty = source.no_pairs()
+def _kept_pairs(folder: Path, pipeline: TextToImage) -> AbstractContextManager[KeptPairs | None]:
+    empty = pipeline.no_pairs()
     return KeptPairs(folder, empty) if empty else nullcontext()
 
 
-def _pair_earlier_images(made: SynthesisFolder, source: Source, say: Say) -> None:
+def _pair_earlier_images(made: SynthesisFolder, pipeline: TextToImage, say: Say) -> None:
     def progress(done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         say(f"Pairing earlier images with their latents: {done} of {total}")
 
-    if (pairs := source.no_pairs()) is not None:
-        pair_earlier_images(made, pairs, source.encoded, source.batch, progress)
+    if (pairs := pipeline.no_pairs()) is not None:
+        pair_earlier_images(made, pairs, pipeline.encoded, pipeline.batch, progress)
 
 
-class _Work:
+class _Synthesis:
     """One run of the work: its progress, and the state shared by its parts."""
 
-    def __init__(self, made: SynthesisFolder, source: Source, count: int, say: Say, pairs: KeptPairs | None):
-        self._made, self._source, self._say, self._pairs = made, source, say, pairs
+    def __init__(self, made: SynthesisFolder, pipeline: TextToImage, count: int, say: Say, pairs: KeptPairs | None):
+        self._made, self._pipeline, self._say, self._pairs = made, pipeline, say, pairs
         self._count, self._done, self._seconds = count, 0, 0.0
         self._negative: Any = None
-        model = source.model
-        self._bar = comfy.utils.ProgressBar(count * source.steps)
+        model = pipeline.model
+        self._bar = comfy.utils.ProgressBar(count * pipeline.steps)
         self._previews = Previews(model)
 
     def make(self, part: Sequence[Item]) -> None:
@@ -239,18 +239,18 @@ class _Work:
         encoded = self._encode([item.prompt for item in part])
         for prompt, images in itertools.groupby(part, key=lambda item: item.prompt):
             of_prompt = list(images)
-            for start in range(0, len(of_prompt), self._source.batch):
-                self._sample(of_prompt[start : start + self._source.batch], encoded[prompt])
+            for start in range(0, len(of_prompt), self._pipeline.batch):
+                self._sample(of_prompt[start : start + self._pipeline.batch], encoded[prompt])
 
     def _encode(self, prompts: Sequence[str]) -> dict[str, Any]:
         if self._negative is None:
-            self._negative = self._source.conditioning(self._source.negative)
+            self._negative = self._pipeline.conditioning(self._pipeline.negative)
         encoded: dict[str, Any] = {}
         different = list(dict.fromkeys(prompts))
         for number, prompt in enumerate(different, start=1):
             comfy.model_management.throw_exception_if_processing_interrupted()
             self._say(f"Encoding prompts: {number} of {len(different)}")
-            encoded[prompt] = self._source.conditioning(prompt)
+            encoded[prompt] = self._pipeline.conditioning(prompt)
         return encoded
 
     def _sample(self, batch: Sequence[Item], positive: Any) -> None:
@@ -258,27 +258,27 @@ class _Work:
         begun = time.perf_counter()
 
         def step_done(step: int, x0: Tensor) -> None:
-            steps = self._done * self._source.steps + (step + 1) * len(batch)
+            steps = self._done * self._pipeline.steps + (step + 1) * len(batch)
             self._show(steps, self._previews.of_samples(x0))
 
-        samples = self._source.sampled([item.seed for item in batch], positive, self._negative, step_done)
-        images = self._source.decoded(samples)
+        samples = self._pipeline.sampled([item.seed for item in batch], positive, self._negative, step_done)
+        images = self._pipeline.decoded(samples)
         pixels = images.movedim(-1, 1).float() * 2 - 1
         pictures = [picture(image) for image in pixels]
         for item, made in zip(batch, pictures, strict=True):
             self._made.write(item, made)
         if self._pairs:
-            self._pairs.add(pixels, self._source.read(samples))
+            self._pairs.add(pixels, self._pipeline.read(samples))
         self._done += len(batch)
         # The node finally shows a finished image, not the last preview.
-        self._show(self._done * self._source.steps, self._previews.of_image(pictures[-1]))
+        self._show(self._done * self._pipeline.steps, self._previews.of_image(pictures[-1]))
         self._seconds += time.perf_counter() - begun
         left = self._seconds / self._done * (self._count - self._done)
         there = len(self._made.wanted) - self._count + self._done
         self._say(f"{there} of {len(self._made.wanted)} images, about {duration(left)} left")
 
     def _show(self, steps: int, preview: Preview | None) -> None:
-        self._bar.update_absolute(steps, self._count * self._source.steps, preview)
+        self._bar.update_absolute(steps, self._count * self._pipeline.steps, preview)
 
 
 def examples(made: SynthesisFolder) -> Tensor:

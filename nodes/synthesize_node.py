@@ -157,11 +157,11 @@ class SynthesizeDataset(io.ComfyNode):
         vae: io.Vae.Type | None = None,
     ) -> io.NodeOutput:
         from ..l2p_core.dataset.synthesis import items
-        from .synthesis import Source, examples, synthesize
+        from .synthesis import TextToImage, examples, synthesize
 
         folder = datasets.folder(dataset)
         wanted = items(_prompts(prompts, prompt_file), images_per_prompt, first_image)
-        source = Source(model, clip, vae, width, height, steps, cfg, sampler_name, scheduler, negative, batch_size)
+        source = TextToImage(model, clip, vae, width, height, steps, cfg, sampler_name, scheduler, negative, batch_size)
         made = synthesize(folder, wanted, source, say_at(cls.hidden.unique_id))
         shown = examples(made)
         results.remember(cls, dataset, folder)

@@ -26,7 +26,7 @@ import simulated  # noqa: E402
 
 CPU = torch.device("cpu")
 SIMULATED = simulated.why_not() is None
-KEYS = [row.key for part in gpu_rows.PARTS for row in part.rows]
+KEYS = [row.key for part in gpu_rows.PARTS for row in part.measurements]
 
 
 def bench(**changes: Any) -> Bench:
@@ -64,7 +64,7 @@ def check(rows: dict[str, dict[str, Any]], keys: list[str]) -> None:
 def test_quick_check_on_the_cpu(tmp_path: Path) -> None:
     # The simulated device runs every part; compiling on both would take a minute more.
     parts = ["card", "golden", "head"] if SIMULATED else [part.name for part in gpu_rows.PARTS]
-    keys = [row.key for part in gpu_rows.chosen(parts) for row in part.rows]
+    keys = [row.key for part in gpu_rows.chosen(parts) for row in part.measurements]
     check(measured(tmp_path, "cpu", {}, *parts), keys)
     assert all(f"| {key} " in (tmp_path / "gpu.md").read_text(encoding="utf-8") for key in keys)
 
@@ -181,15 +181,15 @@ def test_a_row_that_fails_is_named_and_the_next_follows() -> None:
         raise RuntimeError("no kernel image\nwith details")
 
     scene = gpu_worker._Scene(bench())
-    figures, failed = gpu_worker._figures(bench(), gpu_rows.Row("card", "broken", fails), scene)
+    figures, failed = gpu_worker._figures(bench(), gpu_rows.Measurement("card", "broken", fails), scene)
     assert failed and figures["failed"] == "RuntimeError: no kernel image" and "with details" in figures["details"]
 
 
 def test_a_part_whose_time_is_over_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     part = gpu_rows.chosen(["card"])[0]
-    assert gpu_worker._measure(bench(deadline=time.monotonic() - 1), part, {row.key for row in part.rows})
+    assert gpu_worker._measure(bench(deadline=time.monotonic() - 1), part, {row.key for row in part.measurements})
     said = list(gpu_worker.messages(iter(capsys.readouterr().out.splitlines())))
-    assert [message["figures"]["failed"] for message in said] == [gpu_worker.CUT] * len(part.rows)
+    assert [message["figures"]["failed"] for message in said] == [gpu_worker.CUT] * len(part.measurements)
 
 
 def test_the_ratio_is_measured_over_predicted() -> None:

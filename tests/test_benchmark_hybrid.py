@@ -31,23 +31,23 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_that_are_compared_have_equal_evaluations(large: Path) -> None:
     world = open_world("shapes", large=large)
     assert (world.side, world.large_side) == (64, 256)
-    ways = hybrid_rows.rows(world)
-    assert len({row.name for row in ways}) == len(ways)
-    assert {row.evaluations for row in ways if "12 steps" not in row.name} == {12}
-    assert {row.size[0] for row in ways} == {64, 128, 256}
-    for row in ways:
-        assert levels(row.stages, space_shift=row.shift)[-1][1] == 0
+    methods = hybrid_rows.methods_in(world)
+    assert len({method.name for method in methods}) == len(methods)
+    assert {method.evaluations for method in methods if "12 steps" not in method.name} == {12}
+    assert {method.size[0] for method in methods} == {64, 128, 256}
+    for method in methods:
+        assert levels(method.stages, space_shift=method.shift)[-1][1] == 0
 
 
 def test_growth_is_compared_with_the_same_stages_without_it(large: Path) -> None:
     world = open_world("shapes", large=large)
-    ways = {row.name: row for row in hybrid_rows.rows(world)}
-    small = ways["into the large model, growing at 0.35"].without_growth()
+    methods = {method.name: method for method in hybrid_rows.methods_in(world)}
+    small = methods["into the large model, growing at 0.35"].without_growth()
     assert small is not None and [stage.size for stage in small.stages] == [(64, 64)] * 2
     assert all(stage.model is world.pixels for stage in small.stages)
     assert levels(small.stages) == [(1.0, 0.35), (0.35, 0.0)]
-    assert ways["pixels only, 6 steps"].without_growth() is None
-    assert ways["latents to 0.5, then pixels, shift 1"].without_growth() is None
+    assert methods["pixels only, 6 steps"].without_growth() is None
+    assert methods["latents to 0.5, then pixels, shift 1"].without_growth() is None
 
 
 def test_shapes_are_judged_at_any_size() -> None:
@@ -84,9 +84,11 @@ def test_a_model_for_large_images_has_larger_patches() -> None:
 def test_the_benchmark_keeps_what_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    all_rows = hybrid_rows.rows
+    all_methods = hybrid_rows.methods_in
     names = ("pixels only, 6 steps", "latents to 0.5, then pixels, shift 1", "from half the size, growing at 0.57")
-    monkeypatch.setattr(hybrid, "rows", lambda world: [row for row in all_rows(world) if row.name in names])
+    monkeypatch.setattr(
+        hybrid, "methods_in", lambda world: [method for method in all_methods(world) if method.name in names]
+    )
     config = open_world("shapes").latent.config
     monkeypatch.setattr(hybrid, "_real_costs", lambda: [hybrid._cost("latents", config, 64, 8)])
     hybrid.benchmark_hybrid(tmp_path, captions=1, seeds=2)

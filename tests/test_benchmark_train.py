@@ -14,7 +14,7 @@ from comfyui_l2p.train.benchmark import train
 from comfyui_l2p.train.benchmark.plain_trainer import StandIn, tokens
 
 CPU = torch.device("cpu")
-SCALE = train.Scale(
+SCALE = train.TrainingScale(
     ModelConfig(
         dim=64, head_dim=16, n_layers=5, n_refiner_layers=1, ffn_dim=96, caption_dim=64, t_hidden_dim=64
     ).with_head("1k", head_width=0.125),

@@ -94,8 +94,8 @@ def test_seeds_give_means_and_standard_errors() -> None:
     def scores(whole: float) -> dict[str, float]:
         return {"step": 10, "whole": whole, **dict.fromkeys(ATTRIBUTES, 0.5), "patch_grid": 1.0}
 
-    def measured(whole: float) -> report.Measured:
-        return report.Measured([scores(whole)], [{"loss": 9.0}] * 9 + [{"loss": 0.25}], {10: torch.zeros(1, 3, 8, 8)})
+    def measured(whole: float) -> report.ArmRun:
+        return report.ArmRun([scores(whole)], [{"loss": 9.0}] * 9 + [{"loss": 0.25}], {10: torch.zeros(1, 3, 8, 8)})
 
     source = Scored(torch.zeros(4, 3, 8, 8), scores(0.9))
     runs = {arm.name: [measured(0.4), measured(0.6)] for arm in arms}

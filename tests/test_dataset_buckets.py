@@ -11,41 +11,47 @@ from data_folders import grey, numbered, truncate, write_csv
 from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig
 from comfyui_l2p.l2p_core.dataset import buckets
 from comfyui_l2p.l2p_core.dataset import images as image_files
-from comfyui_l2p.l2p_core.dataset.buckets import Size
+from comfyui_l2p.l2p_core.dataset.buckets import ImageSize
 from comfyui_l2p.l2p_core.dataset.image_folder import ImageFolder, open_folder
 from comfyui_l2p.l2p_core.dataset.problems import TooManyProblems
-from comfyui_l2p.l2p_core.deep_images.common import Header
+from comfyui_l2p.l2p_core.deep_images.common import ImageInfo
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
 
 def test_the_buckets_of_1024_pixels() -> None:
-    landscape = [Size(1408, 704), Size(1344, 768), Size(1216, 832), Size(1152, 896), Size(1088, 960)]
-    portrait = [Size(size.height, size.width) for size in reversed(landscape)]
-    assert buckets.sizes(1024 * 1024, 16) == [*landscape, Size(1024, 1024), *portrait]
+    landscape = [
+        ImageSize(1408, 704),
+        ImageSize(1344, 768),
+        ImageSize(1216, 832),
+        ImageSize(1152, 896),
+        ImageSize(1088, 960),
+    ]
+    portrait = [ImageSize(size.height, size.width) for size in reversed(landscape)]
+    assert buckets.sizes(1024 * 1024, 16) == [*landscape, ImageSize(1024, 1024), *portrait]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_bucket_exceeds_the_area_or_needs_padding(variant: str) -> None:
     multiple, side = ModelConfig().with_head(variant).size_multiple, VARIANTS[variant].pixels
     found = buckets.sizes(side * side, multiple)
-    assert Size(side, side) in found
+    assert ImageSize(side, side) in found
     assert len(found) > 5
     for size in found:
         assert size.width % multiple == size.height % multiple == 0
         assert 0.85 * side * side < size.area <= side * side
         assert max(size) <= buckets.MAX_ASPECT * min(size)
     assert len(set(found)) == len(found)
-    assert {Size(size.height, size.width) for size in found} == set(found)
+    assert {ImageSize(size.height, size.width) for size in found} == set(found)
 
 
 @pytest.mark.parametrize("side", [16, 31, 64, 100, 333, 512, 768, 1000])
 def test_any_area_has_a_square(side: int) -> None:
     found = buckets.sizes(side * side, 16)
-    assert Size(side // 16 * 16, side // 16 * 16) in found
+    assert ImageSize(side // 16 * 16, side // 16 * 16) in found
     assert all(size.area <= side * side and min(size) >= 16 for size in found)
-    assert buckets.sizes(side * side, 16, max_aspect=1) == [Size(side // 16 * 16, side // 16 * 16)]
+    assert buckets.sizes(side * side, 16, max_aspect=1) == [ImageSize(side // 16 * 16, side // 16 * 16)]
 
 
 def test_wrong_sizes_are_refused() -> None:
@@ -61,14 +67,14 @@ def test_images_go_to_the_nearest_shape() -> None:
         assert buckets.nearest(size.width * 3, size.height * 3, found) == size
     assert buckets.nearest(10000, 100, found) == found[0]
     assert buckets.nearest(1, 9, found) == found[-1]
-    assert buckets.nearest(1920, 1080, found) == Size(1344, 768)
+    assert buckets.nearest(1920, 1080, found) == ImageSize(1344, 768)
 
 
 def test_enlargement_and_crop() -> None:
-    assert buckets.enlargement(50, 50, Size(100, 100)) == 2
-    assert buckets.enlargement(400, 200, Size(100, 100)) == 0.5
-    assert buckets.cropped_share(400, 200, Size(100, 100)) == 0.5
-    assert buckets.cropped_share(300, 300, Size(100, 100)) == 0
+    assert buckets.enlargement(50, 50, ImageSize(100, 100)) == 2
+    assert buckets.enlargement(400, 200, ImageSize(100, 100)) == 0.5
+    assert buckets.cropped_share(400, 200, ImageSize(100, 100)) == 0.5
+    assert buckets.cropped_share(300, 300, ImageSize(100, 100)) == 0
 
 
 def opened(folder: Path, **options: object) -> ImageFolder:
@@ -80,10 +86,10 @@ def test_a_folder_is_sorted_without_decoding(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.png"):
         truncate(path)
     data = opened(tmp_path)
-    assert data.sizes == {Size(64, 64): 4, Size(80, 48): 3, Size(48, 80): 3}
+    assert data.sizes == {ImageSize(64, 64): 4, ImageSize(80, 48): 3, ImageSize(48, 80): 3}
     assert [image.sample.seed for image in data.images] == list(range(1000, 1010))
-    assert data.images[1].size == Size(96, 64)
-    assert data.images[1].bucket == Size(80, 48)
+    assert data.images[1].size == ImageSize(96, 64)
+    assert data.images[1].bucket == ImageSize(80, 48)
     assert data.captions == [f"image {number}" for number in range(10)]
     assert data.total == 10
     assert not data.problems
@@ -148,7 +154,7 @@ def test_the_index_remembers_sizes_and_notices_changes(tmp_path: Path, monkeypat
     looked: list[str] = []
     real = image_files.look
 
-    def look(path: Path) -> Header:
+    def look(path: Path) -> ImageInfo:
         looked.append(path.name)
         return real(path)
 
@@ -159,7 +165,7 @@ def test_the_index_remembers_sizes_and_notices_changes(tmp_path: Path, monkeypat
     os.utime(data / "004.png", ns=(1, 1))
     changed = opened(data, index=index)
     assert sorted(looked) == ["003.png", "004.png"]
-    assert changed.images[3].size == Size(32, 64)
+    assert changed.images[3].size == ImageSize(32, 64)
     (note,) = [note for note in changed.notes if "changed since" in note]
     assert note.startswith("1 image changed since this run last read them: 003.png."), "a copy has a new time alone"
     assert not [note for note in opened(data, index=index).notes if "changed since" in note]

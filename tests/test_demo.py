@@ -68,7 +68,7 @@ def test_a_table_says_what_is_kept() -> None:
 
 
 def test_a_figure_leaves_no_parts_behind(tmp_path: Path) -> None:
-    rows = [figure.Row("model", torch.zeros(3, 3, 8, 8))]
+    rows = [figure.ImageRow("model", torch.zeros(3, 3, 8, 8))]
     curves = [figure.Curves([1, 2], {"sigma": [0.5, 0.4]}, "error")]
     figure.draw(tmp_path / "figure.png", ["one", "two", "three"], rows, curves, {"model": 0.5})
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]

@@ -20,7 +20,7 @@ from comfyui_l2p.l2p_core.dataset.images import BrokenImage
 from comfyui_l2p.l2p_core.evaluate import report
 from comfyui_l2p.l2p_core.evaluate.compare import compare
 from comfyui_l2p.l2p_core.evaluate.duplicates import near_duplicates
-from comfyui_l2p.l2p_core.evaluate.measure import Measured, grid_ratio, measure, radial_frequencies, window_for
+from comfyui_l2p.l2p_core.evaluate.measure import ImageStatistics, grid_ratio, measure, radial_frequencies, window_for
 from comfyui_l2p.l2p_core.evaluate.pairs import of_folders
 from comfyui_l2p.train.cli import main
 
@@ -43,7 +43,7 @@ def gridded(pixels: np.ndarray, patch: int = 16, depth: int = 12) -> np.ndarray:
     return (pixels + depth * (rows[:, None] ^ columns[None])[..., None]).clip(0, 255).astype(np.uint8)
 
 
-def measured(pixels: np.ndarray, **more: Any) -> Measured:
+def measured(pixels: np.ndarray, **more: Any) -> ImageStatistics:
     return measure(Image.fromarray(pixels), **{"window": 32, **more})
 
 

@@ -19,6 +19,7 @@ from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.detailer import DetailerHead
 from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
+from comfyui_l2p.l2p_core.files.tensor_io import ProgressCallback
 from comfyui_l2p.l2p_core.head_fit import HeadFit
 from comfyui_l2p.l2p_core.head_windows import Windows
 from comfyui_l2p.l2p_core.ops.least_squares import LeastSquares
@@ -231,7 +232,7 @@ def test_windows_of_images_of_many_sizes(
     monkeypatch.setattr(head_fit, "WINDOWS", 24)
     found: list[Windows] = []
 
-    def kept(_: DetailerHead, windows: Windows, working: head_fit.Working) -> HeadFit:
+    def kept(_: DetailerHead, windows: Windows, working: ProgressCallback) -> HeadFit:
         found.append(windows)
         return HeadFit(len(windows.sigma), 1.0, 2.0)
 

@@ -38,7 +38,7 @@ GOOD = (
 )
 
 
-def run(folder: Path, count: int, writer: FakeWriter, **settings: object) -> work.Result:
+def run(folder: Path, count: int, writer: FakeWriter, **settings: object) -> work.PromptsResult:
     given = {"seed": 1, "note": print, **settings}
     return work.write(folder, scheme.slots(count), writer, {"temperature": 0.9}, **given)  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.find import BUNDLED, find
 from comfyui_l2p.l2p_core.run.toml_text import read_toml
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
-from comfyui_l2p.train.run import Places, read_recipe
+from comfyui_l2p.train.run import PathOverrides, read_recipe
 
 SMALLEST = {"model": {"base": "tiny"}}
 
@@ -118,8 +118,8 @@ def test_a_link_in_a_recipe_keeps_its_name_and_its_neighbours(tmp_path: Path) ->
             pytest.skip("this system makes no links for everyone")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(f'[model]\nbase = "snapshot/{index}"\n', encoding="utf-8")
-    read = read_recipe(str(recipe), None, Places())[0]
-    given = read_recipe(str(recipe), None, Places(base=str(snapshot / ".." / "snapshot" / index)))[0]
+    read = read_recipe(str(recipe), None, PathOverrides())[0]
+    given = read_recipe(str(recipe), None, PathOverrides(base=str(snapshot / ".." / "snapshot" / index)))[0]
     for found in (read, given):
         assert found.model.base == str(snapshot / index)
         assert base.bytes_to_convert(found.model) > 0

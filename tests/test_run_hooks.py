@@ -71,7 +71,7 @@ def test_a_montage_can_be_stopped_and_nothing_is_lost(folder: Path) -> None:  # 
         recipe, watch=dataclasses.replace(recipe.watch, save_every=2, montage_every=3, steps=3)
     )
 
-    def go(stop_after: int | None = None) -> loop.Result:
+    def go(stop_after: int | None = None) -> loop.RunResult:
         """Ask to stop after so many sampling steps."""
         sampled: list[tuple[int, int]] = []
         hooks = Hooks(

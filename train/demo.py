@@ -164,7 +164,7 @@ def _draw(path: Path, folder: RunFolder, results: dict[str, Scored]) -> None:
     figure.draw(
         path,
         evaluation_captions(SHOWN),
-        [figure.Row(name, scored.images[:SHOWN]) for name, scored in results.items()],
+        [figure.ImageRow(name, scored.images[:SHOWN]) for name, scored in results.items()],
         [figure.Curves(steps, {f"sigma {name}": curve for name, curve in curves.items()}, "velocity error, live run")],
         {name: scored.scores["whole"] for name, scored in results.items()},
     )

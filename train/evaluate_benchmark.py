@@ -37,7 +37,7 @@ _BATCH = 32
 _OF_MODEL = ("delta", "side", "encoder", "tokenizer", "steps", "cfg", "shift", "tile", "device")
 """Options that a workflow replaces."""
 
-Stopped = Callable[[], bool]
+IsStopped = Callable[[], bool]
 
 
 def benchmark_command(args: argparse.Namespace, key: str) -> None:
@@ -96,7 +96,7 @@ def _note_count(benchmark: Benchmark, prompts: Sequence[Prompt]) -> None:
         )
 
 
-Images = Callable[[Stopped], Iterator[object]]
+Images = Callable[[IsStopped], Iterator[object]]
 """Generates the missing images; yields after each, when it is written."""
 Made = tuple[BenchmarkFolder, Images]
 
@@ -114,7 +114,7 @@ def _hosts(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Pro
     hosts = [HostClient(address) for address in dict.fromkeys(args.host)]
     made = _folder(args, benchmark, prompts, workflow.settings(), own_seeds=True)
 
-    def images(stopped: Stopped) -> Iterator[object]:
+    def images(stopped: IsStopped) -> Iterator[object]:
         yield from Fleet(hosts, workflow, args.patience, note).make(made, stopped)
 
     return made, images
@@ -131,7 +131,7 @@ def _tiny_source(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequen
     settings = {"model": source.name(steps, cfg), "steps": steps, "cfg": cfg, "side": IMAGE_SIZE}
     made = _folder(args, benchmark, prompts, settings, own_seeds=True)
 
-    def images(_: Stopped) -> Iterator[object]:
+    def images(_: IsStopped) -> Iterator[object]:
         todo = made.todo
         for start in range(0, len(todo), _BATCH):
             batch = todo[start : start + _BATCH]
@@ -155,7 +155,7 @@ def _model(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Pro
     }
     made = _folder(args, benchmark, prompts, settings, own_seeds=False)
 
-    def images(_: Stopped) -> Iterator[object]:
+    def images(_: IsStopped) -> Iterator[object]:
         device = sampler.place(side, side)
         features = captions(device, made)
         sampler.load(source_of(sampler.config).encoder.max_tokens)
@@ -179,12 +179,12 @@ def _with_noise(missing: Sequence[Shot], side: int) -> Iterator[tuple[Shot, Tens
             yield wanted[number], noise
 
 
-Captions = Callable[[torch.device, BenchmarkFolder], Callable[[str], Tensor]]
+EncodeCaptions = Callable[[torch.device, BenchmarkFolder], Callable[[str], Tensor]]
 """Encodes all captions on a device, stores them beside the images, and returns the function that reads a caption's
 features."""
 
 
-def _captions(args: argparse.Namespace, sampler: Sampler, prompts: Sequence[Prompt]) -> Captions:
+def _captions(args: argparse.Namespace, sampler: Sampler, prompts: Sequence[Prompt]) -> EncodeCaptions:
     """How captions are encoded; all checks are done before it is called."""
     if is_tiny(sampler.config):
         for option in ("encoder", "tokenizer"):

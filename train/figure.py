@@ -20,7 +20,7 @@ _CAPTION_WIDTH = 17  # characters per line
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """One model's name and images (B, 3, H, W) in [-1, 1]."""
 
     name: str
@@ -40,7 +40,7 @@ class Curves:
 def draw(
     path: Path,
     captions: Sequence[str],
-    rows: Sequence[Row],
+    rows: Sequence[ImageRow],
     curves: Sequence[Curves],
     scores: Mapping[str, float],
     errors: Mapping[str, float] | None = None,
@@ -71,7 +71,7 @@ def draw(
         part.unlink(missing_ok=True)
 
 
-def _draw_images(grid: Sequence[Sequence[Axes]], captions: Sequence[str], rows: Sequence[Row]) -> None:
+def _draw_images(grid: Sequence[Sequence[Axes]], captions: Sequence[str], rows: Sequence[ImageRow]) -> None:
     for line, row in zip(grid, rows, strict=True):
         for axes, image in zip(line, row.images, strict=True):
             axes.imshow(picture(image), interpolation="nearest")

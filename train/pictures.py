@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..l2p_core.dataset import images
-from ..l2p_core.dataset.picture_files import Writer
+from ..l2p_core.dataset.picture_files import PictureWriter
 from ..l2p_core.files.atomic import write_bytes
 
 
-def save_picture(pixels: Tensor, path: Path, writer: Writer, text: Mapping[str, str], overwrite: bool) -> None:
+def save_picture(pixels: Tensor, path: Path, writer: PictureWriter, text: Mapping[str, str], overwrite: bool) -> None:
     """Write (3, H, W) in [-1, 1] at a writer's depth, atomically.
 
     Args:

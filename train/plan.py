@@ -26,7 +26,7 @@ from ..l2p_core.run.recipe import TINY, Recipe
 from ..l2p_core.sources import SOURCES
 from ..l2p_core.training_config import TrainingConfig
 from .console import table
-from .run import Places, read_recipe
+from .run import PathOverrides, read_recipe
 
 _HALF = 2  # bytes of a parameter in the published files of Z-Image
 _GPU = torch.device("cuda")
@@ -34,12 +34,12 @@ _GPU = torch.device("cuda")
 CARDS = (8, 12, 16, 24, 48, 80)
 
 
-def plan_command(name: str, places: Places, gpu_memory: float | None, cards: bool, processes: int = 1) -> None:
+def plan_command(name: str, paths: PathOverrides, gpu_memory: float | None, cards: bool, processes: int = 1) -> None:
     """Print the plan of a recipe; with `cards`, a table of the settings that make it fit into common GPUs.
 
     Args:
         name: a recipe file, a bundled recipe's name, or a run folder.
-        places: see `run.Places`.
+        paths: see `run.PathOverrides`.
         gpu_memory: in GB (10^9 bytes), that each process must fit into.
         processes: number of processes that train together, one GPU each.
 
@@ -47,8 +47,8 @@ def plan_command(name: str, places: Places, gpu_memory: float | None, cards: boo
         ValueError: if it does not fit, with the change that would make it fit, or if this number of processes does not
             work.
     """
-    recipe, folder = read_recipe(name, None, places)
-    config = _config(name, recipe, folder, given=places.base is not None)
+    recipe, folder = read_recipe(name, None, paths)
+    config = _config(name, recipe, folder, given=paths.base is not None)
     check_together(recipe.training, processes, _GPU)
     work = workload(recipe, config, _parts(recipe, processes))
     if cards:

@@ -41,7 +41,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Places:
+class PathOverrides:
     """Paths that override those of a recipe, relative to the current folder; None keeps the recipe's."""
 
     base: str | None = None
@@ -53,7 +53,7 @@ def train(
     name: str,
     output: Path | None = None,
     restart: bool = False,
-    places: Places | None = None,
+    paths: PathOverrides | None = None,
     device: str | None = None,
 ) -> None:
     """Train a recipe, from the last save in the run folder if there is one.
@@ -62,7 +62,7 @@ def train(
         name: a recipe file, a bundled recipe's name, or a run folder to resume.
         output: the run folder; None is runs/<name of the recipe>, or the run folder that `name` is.
         restart: start over instead of resuming; the folder's content is moved into a subfolder.
-        places: see `Places`.
+        paths: see `PathOverrides`.
         device: for training and encoding captions; None selects a GPU if there is one.
 
     Raises:
@@ -70,7 +70,7 @@ def train(
         KeyboardInterrupt: after Ctrl-C, when everything is saved.
     """
     with parallel.process_group(device=None if device is None else named(device)) as ranks:
-        recipe, folder = read_recipe(name, output, places or Places())
+        recipe, folder = read_recipe(name, output, paths or PathOverrides())
         captions = captions_of(recipe, folder, ranks.device, restart)
         with shown(recipe.training.steps) as hooks:
             result = loop.train(recipe, folder, captions=captions, hooks=hooks, ranks=ranks, restart=restart)
@@ -80,14 +80,14 @@ def train(
             print(f"{result.folder.delta} written after {result.step} steps.")
 
 
-def cache(name: str, output: Path | None = None, places: Places | None = None, device: str | None = None) -> None:
+def cache(name: str, output: Path | None = None, paths: PathOverrides | None = None, device: str | None = None) -> None:
     """Check a recipe's data folder and encode its captions before training; arguments as for `train`.
 
     Raises:
         ValueError: for an invalid recipe, unusable data, or a run folder in use by another process.
     """
     of_encoder = None if device is None else named(device)
-    recipe, folder = read_recipe(name, output, places or Places())
+    recipe, folder = read_recipe(name, output, paths or PathOverrides())
     if recipe.data.kind != "folder":
         raise ValueError(f"Data of kind {recipe.data.kind!r} brings its captions: there is nothing to cache.")
     captions, run = captions_of(recipe, folder, of_encoder), RunFolder(folder)
@@ -98,11 +98,11 @@ def cache(name: str, output: Path | None = None, places: Places | None = None, d
     print(f"{len(found.images.images)} images ({sizes}); {len(found.images.captions)} captions are encoded.")
 
 
-def read_recipe(name: str, output: Path | None, places: Places) -> tuple[Recipe, Path]:
+def read_recipe(name: str, output: Path | None, paths: PathOverrides) -> tuple[Recipe, Path]:
     """The recipe with absolute paths, and the run folder."""
     path = find(name)
     recipe = recipes.load(path)
-    sections = {"model": ("base", places.base), "data": ("path", places.data), "captions": ("encoder", places.encoder)}
+    sections = {"model": ("base", paths.base), "data": ("path", paths.data), "captions": ("encoder", paths.encoder)}
     for section, (key, value) in sections.items():
         if value is not None:
             here = value if value == recipes.TINY else str(settled(typed(value)))

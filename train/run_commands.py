@@ -9,7 +9,7 @@ from ..l2p_core.files.paths import typed
 from .arguments import MODEL_HELP, Commands, command, positive, positive_number
 
 if TYPE_CHECKING:
-    from .run import Places
+    from .run import PathOverrides
 
 _DEVICE = "torch device, such as cpu, cuda:1 or xpu (default: a GPU if there is one)"
 
@@ -23,7 +23,7 @@ def add_cache(commands: Commands) -> None:
     def run(args: argparse.Namespace) -> None:
         from .run import cache
 
-        cache(args.recipe, args.output, _places(args), device=args.device)
+        cache(args.recipe, args.output, _paths(args), device=args.device)
 
     parser.set_defaults(command=run)
 
@@ -43,7 +43,7 @@ def add_plan(commands: Commands) -> None:
     def run(args: argparse.Namespace) -> None:
         from .plan import plan_command
 
-        plan_command(args.recipe, _places(args), args.gpu_memory, args.cards, args.processes)
+        plan_command(args.recipe, _paths(args), args.gpu_memory, args.cards, args.processes)
 
     parser.set_defaults(command=run)
 
@@ -58,7 +58,7 @@ def add_train(commands: Commands) -> None:
     def run(args: argparse.Namespace) -> None:
         from .run import train
 
-        train(args.recipe, args.output, args.restart, _places(args), device=args.device)
+        train(args.recipe, args.output, args.restart, _paths(args), device=args.device)
 
     parser.set_defaults(command=run)
 
@@ -77,7 +77,7 @@ def _add_recipe(parser: argparse.ArgumentParser, output: bool = True) -> None:
     parser.add_argument("--encoder", default=None, metavar="PATH", help="replaces the recipe's [captions] encoder")
 
 
-def _places(args: argparse.Namespace) -> Places:
-    from .run import Places
+def _paths(args: argparse.Namespace) -> PathOverrides:
+    from .run import PathOverrides
 
-    return Places(args.base, args.data, args.encoder)
+    return PathOverrides(args.base, args.data, args.encoder)

@@ -21,7 +21,7 @@ from ..l2p_core.tiny.bundled import is_tiny
 from . import text_encoder
 from .text_encoder import EncoderFiles
 
-Captions = tuple[Tensor, Tensor | None]
+GuidedCaptions = tuple[Tensor, Tensor | None]
 """Features (L, caption_dim) of the caption, and of the negative caption."""
 
 _ENCODER_SPARE = 10**9
@@ -30,7 +30,7 @@ _ENCODER_SPARE = 10**9
 
 def caption_reader(
     args: argparse.Namespace, base: Path, config: ModelConfig, cfg: float
-) -> Callable[[torch.device], Captions]:
+) -> Callable[[torch.device], GuidedCaptions]:
     """A function that computes the captions on a device; all checks are done before it is called.
 
     Args:
@@ -71,7 +71,7 @@ def _refuse_unused_encoder(args: argparse.Namespace, config: ModelConfig) -> Non
             raise ValueError(f"The tiny model has its own text encoder: remove --{option}.")
 
 
-def _from_file(path: Path, config: ModelConfig, cfg: float) -> Captions:
+def _from_file(path: Path, config: ModelConfig, cfg: float) -> GuidedCaptions:
     tensors, _ = load_tensors(path)
     if "positive" not in tensors:
         raise ValueError(f"{path} has no tensor 'positive' with the caption's features.")
@@ -114,7 +114,7 @@ def _beside(base: Path) -> Path | None:
     return next((folder for folder in folders if (folder / "text_encoder").is_dir()), None)
 
 
-def _encoded(files: EncoderFiles, prompt: str, negative: str | None, device: torch.device) -> Captions:
+def _encoded(files: EncoderFiles, prompt: str, negative: str | None, device: torch.device) -> GuidedCaptions:
     """The captions' features on the CPU; the encoder is unloaded."""
     device = encoder_device(files, device)
     encoder = text_encoder.TransformersEncoder(files, device)

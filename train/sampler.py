@@ -31,7 +31,7 @@ from .sample_memory import Choice, Need, place
 
 
 class SamplingSettings(NamedTuple):
-    """Of sampling."""
+    """The settings of a sampling run, as typed or published."""
 
     steps: int
     cfg: float

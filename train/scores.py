@@ -19,7 +19,7 @@ PATCH = VARIANTS["1k"].patch_size
 """Pixels. The source's patches, 2 x 2 latent cells of 8 pixels, have the same size."""
 
 
-class Sampler(Protocol):
+class ImageGenerator(Protocol):
     """Generates images (B, 3, 64, 64) in [-1, 1] of B captions and seeds."""
 
     def __call__(
@@ -35,7 +35,7 @@ class Scored(NamedTuple):
     scores: dict[str, float]
 
 
-def evaluate(name: str, sampler: Sampler, count: int) -> Scored:
+def evaluate(name: str, sampler: ImageGenerator, count: int) -> Scored:
     """Judge the model `name` on the first `count` evaluation captions, caption i with the noise of seed i."""
     captions = shapes.evaluation_captions(count)
     with count_progress(name, "image") as progress:

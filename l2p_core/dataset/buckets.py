@@ -16,7 +16,7 @@ _STEPS = 16
 2307.01952)."""
 
 
-class Size(NamedTuple):
+class ImageSize(NamedTuple):
     """Pixels."""
 
     width: int
@@ -30,7 +30,7 @@ class Size(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
-def sizes(area: int, multiple: int, max_aspect: float = MAX_ASPECT) -> list[Size]:
+def sizes(area: int, multiple: int, max_aspect: float = MAX_ASPECT) -> list[ImageSize]:
     """The buckets for images of about `area` pixels, from the widest to the tallest.
 
     Args:
@@ -54,21 +54,21 @@ def sizes(area: int, multiple: int, max_aspect: float = MAX_ASPECT) -> list[Size
             break
         if height < side:
             wide[height] = width  # a later width is larger and uses more of the area
-    landscape = sorted((Size(width, height) for height, width in wide.items()), key=lambda size: size.height)
-    portrait = [Size(size.height, size.width) for size in reversed(landscape) if size.width != size.height]
+    landscape = sorted((ImageSize(width, height) for height, width in wide.items()), key=lambda size: size.height)
+    portrait = [ImageSize(size.height, size.width) for size in reversed(landscape) if size.width != size.height]
     return landscape + portrait
 
 
-def nearest(width: int, height: int, buckets: Sequence[Size]) -> Size:
+def nearest(width: int, height: int, buckets: Sequence[ImageSize]) -> ImageSize:
     """The bucket whose aspect ratio is nearest to an image's."""
     return min(buckets, key=lambda size: abs(math.log(width * size.height / (height * size.width))))
 
 
-def enlargement(width: int, height: int, bucket: Size) -> float:
+def enlargement(width: int, height: int, bucket: ImageSize) -> float:
     """How much an image is enlarged for a bucket; below 1 it is reduced."""
     return max(bucket.width / width, bucket.height / height)
 
 
-def cropped_share(width: int, height: int, bucket: Size) -> float:
+def cropped_share(width: int, height: int, bucket: ImageSize) -> float:
     """The share of an image's area that the crop to its bucket removes, in [0, 1)."""
     return 1 - bucket.area / enlargement(width, height, bucket) ** 2 / (width * height)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..deep_images.common import Header
+from ..deep_images.common import ImageInfo
 from ..files.atomic import write_bytes
 from ..files.safetensors_header import parse_json
 from . import images
@@ -23,13 +23,13 @@ _START = 64  # bytes
 _THREADS = 8  # opening files on a network is mostly waiting
 
 Known = dict[str, list[int]]
-"""Image name -> bytes and modification time (ns) of its file, and its `Header` without what has the default at its
+"""Image name -> bytes and modification time (ns) of its file, and its `ImageInfo` without what has the default at its
 end."""
 
 
 def look(
     samples: Sequence[Sample], index: Path | None = None, progress: Callable[[int, int], None] | None = None
-) -> tuple[dict[str, Header], list[Problem], list[str]]:
+) -> tuple[dict[str, ImageInfo], list[Problem], list[str]]:
     """Each image's header by its name, a problem for each sample whose image cannot be read, and names of images whose
     files have changed since the index was written.
 
@@ -63,7 +63,7 @@ def look(
         _save(index, found)
     broken = [Problem(sample.name, faults[sample.name]) for sample in samples if sample.name in faults]
     changed = [name for name, entry in found.items() if name in known and known[name][0] != entry[0]]
-    return {name: Header(*entry[2:]) for name, entry in found.items()}, broken, changed
+    return {name: ImageInfo(*entry[2:]) for name, entry in found.items()}, broken, changed
 
 
 def is_foreign(index: Path) -> bool:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..deep_images.common import Header
+from ..deep_images.common import ImageInfo
 from ..files.tensor_io import ProgressCallback
 from . import buckets, headers, problems
-from .buckets import Size
+from .buckets import ImageSize
 from .problems import Problem, some
 from .readers import Listing, Sample, read
 
@@ -26,8 +26,8 @@ class Image:
     """A sample with the displayed (width, height) of its file and its bucket."""
 
     sample: Sample
-    size: Size
-    bucket: Size
+    size: ImageSize
+    bucket: ImageSize
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ImageFolder:
         return list(dict.fromkeys(image.sample.caption for image in self.images))
 
     @property
-    def sizes(self) -> dict[Size, int]:
+    def sizes(self) -> dict[ImageSize, int]:
         """The number of images in each bucket, largest first."""
         return dict(Counter(image.bucket for image in self.images).most_common())
 
@@ -92,17 +92,17 @@ def open_folder(
     bad = listing.problems + broken
     wanted = buckets.sizes(area, multiple)
     images = [
-        Image(frame, Size(*header[:2]), buckets.nearest(*header[:2], wanted))
+        Image(frame, ImageSize(*info[:2]), buckets.nearest(*info[:2], wanted))
         for sample in listing.samples
-        if (header := found.get(sample.name)) is not None
-        for frame in _frames(sample, header)
+        if (info := found.get(sample.name)) is not None
+        for frame in _frames(sample, info)
     ]
     total = len(images) + problems.count(bad)
     problems.check_share(bad, total, max_bad_share)
     if not images:
         raise ValueError(f"{source} holds no image that can be read: {bad[0]}.")
     notes = _notes(listing, bad, total, images)
-    rounded = [f"{name} ({header.rounded} bits)" for name, header in found.items() if header.rounded]
+    rounded = [f"{name} ({info.rounded} bits)" for name, info in found.items() if info.rounded]
     if rounded:
         notes.append(
             f"{_images(len(rounded))} of more than 8 bits a channel in a format that is read with 8: {some(rounded)}. "
@@ -121,12 +121,12 @@ def open_folder(
     return ImageFolder(listing.folder, images, bad, total, notes, _fingerprint(images))
 
 
-def _frames(sample: Sample, header: Header) -> Iterator[Sample]:
+def _frames(sample: Sample, info: ImageInfo) -> Iterator[Sample]:
     """The sample, or one for each frame of a file with several."""
-    if header.frames == 1:
+    if info.frames == 1:
         yield sample
         return
-    for frame in range(header.frames):
+    for frame in range(info.frames):
         yield replace(sample, name=f"{sample.name} frame {frame + 1}", frame=frame)
 
 

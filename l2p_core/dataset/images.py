@@ -19,7 +19,7 @@ from torch import Tensor
 from ..deep_images import reading
 from ..deep_images.common import KEEP_DEPTH as KEEP_DEPTH
 from ..deep_images.common import BrokenImage as BrokenImage
-from ..deep_images.common import Header, check_size
+from ..deep_images.common import ImageInfo, check_size
 from ..deep_images.dicom import WINDOW
 from ..deep_images.resize import fitted
 from ..deep_images.stated_bits import stated_bits
@@ -36,7 +36,7 @@ _UNKNOWN = "it is not an image of a known format"
 _DRAFT_GAP = 2  # a JPEG is decoded at a smaller scale if that leaves at least this many pixels per output pixel
 
 
-def look(path: Path) -> Header:
+def look(path: Path) -> ImageInfo:
     """The displayed width and height of an image file, the number of its frames, and whether it is read with fewer bits
     than it has, from its header alone.
 
@@ -56,7 +56,7 @@ def look(path: Path) -> Header:
         width, height = _shown_size(image)
         check_size(width, height)
         bits = stated_bits(path, image.format)
-        return Header(width, height, rounded=bits if bits > 8 else 0)
+        return ImageInfo(width, height, rounded=bits if bits > 8 else 0)
 
 
 def size(path: Path) -> tuple[int, int]:

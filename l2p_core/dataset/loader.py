@@ -21,7 +21,7 @@ from torch import Tensor
 from ..deep_images.dicom import WINDOW
 from ..training.batch import Batch
 from . import images
-from .buckets import Size
+from .buckets import ImageSize
 from .image_folder import Image, ImageFolder
 from .problems import MAX_BAD_SHARE, Problem, check_share
 from .readers import Sample
@@ -74,7 +74,7 @@ class Loader:
         self.batch_size, self.rank = batch_size, rank
         self.prefetch, self.max_bad_share = prefetch, max_bad_share
         self._features, self._window = features, window
-        groups: dict[Size, list[Image]] = {}
+        groups: dict[ImageSize, list[Image]] = {}
         for image in data.images:
             groups.setdefault(image.bucket, []).append(image)
         self._sizes = sorted(groups)
@@ -175,7 +175,7 @@ class _Loaded(NamedTuple):
     caption: Tensor
 
 
-def _decode(sample: Sample, size: Size, window: str) -> Tensor:
+def _decode(sample: Sample, size: ImageSize, window: str) -> Tensor:
     """Decode a sample's image; a failing disk or network is retried and does not count against the image.
 
     Raises:

@@ -17,7 +17,7 @@ Encode = Callable[[Tensor, Mapping[str, str]], bytes]
 """Encodes (3, H, W) in [-1, 1] on the CPU, with ASCII texts (JSON) for the file's metadata, as the file's content."""
 
 
-class Writer(NamedTuple):
+class PictureWriter(NamedTuple):
     """A format at a depth: 8 or 16 bits, or floats."""
 
     suffixes: tuple[str, ...]
@@ -35,16 +35,16 @@ class Writer(NamedTuple):
 
 
 WRITERS = (
-    Writer((".png",), "8", "PIL", lambda pixels, text: pictures.png(pictures.picture(pixels), text)),
-    Writer((".png",), "16", "av", png.encode),
-    Writer((".tif", ".tiff"), "16", "tifffile", lambda pixels, text: tiff.encode(to_levels(pixels), text)),
-    Writer((".tif", ".tiff"), "float", "tifffile", lambda pixels, text: tiff.encode(to_floats(pixels), text)),
-    Writer((".exr",), "float", "av", exr.encode),
+    PictureWriter((".png",), "8", "PIL", lambda pixels, text: pictures.png(pictures.picture(pixels), text)),
+    PictureWriter((".png",), "16", "av", png.encode),
+    PictureWriter((".tif", ".tiff"), "16", "tifffile", lambda pixels, text: tiff.encode(to_levels(pixels), text)),
+    PictureWriter((".tif", ".tiff"), "float", "tifffile", lambda pixels, text: tiff.encode(to_floats(pixels), text)),
+    PictureWriter((".exr",), "float", "av", exr.encode),
 )
 """The first row of a suffix is its default."""
 
 
-def writer(name: str, depth: str | None = None) -> Writer:
+def writer(name: str, depth: str | None = None) -> PictureWriter:
     """The writer of a file.
 
     Args:

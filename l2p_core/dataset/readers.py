@@ -25,7 +25,7 @@ from ..patch_pairs import FILE as PAIRS
 from . import formats, tables
 from .data_files import DataFiles, name_below
 from .problems import Problem
-from .tables import Row
+from .tables import TableRow
 
 _REPEATS = re.compile(r"\d+_.")
 
@@ -156,7 +156,7 @@ class _Reading:
         where = name_below(self.listing.folder, table)
         self.listing.problems += [Problem(f"{where} {p.where}", p.reason, p.count) for p in content.problems]
 
-    def _add_row(self, table: Path, row: Row) -> None:
+    def _add_row(self, table: Path, row: TableRow) -> None:
         where = f"{name_below(self.listing.folder, table)} line {row.line}"
         image = self.files.image(table, row.image)
         if isinstance(image, str):

@@ -24,7 +24,7 @@ MAX_SEED = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row's values, stripped: `line` counts from 1 (in JSON, its entries), `image` is a path beside or below
     the table."""
 
@@ -38,7 +38,7 @@ class Row:
 class Table:
     """The rows of a table, its invalid lines, and whether it has the required columns."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[TableRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     known: bool = False
 
@@ -290,7 +290,7 @@ def _add(table: Table, line: int, values: Mapping[str, Any]) -> None:
         shown = str(values["seed"])[:40]
         table.problems.append(Problem(f"line {line}", f"the seed {shown!r} is not a whole number from 0 to 2**64 - 1"))
         return
-    table.rows.append(Row(line, image.strip(), (caption or "").strip(), seed))
+    table.rows.append(TableRow(line, image.strip(), (caption or "").strip(), seed))
 
 
 def _seed(value: Any) -> int | None:

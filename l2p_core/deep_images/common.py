@@ -25,7 +25,7 @@ class BrokenImage(ValueError):
     """An image file whose content cannot be decoded; the message describes the problem without the file's name."""
 
 
-class Header(NamedTuple):
+class ImageInfo(NamedTuple):
     """The facts about a file that need no decoding.
 
     Attributes:

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from .common import BrokenImage, Header, Values, check_size, library
+from .common import BrokenImage, ImageInfo, Values, check_size, library
 
 FILES = "DICOM files"
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -90,7 +90,7 @@ def _verdict(error: Exception) -> BrokenImage:
 
 
 @_quietly
-def look(path: Path) -> Header:
+def look(path: Path) -> ImageInfo:
     """The size and the number of frames.
 
     Raises:
@@ -102,7 +102,7 @@ def look(path: Path) -> Header:
     _kind(header)
     if _frames(header) * _least_bytes(header) > path.stat().st_size:  # each would become an image of the data set
         raise BrokenImage("it is damaged or truncated")
-    return Header(int(header.Columns), int(header.Rows), _frames(header))
+    return ImageInfo(int(header.Columns), int(header.Rows), _frames(header))
 
 
 @_quietly

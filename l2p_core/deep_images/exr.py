@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from . import frames
-from .common import BrokenImage, Header, Values, check_size, read_bytes, to_floats
+from .common import BrokenImage, ImageInfo, Values, check_size, read_bytes, to_floats
 
 FILES = "EXR files"
 MAGIC = b"v/1\x01"
@@ -56,7 +56,7 @@ class _Layout(NamedTuple):
         return min(lines, self.height - chunk * lines) * self.width * self.pixel
 
 
-def look(path: Path) -> Header:
+def look(path: Path) -> ImageInfo:
     """The size.
 
     Raises:
@@ -69,7 +69,7 @@ def look(path: Path) -> Header:
             layout = _layout(start)
         except BrokenImage:
             layout = _layout(start + file.read())
-    return _header(layout)
+    return _info(layout)
 
 
 def decode(path: Path, on_white: bool = True) -> Values:
@@ -81,7 +81,7 @@ def decode(path: Path, on_white: bool = True) -> Values:
     """
     content = read_bytes(path)
     layout = _layout(content)
-    _header(layout)
+    _info(layout)
     # FFmpeg leaves black what it cannot decode.
     for chunk, (size, start) in enumerate(_chunks(content, layout)):
         data = content[start : start + size]
@@ -122,12 +122,12 @@ def to_light(srgb: np.ndarray) -> np.ndarray:
     return np.where(srgb <= 0.04045, srgb / 12.92, curve).astype(np.float32)
 
 
-def _header(layout: _Layout) -> Header:
+def _info(layout: _Layout) -> ImageInfo:
     left, top, right, bottom = layout.display
     check_size(right - left + 1, bottom - top + 1)
     left, top, right, bottom = layout.data
     check_size(right - left + 1, bottom - top + 1)
-    return Header(layout.display[2] - layout.display[0] + 1, layout.display[3] - layout.display[1] + 1)
+    return ImageInfo(layout.display[2] - layout.display[0] + 1, layout.display[3] - layout.display[1] + 1)
 
 
 def _layout(content: bytes) -> _Layout:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import dicom, exr, png, tiff
-from .common import Header, Values, library, to_colours, to_pixels, turned
+from .common import ImageInfo, Values, library, to_colours, to_pixels, turned
 
 PNG, TIFF, EXR, DICOM = "PNG", "TIFF", "EXR", "DICOM"
 PACKAGES = {EXR: "av", DICOM: "pydicom"}
@@ -17,7 +17,7 @@ PACKAGES = {EXR: "av", DICOM: "pydicom"}
 _START = 132  # bytes that tell a format and a PNG's depth
 _FILES = {PNG: ("av", png.FILES), EXR: ("av", exr.FILES)}
 """Formats whose headers are read without the package that decodes them."""
-_LOOKS: dict[str, Callable[[Path], Header]] = {TIFF: tiff.look, EXR: exr.look, DICOM: dicom.look}
+_LOOKS: dict[str, Callable[[Path], ImageInfo]] = {TIFF: tiff.look, EXR: exr.look, DICOM: dicom.look}
 
 
 def format_of(path: Path, is_deep_tiff: Callable[[Path], bool]) -> str | None:
@@ -49,7 +49,7 @@ def require(name: str) -> None:
         library(*_FILES[name])
 
 
-def look(path: Path, name: str) -> Header:
+def look(path: Path, name: str) -> ImageInfo:
     """The header of a file of the format `name`, which is not PNG.
 
     Raises:

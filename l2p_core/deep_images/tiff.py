@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..version import __version__
-from .common import BrokenImage, Header, Values, check_size, library
+from .common import BrokenImage, ImageInfo, Values, check_size, library
 
 FILES = "TIFF files with more than 8 bits a channel"
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -28,7 +28,7 @@ def is_tiff(start: bytes) -> bool:
     return start.startswith(_STARTS)
 
 
-def look(path: Path) -> Header:
+def look(path: Path) -> ImageInfo:
     """The size, upright.
 
     Raises:
@@ -37,7 +37,7 @@ def look(path: Path) -> Header:
     """
     with _page(path) as page:
         width, height = page.imagewidth, page.imagelength
-        return Header(height, width) if _orientation(page) in _TURNED else Header(width, height)
+        return ImageInfo(height, width) if _orientation(page) in _TURNED else ImageInfo(width, height)
 
 
 def decode(path: Path) -> tuple[Values, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..files.eight_bit_formats import EightBits
-from ..files.model_file import Slot
+from ..files.model_file import TensorSpec
 from ..files.quantised import MARKER, marker
 from ..files.safetensors_header import CheckpointError
 from ..files.tensor_io import STORED_DTYPES, ChunkReader, Stored, TensorWriter, as_bytes, copy_tensor
@@ -20,7 +20,7 @@ from .low_rank import LowRank
 from .unchanged_tensors import short_digest
 
 Places = Mapping[str, int]
-"""The position of each slot in the file."""
+"""The position of each tensor in the file."""
 
 
 class WeightWriter(Protocol):
@@ -28,7 +28,7 @@ class WeightWriter(Protocol):
 
     stored: Stored
 
-    def slots(self) -> list[Slot]:
+    def specs(self) -> list[TensorSpec]:
         """The tensors that the file will hold for it."""
 
     def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
@@ -54,8 +54,8 @@ class Plain:
     ):
         self.stored, self.dtype, self.adapter, self.is_hashed = stored, dtype or stored.dtype, adapter, is_hashed
 
-    def slots(self) -> list[Slot]:
-        return [Slot(self.stored.name, self.dtype, self.stored.shape)]
+    def specs(self) -> list[TensorSpec]:
+        return [TensorSpec(self.stored.name, self.dtype, self.stored.shape)]
 
     def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
         digest = hashlib.sha256()
@@ -86,8 +86,8 @@ class Rounded:
     ):
         self.stored, self.eight_bits, self.adapter, self.scale = stored, eight_bits, adapter, scale
 
-    def slots(self) -> list[Slot]:
-        return self.eight_bits.slots(self.stored.name, self.stored.shape)
+    def specs(self) -> list[TensorSpec]:
+        return self.eight_bits.specs(self.stored.name, self.stored.shape)
 
     def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
         digest = hashlib.sha256()
@@ -120,9 +120,9 @@ class Quantised:
         self.stored, self.scales, self.marker = stored, scales, marker(settings)
         self.marker_key = f"{stored.name.removesuffix('weight')}{MARKER}"
 
-    def slots(self) -> list[Slot]:
-        parts = [Slot(part.name, part.dtype, part.shape) for part in (self.stored, *self.scales)]
-        return [*parts, Slot(self.marker_key, "U8", tuple(self.marker.shape))]
+    def specs(self) -> list[TensorSpec]:
+        parts = [TensorSpec(part.name, part.dtype, part.shape) for part in (self.stored, *self.scales)]
+        return [*parts, TensorSpec(self.marker_key, "U8", tuple(self.marker.shape))]
 
     def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
         for part in (self.stored, *self.scales):

@@ -66,11 +66,11 @@ def write_model(
     if rounding:
         unknown = {weight.stored.name: _original(weight.stored, "0" * DIGEST_LENGTH) for weight in weights}
         longest = _with_originals(about, unknown)
-    slots = [slot for weight in weights for slot in weight.slots()]
+    specs = [spec for weight in weights for spec in weight.specs()]
     counter = ByteCounter(sum(weight.stored.nbytes for weight in weights), progress)
     originals: dict[str, UnchangedTensor] = {}
     with (
-        model_file(target, slots, config, longest, layout, overwrite) as (writer, places),
+        model_file(target, specs, config, longest, layout, overwrite) as (writer, places),
         ChunkReader() as reader,
     ):
         for weight in weights:

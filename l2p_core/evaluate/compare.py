@@ -12,7 +12,7 @@ import numpy as np
 from ..dataset.images import BrokenImage
 from ..files.tensor_io import ProgressCallback
 from .duplicates import LIMIT, distances, near_duplicates
-from .measure import PATCH, Array, Measured, grid_ratio, measure, radial_frequencies, window_for
+from .measure import PATCH, Array, ImageStatistics, grid_ratio, measure, radial_frequencies, window_for
 from .pairs import Pair, Picture, check_sizes
 
 FINE = 0.25
@@ -26,7 +26,7 @@ _ALIKE = f"images that look like an earlier one of their folder (thumbnails with
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedStatistic:
     """A statistic of both sides.
 
     Attributes:
@@ -61,8 +61,8 @@ class Comparison:
     pairs: Sequence[Pair]
     patch: int
     frequencies: Array
-    source: Sequence[Measured]
-    pixel: Sequence[Measured]
+    source: Sequence[ImageStatistics]
+    pixel: Sequence[ImageStatistics]
     repeats: tuple[list[tuple[int, int]], list[tuple[int, int]]]
     difference: Array
 
@@ -76,13 +76,13 @@ class Comparison:
         """The mean squared differences by position in a patch of both sides."""
         return self.means(lambda one: one.grid)
 
-    def means(self, value: Callable[[Measured], Any]) -> tuple[Any, Any]:
+    def means(self, value: Callable[[ImageStatistics], Any]) -> tuple[Any, Any]:
         """A statistic's mean over the images of each side."""
         first, second = (np.mean([value(one) for one in side], 0) for side in (self.source, self.pixel))
         return first, second
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ComparedStatistic]:
         """The table of statistics."""
         fine = [float(spectrum[self.frequencies >= FINE].mean()) for spectrum in self.spectra]
         colours, spreads = self.means(lambda one: one.colour), self.means(lambda one: one.spread)
@@ -100,9 +100,9 @@ class Comparison:
                 _kept(f"{name} spread", both, "standard deviation")
                 for name, *both in zip(_COLOURS, *spreads, strict=True)
             ),
-            Row("At black", *self.means(lambda one: one.black), None, _LIMITS.format("0: shadows")),
-            Row("At white", *self.means(lambda one: one.white), None, _LIMITS.format("255: lights")),
-            Row("Near-duplicates", len(self.repeats[0]), len(self.repeats[1]), None, _ALIKE, ".0f"),
+            ComparedStatistic("At black", *self.means(lambda one: one.black), None, _LIMITS.format("0: shadows")),
+            ComparedStatistic("At white", *self.means(lambda one: one.white), None, _LIMITS.format("255: lights")),
+            ComparedStatistic("Near-duplicates", len(self.repeats[0]), len(self.repeats[1]), None, _ALIKE, ".0f"),
         ]
 
 
@@ -121,7 +121,7 @@ def compare(pairs: Sequence[Pair], patch: int = PATCH, progress: ProgressCallbac
     check_sizes(pairs)
     window = window_for([side for pair in pairs for side in pair.source.size])
     done, total = 0, 2 * len(pairs)
-    sides: tuple[list[Measured], list[Measured]] = ([], [])
+    sides: tuple[list[ImageStatistics], list[ImageStatistics]] = ([], [])
     for pair in pairs:
         for side, picture in zip(sides, (pair.source, pair.pixel), strict=True):
             side.append(_measured(picture, patch, window))
@@ -139,7 +139,7 @@ def compare(pairs: Sequence[Pair], patch: int = PATCH, progress: ProgressCallbac
     )
 
 
-def _measured(picture: Picture, patch: int, window: int) -> Measured:
+def _measured(picture: Picture, patch: int, window: int) -> ImageStatistics:
     with picture.opened() as image:
         try:
             return measure(image, patch, window)
@@ -147,7 +147,7 @@ def _measured(picture: Picture, patch: int, window: int) -> Measured:
             raise ValueError(f"{picture.name} cannot be compared: {error}.") from error
 
 
-def _kept(name: str, both: Sequence[float], meaning: str, form: str = ".4f") -> Row:
+def _kept(name: str, both: Sequence[float], meaning: str, form: str = ".4f") -> ComparedStatistic:
     """A row of a statistic of which the pixel model keeps a share."""
     source, pixel = map(float, both)
-    return Row(name, source, pixel, pixel / source if source > 0 else None, meaning, form)
+    return ComparedStatistic(name, source, pixel, pixel / source if source > 0 else None, meaning, form)

@@ -17,7 +17,7 @@ def near_duplicates(thumbnails: Array, limit: float = LIMIT) -> list[tuple[int, 
     The number of pairs is the number of images that could go without a kind of image being lost, give or take chains.
 
     Args:
-        thumbnails: (N, values) in [0, 1], see `Measured.thumbnail`.
+        thumbnails: (N, values) in [0, 1], see `ImageStatistics.thumbnail`.
         limit: see `LIMIT`.
     """
     found = []

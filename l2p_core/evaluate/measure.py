@@ -34,7 +34,7 @@ _LAPLACIAN_ROWS = 2  # rows of the previous band that the next one needs
 
 
 @dataclass(frozen=True)
-class Measured:
+class ImageStatistics:
     """The statistics of an image; values of pixels are in [0, 1].
 
     Attributes:
@@ -67,7 +67,7 @@ class Measured:
 
 
 def grid_ratio(grid: Array) -> float:
-    """The first entry of `Measured.grid` over the mean of the others; 1 for an image without any difference."""
+    """The first entry of `ImageStatistics.grid` over the mean of the others; 1 for an image without any difference."""
     inside = float(grid[1:].mean())
     return float(grid[0]) / inside if inside > _TINY else (1.0 if grid[0] <= _TINY else math.inf)
 
@@ -82,7 +82,7 @@ def radial_frequencies(window: int) -> Array:
     return (np.arange(window // 2, dtype=np.float32) + 0.5) / window
 
 
-def measure(image: Image.Image, patch: int = PATCH, window: int = WINDOW) -> Measured:
+def measure(image: Image.Image, patch: int = PATCH, window: int = WINDOW) -> ImageStatistics:
     """The statistics of an image of 8 bits a channel; transparency is dropped.
 
     Args:
@@ -180,13 +180,13 @@ class _Sums:
             self.power += np.square(np.abs(np.fft.fft2((tile - tile.mean()) * self.taper))) / side**2
         self.windows += len(tiles)
 
-    def result(self, size: tuple[int, int], thumbnail: Array) -> Measured:
+    def result(self, size: tuple[int, int], thumbnail: Array) -> ImageStatistics:
         """The statistics of all bands."""
         mean, variance = self.first / self.pixels, self.second / self.pixels
         spread = np.sqrt(np.maximum(variance - mean**2, 0))
         count, total, squares = self.laplacian
         brightness = float(self.luma[0] / self.pixels)
-        return Measured(
+        return ImageStatistics(
             size=size,
             colour=tuple(mean.tolist()),
             spread=tuple(spread.tolist()),

@@ -12,7 +12,7 @@ from ..dataset.pictures import enlarged
 from ..files.atomic import write_bytes
 from ..run.chart import chart
 from ..run.page import jpeg_url, page, spread, table, text
-from .compare import Comparison, Row
+from .compare import ComparedStatistic, Comparison
 from .pairs import Pair, Picture
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def summary(found: Comparison) -> str:
     return f"{count} {'pair' if count == 1 else 'pairs'} of images {sizes}, the source's and the pixel model's."
 
 
-def _kept(row: Row) -> str:
+def _kept(row: ComparedStatistic) -> str:
     return "" if row.kept is None else f"{row.kept:.0%}"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..ops import eight_bit
-from .model_file import Slot
+from .model_file import TensorSpec
 from .quantised import FLOAT_DTYPES, MARKER, LayerSettings, layer_of, marker
 from .safetensors_header import CheckpointError
 from .tensor_io import TORCH_DTYPES, ChunkReader, Stored
@@ -38,14 +38,14 @@ class EightBits:
     by_row: bool
     rounded: Callable[[Tensor], tuple[Tensor, Tensor]]
 
-    def slots(self, key: str, shape: tuple[int, ...]) -> list[Slot]:
+    def specs(self, key: str, shape: tuple[int, ...]) -> list[TensorSpec]:
         """The tensors that a file holds for the layer whose weight has this key and shape; `tensors` returns their
         values."""
         layer = layer_of(key)
         return [
-            Slot(key, self.dtype, shape),
-            Slot(f"{layer}.weight_scale", "F32", (shape[0], 1) if self.by_row else ()),
-            Slot(f"{layer}.{MARKER}", "U8", tuple(marker(self.settings).shape)),
+            TensorSpec(key, self.dtype, shape),
+            TensorSpec(f"{layer}.weight_scale", "F32", (shape[0], 1) if self.by_row else ()),
+            TensorSpec(f"{layer}.{MARKER}", "U8", tuple(marker(self.settings).shape)),
         ]
 
     def tensors(self, key: str, weight: Tensor) -> dict[str, Tensor]:

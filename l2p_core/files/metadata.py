@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from ..config import VARIANTS, HeadConfig, ModelConfig, PixelConfig, Stage
+from ..config import VARIANTS, HeadConfig, HeadStage, ModelConfig, PixelConfig
 from ..sources import SOURCES, source_of
 from ..version import __version__
 from .about import ARCHITECTURE, BASE_MODEL
@@ -100,7 +100,7 @@ def stored_config(metadata: Mapping[str, str]) -> ModelConfig | None:
 
 
 def _stored_head(stated: dict[str, Any]) -> HeadConfig:
-    stages = tuple(Stage(**stage) for stage in stated["stages"])
+    stages = tuple(HeadStage(**stage) for stage in stated["stages"])
     sizes = [size for stage in stages for size in (stage.enc, stage.up, stage.dec)]
     if not 0 < len(stages) <= _MAX_STAGES or not all(map(_is_size, [*sizes, stated["bottleneck"]])):
         raise ValueError("not the sizes of a head")

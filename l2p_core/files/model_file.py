@@ -15,7 +15,7 @@ from .safetensors_header import SUFFIXES, CheckpointError, header_room, nbytes
 from .tensor_io import TensorWriter, itemsize
 
 
-class Slot(NamedTuple):
+class TensorSpec(NamedTuple):
     """A tensor to write, by its ComfyUI key."""
 
     name: str
@@ -26,32 +26,32 @@ class Slot(NamedTuple):
 @contextmanager
 def model_file(
     target: Path,
-    slots: Iterable[Slot],
+    specs: Iterable[TensorSpec],
     config: ModelConfig,
     metadata: Mapping[str, str],
     layout: str = "comfy",
     overwrite: bool = False,
 ) -> Iterator[tuple[TensorWriter, dict[str, int]]]:
-    """A writer, and the position in it of every slot; `atomic_file` describes when the file appears.
+    """A writer, and the position in it of every tensor; `atomic_file` describes when the file appears.
 
-    A slot's bytes are those of the ComfyUI layout in either layout of the file, because q, k and v are rows of their
-    stack. `metadata` is at least as long as the metadata that the writer will be finished with.
+    A tensor's bytes are those of the ComfyUI layout in either layout of the file, because q, k and v are rows of
+    their stack. `metadata` is at least as long as the metadata that the writer will be finished with.
     """
-    slots = aligned(slots)
-    shapes = {slot.name: target_shapes(slot.name, slot.shape, layout, config) for slot in slots}
+    specs = aligned(specs)
+    shapes = {spec.name: target_shapes(spec.name, spec.shape, layout, config) for spec in specs}
     room = header_room(
-        ((key, slot.dtype, shape) for slot in slots for key, shape in shapes[slot.name].items()), metadata
+        ((key, spec.dtype, shape) for spec in specs for key, shape in shapes[spec.name].items()), metadata
     )
-    size = room + sum(nbytes(slot.dtype, slot.shape) for slot in slots)
+    size = room + sum(nbytes(spec.dtype, spec.shape) for spec in specs)
     with atomic_file(target, size, overwrite) as file:
         writer = TensorWriter(file, room)
-        yield writer, {slot.name: writer.add(shapes[slot.name], slot.dtype) for slot in slots}
+        yield writer, {spec.name: writer.add(shapes[spec.name], spec.dtype) for spec in specs}
 
 
-def aligned(slots: Iterable[Slot]) -> list[Slot]:
-    """Slots with wider elements first, as in the format's own writer, so that every tensor is aligned for any
+def aligned(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """Tensors with wider elements first, as in the format's own writer, so that every tensor is aligned for any
     reader."""
-    return sorted(slots, key=lambda slot: -itemsize(slot.dtype))
+    return sorted(specs, key=lambda spec: -itemsize(spec.dtype))
 
 
 def check_name(target: Path) -> None:

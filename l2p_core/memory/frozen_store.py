@@ -103,10 +103,10 @@ class FrozenLinear(nn.Module):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x weight^T + bias, keeping no weight for the backward pass."""
-        return _Product.apply(x, self, bias)
+        return _FrozenProduct.apply(x, self, bias)
 
 
-class _Product(torch.autograd.Function):
+class _FrozenProduct(torch.autograd.Function):
     """x weight^T + bias. Saves the layer for the backward pass, not its weight."""
 
     @staticmethod

@@ -38,10 +38,10 @@ class TrainedLinear(nn.Module):
         """(..., in_features) -> (..., out_features)."""
         dtype = computed_in(x)
         bias = None if self.bias is None else self.bias.to(dtype)
-        return _Product.apply(x.to(dtype), self.weight, bias, self)
+        return _TrainedProduct.apply(x.to(dtype), self.weight, bias, self)
 
 
-class _Product(torch.autograd.Function):
+class _TrainedProduct(torch.autograd.Function):
     """x working^T + bias. The weight is an argument only so that autograd sees something to train."""
 
     @staticmethod

@@ -26,7 +26,7 @@ _START = f'{{"{_KIND}"'.encode()
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """A text that the model wrote.
 
     Attributes:
@@ -67,13 +67,13 @@ class Journal:
 
     def __init__(self, folder: Path, settings: Settings):
         self.path = folder / NAME
-        self.entries: list[Entry] = []
+        self.entries: list[JournalEntry] = []
         if self.path.exists():
             self._read(settings)
         else:
             append(self.path, _line({_KIND: FORMAT, **settings}))
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: JournalEntry) -> None:
         """Append a text, and wait until it is on disk.
 
         Raises:
@@ -97,7 +97,7 @@ class Journal:
         for number, line in enumerate(lines[1:], start=2):
             values = _parsed(self.path, number, line)
             try:
-                self.entries.append(Entry(**values))
+                self.entries.append(JournalEntry(**values))
             except TypeError as error:
                 raise _damaged(self.path, number) from error
 
@@ -159,6 +159,6 @@ def _truncate(path: Path, size: int) -> None:
         raise ValueError(f"{path} could not be written: {error.strerror}.") from error
 
 
-def kept(entries: Sequence[Entry]) -> dict[str, Entry]:
+def kept(entries: Sequence[JournalEntry]) -> dict[str, JournalEntry]:
     """The prompts, by slot."""
     return {entry.slot: entry for entry in entries if not entry.reason}

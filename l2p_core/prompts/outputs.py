@@ -9,7 +9,7 @@ from ..dataset.synthesis import Settings
 from ..dataset.tables import written
 from ..files.atomic import write_bytes
 from . import report
-from .journal import Entry
+from .journal import JournalEntry
 from .scheme import Slot
 
 TABLE, REPORT = "prompts.csv", "report.html"
@@ -17,7 +17,7 @@ HEADER = ("prompt", "class", "sub_class", "short")
 """Synthesis reads the first column; `short` is the prompt that was rewritten."""
 
 
-def write_table(folder: Path, prompts: Sequence[Entry]) -> None:
+def write_table(folder: Path, prompts: Sequence[JournalEntry]) -> None:
     """Replace the folder's table; without any prompt, remove it.
 
     Raises:
@@ -34,7 +34,7 @@ def table(rows: Sequence[Sequence[str]]) -> bytes:
     return written([HEADER, *rows])
 
 
-def write_report(folder: Path, slots: Sequence[Slot], entries: Sequence[Entry], settings: Settings) -> None:
+def write_report(folder: Path, slots: Sequence[Slot], entries: Sequence[JournalEntry], settings: Settings) -> None:
     """Replace the folder's report.
 
     Raises:

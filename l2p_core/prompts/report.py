@@ -9,7 +9,7 @@ from ..dataset.synthesis import Settings
 from ..run.chart import chart
 from ..run.page import facts, page, table, text
 from . import checking, journal, reasons
-from .journal import Entry
+from .journal import JournalEntry
 from .scheme import LONGEST, SHORTEST, SUB_CLASSES, Slot
 
 BIN = 10  # characters of a point in the chart of lengths
@@ -18,7 +18,7 @@ SHOWN = 30  # pairs of near-duplicates, and prompts
 _CUT = 500  # characters of a text that are shown
 
 
-def of_work(name: str, slots: Sequence[Slot], entries: Sequence[Entry], settings: Settings) -> bytes:
+def of_work(name: str, slots: Sequence[Slot], entries: Sequence[JournalEntry], settings: Settings) -> bytes:
     """The report of `work.write`: the page's content.
 
     Args:
@@ -74,7 +74,7 @@ def _lengths(texts: Sequence[str]) -> Iterable[str]:
     yield chart("Prompts by characters", [one * BIN for one in bins], {"prompts": [float(counts[one]) for one in bins]})
 
 
-def _classes(slots: Sequence[Slot], prompts: Sequence[Entry], rejected: Sequence[Entry]) -> Iterable[str]:
+def _classes(slots: Sequence[Slot], prompts: Sequence[JournalEntry], rejected: Sequence[JournalEntry]) -> Iterable[str]:
     wanted = Counter((slot.kind.of, slot.kind.name) for slot in slots if slot.kind)
     there = Counter((entry.of, entry.kind) for entry in prompts)
     bad = Counter((entry.of, entry.kind) for entry in rejected)
@@ -107,7 +107,7 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> Iterable[str]:
         yield table(["text", "is nearly"], [[_cut(one), _cut(other)] for one, other in pairs[:SHOWN]])
 
 
-def _some(prompts: Sequence[Entry]) -> Iterable[str]:
+def _some(prompts: Sequence[JournalEntry]) -> Iterable[str]:
     """Some prompts, evenly spaced."""
     if prompts:
         step = max(1, len(prompts) // SHOWN)

@@ -13,7 +13,7 @@ from ..dataset.synthesis import Settings
 from ..files.atomic import write_bytes
 from ..files.lock import LOCK, held
 from . import checks, instructions, journal, outputs, reasons
-from .journal import Entry, Journal
+from .journal import Journal, JournalEntry
 from .near_duplicates import Seen
 from .scheme import Slot
 from .writer import Request, Writer
@@ -43,7 +43,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Result:
+class PromptsResult:
     """What a run left.
 
     Attributes:
@@ -84,7 +84,7 @@ def write(
     copy: Path | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Result:
+) -> PromptsResult:
     """Have prompts written for the slots that have none yet.
 
     Args:
@@ -110,7 +110,7 @@ def write(
             "model": writer.name,
             **settings,
         }
-        work = _Work(folder, slots, Journal(folder, own), seen, seed)
+        work = _Writing(folder, slots, Journal(folder, own), seen, seed)
         try:
             work.keep_what_fits()
             progress(work.progress())
@@ -124,7 +124,7 @@ def write(
                 write_bytes(copy, (folder / outputs.TABLE).read_bytes())
 
 
-def _written(work: _Work, writer: Writer) -> list[str]:
+def _written(work: _Writing, writer: Writer) -> list[str]:
     try:
         return writer.write([work.request(slot) for slot in work.next(writer.at_once)])
     except ValueError as error:
@@ -134,7 +134,7 @@ def _written(work: _Work, writer: Writer) -> list[str]:
         ) from error
 
 
-class _Work:
+class _Writing:
     """One run of the work. Everything but its clock follows from the journal."""
 
     def __init__(self, folder: Path, slots: Sequence[Slot], record: Journal, seen: Seen, seed: int):
@@ -155,7 +155,7 @@ class _Work:
         for slot in self.waiting:
             text = checks.cleaned(slot.short)
             if slot.short and slot.key not in self._last and not checks.problem(text) and not self._seen.check(text):
-                self._note(slot, Entry(slot.key, 0, text, "", short=slot.short))
+                self._note(slot, JournalEntry(slot.key, 0, text, "", short=slot.short))
         self.waiting = deque(slot for slot in self.waiting if slot.key not in self._kept)
 
     def next(self, count: int) -> list[Slot]:
@@ -196,26 +196,26 @@ class _Work:
         left = took / self._settled * len(self.waiting) if self._settled else None
         return Progress(done, len(self.slots), sum(bool(entry.reason) for entry in self._record.entries), left)
 
-    def result(self, stopped: bool) -> Result:
+    def result(self, stopped: bool) -> PromptsResult:
         """What there is now."""
         counts = Counter(entry.reason for entry in self._record.entries if entry.reason)
         texts = [entry.text for entry in self._prompts()]
-        return Result(self.folder, texts, len(self.slots), self._now, dict(counts.most_common()), stopped)
+        return PromptsResult(self.folder, texts, len(self.slots), self._now, dict(counts.most_common()), stopped)
 
     def publish(self, settings: Settings) -> None:
         """Write table and report."""
         outputs.write_table(self.folder, self._prompts())
         outputs.write_report(self.folder, self.slots, self._record.entries, settings)
 
-    def _prompts(self) -> list[Entry]:
+    def _prompts(self) -> list[JournalEntry]:
         return [self._kept[slot.key] for slot in self.slots if slot.key in self._kept]
 
-    def _judged(self, slot: Slot, answer: str, last: Entry | None) -> Entry:
+    def _judged(self, slot: Slot, answer: str, last: JournalEntry | None) -> JournalEntry:
         text = checks.cleaned(answer)
         reason, like = checks.problem(text, short=slot.short), ""
         if not reason and (found := self._seen.check(text)):
             reason, like = found
-        return Entry(
+        return JournalEntry(
             slot=slot.key,
             attempt=last.attempt + 1 if last else 0,
             text=text,
@@ -227,10 +227,10 @@ class _Work:
             like=like,
         )
 
-    def _is_correctable(self, last: Entry) -> bool:
+    def _is_correctable(self, last: JournalEntry) -> bool:
         return last.reason in instructions.CORRECTIONS and not last.corrects
 
-    def _note(self, slot: Slot, entry: Entry) -> None:
+    def _note(self, slot: Slot, entry: JournalEntry) -> None:
         self._record.add(entry)
         self._last[slot.key] = entry
         if not entry.reason:

@@ -40,7 +40,7 @@ class _Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """The result of a run.
 
     Attributes:
@@ -65,7 +65,7 @@ def train(
     ranks: Ranks | None = None,
     restart: bool = False,
     published: Path | None = None,
-) -> Result:
+) -> RunResult:
     """Train a recipe, resuming from the last save in the folder if there is one.
 
     The folder is held during the call, so that no other process trains there. The call also works in inference mode,
@@ -103,7 +103,7 @@ def train(
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
             raise after_running_out(recipe, pixel_config(recipe.model, run_folder.init), ranks) from None
-        return Result(run.folder, run.trainer.step, finished, run.saves.step)
+        return RunResult(run.folder, run.trainer.step, finished, run.saves.step)
 
 
 class Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import HEAD, VARIANTS, HeadConfig, Stage, Variant
+from ..config import HEAD, VARIANTS, HeadConfig, HeadStage, Variant
 
 
 class ShapeReader:
@@ -73,7 +73,7 @@ class ShapeReader:
         if unknown:
             raise ValueError(f"The Detailer Head has an unknown stage 'enc{unknown[0]}'; this build cannot read it.")
         stages = tuple(
-            Stage(
+            HeadStage(
                 name,
                 enc=self[f"{HEAD}.enc{name}.0.weight"][0],
                 up=self[f"{HEAD}.up{name}.1.weight"][0],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import flow, head_fit
-from ..head_fit import Working
+from ..files.tensor_io import ProgressCallback
 from ..head_windows import Windows
 from ..model import L2PModel
 from .prepared import Prepared
@@ -24,7 +24,7 @@ def collect(
     batch: Callable[[int], Prepared],
     autocast: Callable[[], AbstractContextManager[object]],
     device: torch.device,
-    working: Working,
+    progress: ProgressCallback,
 ) -> Windows:
     """Windows of the images of the first micro-batches.
 
@@ -33,7 +33,7 @@ def collect(
         batch: prepares the micro-batch of a number.
         autocast: the precision to run in.
         device: of the model.
-        working: called with how many windows there are and their total.
+        progress: called with how many windows there are and their total.
 
     Raises:
         ValueError: if an image is smaller than a patch, or the model's features of one are not finite.
@@ -64,7 +64,7 @@ def collect(
             part = Windows(features, noisy, pixels - noise, sigma, margin)
             found.append(_cut(part, whole, cells, patch, len(found)))
             count += len(sigma)
-            working(min(count, head_fit.WINDOWS), head_fit.WINDOWS)
+            progress(min(count, head_fit.WINDOWS), head_fit.WINDOWS)
     finally:
         model.train(training)
     return Windows.joined(found)

@@ -25,7 +25,7 @@ from ...l2p_core import convert, delta, quantise
 from ...l2p_core.checkpoint import open_checkpoint
 from ...l2p_core.config import ModelConfig
 from ...l2p_core.device.process_memory import peak_memory
-from ...l2p_core.files.model_file import Slot, model_file
+from ...l2p_core.files.model_file import TensorSpec, model_file
 from ...l2p_core.files.safetensors_header import nbytes
 from ...l2p_core.files.tensor_io import ChunkReader, as_bytes
 from ...l2p_core.files.units import bytes_text
@@ -88,12 +88,12 @@ def write_source(config: ModelConfig, target: Path) -> None:
     # Finite: a delta of broken weights is refused.
     generator = torch.Generator().manual_seed(0)
     pattern = as_bytes(torch.randn(_PATTERN_BYTES // 2, generator=generator).bfloat16())
-    slots = [Slot(name, DTYPE, shape) for name, shape in key_shapes(config).items()]
-    with model_file(target, slots, config, {}) as (writer, places):
-        for slot in slots:
-            size = nbytes(slot.dtype, slot.shape)
+    specs = [TensorSpec(name, DTYPE, shape) for name, shape in key_shapes(config).items()]
+    with model_file(target, specs, config, {}) as (writer, places):
+        for spec in specs:
+            size = nbytes(spec.dtype, spec.shape)
             for start in range(0, size, len(pattern)):
-                writer.write(places[slot.name] + start, pattern[: size - start])
+                writer.write(places[spec.name] + start, pattern[: size - start])
         writer.finish({})
 
 
@@ -102,8 +102,8 @@ def write_trained(init: Path, target: Path) -> None:
     opened = open_checkpoint(init)
     config = opened.config()
     trained = trainable_names(config, blocks=max(1, config.n_layers // 6))
-    slots = [Slot(stored.name, stored.dtype, stored.shape) for stored in opened.tensors.values()]
-    with model_file(target, slots, config, {}) as (writer, places), ChunkReader() as reader:
+    specs = [TensorSpec(stored.name, stored.dtype, stored.shape) for stored in opened.tensors.values()]
+    with model_file(target, specs, config, {}) as (writer, places), ChunkReader() as reader:
         for name, stored in opened.tensors.items():
             position = places[name]
             for chunk in reader.chunks(stored):

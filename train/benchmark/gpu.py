@@ -58,7 +58,7 @@ def benchmark_gpu(
         ValueError: for an unknown part, a missing device, a file that is not an L2P model, or a folder with a report of
             something else.
     """
-    rows = [row.key for part in chosen(parts) for row in part.rows]
+    rows = [row.key for part in chosen(parts) for row in part.measurements]
     if device is not None:
         accelerator.named(device)
     if model is not None:
@@ -102,7 +102,9 @@ def benchmark_gpu(
 def listed() -> str:
     """The parts, what they measure, and their rows."""
     return "\n".join(
-        line for part in PARTS for line in (f"{part.name}: {part.about}", *(f"  {row.name}" for row in part.rows))
+        line
+        for part in PARTS
+        for line in (f"{part.name}: {part.about}", *(f"  {row.name}" for row in part.measurements))
     )
 
 

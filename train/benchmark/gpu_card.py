@@ -84,7 +84,7 @@ PRODUCTS = {
 
 
 @dataclass(frozen=True)
-class Product:
+class ProductSpeed:
     """Measures the speed of a bf16 product of a block at 1024 pixels; arguments as in `PRODUCTS`."""
 
     inputs: tuple[str, int]
@@ -118,7 +118,7 @@ ATTENTION = {
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionSpeed:
     """Measures the speed of a block's attention at 1024 pixels in bf16, with a key of `ATTENTION`."""
 
     kernel: str

@@ -18,7 +18,7 @@ from ...l2p_core.ops.region import Region
 from .gpu_measure import Bench, Figures, relative_error, timed
 from .gpu_weights import random_weight
 
-Scene = tuple[DetailerHead, Tensor, Tensor]
+HeadScene = tuple[DetailerHead, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Head:
 
     variant: str
 
-    def make(self, bench: Bench) -> Scene:
+    def make(self, bench: Bench) -> HeadScene:
         config = bench.scale.config(self.variant)
         with torch.device("meta"):
             head = DetailerHead(config.head, config.dim)
@@ -59,7 +59,7 @@ class Pass:
     fused: bool | None
 
     @torch.no_grad()
-    def __call__(self, bench: Bench, scene: Scene) -> Figures:
+    def __call__(self, bench: Bench, scene: HeadScene) -> Figures:
         head, pixels, features = scene
         config, side = bench.scale.config(self.variant), pixels.shape[-1]
         fused = {None: fused_from(bench.device), True: 0, False: math.inf}[self.fused]

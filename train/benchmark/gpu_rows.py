@@ -13,12 +13,12 @@ from . import gpu_card
 from .gpu_golden import Golden, InPrecision
 from .gpu_head import Head, Pass
 from .gpu_measure import Bench, Figures
-from .gpu_sampling import Sampling, Step
+from .gpu_sampling import SamplingScene, SamplingStep
 from .gpu_training import Training
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One measurement.
 
     Attributes:
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Part:
+class BenchmarkPart:
     """Rows that belong together.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part:
     name: str
     about: str
     share: float
-    rows: tuple[Row, ...]
+    measurements: tuple[Measurement, ...]
 
 
 _PRECISIONS = {
@@ -74,20 +74,24 @@ _PASSES: list[tuple[str, str, bool | None]] = [
 """Name, tiles and fusion of the head's rows; 1k is not larger than a tile."""
 
 
-def _sampling() -> tuple[Row, ...]:
-    scenes = [Sampling(weights, compiled) for weights in ("bf16", "fp8") for compiled in (False, True)]
+def _sampling() -> tuple[Measurement, ...]:
+    scenes = [SamplingScene(weights, compiled) for weights in ("bf16", "fp8") for compiled in (False, True)]
     rows = []
     for scene in scenes:
         way = f"{scene.weights} {'compiled' if scene.compiled else 'eager'}"
         # The blocks, which fp8 concerns, are computed on as many tokens in all variants.
         for variant in VARIANTS if scene.weights == "bf16" else list(VARIANTS)[:2]:
             if way == "bf16 eager":
-                rows.append(Row("sampling", f"{variant} bf16 as published", Step(variant, published=True), scene))
-            rows.append(Row("sampling", f"{variant} {way}", Step(variant), scene))
+                rows.append(
+                    Measurement(
+                        "sampling", f"{variant} bf16 as published", SamplingStep(variant, published=True), scene
+                    )
+                )
+            rows.append(Measurement("sampling", f"{variant} {way}", SamplingStep(variant), scene))
     return tuple(rows)
 
 
-def _training() -> tuple[Row, ...]:
+def _training() -> tuple[Measurement, ...]:
     settings = {
         "z-image-1k, 2 micro-batches": Training("z-image-1k", accumulate=2),
         "z-image-1k-16gb, 2 micro-batches": Training("z-image-1k-16gb", accumulate=2),
@@ -95,52 +99,57 @@ def _training() -> tuple[Row, ...]:
         # Last, as compiling takes longest.
         "z-image-1k compiled, 2 micro-batches": Training("z-image-1k", accumulate=2, compiled=True),
     }
-    return tuple(Row("training", name, measure) for name, measure in settings.items())
+    return tuple(Measurement("training", name, measure) for name, measure in settings.items())
 
 
-PARTS: tuple[Part, ...] = (
-    Part(
+PARTS: tuple[BenchmarkPart, ...] = (
+    BenchmarkPart(
         "card",
         "the device, its software, bandwidth from and to pinned memory, bf16 products and attention",
         1,
         (
-            Row("card", "device", gpu_card.name),
-            Row("card", "software", gpu_card.software),
-            Row("card", "pinned memory to device", gpu_card.to_device),
-            Row("card", "device to pinned memory", gpu_card.from_device),
-            Row("card", "bf16 product", gpu_card.matmul),
-            *(Row("card", f"{name} of a block", gpu_card.Product(*sides)) for name, sides in gpu_card.PRODUCTS.items()),
-            *(Row("card", f"attention, {name}", gpu_card.Attention(name)) for name in gpu_card.ATTENTION),
+            Measurement("card", "device", gpu_card.name),
+            Measurement("card", "software", gpu_card.software),
+            Measurement("card", "pinned memory to device", gpu_card.to_device),
+            Measurement("card", "device to pinned memory", gpu_card.from_device),
+            Measurement("card", "bf16 product", gpu_card.matmul),
+            *(
+                Measurement("card", f"{name} of a block", gpu_card.ProductSpeed(*sides))
+                for name, sides in gpu_card.PRODUCTS.items()
+            ),
+            *(Measurement("card", f"attention, {name}", gpu_card.AttentionSpeed(name)) for name in gpu_card.ATTENTION),
         ),
     ),
-    Part(
+    BenchmarkPart(
         "golden",
         "relative errors against the published code, in float32, bfloat16 and float16",
         1,
         tuple(
-            Row("golden", f"{variant} {name}", measure, Golden(variant))
+            Measurement("golden", f"{variant} {name}", measure, Golden(variant))
             for variant in VARIANTS
             for name, measure in _PRECISIONS.items()
         ),
     ),
-    Part(
+    BenchmarkPart(
         "sampling", "a step of each variant, eager and compiled, and as published; of two also in fp8", 8, _sampling()
     ),
-    Part(
+    BenchmarkPart(
         "head",
         "the Detailer Head alone: whole, in tiles, its decoder fused and not",
         2,
         tuple(
-            Row("head", f"{variant} {name}", Pass(variant, tiles, fused), Head(variant))
+            Measurement("head", f"{variant} {name}", Pass(variant, tiles, fused), Head(variant))
             for variant in VARIANTS
             for name, tiles, fused in (_PASSES[:3] if variant == "1k" else _PASSES)
         ),
     ),
-    Part("training", "a step at 1024 pixels with three of the recipes' memory settings, and compiled", 9, _training()),
+    BenchmarkPart(
+        "training", "a step at 1024 pixels with three of the recipes' memory settings, and compiled", 9, _training()
+    ),
 )
 
 
-def chosen(names: Sequence[str] | None) -> tuple[Part, ...]:
+def chosen(names: Sequence[str] | None) -> tuple[BenchmarkPart, ...]:
     """The parts of these names, in the table's order; None selects all.
 
     Raises:

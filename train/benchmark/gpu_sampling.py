@@ -28,7 +28,7 @@ _COUNTED = "1k"
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingScene:
     """The scene: a model whose blocks all variants share.
 
     Attributes:
@@ -55,7 +55,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Step:
+class SamplingStep:
     """Measures a step of a variant.
 
     Attributes:

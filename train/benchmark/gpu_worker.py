@@ -1,7 +1,8 @@
 """The worker process that measures: runs the given rows and prints its results, one line of JSON each.
 
 It is separate from the process that writes the report, so that a crash, full memory or a device in an error state ends
-a row and not the benchmark. It exits when the device no longer answers after a failure; another worker then continues.
+a measurement and not the benchmark. It exits when the device no longer answers after a failure; another worker then
+continues.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import torch
 
 from ...l2p_core.device import accelerator
 from .gpu_measure import Bench, Figures
-from .gpu_rows import PARTS, Part, Row
+from .gpu_rows import PARTS, BenchmarkPart, Measurement
 from .gpu_scale import FULL, QUICK
 
 GRACE = 30.0
-"""Seconds that a row may overrun its part's time before the process is ended."""
+"""Seconds that a measurement may overrun its part's time before the process is ended."""
 
 CUT = "not run: its part was out of time"
 
@@ -30,14 +31,14 @@ CUT = "not run: its part was out of time"
 def main() -> None:
     """Read the request from standard input, measure, print."""
     request = json.loads(sys.stdin.readline())
-    gc.freeze()  # what was imported stays, and need not be looked through whenever a row has ended
+    gc.freeze()  # what was imported stays, and need not be looked through whenever a measurement has ended
     device = torch.device(request["device"]) if request["device"] else accelerator.default_device()
     scale = QUICK if request["quick"] else FULL
     model = Path(request["model"]) if request["model"] else None
     bench = Bench(device, scale, model, deadline=0.0, outputs={})
     ends = time.monotonic() + request["seconds"]
     wanted = set(request["rows"])
-    left = [part for part in PARTS if any(row.key in wanted for row in part.rows)]
+    left = [part for part in PARTS if any(measurement.key in wanted for measurement in part.measurements)]
     while left:
         part = left[0]
         now = time.monotonic()
@@ -47,19 +48,19 @@ def main() -> None:
         left.pop(0)
 
 
-def _measure(bench: Bench, part: Part, wanted: set[str]) -> bool:
+def _measure(bench: Bench, part: BenchmarkPart, wanted: set[str]) -> bool:
     """Run a part's rows; False if the device is in an error state."""
     scene = _Scene(bench)
-    for row in part.rows:
-        if row.key not in wanted:
+    for measurement in part.measurements:
+        if measurement.key not in wanted:
             continue
         if time.monotonic() > bench.deadline:
-            _say(row=row.key, figures={"failed": CUT})
+            _say(row=measurement.key, figures={"failed": CUT})
             continue
-        _say(begins=row.key, limit=bench.deadline - time.monotonic() + GRACE)
+        _say(begins=measurement.key, limit=bench.deadline - time.monotonic() + GRACE)
         started = time.monotonic()
-        figures, failed = _figures(bench, row, scene)
-        _say(row=row.key, figures=figures | {"seconds": time.monotonic() - started})
+        figures, failed = _figures(bench, measurement, scene)
+        _say(row=measurement.key, figures=figures | {"seconds": time.monotonic() - started})
         if failed and not _answers(bench):
             return False
     scene.close()
@@ -88,17 +89,17 @@ class _Scene:
         self._bench.clean()
 
 
-def _figures(bench: Bench, row: Row, scene: _Scene) -> tuple[Figures, bool]:
-    """A row's figures, and whether it failed: an error must not keep the next row from running."""
+def _figures(bench: Bench, measurement: Measurement, scene: _Scene) -> tuple[Figures, bool]:
+    """A measurement's figures, and whether it failed: an error must not keep the next measurement from running."""
     try:
-        return row.measure(bench, scene.of(row.scene)), False
+        return measurement.measure(bench, scene.of(measurement.scene)), False
     except Exception as error:
         lines = f"{type(error).__name__}: {error}".strip().splitlines()
         return {"failed": lines[0][:300], "details": "\n".join(lines)[:4000]}, True
 
 
 def _answers(bench: Bench) -> bool:
-    """Whether the device still computes after the failed row's tensors have been released."""
+    """Whether the device still computes after the failed measurement's tensors have been released."""
     try:
         bench.clean()
         return float(torch.ones(2, device=bench.device).sum()) == 2

@@ -1,8 +1,8 @@
 """`l2p benchmark hybrid`: latents, pixels, hand-over between them and growth, at equal numbers of evaluations.
 
-Every row is scored with several seeds on the bundled models; each (row, seed) is computed once and kept in the output
-folder, so the benchmark can be stopped and started again. A second table counts what one evaluation of the 6B model
-costs at real sizes, by the shapes of its operations.
+Every method is scored with several seeds on the bundled models; each (method, seed) is computed once and kept in the
+output folder, so the benchmark can be stopped and started again. A second table counts what one evaluation of the 6B
+model costs at real sizes, by the shapes of its operations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ...l2p_core.sources import SOURCES
 from .. import figure
 from ..console import table
 from ..own_folder import OwnFolder
-from .hybrid_rows import Row, rows
+from .hybrid_rows import Method, methods_in
 from .hybrid_worlds import World, open_world
 
 BATCH = 48
@@ -36,11 +36,11 @@ SHOWN = 8
 RESULTS = ("results.json", "results.md", "results.png")
 CAPTION_TOKENS = 128
 COMPARED = "pixels only, 6 steps"
-"""The row that others of its size and evaluations are compared with."""
+"""The method that others of its size and evaluations are compared with."""
 
-Scores = dict[str, list[float]]
-"""Of one row, a value for each pass: whole captions right, distance to a clean rendering, seconds an image, and the
-share of attributes that growth kept (NaN for a row that does not grow)."""
+MethodScores = dict[str, list[float]]
+"""Of one method, a value for each pass: whole captions right, distance to a clean rendering, seconds an image, and the
+share of attributes that growth kept (NaN for a method that does not grow)."""
 
 
 def benchmark_hybrid(
@@ -65,18 +65,18 @@ def benchmark_hybrid(
     FOLDER.check(output)
     opened = open_world(world, pixels, large)
     FOLDER.mark(output)
-    ways, texts = rows(opened), opened.captions(captions)
-    found: dict[str, Scores] = {row.name: {} for row in ways}
+    methods, texts = methods_in(opened), opened.captions(captions)
+    found: dict[str, MethodScores] = {method.name: {} for method in methods}
     for seed in range(seeds):
-        for row in ways:
-            path = output / f"{opened.identity}-{_file_name(row.name)}-{captions}-{seed}.json"
+        for method in methods:
+            path = output / f"{opened.identity}-{_file_name(method.name)}-{captions}-{seed}.json"
             if not path.exists():
-                print(f"{row.name}, seed {seed}", flush=True)
-                write_bytes(path, json.dumps(_measure(row, opened, texts, seed)).encode())
+                print(f"{method.name}, seed {seed}", flush=True)
+                write_bytes(path, json.dumps(_measure(method, opened, texts, seed)).encode())
             for key, value in json.loads(path.read_text(encoding="utf-8")).items():
-                found[row.name].setdefault(key, []).append(value)
-    shown = {row.name: _images(row, opened, texts[:SHOWN], 0) for row in ways if row.shift == 1}
-    _report(output, ways, found, shown, texts)
+                found[method.name].setdefault(key, []).append(value)
+    shown = {method.name: _images(method, opened, texts[:SHOWN], 0) for method in methods if method.shift == 1}
+    _report(output, methods, found, shown, texts)
 
 
 def _has_rows(output: Path) -> bool:
@@ -84,12 +84,12 @@ def _has_rows(output: Path) -> bool:
     return any(output.glob("*pixels-only--*.json"))
 
 
-def _measure(row: Row, world: World, texts: Sequence[str], seed: int) -> dict[str, float]:
+def _measure(method: Method, world: World, texts: Sequence[str], seed: int) -> dict[str, float]:
     began = time.perf_counter()
-    images = _images(row, world, texts, seed)
+    images = _images(method, world, texts, seed)
     seconds = (time.perf_counter() - began) / len(texts)
     judged = world.judged(images, texts)
-    kept, small = math.nan, row.without_growth()
+    kept, small = math.nan, method.without_growth()
     if small is not None:
         before = world.judged(_images(small, world, texts, seed), texts).attributes
         pairs = [
@@ -99,18 +99,18 @@ def _measure(row: Row, world: World, texts: Sequence[str], seed: int) -> dict[st
     return {"whole": judged.whole, "distance": judged.distance, "seconds": seconds, "kept": kept}
 
 
-def _images(row: Row, world: World, texts: Sequence[str], seed: int) -> Tensor:
+def _images(method: Method, world: World, texts: Sequence[str], seed: int) -> Tensor:
     found = []
     for start in range(0, len(texts), BATCH):
         captions = [world.words.encode(text) for text in texts[start : start + BATCH]]
         found.append(
             hybrid.sample(
-                row.stages,
+                method.stages,
                 captions,
                 seed=seed * SEED_DISTANCE + start,
                 negative=[world.words.encode("")] * len(captions),
                 codec=world.codec,
-                space_shift=row.shift,
+                space_shift=method.shift,
             )
         )
     return torch.cat(found)
@@ -118,25 +118,25 @@ def _images(row: Row, world: World, texts: Sequence[str], seed: int) -> Tensor:
 
 def _report(
     output: Path,
-    ways: Sequence[Row],
-    found: Mapping[str, Scores],
+    methods: Sequence[Method],
+    found: Mapping[str, MethodScores],
     shown: Mapping[str, Tensor],
     texts: Sequence[str],
 ) -> None:
     lines = [
         [
-            row.name,
-            f"{row.size[1]} x {row.size[0]}",
-            _with_error(found[row.name]["whole"], 100, "%"),
-            _with_error(found[row.name]["distance"], 1, ""),
-            _cleaner(row, ways, found),
-            _with_error(found[row.name]["kept"], 100, "%"),
-            str(row.evaluations),
-            f"{mean(found[row.name]['seconds']) * 1000:.0f} ms",
+            method.name,
+            f"{method.size[1]} x {method.size[0]}",
+            _with_error(found[method.name]["whole"], 100, "%"),
+            _with_error(found[method.name]["distance"], 1, ""),
+            _cleaner(method, methods, found),
+            _with_error(found[method.name]["kept"], 100, "%"),
+            str(method.evaluations),
+            f"{mean(found[method.name]['seconds']) * 1000:.0f} ms",
         ]
-        for row in ways
+        for method in methods
     ]
-    seeds = len(found[ways[0].name]["whole"])
+    seeds = len(found[methods[0].name]["whole"])
     text = f"{len(texts)} captions, {seeds} seeds; mean and standard error of the mean over seeds.\n\n"
     header = ["way", "size", "whole captions", "distance", "cleaner by", "attributes kept", "evaluations", "an image"]
     text += table(header, lines)
@@ -148,7 +148,7 @@ def _report(
     figure.draw(
         output / "results.png",
         list(texts[:SHOWN]),
-        [figure.Row(name, images) for name, images in shown.items()],
+        [figure.ImageRow(name, images) for name, images in shown.items()],
         [],
         {name: mean(found[name]["whole"]) for name in shown},
     )
@@ -156,13 +156,13 @@ def _report(
     print(f"{output / 'results.png'}, results.json and results.md written.")
 
 
-def _cleaner(row: Row, ways: Sequence[Row], found: Mapping[str, Scores]) -> str:
-    """The number of standard errors by which a row's distance is below that of pixels alone, at its size and
+def _cleaner(method: Method, methods: Sequence[Method], found: Mapping[str, MethodScores]) -> str:
+    """The number of standard errors by which a method's distance is below that of pixels alone, at its size and
     evaluations."""
-    other = next((way for way in ways if way.name == COMPARED), None)
-    if other is None or row is other or (row.size, row.evaluations) != (other.size, other.evaluations):
+    other = next((other for other in methods if other.name == COMPARED), None)
+    if other is None or method is other or (method.size, method.evaluations) != (other.size, other.evaluations):
         return ""
-    mine, others = found[row.name]["distance"], found[other.name]["distance"]
+    mine, others = found[method.name]["distance"], found[other.name]["distance"]
     if len(mine) < 2:
         return ""
     error = math.hypot(_error(mine), _error(others))

@@ -1,4 +1,4 @@
-"""The ways of sampling that `l2p benchmark hybrid` compares, each as a list of stages."""
+"""The methods of sampling that `l2p benchmark hybrid` compares, each as a list of stages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .hybrid_worlds import World
 
 CFG = 2.0
 STEPS = 6
-"""Of all ways that are compared at equal evaluations."""
+"""Of all methods that are compared at equal evaluations."""
 SWITCHES, SHIFTS = (0.8, 0.65, 0.5, 0.35), (1.0, 3.0)
 RESTORED = (0.2, 0.3, 0.4)
 GROWN_AT = (0.35, 0.2)
@@ -21,7 +21,7 @@ GROWN_AT = (0.35, 0.2)
 
 
 @dataclass(frozen=True)
-class Row:
+class Method:
     """A way of sampling: its name, its stages, and the shift between the spaces."""
 
     name: str
@@ -38,7 +38,7 @@ class Row:
         """Of the image, in pixels."""
         return self.stages[-1].size
 
-    def without_growth(self) -> Row | None:
+    def without_growth(self) -> Method | None:
         """The same stages at the size and with the model from which they grow; None if they do not grow."""
         grown = next((i for i, (one, two) in enumerate(pairwise(self.stages)) if _grows(one, two)), None)
         if grown is None:
@@ -48,7 +48,7 @@ class Row:
         return replace(self, name=f"{self.name}, without growth", stages=[*self.stages[: grown + 1], *kept])
 
 
-def rows(world: World) -> list[Row]:
+def methods_in(world: World) -> list[Method]:
     """One space alone, hand-over at several levels and maps, a finished image sampled again, and growth."""
     latent, pixels = world.latent, world.pixels
     own = (world.side, world.side)
@@ -61,16 +61,16 @@ def rows(world: World) -> list[Row]:
     ]
 
 
-def _alone(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Row]:
+def _alone(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Method]:
     spaces: list[tuple[str, FlowModel, Space]] = [("latents", latent, "latent"), ("pixels", pixels, "pixels")]
     return [
-        Row(f"{name} only, {steps} steps", [Stage(model, space, size, steps, cfg=CFG)])
+        Method(f"{name} only, {steps} steps", [Stage(model, space, size, steps, cfg=CFG)])
         for steps in (STEPS, 2 * STEPS)
         for name, model, space in spaces
     ]
 
 
-def _switched(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Row]:
+def _switched(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Method]:
     found = []
     for switch in SWITCHES:
         first = max(1, min(STEPS - 1, round(STEPS * (1 - _even(switch)))))
@@ -78,14 +78,14 @@ def _switched(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Row]:
             Stage(latent, "latent", size, first, end=switch, cfg=CFG),
             Stage(pixels, "pixels", size, STEPS - first, cfg=CFG),
         ]
-        found += [Row(f"latents to {switch:g}, then pixels, shift {shift:g}", stages, shift) for shift in SHIFTS]
+        found += [Method(f"latents to {switch:g}, then pixels, shift {shift:g}", stages, shift) for shift in SHIFTS]
     return found
 
 
-def _restored(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Row]:
+def _restored(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Method]:
     finished = Stage(latent, "latent", size, STEPS - 2, cfg=CFG)
     return [
-        Row(
+        Method(
             f"finished latents, restored from {level:g}",
             [finished, Stage(pixels, "pixels", size, 2, start=level, cfg=CFG)],
         )
@@ -93,7 +93,7 @@ def _restored(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Row]:
     ]
 
 
-def _grown(world: World) -> list[Row]:
+def _grown(world: World) -> list[Method]:
     """Of the pixel model alone: below its own size, and to twice that."""
     latent, pixels = world.latent, world.pixels
     half, own, double = ((side, side) for side in (world.side // 2, world.side, 2 * world.side))
@@ -104,25 +104,25 @@ def _grown(world: World) -> list[Row]:
         Stage(pixels, "pixels", double, 2, cfg=CFG),
     ]
     return [
-        Row(f"from half the size, growing at {safe_sigma(half, own):.2f}", _two(pixels, half, own)),
-        Row("twice the size directly", [Stage(pixels, "pixels", double, STEPS, cfg=CFG)]),
+        Method(f"from half the size, growing at {safe_sigma(half, own):.2f}", _two(pixels, half, own)),
+        Method("twice the size directly", [Stage(pixels, "pixels", double, STEPS, cfg=CFG)]),
         *(
-            Row(f"to twice the size, growing at {level:.2f}", _two(pixels, own, double, level=level))
+            Method(f"to twice the size, growing at {level:.2f}", _two(pixels, own, double, level=level))
             for level in (safe, *GROWN_AT)
         ),
-        Row("latents to 0.65, pixels, to twice the size at 0.35", chain),
+        Method("latents to 0.65, pixels, to twice the size at 0.35", chain),
     ]
 
 
-def _to_large(world: World) -> list[Row]:
+def _to_large(world: World) -> list[Method]:
     """From the pixel model into the one for large images, if there is one."""
     if world.large is None:
         return []
     own, size = (world.side, world.side), (world.large_side, world.large_side)
     return [
-        Row("large model directly", [Stage(world.large, "pixels", size, STEPS, cfg=CFG)]),
+        Method("large model directly", [Stage(world.large, "pixels", size, STEPS, cfg=CFG)]),
         *(
-            Row(f"into the large model, growing at {level:.2f}", _two(world.pixels, own, size, world.large, level))
+            Method(f"into the large model, growing at {level:.2f}", _two(world.pixels, own, size, world.large, level))
             for level in (safe_sigma(own, size), *GROWN_AT)
         ),
     ]

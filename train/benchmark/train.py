@@ -63,7 +63,7 @@ IMAGES = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Scale:
+class TrainingScale:
     """The sizes of the benchmark."""
 
     model: PixelConfig
@@ -72,7 +72,7 @@ class Scale:
     steps: int
 
 
-_FULL = Scale(
+_FULL = TrainingScale(
     ModelConfig(dim=384, head_dim=64, n_layers=12, ffn_dim=1024, caption_dim=384, t_hidden_dim=384).with_head(
         "1k", head_width=0.125
     ),
@@ -80,7 +80,7 @@ _FULL = Scale(
     batch=1,
     steps=32,
 )
-_QUICK = Scale(
+_QUICK = TrainingScale(
     ModelConfig(
         dim=64, head_dim=16, n_layers=4, n_refiner_layers=1, ffn_dim=128, caption_dim=64, t_hidden_dim=64
     ).with_head("1k", head_width=0.125),
@@ -129,7 +129,7 @@ def benchmark_train(
         write_bytes(json_file, (json.dumps(results, indent=1) + "\n").encode())
 
 
-def prepare(folder: Path, scale: Scale) -> int:
+def prepare(folder: Path, scale: TrainingScale) -> int:
     """Write the initialisation and the cached caption features; returns the model's number of parameters."""
     torch.manual_seed(0)
     model = L2PModel(scale.model)
@@ -142,7 +142,7 @@ def prepare(folder: Path, scale: Scale) -> int:
     return numbers
 
 
-def images_of(scale: Scale) -> ImageSet:
+def images_of(scale: TrainingScale) -> ImageSet:
     """Clean renderings, enlarged."""
     captions = [caption_of(number) for number in range(IMAGES)]
     pixels = F.interpolate(rendered(captions, range(IMAGES)), (scale.side, scale.side), mode="bilinear")
@@ -163,7 +163,7 @@ def in_turns(ways: list[str], arguments: tuple[str, ...], steps: int) -> dict[st
     }
 
 
-def take_turns(way: str, folder: Path, precision: str, device: torch.device, scale: Scale) -> None:
+def take_turns(way: str, folder: Path, precision: str, device: torch.device, scale: TrainingScale) -> None:
     """Train one way in this process, one step per line of standard input; see `process.Stepped`."""
     steps = _steps(way, folder, precision, device, scale)
     for _ in sys.stdin:
@@ -174,7 +174,7 @@ def take_turns(way: str, folder: Path, precision: str, device: torch.device, sca
         print(json.dumps({"seconds": time.perf_counter() - started, "loss": loss}), flush=True)
 
 
-def measure(way: str, folder: Path, precision: str, device: torch.device, scale: Scale) -> dict[str, int]:
+def measure(way: str, folder: Path, precision: str, device: torch.device, scale: TrainingScale) -> dict[str, int]:
     """Train one way in this process for a few steps: the `memory` of the process and that of the `device`, or its share
     on a GPU, in bytes."""
     with tempfile.TemporaryDirectory() as small:
@@ -191,7 +191,9 @@ def measure(way: str, folder: Path, precision: str, device: torch.device, scale:
     return {"memory": memory, "device": gpu.max_memory_allocated(device) if gpu else memory - steps[-1][1]}
 
 
-def _steps(way: str, folder: Path, precision: str, device: torch.device, scale: Scale) -> Iterator[tuple[float, int]]:
+def _steps(
+    way: str, folder: Path, precision: str, device: torch.device, scale: TrainingScale
+) -> Iterator[tuple[float, int]]:
     """The loss of each step, and the bytes that a GPU would leave in RAM."""
     config = TrainingConfig(
         steps=scale.steps, lr=2e-4, blocks=BLOCKS, precision=precision, noise="fresh", clip_norm=1e9
@@ -201,7 +203,7 @@ def _steps(way: str, folder: Path, precision: str, device: torch.device, scale: 
 
 
 def _plain(
-    way: str, folder: Path, config: TrainingConfig, device: torch.device, scale: Scale, images: ImageSet
+    way: str, folder: Path, config: TrainingConfig, device: torch.device, scale: TrainingScale, images: ImageSet
 ) -> Iterator[tuple[float, int]]:
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model = load_model(folder / "init.safetensors", dtype).to(device)
@@ -212,7 +214,7 @@ def _plain(
 
 
 def _ours(
-    way: str, folder: Path, config: TrainingConfig, device: torch.device, scale: Scale, images: ImageSet
+    way: str, folder: Path, config: TrainingConfig, device: torch.device, scale: TrainingScale, images: ImageSet
 ) -> Iterator[tuple[float, int]]:
     config = dataclasses.replace(config, **OURS[way])
     ranks = Ranks(device=device)

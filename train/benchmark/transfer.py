@@ -36,7 +36,7 @@ from ...l2p_core.training.trainer import Trainer
 from ..console import note
 from ..own_folder import OwnFolder
 from ..run import shown
-from ..scores import Sampler, Scored, evaluate
+from ..scores import ImageGenerator, Scored, evaluate
 from . import transfer_report as report
 from .transfer_arms import FULL, GROUPS, STARTS, Arm, compared_arms, full_arm
 
@@ -81,7 +81,7 @@ def benchmark_transfer(
     report.write(output, parts)
 
 
-def _full_part(output: Path, arm: Arm, write_delta: Path | None) -> report.Part:
+def _full_part(output: Path, arm: Arm, write_delta: Path | None) -> report.ResultsSection:
     source = bundled.TinySource()
     scored = {report.SOURCE: _score(output / "source", report.SOURCE, source.images, EVALUATED)}
     folder = _train(arm, arm.recipe, output)
@@ -92,16 +92,16 @@ def _full_part(output: Path, arm: Arm, write_delta: Path | None) -> report.Part:
     return report.full(arm, scored, read_metrics(folder.metrics), read_metrics(_curve_path(folder)))
 
 
-def _compared_part(output: Path, arms: list[Arm], seeds: int) -> report.Part:
+def _compared_part(output: Path, arms: list[Arm], seeds: int) -> report.ResultsSection:
     """The arms seed by seed, so that a stopped benchmark has whole comparisons of its first seeds."""
     source = partial(bundled.TinySource().images, steps=SAMPLING_STEPS)
     scored = _score(output / "source-compared", report.SOURCE, source, WATCHED)
-    runs: dict[str, list[report.Measured]] = {arm.name: [] for arm in arms}
+    runs: dict[str, list[report.ArmRun]] = {arm.name: [] for arm in arms}
     for seed in range(seeds):
         for arm in arms:
             folder = _train(arm, arm.seeded(seed), output, f"-seed{seed}")
             curve = read_metrics(_curve_path(folder))
-            runs[arm.name].append(report.Measured(curve, read_metrics(folder.metrics), _kept_images(folder)))
+            runs[arm.name].append(report.ArmRun(curve, read_metrics(folder.metrics), _kept_images(folder)))
     return report.compared(arms, scored, runs)
 
 
@@ -199,16 +199,16 @@ def _images_path(folder: RunFolder, step: int) -> Path:
     return folder.path / f"images-{step:06d}.safetensors"
 
 
-def _sampler(folder: RunFolder) -> Sampler:
+def _sampler(folder: RunFolder) -> ImageGenerator:
     """Generates images with a run's trained model, from its delta."""
     return _pixel_sampler(delta.load_model(folder.delta, folder.init, dtype=torch.float32).eval(), STEPS)
 
 
-def _pixel_sampler(model: L2PModel, steps: int) -> Sampler:
+def _pixel_sampler(model: L2PModel, steps: int) -> ImageGenerator:
     return partial(bundled.pixel_images, model, tiny.load_words(), steps=steps)
 
 
-def _score(folder: Path, name: str, sampler: Sampler, captions: int) -> Scored:
+def _score(folder: Path, name: str, sampler: ImageGenerator, captions: int) -> Scored:
     """A stage's final images and scores, computed once."""
     folder.mkdir(parents=True, exist_ok=True)
     path = _scores_path(folder)

@@ -36,7 +36,7 @@ ImagesByStep = Mapping[int, Tensor]
 
 
 @dataclass(frozen=True)
-class Measured:
+class ArmRun:
     """One run of a compared arm: its scores by step, its training metrics and a few images."""
 
     curve: Lines
@@ -45,20 +45,20 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Part:
+class ResultsSection:
     """A part of the results: the text with its tables, what goes into results.json, and the figure."""
 
     name: str
     text: str
     numbers: Mapping[str, Any]
     picture: str
-    rows: Sequence[figure.Row]
+    rows: Sequence[figure.ImageRow]
     curves: Sequence[figure.Curves]
     bars: Mapping[str, float]
     errors: Mapping[str, float] | None = None
 
 
-def write(output: Path, parts: Sequence[Part]) -> None:
+def write(output: Path, parts: Sequence[ResultsSection]) -> None:
     """Write all results, and print the tables."""
     text = "\n\n".join(part.text for part in parts)
     numbers = {"torch": torch.__version__} | {part.name: part.numbers for part in parts}
@@ -71,18 +71,18 @@ def write(output: Path, parts: Sequence[Part]) -> None:
     print(f"results.md, results.json and {', '.join(part.picture for part in parts)} written to {output}.")
 
 
-def full(arm: Arm, scored: Mapping[str, Scored], metrics: Lines, curve: Lines) -> Part:
+def full(arm: Arm, scored: Mapping[str, Scored], metrics: Lines, curve: Lines) -> ResultsSection:
     """The long run beside the source."""
     scores = {name: one.scores for name, one in scored.items()}
     captions = len(next(iter(scored.values())).images)
     steps, losses = loss_by_sigma(metrics, window=max(1, len(metrics) // _CURVE_POINTS))
     on_the_way = {name: [line[name] for line in curve] for name in ("whole", "attributes")}
-    return Part(
+    return ResultsSection(
         "full",
         f"{captions} captions, one seed.\n\n{score_table(scores, source=SOURCE)}",
         {"captions": captions, "recipe": dataclasses.asdict(arm.recipe), "scores": scores, "curve": list(curve)},
         "results.png",
-        [figure.Row(name, one.images[:SHOWN]) for name, one in scored.items()],
+        [figure.ImageRow(name, one.images[:SHOWN]) for name, one in scored.items()],
         [
             figure.Curves(steps, {f"sigma {name}": line for name, line in losses.items()}, "velocity error, full run"),
             figure.Curves([line["step"] for line in curve], on_the_way, "captions right, full run", percent=True),
@@ -91,7 +91,7 @@ def full(arm: Arm, scored: Mapping[str, Scored], metrics: Lines, curve: Lines) -
     )
 
 
-def compared(arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[Measured]]) -> Part:
+def compared(arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[ArmRun]]) -> ResultsSection:
     """The compared arms, group by group, with means and standard errors over their seeds."""
     seeds = len(runs[arms[0].name])
     recipe = arms[0].recipe
@@ -105,7 +105,7 @@ def compared(arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[Me
     if STARTS in groups:
         text.append(f"Whole captions on the way:\n\n{_way_table(starts, runs)}")
     whole = {arm.name: _last(runs[arm.name], "whole") for arm in arms}
-    return Part(
+    return ResultsSection(
         "compared",
         "\n\n".join(text),
         {
@@ -115,26 +115,26 @@ def compared(arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[Me
             "arms": {arm.name: [list(run.curve) for run in runs[arm.name]] for arm in arms},
         },
         "compared.png",
-        [figure.Row(SOURCE, source.images[:SHOWN]), *(row for arm in starts for row in _way_rows(arm, runs))],
+        [figure.ImageRow(SOURCE, source.images[:SHOWN]), *(row for arm in starts for row in _way_rows(arm, runs))],
         [_way_curves(starts, runs)],
         {SOURCE: source.scores["whole"]} | {name: mean(values) for name, values in whole.items()},
         {SOURCE: 0.0} | {name: _error(values) for name, values in whole.items()},
     )
 
 
-def _group_table(arms: Sequence[Arm], group: str, source: Scored, runs: Mapping[str, Sequence[Measured]]) -> str:
+def _group_table(arms: Sequence[Arm], group: str, source: Scored, runs: Mapping[str, Sequence[ArmRun]]) -> str:
     """One row an arm, at the end of its training."""
     columns = ("whole", *ATTRIBUTES)
     rows = [[SOURCE, *(f"{source.scores[column]:.1%}" for column in columns), f"{source.scores['patch_grid']:.2f}", ""]]
     for arm in in_group(arms, group):
-        measured = runs[arm.name]
-        each = [_with_error(_last(measured, column), percent=True) for column in columns]
-        grid = _with_error(_last(measured, "patch_grid"), digits=2)
-        rows.append([arm.name, *each, grid, _with_error([_final_loss(run) for run in measured], digits=3)])
+        of_arm = runs[arm.name]
+        each = [_with_error(_last(of_arm, column), percent=True) for column in columns]
+        grid = _with_error(_last(of_arm, "patch_grid"), digits=2)
+        rows.append([arm.name, *each, grid, _with_error([_final_loss(run) for run in of_arm], digits=3)])
     return table(["arm", "whole caption", *ATTRIBUTES, "patch grid", "velocity error"], rows)
 
 
-def _way_table(starts: Sequence[Arm], runs: Mapping[str, Sequence[Measured]]) -> str:
+def _way_table(starts: Sequence[Arm], runs: Mapping[str, Sequence[ArmRun]]) -> str:
     """One row a start, one column for each step that is scored."""
     steps = _scored_steps(starts, runs)
     batch = starts[0].recipe.data.batch_size
@@ -144,34 +144,35 @@ def _way_table(starts: Sequence[Arm], runs: Mapping[str, Sequence[Measured]]) ->
     return table(["start", *(f"{step * batch} images" for step in steps)], rows)
 
 
-def _way_rows(arm: Arm, runs: Mapping[str, Sequence[Measured]]) -> list[figure.Row]:
+def _way_rows(arm: Arm, runs: Mapping[str, Sequence[ArmRun]]) -> list[figure.ImageRow]:
     """The first seed's images on the way."""
     batch = arm.recipe.data.batch_size
     return [
-        figure.Row(f"{arm.name}, {step * batch} images", images) for step, images in runs[arm.name][0].images.items()
+        figure.ImageRow(f"{arm.name}, {step * batch} images", images)
+        for step, images in runs[arm.name][0].images.items()
     ]
 
 
-def _way_curves(starts: Sequence[Arm], runs: Mapping[str, Sequence[Measured]]) -> figure.Curves:
+def _way_curves(starts: Sequence[Arm], runs: Mapping[str, Sequence[ArmRun]]) -> figure.Curves:
     lines = {arm.name: [mean(values) for values in _on_the_way(runs[arm.name])] for arm in starts}
     return figure.Curves(_scored_steps(starts, runs), lines, "whole captions right", percent=True)
 
 
-def _scored_steps(starts: Sequence[Arm], runs: Mapping[str, Sequence[Measured]]) -> list[int]:
+def _scored_steps(starts: Sequence[Arm], runs: Mapping[str, Sequence[ArmRun]]) -> list[int]:
     return [line["step"] for line in runs[starts[0].name][0].curve]
 
 
-def _on_the_way(measured: Sequence[Measured]) -> list[list[float]]:
+def _on_the_way(runs: Sequence[ArmRun]) -> list[list[float]]:
     """The seeds' scores of whole captions after each scored step."""
-    return [[float(line["whole"]) for line in lines] for lines in zip(*(run.curve for run in measured), strict=True)]
+    return [[float(line["whole"]) for line in lines] for lines in zip(*(run.curve for run in runs), strict=True)]
 
 
-def _last(measured: Sequence[Measured], column: str) -> list[float]:
+def _last(runs: Sequence[ArmRun], column: str) -> list[float]:
     """Each seed's score after the last step."""
-    return [float(run.curve[-1][column]) for run in measured]
+    return [float(run.curve[-1][column]) for run in runs]
 
 
-def _final_loss(run: Measured) -> float:
+def _final_loss(run: ArmRun) -> float:
     count = max(1, round(_LAST * len(run.metrics)))
     return mean(float(line["loss"]) for line in run.metrics[-count:])
 

@@ -15,7 +15,7 @@ from comfyui_l2p.l2p_core.tiny import judge
 from comfyui_l2p.l2p_core.tiny.image_set import rendered
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
 from comfyui_l2p.nodes.model.demo_source import load_demo_source
-from comfyui_l2p.nodes.synthesis import Source, model_name
+from comfyui_l2p.nodes.synthesis import TextToImage, model_name
 
 SEEDS = [3, 4, 5, 6]
 
@@ -25,9 +25,9 @@ def parts() -> tuple[Any, Any, Any]:
     return load_demo_source()
 
 
-def source(parts: tuple[Any, Any, Any], **changed: Any) -> Source:
+def source(parts: tuple[Any, Any, Any], **changed: Any) -> TextToImage:
     settings = {"width": 64, "height": 64, "steps": 20, "cfg": 2.0, "sampler": "euler", "scheduler": "simple"}
-    return Source(*parts, **{**settings, "negative": "", "batch": 4, **changed})
+    return TextToImage(*parts, **{**settings, "negative": "", "batch": 4, **changed})
 
 
 def check_network_agrees_with_the_core(parts: tuple[Any, Any, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Sampling in both spaces in the host: Hybrid Sampler against the same parts wired from nodes, and against the core."""
+"""Sampling in both spaces in the host: Hybrid Sampler against the same stages wired from nodes, and the core."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
 from comfyui_l2p.nodes import hybrid_sampling
 from comfyui_l2p.nodes.hybrid import grow_pixels, latent_to_pixels, pixels_to_latent, schedule
 from comfyui_l2p.nodes.hybrid_sampling import HybridSettings, Models, Prompts, sample_hybrid
-from comfyui_l2p.nodes.hybrid_tasks import Asked, Part, parts
+from comfyui_l2p.nodes.hybrid_tasks import Asked, PlannedStage, stages
 from comfyui_l2p.nodes.model.demo import load_demo
 from comfyui_l2p.nodes.model.demo_source import load_demo_source
 from comfyui_l2p.nodes.pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
@@ -50,7 +50,7 @@ def run(loaded: tuple[Models, Prompts], task: str, said: list[str] | None = None
 
 
 def sampled(model: Any, prompts: Prompts, latent: dict[str, Any], sigmas: Tensor, seed: int | None) -> Any:
-    """What the nodes of the host make of a part; without a seed they add no noise."""
+    """What the nodes of the host make of a stage; without a seed they add no noise."""
     guider = CFGGuider.execute(model, prompts.positive, prompts.negative, 2.0).result[0]
     noise = (DisableNoise.execute() if seed is None else RandomNoise.execute(seed)).result[0]
     with torch.inference_mode():
@@ -59,31 +59,33 @@ def sampled(model: Any, prompts: Prompts, latent: dict[str, Any], sigmas: Tensor
         ).result
 
 
-def wired(loaded: tuple[Models, Prompts], planned: Sequence[Part], image: Tensor | None, mask: Tensor | None) -> Tensor:
-    """The same parts from nodes: each starts from what the sampler before it gave."""
+def wired(
+    loaded: tuple[Models, Prompts], planned: Sequence[PlannedStage], image: Tensor | None, mask: Tensor | None
+) -> Tensor:
+    """The same stages from nodes: each starts from what the sampler before it gave."""
     models, prompts = loaded
     output: dict[str, Any] = {}
     denoised: dict[str, Any] = {}
     sigmas = torch.empty(0)
-    for number, part in enumerate(planned):
-        model, (height, width), seed = models.of(part), part.size, 5 + number
-        to: dict[str, Any] = {"steps": part.steps, "end": part.end}
+    for number, stage in enumerate(planned):
+        model, (height, width), seed = models.of(stage), stage.size, 5 + number
+        to: dict[str, Any] = {"steps": stage.steps, "end": stage.end}
         size: dict[str, Any] = {"width": width, "height": height}
-        if part.begins == "space":
+        if stage.begins == "space":
             latent, sigmas = latent_to_pixels(denoised, models.vae, sigmas, model, shift=1.0, **to, **size)
-        elif part.begins == "growth":
+        elif stage.begins == "growth":
             latent, sigmas, late = grow_pixels(output, sigmas, model, **to, **size, seed=seed)
             assert not late
         else:
-            sigmas = schedule(model, part.start, part.end, part.steps)
+            sigmas = schedule(model, stage.start, stage.end, stage.steps)
             latent = empty_pixels(width, height, 1)
-            if part.space == "latent":
+            if stage.space == "latent":
                 latent = {"samples": torch.zeros(1, 16, height // 8, width // 8)}
-            elif part.begins == "image":
+            elif stage.begins == "image":
                 assert image is not None
                 latent = image_to_pixels(image, mask, width, height)
         with torch.inference_mode():
-            output, denoised = sampled(model, prompts, latent, sigmas, None if part.begins == "growth" else seed)
+            output, denoised = sampled(model, prompts, latent, sigmas, None if stage.begins == "growth" else seed)
     result = pixels_to_image(output)
     return result if image is None or mask is None else keep_unmasked(result, image, mask)
 
@@ -112,17 +114,17 @@ def check_hybrid_sampler_is_its_parts_bit_for_bit(
     sizes: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    planned: list[Part] = []
+    planned: list[PlannedStage] = []
 
-    def noted(given: Asked) -> list[Part]:
-        planned.extend(parts(given))
+    def noted(given: Asked) -> list[PlannedStage]:
+        planned.extend(stages(given))
         return planned
 
-    monkeypatch.setattr(hybrid_sampling, "parts", noted)
+    monkeypatch.setattr(hybrid_sampling, "stages", noted)
     said: list[str] = []
     image = run(loaded, task, said, **given)
     assert said[1] == said[0].replace("Plan", "Done")
-    assert [part.space for part in planned] == spaces.split() and [part.size[1] for part in planned] == sizes
+    assert [stage.space for stage in planned] == spaces.split() and [stage.size[1] for stage in planned] == sizes
     assert torch.equal(wired(loaded, planned, given.get("image"), given.get("mask")), image)
     if task == "fast":
         assert "latents 64 x 64, noise 1.00 to 0.50, 6 steps; pixels 64 x 64, noise 0.50 to 0.00, 2 steps" in said[0]
@@ -151,20 +153,20 @@ def asked(task: str, **changed: Any) -> Asked:
 
 
 def check_large_images_take_their_layout_at_the_models_size_and_double() -> None:
-    planned = parts(asked("auto", latent=True, size=(2160, 3840), large_own=4096, large_steps=50))
-    assert [part.space for part in planned] == ["latent", "pixels", "pixels", "pixels"]
+    planned = stages(asked("auto", latent=True, size=(2160, 3840), large_own=4096, large_steps=50))
+    assert [stage.space for stage in planned] == ["latent", "pixels", "pixels", "pixels"]
     assert planned[0].size == planned[1].size and planned[-1].size == (2160, 3840)
     assert abs(planned[0].size[0] * planned[0].size[1] / 1024**2 - 1) < 0.01
-    assert [part.large for part in planned] == [False, False, False, True]
-    for before, part in zip(planned[1:], planned[2:], strict=False):
-        assert part.size[0] / before.size[0] <= 2.01 and part.start > before.end
-    assert [part.end for part in planned][-1] == 0 and planned[0].steps < 8
-    assert parts(asked("large"))[-1].size == (2048, 2048)
+    assert [stage.large for stage in planned] == [False, False, False, True]
+    for before, stage in zip(planned[1:], planned[2:], strict=False):
+        assert stage.size[0] / before.size[0] <= 2.01 and stage.start > before.end
+    assert [stage.end for stage in planned][-1] == 0 and planned[0].steps < 8
+    assert stages(asked("large"))[-1].size == (2048, 2048)
 
 
 def check_a_size_is_sampled_by_the_model_that_was_trained_nearer_to_it() -> None:
-    planned = parts(asked("large", size=(8192, 8192), large_own=8192, large_steps=50))
-    assert [(part.size[0], part.large) for part in planned] == [
+    planned = stages(asked("large", size=(8192, 8192), large_own=8192, large_steps=50))
+    assert [(stage.size[0], stage.large) for stage in planned] == [
         (1024, False),
         (2048, False),
         (4096, True),
@@ -172,27 +174,27 @@ def check_a_size_is_sampled_by_the_model_that_was_trained_nearer_to_it() -> None
     ]
     for task in ("restore", "upscale", "edit"):
         image = {"image": (3000, 4000), "mask": task == "edit", "large_own": 4096, "large_steps": 50}
-        assert parts(asked(task, **image))[0].large
-        assert not parts(asked(task, **image | {"large_own": 0}))[0].large
+        assert stages(asked(task, **image))[0].large
+        assert not stages(asked(task, **image | {"large_own": 0}))[0].large
 
 
 def check_without_a_model_for_them_images_grow_later() -> None:
     """As above its own size a model decides shapes badly."""
-    alone, with_large = parts(asked("large")), parts(asked("large", large_own=4096, large_steps=50))
+    alone, with_large = stages(asked("large")), stages(asked("large", large_own=4096, large_steps=50))
     assert alone[0].end == pytest.approx(0.206, abs=1e-3) and with_large[0].end == pytest.approx(0.371, abs=1e-3)
 
 
 def check_a_side_that_is_not_typed_keeps_the_aspect_ratio() -> None:
     image = {"image": (576, 1024)}
-    assert parts(asked("auto", size=(0, 2048), **image))[0].size == (1152, 2048)
-    assert parts(asked("upscale", size=(1152, 0), **image))[0].size == (1152, 2048)
-    assert parts(asked("upscale", **image))[0].size == (2304, 4096)
-    assert parts(asked("restore", size=(576, 0), **image))[0].size == (576, 1024)
+    assert stages(asked("auto", size=(0, 2048), **image))[0].size == (1152, 2048)
+    assert stages(asked("upscale", size=(1152, 0), **image))[0].size == (1152, 2048)
+    assert stages(asked("upscale", **image))[0].size == (2304, 4096)
+    assert stages(asked("restore", size=(576, 0), **image))[0].size == (576, 1024)
 
 
 def check_a_10k_image_is_planned_from_the_1k_layout() -> None:
-    planned = parts(asked("large", size=(10240, 10240)))
-    assert [part.size[0] for part in planned] == [1024, 1821, 3238, 5758, 10240]
+    planned = stages(asked("large", size=(10240, 10240)))
+    assert [stage.size[0] for stage in planned] == [1024, 1821, 3238, 5758, 10240]
 
 
 def check_pixels_go_back_to_latents(loaded: tuple[Models, Prompts]) -> None:

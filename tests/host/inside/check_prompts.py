@@ -27,7 +27,7 @@ from comfyui_l2p.nodes import clip_writer
 from comfyui_l2p.nodes.clip_writer import ClipWriter
 from comfyui_l2p.nodes.folders import datasets, prompt_files
 from comfyui_l2p.nodes.model.demo import load_demo
-from comfyui_l2p.nodes.prompts_node import Prompts
+from comfyui_l2p.nodes.prompts_node import L2PPrompts
 
 TURNS = (Turn("system", "Be {brief}."), Turn("user", "A fox."))
 
@@ -85,7 +85,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "input").mkdir()
     folder_paths.set_input_directory(str(tmp_path / "input"))
     folder_paths.set_output_directory(str(tmp_path / "output"))
-    monkeypatch.setattr(Prompts, "hidden", SimpleNamespace(unique_id=None), raising=False)
+    monkeypatch.setattr(L2PPrompts, "hidden", SimpleNamespace(unique_id=None), raising=False)
     yield tmp_path
     folder_paths.set_input_directory(before[0])
     folder_paths.set_output_directory(before[1])
@@ -94,7 +94,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def run(author: Any, **inputs: Any) -> Any:
     settings = {"name": "mine", "count": 6, "seed": 3, "temperature": 0.9, "rewrite": "", "rewrite_file": "none"}
     with torch.inference_mode():
-        return Prompts.execute(clip=author, **(settings | inputs)).result
+        return L2PPrompts.execute(clip=author, **(settings | inputs)).result
 
 
 def check_a_text_encoder_writes_by_its_seed(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +180,8 @@ def check_a_list_that_another_process_writes_is_left_alone(encoder: Any, places:
 
 @pytest.mark.parametrize("name", ["", " ", "..", "a/b", "../a", ".csv"])
 def check_names_stay_in_the_input_folder(places: Path, name: str) -> None:
-    assert Prompts.validate_inputs(name=name) is not True
-    assert Prompts.validate_inputs(name="mine") is True
+    assert L2PPrompts.validate_inputs(name=name) is not True
+    assert L2PPrompts.validate_inputs(name="mine") is True
     assert prompt_files.work_folder(" mine.csv ") == places / "output" / "l2p_prompts" / "mine"
 
 
