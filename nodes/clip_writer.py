@@ -118,12 +118,12 @@ def _check(clip: Any) -> None:
             "The CLIP is empty: connect Qwen3-4B, the text encoder of Z-Image; a checkpoint may have none."
         )
     if not hasattr(clip, "generate"):
-        raise ValueError("This version of ComfyUI generates no text: update ComfyUI.")
+        raise ValueError("This version of ComfyUI cannot generate text: update ComfyUI.")
     model = clip.cond_stage_model
     encoder = getattr(model, getattr(model, "clip", ""), None)
     network = getattr(encoder, "transformer", None)
     if CHATML_MARK not in getattr(clip.tokenizer, "llama_template", "") or not hasattr(network, "generate"):
         raise ValueError(
-            "This CLIP writes no prompts: connect Qwen3-4B, the text encoder of Z-Image, with Load CLIP, "
+            "This CLIP cannot write prompts: connect Qwen3-4B, the text encoder of Z-Image, with Load CLIP, "
             "qwen_3_4b.safetensors and the type lumina2."
         )

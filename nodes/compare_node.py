@@ -21,8 +21,8 @@ class CompareL2P(io.ComfyNode):
             node_id="L2PCompare",
             display_name="Compare L2P",
             category="L2P",
-            description="Draws the same prompts and seeds with a latent model and with its pixel model, and shows both "
-            "in the node: side by side, with a slider, or as the difference image at true size.",
+            description="Generates images of the same prompts and seeds with a latent model and with its pixel model, "
+            "and shows both in the node: side by side, with a slider, or as the difference image at true size.",
             search_aliases=[
                 "image compare",
                 "slider",
@@ -55,8 +55,8 @@ class CompareL2P(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="The first pair's seed; each further one takes the next. Both models draw from the same "
-                    "seed, but the noise of latents is not that of pixels, so details differ.",
+                    tooltip="The first pair's seed; each further pair uses the next one. Both models use the same "
+                    "seed, but latents and pixels have different noise, so details differ.",
                 ),
                 *width_and_height("0 is the pixel model's own size."),
                 io.Int.Input(
@@ -102,7 +102,7 @@ class CompareL2P(io.ComfyNode):
                 io.String.Input(
                     "negative",
                     default="",
-                    tooltip="A prompt to guide all images away from; not used where cfg is 1.",
+                    tooltip="A prompt to guide all images away from; not used if cfg is 1.",
                 ),
             ],
             outputs=[

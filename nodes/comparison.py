@@ -38,7 +38,9 @@ def size_of(pixel: Any, width: int, height: int) -> tuple[int, int]:
     """
     config = l2p_config(pixel)
     if config is None:
-        raise ValueError("pixel is not an L2P model: connect one of L2P Loader, and its latent source as source.")
+        raise ValueError(
+            "The input pixel is not an L2P model: connect one from L2P Loader, and its latent source as source."
+        )
     return chosen_size(config, width, height)
 
 

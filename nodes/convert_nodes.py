@@ -82,7 +82,7 @@ class ConvertToL2P(FileNode):
                     default=files.NO_FILE,
                     optional=True,
                     tooltip="A data set that Synthesize L2P Dataset made with this source: the new patch embedder is "
-                    "fitted to the source's own on its images, so that less has to be trained. For 1k only.",
+                    "fitted to the source's own on its images, which leaves less to train. For 1k only.",
                 )
             ],
         )

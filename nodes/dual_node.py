@@ -26,7 +26,7 @@ class DualLoader(io.ComfyNode):
             display_name="L2P Dual Loader",
             category="L2P",
             description="Loads a latent model and the L2P model made from it as two MODELs that share the frozen "
-            "blocks: for Hybrid Sampler and other graphs in both spaces, in little more memory than one of them.",
+            "blocks and take little more memory than one: for Hybrid Sampler and other graphs in both spaces.",
             search_aliases=["load diffusion model", "unet loader", "two models", "hybrid", "l2p", "加载模型", "双模型"],
             inputs=[
                 io.Combo.Input(

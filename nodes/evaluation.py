@@ -43,8 +43,8 @@ def of_batches(source: Tensor, pixel: Tensor) -> list[Pair]:
     """
     if len(source) != len(pixel):
         raise ValueError(
-            f"source_images has {len(source)} images and pixel_images {len(pixel)}: give both batches of the same "
-            "prompts and seeds."
+            f"source_images has {len(source)} images and pixel_images {len(pixel)}: connect two batches of the "
+            "same prompts and seeds."
         )
     return [
         Pair(

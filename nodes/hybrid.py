@@ -126,8 +126,8 @@ def _shift(model: Any) -> float:
     sampling = model.get_model_object("model_sampling")
     if not isinstance(sampling, comfy.model_sampling.CONST):
         raise ValueError(
-            f"{type(model.model).__name__} is not a flow matching model, and the spaces can change only between those: "
-            "use Z-Image, Lumina-2 or another source of L2P."
+            f"{type(model.model).__name__} is not a flow matching model, and only those can hand over between latents "
+            "and pixels: use Z-Image, Lumina-2 or another source of L2P."
         )
     # ModelSamplingFlux keeps the logarithm.
     is_flux = isinstance(sampling, comfy.model_sampling.ModelSamplingFlux)
@@ -146,7 +146,7 @@ def stopped_at(sigmas: Tensor) -> float:
         )
     if sigmas[-1] <= 0:
         raise ValueError(
-            "That sampling went to its end, so no noise is left: stop it half-way with Sigmas of a Part, or "
+            "That sampling ran to its end, so no noise is left: stop it half-way with Sigmas of a Part, or "
             "use Hybrid Sampler's restore or upscale for a finished image."
         )
     return float(sigmas[-1])
@@ -170,7 +170,7 @@ def require_l2p(model: Any) -> None:
     """Raises ValueError unless the MODEL works on pixels."""
     if not works_on_pixels(model):
         raise ValueError(
-            "This is a model which works on latents, not on pixels: connect an L2P model, from L2P Loader or L2P Demo."
+            "This model works on latents, not on pixels: connect an L2P model, from L2P Loader or L2P Demo."
         )
 
 

@@ -33,11 +33,10 @@ class HybridSampler(io.ComfyNode):
                     "task",
                     options=list(HYBRID_TASKS),
                     default=HYBRID_TASKS[0],
-                    tooltip="fast: latents first, pixels finish. detail: pixels throughout; larger images "
-                    "than the model's size grow from half. large: layout at the model's size, then growth to the "
-                    "size typed. edit: repaints the mask "
-                    "and nothing else. restore: brings back what a VAE lost in an image. upscale: an image to 4K. "
-                    "custom: fast with your switch. auto: by what is connected.",
+                    tooltip="fast: latents first, pixels finish. detail: pixels throughout; an image larger "
+                    "than the model's size grows from half its size. large: layout at the model's size, then growth to "
+                    "the size typed. edit: repaints the mask and nothing else. restore: brings back what a VAE lost in "
+                    "an image. upscale: an image to 4K. custom: fast with your switch. auto: chosen by what is connected.",
                 ),
                 io.Conditioning.Input("positive", tooltip="What the image should show, for both models."),
                 io.Conditioning.Input("negative", tooltip="What it should not show, for both models."),
@@ -74,13 +73,13 @@ class HybridSampler(io.ComfyNode):
                 io.Model.Input(
                     "large_model",
                     optional=True,
-                    tooltip="An L2P model for larger images (4k, 8k, 10k), which takes over.",
+                    tooltip="An L2P model for larger images (4k, 8k, 10k), which takes over at large sizes.",
                 ),
                 io.Conditioning.Input(
-                    "latent_positive", optional=True, tooltip="For a latent model that reads other prompts."
+                    "latent_positive", optional=True, tooltip="For a latent model with a text encoder of its own."
                 ),
                 io.Conditioning.Input(
-                    "latent_negative", optional=True, tooltip="For a latent model that reads other prompts."
+                    "latent_negative", optional=True, tooltip="For a latent model with a text encoder of its own."
                 ),
                 io.Image.Input("image", optional=True, tooltip="For edit, restore and upscale."),
                 io.Mask.Input(

@@ -117,7 +117,7 @@ class Demo(io.ComfyNode):
             search_aliases=["l2p example", "tiny model", "test model", "l2p", "示例", "微型模型"],
             hidden=[io.Hidden.unique_id],
             outputs=[
-                io.Model.Output(tooltip="For KSampler: 30 steps, cfg 2, euler, simple. A cfg of 8 tears the shapes."),
+                io.Model.Output(tooltip="For KSampler: 30 steps, cfg 2, euler, simple. cfg 8 distorts the shapes."),
                 io.Clip.Output(tooltip="Knows the words of its own captions only."),
             ],
         )

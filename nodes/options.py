@@ -15,7 +15,9 @@ WEIGHT_DTYPES = {
 FROM_MODEL = -1
 """The value that stands for the model's published steps or guidance."""
 
-UNTRAINED = "This is a pixel initialisation that nobody has trained yet: it makes noise. Train it with Train L2P first."
+UNTRAINED = (
+    "This is a pixel initialisation that has not been trained: it generates noise. Train it with Train L2P first."
+)
 """A note shown wherever such a model is used."""
 
 PUBLISHED = "L2P (published)"

@@ -33,7 +33,7 @@ def aspect_input() -> io.Combo.Input:
         options=[AS_TYPED, *ASPECTS],
         default=AS_TYPED,
         optional=True,
-        tooltip="A shape for an image of the area that the model was trained at; width and height are not used then.",
+        tooltip="An aspect ratio, at the area that the model was trained at; width and height are then not used.",
     )
 
 

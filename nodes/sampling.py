@@ -71,8 +71,7 @@ def sample_image(
             raise ValueError("A mask needs an image to inpaint: connect one, or disconnect the mask.")
         if settings.denoise < 1.0:
             raise ValueError(
-                f"denoise is {settings.denoise}, but there is no image to keep anything of: connect an image, or "
-                "set denoise to 1."
+                f"denoise is {settings.denoise}, which needs an image to start from: connect one, or set denoise to 1."
             )
         width, height = chosen_size(model.model.l2p, width, height, aspect)
         check_memory(model, batch, height, width)

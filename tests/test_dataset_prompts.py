@@ -39,7 +39,7 @@ def test_tabs_and_json_lines(tmp_path: Path) -> None:
         ("p.csv", 'prompt\n"a fox\n', "line 2: the quotes do not match"),
         ("p.csv", "words\na fox\n", "has no column named prompt or text or caption"),
         ("p.jsonl", '{"text": "a fox"}\n{"words": 1}\n', "line 2: it has no caption"),
-        ("p.txt", "\n \n", "holds no prompt: write one a line"),
+        ("p.txt", "\n \n", "contains no prompt: write one per line"),
         ("p.docx", "a fox", "is not a list of prompts"),
         ("gone/p.txt", None, "cannot be read"),
     ],

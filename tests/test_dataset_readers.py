@@ -83,8 +83,8 @@ def test_json_lines(tmp_path: Path) -> None:
     assert reasons(listing) == {
         "metadata.jsonl line 4": "image and caption must be texts",
         "metadata.jsonl line 5": "it is not a JSON object",
-        "metadata.jsonl line 6": "it holds half a character (a lone surrogate)",
-        "metadata.jsonl line 7": "it is not valid JSON: write one object in braces a line",
+        "metadata.jsonl line 6": "it contains half a character (a lone surrogate)",
+        "metadata.jsonl line 7": "it is not valid JSON: write one object in braces per line",
     }
     assert listing.unlisted == 1
 

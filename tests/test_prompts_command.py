@@ -186,7 +186,7 @@ def test_a_list_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     path.write_text(f"# mine\na fox\n{prompt(1)}\n", encoding="utf-8")
     assert main(["prompts", "check", str(path)]) == 0
     found = capsys.readouterr()
-    assert f"Characters: 5 to {len(prompt(1))}, half of them up to 5." in found.out
+    assert f"Characters: 5 to {len(prompt(1))}, median 5." in found.out
     assert "skipped as a comment in mine.txt" in found.err
 
 

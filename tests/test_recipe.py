@@ -151,12 +151,12 @@ def test_a_recipe_of_version_0_1_with_an_emoji_is_read() -> None:
     {"model": {"base": "caf\udce9"}}, {"watch": {"prompts": ["a", "\ud83d"]}}, {"delta": {"author": "\ude00"}},
 ], ids=str)  # fmt: skip
 def test_half_a_character_is_refused_before_a_run_begins(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"(base|prompts|author) holds half a character .*rename the file"):
+    with pytest.raises(ValueError, match=r"(base|prompts|author) contains half a character .*rename the file"):
         recipes.parse(SMALLEST | values)
 
 
 def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="The path .*caf.udce9.* holds half a character"):
+    with pytest.raises(ValueError, match="The path .*caf.udce9.* contains half a character"):
         recipes.with_paths(recipes.parse({"model": {"base": "base.safetensors"}}), tmp_path / "caf\udce9")
 
 

@@ -169,7 +169,7 @@ def test_a_run_is_refused_before_anything_is_made_where_the_disk_is_too_small(
     filler = fill(small, whole.bytes // 2)
     assert main(command) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "GB of the disk: " in said and f"The disk of {small / 'run'} has only" in said
+    assert "GB of disk space: " in said and f"The disk of {small / 'run'} has only" in said
     assert not RunFolder(small / "run").recipe.exists() and not RunFolder(small / "run").init.exists()
     filler.unlink()
     assert main(command) == 0
@@ -256,12 +256,12 @@ def test_the_copy_that_is_published_is_part_of_the_plan(
     assert beside.bytes == alone.bytes + saved_sizes(config, recipe.training)[1]
     assert elsewhere.bytes == alone.bytes and not elsewhere.complaint()
     fill(small, 1000)
-    assert f"The disk of {small}, where the delta goes" in elsewhere.complaint()
+    assert f"The disk of {small}, where the delta is copied" in elsewhere.complaint()
 
 
 def test_the_plan_states_the_disk(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     arguments(folder, folder / "run")
     assert main(["plan", str(folder / "recipe.toml")]) == 0
-    assert "GB of the disk: " in capsys.readouterr().out
+    assert "GB of disk space: " in capsys.readouterr().out
     assert main(["plan", "tiny"]) == 0
     assert main(["plan", "z-image-1k-16gb"]) == 0 and "the state before it" in capsys.readouterr().out

@@ -97,7 +97,7 @@ def test_time_is_stated_from_measured_steps_alone(
         (forecast,) = notes
         return forecast
 
-    unknown = "How long training takes is known after its first steps."
+    unknown = "The training time is known after the first steps."
     assert unknown in stated("run")
     assert loop.train(recipe, folder / "run").finished
     lines = read_metrics(RunFolder(folder / "run").metrics)

@@ -91,7 +91,7 @@ def test_without_any_the_report_says_so(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     source_images.write(folder, recipe(["a red circle"], "renderings", base="other.safetensors"), tiny_data(), 64)
     picture, text = shown(folder, torch.ones(1, 3, 64, 64), ["a red circle"])
-    assert picture.shape == (128, 128, 3) and "There are no images of the source beside them" in text
+    assert picture.shape == (128, 128, 3) and "images are missing: the data set has none" in text
     assert not folder.source_images.exists()
 
 

@@ -236,7 +236,7 @@ def test_the_settings_follow_the_workflow_and_not_its_seed() -> None:
         ("{", "is not valid JSON"),
         ("[]", "is not a workflow in API format"),
         ('{"nodes": [], "links": []}', "export it in API format"),
-        (json.dumps(WORKFLOW).replace("{prompt}", "a fox"), "holds {prompt}: write that for the positive prompt"),
+        (json.dumps(WORKFLOW).replace("{prompt}", "a fox"), "contains {prompt}: write it as the positive prompt"),
         (json.dumps(WORKFLOW).replace('"seed"', '"number"'), "has an input named seed or noise_seed"),
     ],
 )

@@ -79,11 +79,12 @@ FIXED = [
     "Stopped; run it again to resume from the last save.",
     "Tiny L2P model, 64 x 64 pixels. In KSampler: 30 steps, cfg 2, euler, simple.",
     "L2P 4k model, 4096 x 4096 pixels. In KSampler: 50 steps, cfg 4, euler, simple.",
-    "This is a pixel initialisation that nobody has trained yet: it makes noise. Train it with Train L2P first.",
+    "This is a pixel initialisation that has not been trained: it generates noise. Train it with Train L2P first.",
     "Needs about 0.1 GB of memory: frozen weights 0.0053, trained weights 0.011, optimiser 0.021, averages 0.011, "
-    "gradients 0.004, activations 0.084. Nothing is checkpointed. Needs about 0.1 GB of the disk: initialisation 0.008"
-    ", state 0.043, the state before it, until a save succeeds 0.043, delta 0.011, its published copy 0.011, "
-    "montages 0.1, metrics and report 0.0035, images to train on 0.1, of which 0.008 are there already.",
+    "gradients 0.004, activations 0.084. Nothing is checkpointed. Needs about 0.1 GB of disk space: "
+    "initialisation 0.008, state 0.043, the state before it, until a save succeeds 0.043, delta 0.011, its "
+    "published copy 0.011, montages 0.1, metrics and report 0.0035, images to train on 0.1, of which 0.008 exist "
+    "already.",
     "Needs about 9.1 GB of GPU memory: streamed weights 0.0053, gathered blocks 0.011, the GPU's driver 0.021; and "
     "2.1 GB of RAM: trained weights 1.2. 3 of 30 blocks keep their activations and are not recomputed.",
     "Resuming after step 40 of 100.",

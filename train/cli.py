@@ -101,7 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands: _Commands) -> None:
-    parser = _command(commands, "demo", "convert, train, sample, score and draw the bundled tiny model, live")
+    parser = _command(
+        commands, "demo", "convert, train, sample and score the bundled tiny model, live, and draw a figure"
+    )
     parser.add_argument("--output", type=typed, default=Path("demo"), help="folder for the figure and all other files")
     parser.add_argument("--steps", type=_positive, default=None, help="training steps (default: the recipe's)")
     parser.add_argument("--seed", type=Number(SEED), default=0, help="seed of the initialisation and the training")
@@ -197,12 +199,14 @@ def _add_benchmark(commands: _Commands) -> None:
 
     formats.set_defaults(command=run_formats)
 
-    depth = _command(kinds, "depth", "whether a model overfitted on a ramp of 4,096 levels of 16 bits keeps them apart")
+    depth = _command(kinds, "depth", "whether a model overfitted on a 16-bit ramp of 4,096 levels keeps them apart")
     depth.add_argument(
         "--output", type=typed, default=Path("runs/depth"), help="folder; a run is resumed from its last save"
     )
     depth.add_argument("--steps", type=_positive, default=None, help="training steps (default: 500)")
-    depth.add_argument("--quick", action="store_true", help="16 levels, 2 steps: a check that it runs, no measurement")
+    depth.add_argument(
+        "--quick", action="store_true", help="16 levels, 2 steps: a check that it runs, not a measurement"
+    )
 
     def run_depth(args: argparse.Namespace) -> None:
         from .benchmark.depth import benchmark_depth
@@ -212,7 +216,7 @@ def _add_benchmark(commands: _Commands) -> None:
     depth.set_defaults(command=run_depth)
 
     transfer = _command(
-        kinds, "transfer", "what transfer keeps of the tiny source, and starts, policies, images and noise compared"
+        kinds, "transfer", "what transfer keeps of the tiny source, compared over starts, policies, images and noise"
     )
     transfer.add_argument(
         "--output", type=typed, default=Path("runs/transfer"), help="folder; finished stages are kept"
@@ -247,10 +251,10 @@ def _add_benchmark_hybrid(kinds: _Commands) -> None:
     hybrid = _command(kinds, "hybrid", "latents, pixels, hand-over and growth compared on the bundled models")
     hybrid.add_argument("--output", type=typed, default=Path("runs/hybrid"), help="folder; finished rows are kept")
     hybrid.add_argument("--captions", type=_positive, default=96, help="captions of each pass")
-    hybrid.add_argument("--seeds", type=_positive, default=3, help="passes with other noise")
+    hybrid.add_argument("--seeds", type=_positive, default=3, help="number of passes, each with its own noise")
     hybrid.add_argument("--world", choices=("shapes", "scenes"), default="shapes", help="the tiny world to measure in")
     hybrid.add_argument("--pixels", type=typed, metavar="FILE", help="a pixel model of that world's source")
-    hybrid.add_argument("--large", type=typed, metavar="FILE", help="one for larger images, to grow into")
+    hybrid.add_argument("--large", type=typed, metavar="FILE", help="a pixel model for larger images, to grow into")
 
     def run(args: argparse.Namespace) -> None:
         from .benchmark.hybrid import benchmark_hybrid

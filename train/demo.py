@@ -58,7 +58,7 @@ def demo(output: Path, steps: int | None = None, seed: int = 0) -> None:
     FOLDER.check(output)
     with folder.held(note):
         if folder.recipe.exists() and not _is_demo_recipe(folder.recipe):
-            print(f"A run that is no demo was moved to {folder.set_aside()}.")
+            print(f"A run that was not a demo's was moved to {folder.set_aside()}.")
         folder.clear()
         FOLDER.mark(output)
         folder.begin(recipe)
@@ -119,7 +119,7 @@ def _demo(recipe: Recipe, folder: RunFolder) -> None:
     _draw(output / PICTURE, folder, results)
     print()
     print(score_table({name: scored.scores for name, scored in results.items()}, source=SOURCE_NAME))
-    print(f"\n{output / PICTURE} shows it. {time.monotonic() - started:.0f} seconds.")
+    print(f"\n{output / PICTURE} shows the result. The demo took {time.monotonic() - started:.0f} seconds.")
 
 
 def fitted(recipe: Recipe) -> Recipe:

@@ -91,7 +91,7 @@ def _note_count(benchmark: Benchmark, prompts: Sequence[Prompt]) -> None:
     if len(prompts) != benchmark.count:
         print(
             f"{benchmark.title} as published has {benchmark.count} prompts and this copy {len(prompts)}: the scores "
-            "will not compare with published ones.",
+            "are not comparable with published ones.",
             file=sys.stderr,
         )
 
@@ -123,7 +123,7 @@ def _hosts(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Pro
 def _tiny_source(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Prompt]) -> Made:
     for name in ("delta", "side", "encoder", "tokenizer", "shift", "tile", "device"):
         if getattr(args, name) is not None:
-            raise ValueError(f"--{name} does not concern the tiny source: remove it.")
+            raise ValueError(f"--{name} has no effect on the tiny source: remove it.")
     source = TinySource()
     for prompt in prompts:
         source.words.encode(prompt.text)  # unknown words are reported before anything is generated

@@ -90,9 +90,9 @@ def _add_benchmark(kinds: Commands, key: str) -> None:
 
 
 def _add_scores(kinds: Commands) -> None:
-    parser = command(kinds, "scores", "read what the benchmarks' scorers wrote, beside the source's scores")
+    parser = command(kinds, "scores", "show the results of the benchmarks' scorers beside the source's")
     parser.add_argument(
-        "pixel", type=typed, nargs="+", metavar="FILE", help="result of a scorer for the pixel model, one a benchmark"
+        "pixel", type=typed, nargs="+", metavar="FILE", help="a scorer's result for the pixel model, one per benchmark"
     )
     parser.add_argument(
         "--source", type=typed, nargs="+", default=[], metavar="FILE", help="results for the source, same benchmarks"

@@ -44,7 +44,7 @@ def add_convert(commands: Commands) -> None:
         help="factor on the channels of the Detailer Head",
     )  # fmt: skip
     parser.add_argument("--layout", choices=("comfy", "diffusers"), default="comfy", help="key layout of TARGET")
-    parser.add_argument("--keys", action="store_true", help="print what becomes of every key, not only the counts")
+    parser.add_argument("--keys", action="store_true", help="print the fate of every key, not only the counts")
     parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
     add_about(parser)
 

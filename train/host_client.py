@@ -92,7 +92,7 @@ class HostClient:
         except urllib.error.HTTPError as error:
             raise HostRefused(_refusal(error.read(_REFUSAL_BYTES))) from error
         if "prompt_id" not in answer:
-            raise HostRefused("its answer names no workflow, unlike ComfyUI's")
+            raise HostRefused("its answer does not name a workflow, as ComfyUI's does")
         return str(answer["prompt_id"])
 
     def _wait(self, id: str, stopped: Callable[[], bool]) -> Json:

@@ -58,7 +58,10 @@ def add_sample(commands: Commands) -> None:
     _add_captions(parser)
     _add_images(parser)
     add_sampling(parser).add_argument(
-        "--denoise", type=Number(ranges.DENOISE), default=1.0, help="with --init: share of the schedule, above 0 to 1"
+        "--denoise",
+        type=Number(ranges.DENOISE),
+        default=1.0,
+        help="with --init: share of the schedule that is sampled, above 0 to 1",
     )
 
     def run(args: argparse.Namespace) -> None:
@@ -97,7 +100,10 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     side = "in pixels, any number (default: the variant's, or in the shape of --init)"
     group.add_argument(
-        "--output", type=typed, default=Path("l2p.png"), help="PNG, TIFF or EXR file; several seeds are numbered"
+        "--output",
+        type=typed,
+        default=Path("l2p.png"),
+        help="PNG, TIFF or EXR file; with several seeds, numbered files",
     )
     group.add_argument(
         "--depth", choices=("8", "16", "float"), default=None,
@@ -136,7 +142,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "(default: the first that fits into free memory)",
     )  # fmt: skip
     group.add_argument(
-        "--compile", action="store_true", help="compile the model's blocks first: minutes once, then faster steps"
+        "--compile", action="store_true", help="compile the model's blocks first: takes minutes, then steps are faster"
     )
     group.add_argument(
         "--device", default=None,

@@ -49,7 +49,7 @@ class OwnFolder:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / self.marker).exists():
-            text = f"This folder was created by {self.owner}, which replaces its results the next time.\n"
+            text = f"This folder was created by {self.owner}, which replaces its results on its next run.\n"
             write_bytes(folder / self.marker, text.encode())
 
     def _is_replaced(self, name: str) -> bool:

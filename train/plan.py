@@ -131,5 +131,5 @@ def _config(name: str, recipe: Recipe, folder: Path, given: bool) -> PixelConfig
         return pixel_config(recipe.model, folder / "init.safetensors")
     first, *others = SOURCES.values()
     row = next((row for row in others if row.recipe and name.startswith(row.recipe)), first)
-    print(f"{base} does not exist yet; planned for {row.title} as published.")
+    print(f"{base} does not exist yet; the plan is for {row.title} as published.")
     return row.config().with_head(recipe.model.variant, recipe.model.head_width)

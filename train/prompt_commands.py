@@ -92,7 +92,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     writing = parser.add_argument_group("writing")
     writing.add_argument("--seed", type=Number(ranges.SEED), default=0, help="seed of the texts")
     writing.add_argument(
-        "--temperature", type=Number(ranges.TEMPERATURE), default=0.9, help="of sampling; lower is safer, higher freer"
+        "--temperature",
+        type=Number(ranges.TEMPERATURE),
+        default=0.9,
+        help="of sampling; lower is safer, higher is freer",
     )
     writing.add_argument(
         "--at-once", type=Number(ranges.WORKERS), default=1, metavar="N",
@@ -100,16 +103,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     disk = parser.add_argument_group("with --model")
     disk.add_argument("--device", default=None, help="torch device, such as cpu or cuda (default: a GPU if any)")
-    disk.add_argument(
-        "--download", action="store_true", help="MODEL is a name on the Hugging Face hub, to be downloaded"
-    )
+    disk.add_argument("--download", action="store_true", help="download MODEL, a name on the Hugging Face hub")
     server = parser.add_argument_group("with --server")
     server.add_argument("--name", default=None, help="the model's name there (default: its only one)")
     server.add_argument(
-        "--tokens", type=Number(ranges.TOKENS), default=400, help="most tokens of an answer, thinking included"
+        "--tokens", type=Number(ranges.TOKENS), default=400, help="maximum tokens of an answer, including thinking"
     )
     server.add_argument(
         "--patience", type=Number(ranges.SECONDS), default=60, metavar="SECONDS",
         help="how long to wait for a server that does not answer",
     )  # fmt: skip
-    server.add_argument("--remote", action="store_true", help="ADDRESS may be another machine")
+    server.add_argument("--remote", action="store_true", help="allow an ADDRESS of another machine")

@@ -89,7 +89,7 @@ class ModelWriter:
             raise ValueError(f"{folder} cannot be loaded as a language model: {first}") from error
         if not tokenizer.chat_template and CHATML_MARK not in tokenizer.get_vocab():
             raise ValueError(
-                f"The tokenizer of {folder} has no chat template: take a model that is trained to follow instructions, "
+                f"The tokenizer of {folder} has no chat template: use a model that was trained to follow instructions, "
                 "such as Qwen3-4B."
             )
         return model.to(self._device).eval(), tokenizer

@@ -56,7 +56,7 @@ def check_command(args: argparse.Namespace) -> None:
     rows = [[reasons.TEXTS[reason], str(counts[reason])] for reason in reasons.TEXTS if counts[reason]]
     lengths = sorted(len(one.text) for one in found)
     print(table(["prompts", str(len(found))], [*rows, ["without a problem", str(len(good))]]))
-    print(f"\nCharacters: {lengths[0]} to {lengths[-1]}, half of them up to {lengths[(len(lengths) - 1) // 2]}.")
+    print(f"\nCharacters: {lengths[0]} to {lengths[-1]}, median {lengths[(len(lengths) - 1) // 2]}.")
     if args.report:
         write_bytes(args.report, report.of_check(args.file.name, found))
     if args.output:

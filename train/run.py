@@ -89,7 +89,9 @@ def cache(name: str, output: Path | None = None, paths: PathOverrides | None = N
     of_encoder = None if device is None else named(device)
     recipe, folder = read_recipe(name, output, paths or PathOverrides())
     if recipe.data.kind != "folder":
-        raise ValueError(f"Data of kind {recipe.data.kind!r} brings its captions: there is nothing to cache.")
+        raise ValueError(
+            f"Data of kind {recipe.data.kind!r} has captions that need no encoding: there is nothing to cache."
+        )
     captions, run = captions_of(recipe, folder, of_encoder), RunFolder(folder)
     with shown(0) as hooks, run.held(hooks.note, "checks images and encodes captions"):
         found = preparation.prepare_data(recipe, run, pixel_config(recipe.model, run.init), captions, hooks)

@@ -46,7 +46,8 @@ class Workflow:
         self._nodes = {id: _unsaved(node) for id, node in nodes.items()}
         if not any(PLACEHOLDER in value for *_, value in self._texts()):
             raise ValueError(
-                f"No text in {name} holds {PLACEHOLDER}: write that for the positive prompt, then export it again."
+                f"No text in {name} contains {PLACEHOLDER}: write it as the positive prompt, then export the workflow "
+                "again."
             )
         self._seeds = list(dict.fromkeys(self._seed_places()))
         if not self._seeds:

@@ -59,8 +59,8 @@ const CHINESE = [
   [`Needs about ${NUMBER} GB of memory: `, "约需 $1 GB 内存："],
   [`Needs about ${NUMBER} GB of GPU memory: `, "约需 $1 GB 显存："],
   [`; and ${NUMBER} GB of RAM: `, "；另需 $1 GB 内存："],
-  [`Needs about ${NUMBER} GB of the disk: `, "约需 $1 GB 磁盘空间："],
-  [`, of which ${NUMBER} are there already`, "，其中 $1 已存在"],
+  [`Needs about ${NUMBER} GB of disk space: `, "约需 $1 GB 磁盘空间："],
+  [`, of which ${NUMBER} exist already`, "，其中 $1 已存在"],
   [`frozen weights ${NUMBER}`, "冻结的权重 $1"],
   [`trained weights ${NUMBER}`, "训练的权重 $1"],
   [`streamed weights ${NUMBER}`, "流式传输的权重 $1"],
@@ -84,7 +84,7 @@ const CHINESE = [
     `${NUMBER} of ${NUMBER} blocks keep their activations and are not recomputed`,
     "保留激活值、不重新计算的块：$1，共 $2",
   ],
-  ["How long training takes is known after its first steps", "训练所需时间在最初几步之后得知"],
+  ["The training time is known after the first steps", "训练所需时间在最初几步之后得知"],
   [`The remaining ${NUMBER} steps take about ${NUMBER} `, "余下 $1 步约需 $2 "],
   ["seconds, without saves and montages: a step took ", "秒（不含保存与拼图）；每步用时 "],
   ["minutes, without saves and montages: a step took ", "分钟（不含保存与拼图）；每步用时 "],
@@ -119,7 +119,7 @@ const CHINESE = [
   [`L2P (\\w+) model, ${NUMBER} x ${NUMBER} pixels`, "L2P $1 模型，$2 x $3 像素"],
   [`In KSampler: ${NUMBER} steps, cfg ${NUMBER}, euler, simple\\.`, "KSampler 设置：$1 步、cfg $2、euler、simple。"],
   [
-    "This is a pixel initialisation that nobody has trained yet: it makes noise. Train it with Train L2P first",
+    "This is a pixel initialisation that has not been trained: it generates noise. Train it with Train L2P first",
     "这是尚未训练的像素初始化模型，只会生成噪声。请先用“训练 L2P”训练",
   ],
   [

@@ -100,7 +100,7 @@ def open_folder(
     total = len(images) + problems.count(bad)
     problems.check_share(bad, total, max_bad_share)
     if not images:
-        raise ValueError(f"{source} holds no image that can be read: {bad[0]}.")
+        raise ValueError(f"{source} contains no image that can be read: {bad[0]}.")
     notes = _notes(listing, bad, total, images)
     rounded = [f"{name} ({info.rounded} bits)" for name, info in found.items() if info.rounded]
     if rounded:
@@ -116,7 +116,7 @@ def open_folder(
     if changed:
         notes.append(
             f"{_images(len(changed))} changed since this run last read them: {some(changed)}. Its earlier steps were "
-            "trained on the images as they were; begin anew to train on the new ones alone."
+            "trained on the old images; restart the run to train on the new ones only."
         )
     return ImageFolder(listing.folder, images, bad, total, notes, _fingerprint(images))
 

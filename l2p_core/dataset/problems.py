@@ -58,7 +58,7 @@ def check_share(problems: Sequence[Problem], total: int, max_share: float) -> No
     raise TooManyProblems(
         "\n".join(
             [
-                f"{bad} of {total} samples are bad, more than {max_share:.0%}: repair them, take them out, "
+                f"{bad} of {total} samples are bad, more than {max_share:.0%}: repair or remove them, "
                 "or allow a larger share.",
                 *lines,
             ]

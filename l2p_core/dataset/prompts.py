@@ -44,7 +44,7 @@ def from_text(text: str) -> list[str]:
         ValueError: if the text contains half a character, which no file can hold.
     """
     if not tables.is_text(text):
-        raise ValueError("The prompts hold half a character (a lone surrogate): type them anew.")
+        raise ValueError("The prompts contain half a character (a lone surrogate): type them again.")
     return _each_once(line for line in _lines(text) if not _is_comment(line))
 
 
@@ -78,5 +78,5 @@ def _each_once(prompts: Iterable[str]) -> list[str]:
 def _some(prompts: Iterable[str], path: Path) -> list[str]:
     found = [prompt.strip() for prompt in prompts if prompt.strip()]
     if not found:
-        raise ValueError(f"{path} holds no prompt: write one a line.")
+        raise ValueError(f"{path} contains no prompt: write one per line.")
     return found

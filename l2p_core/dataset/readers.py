@@ -205,7 +205,7 @@ def _nothing(source: Path, listing: Listing) -> str:
     if listing.problems:
         wrong = [f"{table} is not read" for table in listing.skipped if table.endswith(")")]
         shown = "; ".join([*wrong, *map(str, listing.problems)][:5])
-        return f"{source} holds no image that can be trained on: {shown}."
+        return f"{source} contains no image that can be trained on: {shown}."
     return (
         f"{source} holds no captioned images: put a metadata.csv with the columns image,prompt,seed there, or a text "
         "file beside each image."

@@ -217,7 +217,7 @@ def _read_lines(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
 def _json_fault(line: str) -> str:
     if line.endswith(","):
         return f"{_NOT_JSON}: remove the comma at its end"
-    return f"{_NOT_JSON}: write one object in braces a line"
+    return f"{_NOT_JSON}: write one object in braces per line"
 
 
 def _read_json(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
@@ -282,7 +282,7 @@ def _add(table: Table, line: int, values: Mapping[str, Any]) -> None:
         table.problems.append(Problem(f"line {line}", "image and caption must be texts"))
         return
     if not is_text(image) or not is_text(caption or ""):
-        table.problems.append(Problem(f"line {line}", "it holds half a character (a lone surrogate)"))
+        table.problems.append(Problem(f"line {line}", "it contains half a character (a lone surrogate)"))
         return
     try:
         seed = _seed(values.get("seed"))

@@ -57,8 +57,8 @@ class DiskPlan:
 
     def sentence(self) -> str:
         """The needs as a sentence."""
-        there = f", of which {gigabytes(self.present)} are there already" if self.present else ""
-        return f"Needs about {gigabytes(self.bytes)} GB of the disk: {listed(self.parts)}{there}."
+        there = f", of which {gigabytes(self.present)} exist already" if self.present else ""
+        return f"Needs about {gigabytes(self.bytes)} GB of disk space: {listed(self.parts)}{there}."
 
     def with_captions(self, folder: Path, size: int) -> DiskPlan:
         """The plan including caption features still to be encoded into a folder, which may be on another disk."""
@@ -84,8 +84,8 @@ class DiskPlan:
             size = self.parts_of(self.training)["delta"]
             if size > there:
                 return (
-                    f"The disk of {copy}, where the delta goes when training is done, has only {gigabytes(there)} GB "
-                    f"free, and needs {gigabytes(size)} GB: make room there."
+                    f"The disk of {copy}, where the delta is copied after training, has only {gigabytes(there)} GB "
+                    f"free, and {gigabytes(size)} GB are needed: make room there."
                 )
         if self.captions and CAPTIONS not in self.parts:
             complaint = captions_complaint(*self.captions)

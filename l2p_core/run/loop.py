@@ -156,7 +156,7 @@ class Run:
         if not all_finite(self.trainer):
             raise ValueError(
                 f"{self.folder.state} holds weights that are not finite numbers, so it cannot be resumed: "
-                "begin anew with a lower learning rate."
+                "restart the run with a lower learning rate."
             )
 
     def _resumed(self) -> str:

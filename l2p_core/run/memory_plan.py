@@ -44,7 +44,7 @@ def workload(recipe: Recipe, config: PixelConfig, parts: int = 1) -> Workload:
     batch = max(1, recipe.data.batch_size // parts)
     if batch * side * side > _MOST_PIXELS:
         raise ValueError(
-            f"A micro-batch of {batch} images of {side} x {side} pixels is more than any device holds: lower [data] "
+            f"A micro-batch of {batch} images of {side} x {side} pixels exceeds what any device can hold: lower [data] "
             "batch_size or size."
         )
     return Workload(batch, side, side, tokens)
@@ -116,8 +116,8 @@ def after_running_out(recipe: Recipe, config: PixelConfig, ranks: Ranks) -> Memo
         advice = "train fewer blocks, or use a device with more memory"
     where = "The GPU's memory" if has_own_memory(ranks.device.type) else "RAM"
     return MemoryRanOut(
-        f"{where} ran out, though the run was planned to need about {gigabytes(plan.device_bytes)} GB: other "
-        f"programs may hold too much of it. The last save is kept. Close them, or {advice}."
+        f"{where} ran out, although the plan was about {gigabytes(plan.device_bytes)} GB: other programs may use too "
+        f"much of it. The last save is kept. Close other programs, or {advice}."
     )
 
 

@@ -104,7 +104,7 @@ def sentence(pace: Pace | None, left: int, folder: Path) -> str:
     if not left:
         return ""
     if pace is None:
-        return "How long training takes is known after its first steps."
+        return "The training time is known after the first steps."
     there = "this run" if pace.folder.resolve() == folder.resolve() else f"the run {pace.folder.name}"
     return (
         f"The remaining {left} steps take about {duration(left * pace.seconds)}, without saves and montages: a step "

@@ -144,7 +144,7 @@ def _begin(recipe: Recipe, folder: RunFolder, anew: bool, hooks: Hooks) -> None:
     if there.state.exists() or there.delta.exists():
         hooks.note(f"The previous run was moved to {aside}, complete: delete that folder when you no longer need it.")
     else:
-        hooks.note(f"Files that {folder.path} had under names of a run's files were moved to {aside}.")
+        hooks.note(f"Files in {folder.path} with the names of a run's files were moved to {aside}.")
 
 
 def _initialisation(recipe: Recipe, folder: RunFolder, found: RunData, hooks: Hooks, ranks: Ranks) -> Path:
@@ -180,7 +180,7 @@ def _enough_beside(plan: disk.DiskPlan, processes: int, hooks: Hooks, folder: Pa
     whole = plan.with_captions(folder, size)
     whole.refuse_if_too_much(processes)
     if size * 100 >= whole.bytes:
-        hooks.note(f"Caption features still to be encoded need about {gigabytes(size)} GB of the disk beside that.")
+        hooks.note(f"Caption features still to be encoded need about {gigabytes(size)} GB of disk space in addition.")
 
 
 def prepare_data(

@@ -25,7 +25,9 @@ from .toml_text import BACKSLASHES, read_toml, toml_value
 TINY = "tiny"
 """The name of the bundled source, used in place of a path."""
 
-_HALF = "holds half a character (a lone surrogate), which no recipe can store: rename the file, or type the text again"
+_HALF = (
+    "contains half a character (a lone surrogate), which no recipe can store: rename the file, or type the text again"
+)
 
 _Section = TypeVar("_Section")
 
@@ -245,7 +247,7 @@ def _check_names(values: Mapping[str, Any], known: Mapping[str, Any], where: str
     for name in values:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            advice = f"did you mean '{nearest[0]}'?" if nearest else f"it knows {', '.join(known)}."
+            advice = f"did you mean '{nearest[0]}'?" if nearest else f"its keys are {', '.join(known)}."
             raise ValueError(f"{where} has no key '{name}': {advice}")
 
 

@@ -24,8 +24,8 @@ from .montage import file_content
 from .recipe import Recipe
 
 _NONE = (
-    "There are no images of the source beside them: the data set holds none that was generated from these captions, "
-    "and the latent source cannot be sampled without its VAE. Use captions of the data set as montage prompts to see "
+    "The source's images are missing: the data set has none that was generated from these captions, and "
+    "the latent source cannot be sampled without its VAE. Use captions of the data set as montage prompts to see "
     "both."
 )
 _FROM_DATA, _SAMPLED = "taken from the data set", "sampled from the source with the montage's seeds"

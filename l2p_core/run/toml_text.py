@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-BACKSLASHES = "a path with \\ goes into single quotes, or is written with /"
+BACKSLASHES = "write a path with \\ in single quotes, or with /"
 """Advice for Windows paths."""
 
 _PAIR = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")

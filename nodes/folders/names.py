@@ -33,8 +33,8 @@ def below(folder: Path, name: str) -> Path | None:
             )
         if WINDOWS and part not in ("", ".", "..") and _is_refused(part):
             raise ValueError(
-                f'Windows lets no file or folder be called {part!r}: give a name without < > : " | ? *, without a '
-                "dot or a space at an end, and not of a device, such as con."
+                f'Windows does not allow the name {part!r}: choose one without < > : " | ? *, without a dot or a space '
+                "at an end, that is not the name of a device, such as con."
             )
     return inside(folder, name)
 

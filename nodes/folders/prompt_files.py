@@ -40,7 +40,10 @@ def list_file(name: str) -> Path:
     if not name.strip(". "):
         raise ValueError("The name of the list is empty: give it one.")
     if path is None or path.parent != inputs:
-        raise ValueError(f"The name {name!r} has a folder in it: the list goes to the input folder itself.")
+        raise ValueError(
+            f"The name {name!r} contains a folder, and the list is saved in the input folder itself: "
+            "give a name without it."
+        )
     return path
 
 
@@ -64,6 +67,6 @@ def check_list(path: Path, written: set[str]) -> None:
         own = False
     if not own:
         raise ValueError(
-            f"There is a file {path.name!r} in the input folder with prompts of another kind: choose another name, or "
-            "move that file away."
+            f"The input folder has a file {path.name!r} with prompts that were not written here: choose another name, "
+            "or move that file away."
         )

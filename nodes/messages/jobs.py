@@ -58,7 +58,11 @@ def extract_delta(
         trained, base, target, dtype=dtype, about=stated(**(about or {})), overwrite=overwrite, progress=progress_bar()
     )
     described = card.write(target)
-    said = f"{described.name}: the model card" if described else f"{card.place(target).name} is your own and was kept"
+    said = (
+        f"{described.name}: the model card"
+        if described
+        else f"{card.place(target).name} is your own model card and was kept"
+    )
     return f"{_by_name(report.summary(), target)}\n{said}"
 
 

@@ -65,7 +65,7 @@ def _report(patched: int, skipped: dict[Any, Any]) -> None:
             parts.add("final_layer" if name.startswith("final_layer.") else name)
     reasons = ["not being made for this model: " + ", ".join(sorted(parts))] if parts else []
     if whole:
-        reasons.append(f"{whole} whole tensors of a delta, which belongs into L2P Loader's delta input")
+        reasons.append(f"{whole} whole tensors of a delta, which belongs in L2P Loader's delta input")
     if reasons:
         logging.info("L2P: %d weights patched; skipped, %s", patched, "; ".join(reasons))
 

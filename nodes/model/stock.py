@@ -84,5 +84,5 @@ def is_native(unet_config: Mapping[str, Any], state: Mapping[str, Any] | None, p
         if not issubclass(other, L2PRow)
     )
     if known:
-        logging.info("L2P: this ComfyUI knows L2P itself and loads the file its own way; L2P Loader loads it ours")
+        logging.info("L2P: this ComfyUI supports L2P and loads the file with its own code; L2P Loader uses this pack's")
     return known

@@ -28,7 +28,9 @@ def prompts(**inputs: Any) -> graphs.Json:
 
 def test_a_text_encoder_that_cannot_write_is_named(server: Server) -> None:
     run = server.run(prompts())
-    assert run.error is not None and "This CLIP writes no prompts: connect Qwen3-4B" in run.error["exception_message"]
+    assert (
+        run.error is not None and "This CLIP cannot write prompts: connect Qwen3-4B" in run.error["exception_message"]
+    )
     assert not (server.base / "input" / "mine.csv").exists()
 
 
@@ -36,7 +38,7 @@ def test_a_text_encoder_that_cannot_write_is_named(server: Server) -> None:
 def test_a_list_is_in_the_input_folder(server: Server, name: str) -> None:
     with pytest.raises(Refused) as refused:
         server.run(prompts(name=name))
-    assert "name of the list is empty" in refused.value.sentences() or "has a folder in it" in refused.value.sentences()
+    assert "name of the list is empty" in refused.value.sentences() or "contains a folder" in refused.value.sentences()
 
 
 def test_its_outputs_fit_synthesis(server: Server) -> None:

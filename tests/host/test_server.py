@@ -199,7 +199,7 @@ def test_wrong_settings_are_refused_at_once(server: Server, changes: dict[str, A
     [
         ({"width": 16384, "height": 16384, "batch_size": 64}, "choose a smaller size or batch"),
         ({"cfg": -3.0}, "smaller than min"),
-        ({"denoise": 0.5}, "there is no image to keep anything of"),
+        ({"denoise": 0.5}, "which needs an image to start from"),
     ],
 )
 def test_wrong_settings_end_in_a_sentence(server: Server, changes: dict[str, Any], expected: str) -> None:

@@ -291,7 +291,7 @@ def check_models_that_do_not_fit_are_named(loaded: tuple[Models, Prompts]) -> No
     for given, words in wrong:
         with pytest.raises(ValueError, match=words):
             run((given, prompts), "fast")
-    with pytest.raises(ValueError, match="went to its end"):
+    with pytest.raises(ValueError, match="ran to its end"):
         grow_pixels(
             empty_pixels(64, 64, 1),
             torch.tensor([1.0, 0.0]),

@@ -201,7 +201,7 @@ def check_the_hosts_lora_loader_reads_the_adapters(tmp_path: Path, caplog: pytes
     assert count == len(LAYERS.linears) * trainer.model.config.n_layers
     model, logged = patched(partly, load_file(file), caplog)
     assert logged == [
-        f"L2P: {count} weights patched; skipped, {len(full)} whole tensors of a delta, which belongs into L2P "
+        f"L2P: {count} weights patched; skipped, {len(full)} whole tensors of a delta, which belongs in L2P "
         "Loader's delta input"
     ]
     complete = output(kit.load_model(base, str(file), weight_dtype="fp32"))

@@ -19,7 +19,7 @@ PLACES = [files.target, datasets.folder, run_files.run_folder]
 )
 def check_windows_refuses(monkeypatch: pytest.MonkeyPatch, place: Callable[[str], Path], name: str) -> None:
     monkeypatch.setattr(names, "WINDOWS", True)
-    with pytest.raises(ValueError, match="Windows lets no file or folder be called"):
+    with pytest.raises(ValueError, match="Windows does not allow the name"):
         place(name)
 
 

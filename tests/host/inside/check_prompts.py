@@ -145,17 +145,19 @@ def check_short_prompts_are_rewritten(encoder: Any, places: Path) -> None:
 
 def check_what_cannot_write_is_refused(encoder: Any, places: Path) -> None:
     _, demo = load_demo()
-    with pytest.raises(ValueError, match="This CLIP writes no prompts: connect Qwen3-4B"):
+    with pytest.raises(ValueError, match="This CLIP cannot write prompts: connect Qwen3-4B"):
         run(demo)
     with pytest.raises(ValueError, match="The CLIP is empty"):
         run(None)
-    with pytest.raises(ValueError, match="generates no text: update ComfyUI"):
+    with pytest.raises(ValueError, match="cannot generate text: update ComfyUI"):
         run(SimpleNamespace(cond_stage_model=None))
 
 
 def check_another_list_is_not_replaced(encoder: Any, places: Path) -> None:
     (places / "input" / "mine.csv").write_text("prompt\na fox of mine\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="a file 'mine.csv' in the input folder with prompts of another kind"):
+    with pytest.raises(
+        ValueError, match="a file 'mine.csv' in the input folder with prompts that were not written here"
+    ):
         run(Author(encoder))
     assert "of mine" in (places / "input" / "mine.csv").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="were written with seed 3, not 4") as refused:
