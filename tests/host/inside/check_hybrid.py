@@ -286,7 +286,7 @@ def check_models_that_do_not_fit_are_named(loaded: tuple[Models, Prompts]) -> No
         (Models(), "No model is connected"),
         (Models(models.latent), "needs its VAE"),
         (Models(models.pixels, models.vae), "connect it as pixel_model"),
-        (Models(pixels=models.latent), "which works on latents"),
+        (Models(pixels=models.latent), "This model works on latents"),
     ]
     for given, words in wrong:
         with pytest.raises(ValueError, match=words):

@@ -321,4 +321,4 @@ def check_what_a_user_should_know_of_a_result_is_told(tmp_path: Path) -> None:
     convert(SOURCE_PATH, tmp_path / "init.safetensors")
     untrained = load_for_the_host(str(tmp_path / "init.safetensors"))
     sample_image(untrained, words, words, settings, width=0, height=0, batch=1, tell=told.append)
-    assert "it makes noise" in told[-1] and not model.model.untrained
+    assert "it generates noise" in told[-1] and not model.model.untrained
