@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, check_complete, check_exact, open_checkpoint
-from .config import ModelConfig
+from .config import ModelConfig, PixelConfig
 from .deltas import low_rank as lora
 from .deltas.delta_on_base import open_merged, verify
 from .deltas.unchanged_tensors import UnchangedTensor, digest_if_equal, digest_of, parse_unchanged, unchanged_text
@@ -136,25 +136,32 @@ def save(
     """
     old = open_checkpoint(base)
     check_exact(old, key_shapes(old.plain_config()))
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not lora.is_adapter(name)}
-    # Where the data lies does not matter here, only that the shapes make a complete model.
-    whole = replace(old, tensors=old.tensors | {name: Stored(name, "F32", shape, ()) for name, shape in shapes.items()})
-    config = whole.pixel_config()
+    full = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not lora.is_adapter(name)}
+    config = _config_with(old, full)
     expected = key_shapes(config)
-    check_complete(whole, expected)
-    assert shapes.keys() <= expected.keys(), "tensors that the model does not have"
+    assert full.keys() <= expected.keys(), "tensors that the model does not have"
     kept = {
         name: UnchangedTensor(old.tensors[name].dtype, shape, digest_of(old.tensors[name]))
         for name, shape in expected.items()
         if name not in tensors
     }
-    adapted = lora.layers_of(name for name in tensors if name not in shapes)
+    adapted = lora.layers_of(name for name in tensors if name not in full)
     assert all(f"{layer}.weight" in kept for layer in adapted), "adapters on what is trained in full"
     refuse_own_source(Path(target), old.paths)
     text = _describe(config, _inherited({}, old.metadata), kept) | dict(about or {})
     named = lora.in_files(tensors)
-    dtypes = {} if dtype is None else dict.fromkeys((name for name in named if not name.endswith(lora.ALPHA)), dtype)
+    dtypes = {} if dtype is None else {name: dtype for name in named if not name.endswith(lora.ALPHA)}
     checkpoints.save(named, target, text, overwrite, dtypes)
+
+
+def _config_with(old: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> PixelConfig:
+    """The configuration of the model that a base becomes with weights of these shapes, which must be complete."""
+    # Where the data lies does not matter here, only the shapes.
+    trained = {name: Stored(name, "F32", shape, ()) for name, shape in shapes.items()}
+    whole = replace(old, tensors=old.tensors | trained)
+    config = whole.pixel_config()
+    check_complete(whole, key_shapes(config))
+    return config
 
 
 def merge(

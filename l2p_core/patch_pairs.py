@@ -131,7 +131,7 @@ class PatchPairs:
 
 
 def file_in(folder: Path) -> Path:
-    """The file of pairs in a data set's folder, there or not; a path that is no folder is the file itself."""
+    """The file of pairs in a data set's folder, there or not; a path that is not a folder is the file itself."""
     return folder / FILE if folder.is_dir() else folder
 
 

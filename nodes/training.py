@@ -179,7 +179,7 @@ def _fitting_recipe(base: str) -> str:
     recipes = source_of(config).recipe
     if recipes is None:
         raise ValueError(
-            f"There is no bundled recipe for a {source_of(config).title} model: choose a recipe file of your own."
+            f"There is no bundled recipe for a {source_of(config).title} model: choose your own recipe file."
         )
     return f"{recipes}-{config.variant if isinstance(config, PixelConfig) else '1k'}"
 

@@ -191,7 +191,7 @@ def _parts_in_old_spelling() -> State:
         (_with(comfy_quant=quantised.marker(format="fp3")), "quantised as 'fp3', which is not known here"),
         (_with(comfy_quant=quantised.marker(kind="fp8")), "does not say how its layer is quantised"),
         (_with(comfy_quant=torch.zeros(9, dtype=torch.uint8)), "does not say how its layer is quantised"),
-        (_with(weight_scale=torch.ones(80)), "has 80 numbers, not 1"),
+        (_with(weight_scale=torch.ones(80)), "has 80 elements, not 1"),
         (_with(weight=torch.zeros(80, 64, dtype=torch.int8)), "is I8 of the shape"),
         (_with(weight=torch.zeros(80, 32).to(torch.float8_e4m3fn)), r"shape \(80, 32\)"),
         (_with(weight_zeros=torch.ones(())), "does not belong to float8_e4m3fn weights"),

@@ -76,7 +76,7 @@ def test_what_is_measured_is_within_15_percent_of_the_plan(settings: dict[str, o
 def test_after_memory_has_run_out_the_least_change_is_proposed(
     choices: dict[str, object], advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_plan, "computer_memory", lambda: 128 * GB)
+    monkeypatch.setattr(memory_plan, "total_memory_and_swap", lambda: 128 * GB)
     training = dataclasses.replace(PUBLISHED, **choices)  # type: ignore[arg-type]
     recipe = Recipe(
         ModelSection("base"), DataSection(kind="folder", path="data", size=1024, batch_size=1), training=training
@@ -130,7 +130,7 @@ def test_weights_and_states_are_counted_exactly(choices: dict[str, object]) -> N
     def size(tensors: object) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # type: ignore[attr-defined]
 
-    place = found.computer if config.offload else found.device
+    place = found.ram if config.offload else found.device
     state = trained._weights.state()
     assert found.device["trained weights"] == size(trained.parameters.values())
     assert found.device["frozen weights"] == size(p for name, p in named.items() if name not in trained.parameters)
@@ -149,7 +149,7 @@ def test_streamed_weights_are_counted_exactly(offload: bool, frozen: str) -> Non
     layer: Any = model.get_submodule("layers.1.attention.qkv")
     slots = sum(len(slot) for slot in layer._place._stream._slots)
     found = plan(SMALL, config, SMALL_WORK, device_type="cpu").device["streamed weights"]
-    assert found == pytest.approx(block_store.bytes_in_computer(model) + slots, rel=0.01)  # places are aligned
+    assert found == pytest.approx(block_store.bytes_in_ram(model) + slots, rel=0.01)  # places are aligned
     assert bool(block_store.trained_linears(model)) == offload
 
 
@@ -167,15 +167,15 @@ def test_each_setting_saves_what_it_is_there_for() -> None:
     plain = of_z_image()
     assert plain.device["frozen weights"] > 1.9 * of_z_image(frozen="fp8").device["frozen weights"]
     streamed = of_z_image(frozen="fp8", stream=True)
-    assert streamed.device["streamed weights"] < 0.5 * GB < 3 * GB < streamed.computer["streamed weights"]
+    assert streamed.device["streamed weights"] < 0.5 * GB < 3 * GB < streamed.ram["streamed weights"]
     assert plain.device["optimiser"] > 3.9 * of_z_image(optimiser_bits=8).device["optimiser"]
     offloaded = of_z_image(offload=True)
     assert offloaded.device["trained weights"] == plain.device["trained weights"] // 2
-    assert "optimiser" not in offloaded.device and offloaded.computer["optimiser"] == plain.device["optimiser"]
+    assert "optimiser" not in offloaded.device and offloaded.ram["optimiser"] == plain.device["optimiser"]
     both = of_z_image(offload=True, stream=True)
     assert both.device_bytes < 4.5 * GB < offloaded.device_bytes / 3
-    assert both.computer["trained weights"] == offloaded.computer["trained weights"]
-    assert of_z_image(offload=True, accumulate=1).computer["gradients"] < GB < offloaded.computer["gradients"]
+    assert both.ram["trained weights"] == offloaded.ram["trained weights"]
+    assert of_z_image(offload=True, accumulate=1).ram["gradients"] < GB < offloaded.ram["gradients"]
     assert of_z_image(accumulate=1).device["gradients"] > 9 * GB
     assert of_z_image(accumulate=1, step_early=True).device["gradients"] == 0
     everything = of_z_image(gradient_checkpointing=False).device["activations"]
@@ -186,8 +186,8 @@ def test_each_setting_saves_what_it_is_there_for() -> None:
     shared = plan(Z_IMAGE, dataclasses.replace(PUBLISHED, parallel="fsdp"), AT_1024, processes=8)
     assert shared.device_bytes < plain.device_bytes / 3
     # Shards and replicas go straight to their devices.
-    assert not shared.computer
-    assert not plan(Z_IMAGE, dataclasses.replace(PUBLISHED, parallel="ddp"), AT_1024, processes=8).computer
+    assert not shared.ram
+    assert not plan(Z_IMAGE, dataclasses.replace(PUBLISHED, parallel="ddp"), AT_1024, processes=8).ram
 
 
 def test_what_cannot_fit_is_refused_with_the_least_change_that_would() -> None:

@@ -1,4 +1,4 @@
-"""Output folders whose results a command replaces: it marks them as its own and leaves files of anybody else alone."""
+"""Output folders whose results a command replaces: it marks them as its own and leaves all other files alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OwnFolder:
     replaced: Collection[str] | None = None
 
     def check(self, folder: Path) -> None:
-        """Refuse a folder with files of somebody else that the command would replace.
+        """Refuse a folder with files that the command did not write and would replace.
 
         Raises:
             ValueError: in that case.

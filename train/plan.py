@@ -120,7 +120,7 @@ def card_table(config: PixelConfig, recipe: Recipe, processes: int = 1) -> str:
             continue
         change, needed = found
         settings = ", ".join(f"`{words}`" for words in change.words.split(" and ")) if change.words else "none"
-        sizes = [f"{size / GB:.1f} GB" if size else "" for size in (needed.device_bytes, needed.computer_bytes)]
+        sizes = [f"{size / GB:.1f} GB" if size else "" for size in (needed.device_bytes, needed.ram_bytes)]
         rows.append([f"{card} GB", *way, settings, *sizes])
     return table(["GPU", *(["parallel"] if processes > 1 else []), "changes", "GPU memory", "RAM"], rows)
 

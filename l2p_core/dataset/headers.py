@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,14 @@ def look(
     known = _load(index) if index else {}
     found: Known = {}
     faults: dict[str, str] = {}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            for done, (name, result) in enumerate(
-                zip(paths, pool.map(lambda name: _look(paths[name], known.get(name)), paths), strict=True), start=1
-            ):
-                if isinstance(result, str):
-                    faults[name] = result
-                else:
-                    found[name] = result
-                if progress:
-                    progress(done, len(paths))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with closing(_looked_at(paths, known)) as results:
+        for done, (name, result) in enumerate(results, start=1):
+            if isinstance(result, str):
+                faults[name] = result
+            else:
+                found[name] = result
+            if progress:
+                progress(done, len(paths))
     if index and found != known and not is_foreign(index):
         _save(index, found)
     broken = [Problem(sample.name, faults[sample.name]) for sample in samples if sample.name in faults]
@@ -77,6 +72,16 @@ def is_foreign(index: Path) -> bool:
         return True
     # A power failure leaves nothing or zeros.
     return bool(start.strip(b"\0")) and not _BEGINNING.match(start)
+
+
+def _looked_at(paths: Mapping[str, Path], known: Known) -> Generator[tuple[str, list[int] | str], None, None]:
+    """Each name with what `_look` returns, from several threads; if closed early, no further file is opened."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = pool.map(_look, paths.values(), map(known.get, paths))
+        try:
+            yield from zip(paths, results, strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _look(path: Path, entry: list[int] | None) -> list[int] | str:

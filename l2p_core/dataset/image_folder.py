@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,7 +101,13 @@ def open_folder(
     problems.check_share(bad, total, max_bad_share)
     if not images:
         raise ValueError(f"{source} contains no image that can be read: {bad[0]}.")
-    notes = _notes(listing, bad, total, images)
+    notes = [*_notes(listing, bad, total, images), *_of_files(found, changed, index)]
+    return ImageFolder(listing.folder, images, bad, total, notes, _fingerprint(images))
+
+
+def _of_files(found: Mapping[str, ImageInfo], changed: Sequence[str], index: Path | None) -> list[str]:
+    """Notes on images that are read with fewer bits, on the file that caches sizes, and on images that changed."""
+    notes = []
     rounded = [f"{name} ({info.rounded} bits)" for name, info in found.items() if info.rounded]
     if rounded:
         notes.append(
@@ -118,7 +124,7 @@ def open_folder(
             f"{_images(len(changed))} changed since this run last read them: {some(changed)}. Its earlier steps were "
             "trained on the old images; restart the run to train on the new ones only."
         )
-    return ImageFolder(listing.folder, images, bad, total, notes, _fingerprint(images))
+    return notes
 
 
 def _frames(sample: Sample, info: ImageInfo) -> Iterator[Sample]:
@@ -148,15 +154,21 @@ def _notes(listing: Listing, bad: Sequence[Problem], total: int, images: Sequenc
     notes += _of_other_trainers(listing)
     if listing.repeats:
         notes.append(f"{listing.repeats} repeated rows are read once.")
-    grown = sorted(((buckets.enlargement(*image.size, image.bucket), image) for image in images), key=lambda p: -p[0])
-    large = [f"{image.sample.name} ({factor:.2g} times)" for factor, image in grown if factor > MAX_UPSCALE]
-    if large:
-        notes.append(f"{_images(len(large))} must be enlarged by more than {MAX_UPSCALE:g}: {some(large)}.")
-    cuts = sorted(((buckets.cropped_share(*image.size, image.bucket), image) for image in images), key=lambda p: -p[0])
-    cut = [f"{image.sample.name} ({share:.0%})" for share, image in cuts if share > _LARGE_CROP]
-    if cut:
-        notes.append(f"The crop removes more than {_LARGE_CROP:.0%} of {_images(len(cut))}: {some(cut)}.")
+    enlarged = [f"{name} ({factor:.2g} times)" for name, factor in _above(MAX_UPSCALE, buckets.enlargement, images)]
+    if enlarged:
+        notes.append(f"{_images(len(enlarged))} must be enlarged by more than {MAX_UPSCALE:g}: {some(enlarged)}.")
+    cropped = [f"{name} ({share:.0%})" for name, share in _above(_LARGE_CROP, buckets.cropped_share, images)]
+    if cropped:
+        notes.append(f"The crop removes more than {_LARGE_CROP:.0%} of {_images(len(cropped))}: {some(cropped)}.")
     return notes
+
+
+def _above(
+    limit: float, measure: Callable[[int, int, ImageSize], float], images: Iterable[Image]
+) -> list[tuple[str, float]]:
+    """The names of the images whose measure is above the limit, and the measure; the largest first."""
+    measured = [(image.sample.name, measure(*image.size, image.bucket)) for image in images]
+    return sorted(((name, value) for name, value in measured if value > limit), key=lambda pair: -pair[1])
 
 
 def _of_other_trainers(listing: Listing) -> list[str]:

@@ -23,7 +23,7 @@ class KeptPairs:
     """The pairs in a data set's folder, added to while its images are made; a context that saves them at its end.
 
     A kill loses those of the last minute, see `pair_earlier_images`. A damaged file, or one of another latent space, is
-    begun anew.
+    started over.
 
     Args:
         folder: of the data set, which exists.
@@ -70,7 +70,7 @@ def pair_earlier_images(
         encode: images (B, 3, H, W) in [-1, 1] to latents (B, C, h, w), scaled as the source reads them.
         batch: number of images to encode at once.
         progress: called before each batch and at the end with the number of images that are paired and of all that
-            will be. If it raises an exception, nothing is saved and the next run begins anew.
+            will be. If it raises an exception, nothing is saved and the next run starts over.
 
     Raises:
         ValueError: if an image is damaged, or the disk is full.

@@ -17,7 +17,7 @@ _GROUPS = (
 """Files in which Linux reports a container's limit, its usage and its statistics: version 2 and version 1."""
 
 
-def computer_memory() -> int:
+def total_memory_and_swap() -> int:
     """Bytes of RAM of this computer, swap included."""
     return psutil.virtual_memory().total + _swap()[0]
 

@@ -107,7 +107,7 @@ def _taken(path: Path) -> tuple[FileIO, bool]:
                     "nothing was touched."
                 ) from error
         attempts -= 1
-        # Some network file systems number a file anew whenever they are asked.
+        # Some network file systems number a file again whenever they are asked.
         if not attempts or _is_at(path, file):
             return file, True
         # Its last holder has removed it meanwhile, and a third process may hold a new one.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,24 +217,25 @@ def _check_layer(
         raise CheckpointError(
             f"{path}: {shown(layer)} is marked as quantised, but this model has no such linear layer: {_ADVICE}"
         )
-    row, stored = FORMATS[name], tensors[weight]
-    if stored.stored_dtype not in row.dtypes or stored.shape != row.stored_shape(expected[weight]):
+    row, stored, shape = FORMATS[name], tensors[weight], expected[weight]
+    if stored.stored_dtype not in row.dtypes or stored.shape != row.stored_shape(shape):
         raise CheckpointError(
             f"{path}: {shown(weight)} is {stored.stored_dtype} of the shape {stored.shape}, but {row.dtypes[0]} of "
-            f"{row.stored_shape(expected[weight])} was expected of {name}: {_ADVICE}"
+            f"{row.stored_shape(shape)} was expected of {name}: {_ADVICE}"
         )
-    held = {f"{layer}.{leaf}": leaf for leaf in LEAVES if f"{layer}.{leaf}" in tensors}
-    names = [OLD_NAMES.get(leaf, leaf) for leaf in held.values() if leaf != MARKER]
-    missing = [leaf for leaf in row.scales if leaf not in names]
+    beside = {key: leaf for leaf in LEAVES if (key := f"{layer}.{leaf}") in tensors}
+    scales = {key: OLD_NAMES.get(leaf, leaf) for key, leaf in beside.items() if leaf != MARKER}
+    missing = [scale for scale in row.scales if scale not in scales.values()]
     if missing:
         raise CheckpointError(f"{path} is incomplete: '{layer}.{missing[0]}' is missing, the scale of {name} weights.")
-    for key, leaf in held.items():
-        leaf = OLD_NAMES.get(leaf, leaf)
-        if leaf != MARKER and (leaf not in row.leaves or names.count(leaf) > 1):
+    given = Counter(scales.values())
+    for key, scale in scales.items():
+        if scale not in row.leaves or given[scale] > 1:
             raise CheckpointError(f"{path}: {shown(key)} does not belong to {name} weights: {_ADVICE}")
-        if leaf == "weight_scale" and row.scale_sizes and tensors[key].numel not in _scale_sizes(row, expected[weight]):
-            raise CheckpointError(f"{path}: {shown(key)} has {tensors[key].numel} numbers, not {row.scale_sizes}.")
-    return {weight, *held}
+        numel = tensors[key].numel
+        if scale == "weight_scale" and row.scale_sizes and numel not in _scale_sizes(row, shape):
+            raise CheckpointError(f"{path}: {shown(key)} has {numel} elements, not {row.scale_sizes}.")
+    return {weight, *beside}
 
 
 def _scale_sizes(row: Format, shape: tuple[int, ...]) -> tuple[int, ...]:

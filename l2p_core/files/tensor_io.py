@@ -6,6 +6,7 @@ a thread in parallel with reading and writing; all of them release the interpret
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_right
 from collections import deque
@@ -107,21 +108,23 @@ def joined(name: str, parts: list[tuple[Header, Entry]]) -> Stored:
     Raises:
         ValueError: if they do not fit together.
     """
-    first = parts[0][1]
-    if any(entry.shape[1:] != first.shape[1:] or not entry.shape for _, entry in parts[1:]):
-        raise ValueError(f"The q, k and v of {shown(name)} do not have the same shape: the model is damaged.")
-    shape = first.shape if len(parts) == 1 else (sum(entry.shape[0] for _, entry in parts), *first.shape[1:])
-    dtypes = {entry.dtype for _, entry in parts}
-    dtype = first.dtype
-    if len(dtypes) > 1:
-        if not all(other in TORCH_DTYPES and TORCH_DTYPES[other].is_floating_point for other in dtypes):
-            raise ValueError(f"The q, k and v of {shown(name)} have the types {', '.join(sorted(dtypes))}.")
-        promoted = TORCH_DTYPES[dtype]
-        for other in dtypes:
-            promoted = torch.promote_types(promoted, TORCH_DTYPES[other])
-        dtype = DTYPE_NAMES[promoted]
     pieces = tuple(Piece(header.path, entry.start, entry.stop, entry.dtype) for header, entry in parts)
-    return Stored(name, dtype, shape, pieces)
+    first, *others = (entry for _, entry in parts)
+    if not others:
+        return Stored(name, first.dtype, first.shape, pieces)
+    if any(other.shape[1:] != first.shape[1:] or not other.shape for other in others):
+        raise ValueError(f"The q, k and v of {shown(name)} do not have the same shape: the model is damaged.")
+    rows = sum(entry.shape[0] for _, entry in parts)
+    return Stored(name, _widest(name, {entry.dtype for _, entry in parts}), (rows, *first.shape[1:]), pieces)
+
+
+def _widest(name: str, dtypes: set[str]) -> str:
+    """The floating-point type that holds the values of all these types."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    if not all(dtype in TORCH_DTYPES and TORCH_DTYPES[dtype].is_floating_point for dtype in dtypes):
+        raise ValueError(f"The q, k and v of {shown(name)} have the types {', '.join(sorted(dtypes))}.")
+    return DTYPE_NAMES[functools.reduce(torch.promote_types, (TORCH_DTYPES[dtype] for dtype in dtypes))]
 
 
 class ByteCounter:

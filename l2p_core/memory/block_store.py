@@ -113,9 +113,9 @@ def stored_tensors(model: nn.Module) -> list[Tensor]:
     return [tensor for layer in frozen for tensor in layer.tensors() if tensor is not None]
 
 
-def bytes_in_computer(model: nn.Module) -> int:
+def bytes_in_ram(model: nn.Module) -> int:
     """Bytes of RAM that a model's streamed weights take instead of the device's memory."""
-    frozen = sum(module.bytes_in_computer for module in model.modules() if isinstance(module, FrozenLinear))
+    frozen = sum(module.bytes_in_ram for module in model.modules() if isinstance(module, FrozenLinear))
     return frozen + sum(layer.working.nbytes for layer in trained_linears(model).values())
 
 

@@ -68,7 +68,7 @@ class FrozenLinear(nn.Module):
         return isinstance(self._place, DeviceTensor)
 
     @property
-    def bytes_in_computer(self) -> int:
+    def bytes_in_ram(self) -> int:
         """Bytes of RAM that its weight takes instead of the device's memory."""
         return self._place.nbytes
 

@@ -7,7 +7,7 @@ its allocator.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 from ..config import PixelConfig
 from ..device.accelerator import has_own_memory
@@ -31,26 +31,26 @@ class Plan:
 
     Attributes:
         device: bytes of the device's memory by purpose.
-        computer: bytes of RAM by purpose, beside the program itself.
+        ram: bytes of RAM by purpose, beside the program itself.
     """
 
     device: dict[str, int]
-    computer: dict[str, int]
+    ram: dict[str, int]
 
     @property
     def device_bytes(self) -> int:
         return sum(self.device.values())
 
     @property
-    def computer_bytes(self) -> int:
-        return sum(self.computer.values())
+    def ram_bytes(self) -> int:
+        return sum(self.ram.values())
 
     def sentence(self, device_type: str = "cuda") -> str:
         """The needs as a sentence."""
         of = "GPU memory" if has_own_memory(device_type) else "memory"
         sentence = f"Needs about {gigabytes(self.device_bytes)} GB of {of}: {listed(self.device)}"
-        if self.computer_bytes:
-            sentence += f"; and {gigabytes(self.computer_bytes)} GB of RAM: {listed(self.computer)}"
+        if self.ram_bytes:
+            sentence += f"; and {gigabytes(self.ram_bytes)} GB of RAM: {listed(self.ram)}"
         return sentence + "."
 
 
@@ -74,9 +74,8 @@ def saved_sizes(config: PixelConfig, training: TrainingConfig) -> tuple[int, int
     planner = _Planner(config, training, Workload(1, 0, 0, 0), "cpu", 1)
     of_each = len(planner.trained) * _HEADER_BYTES
     kept = len(planner.weights) * _HEADER_BYTES
-    averages = 4 * planner.elements if training.ema_decay else 0
-    moments = planner._moments()
-    return 4 * planner.elements + averages + moments + 4 * of_each, 4 * planner.elements + of_each + kept
+    state = 4 * planner.elements + planner._averages() + planner._moments() + 4 * of_each
+    return state, 4 * planner.elements + of_each + kept
 
 
 class _Planner:
@@ -86,45 +85,49 @@ class _Planner:
         self.weights = placement.of_run(config, training)
         self.trained = {name: weight for name, weight in self.weights.items() if weight.trains}
         self.elements = sum(weight.elements for weight in self.trained.values())
+        self.largest = max((weight.elements for weight in self.trained.values()), default=0)
         self.compute = training.compute_dtype.itemsize
 
     def plan(self) -> Plan:
-        training = self.training
-        moments, averages = self._moments(), 4 * self.elements if training.ema_decay else 0
-        device, computer = self._weights()
-        largest = max(weight.elements for weight in self.trained.values())
-        taken = training.offload and has_own_memory(self.device_type)
-        peak = activations.peak(
-            activations.step_of(self.config, training, self.work), self._recomputed, partial(self._gradients, largest)
-        )
-        if training.offload:
-            # bitsandbytes steps whole weights.
-            widened = largest if training.optimiser_bits == 8 else min(PIECE, largest)
-            computer |= {
-                "optimiser": moments,
-                "averages": averages,
-                "gradients": 4 * (self.elements if training.accumulate > 1 else widened),
-            }
-            if taken:
-                device["gradients"] = peak.gradients
-                computer["gradients"] += BUFFERS * pinned_bytes([self.compute * largest])
+        device, ram = self._weights()
+        step = activations.step_of(self.config, self.training, self.work)
+        peak = activations.peak(step, self._recomputed, self._gradients)
+        if self.training.offload:
+            self._add_optimiser_in_ram(device, ram, peak.gradients)
         else:
-            share = self.processes if training.parallel == "fsdp" else 1
-            # FSDP2 does not cut what `block_store` holds.
-            device["frozen weights"] //= 1 if any(weight.replaced for weight in self.weights.values()) else share
-            device["trained weights"] //= share
-            device |= {"optimiser": moments // share, "averages": averages // share}
-            device["gradients"] = peak.gradients // share
-            if share > 1:
-                # The current block and the next one, whole.
-                device["gathered blocks"] = 2 * self.compute * self._largest_block()
+            self._add_optimiser_on_device(device, peak.gradients)
         device["activations"] = peak.activations
         if has_own_memory(self.device_type):
             device["the GPU's driver"] = DEVICE_OVERHEAD
-            return Plan(device, computer)
+            return Plan(device, ram)
         # A CPU has one memory.
-        names = dict.fromkeys([*device, *computer])
-        return Plan({name: device.get(name, 0) + computer.get(name, 0) for name in names}, {})
+        names = dict.fromkeys([*device, *ram])
+        return Plan({name: device.get(name, 0) + ram.get(name, 0) for name in names}, {})
+
+    def _add_optimiser_in_ram(self, device: dict[str, int], ram: dict[str, int], gradients: int) -> None:
+        """Offloaded: moments, averages and gradients are in RAM; a GPU holds gradients until they are copied."""
+        # bitsandbytes steps whole weights.
+        widened = self.largest if self.training.optimiser_bits == 8 else min(PIECE, self.largest)
+        ram["optimiser"], ram["averages"] = self._moments(), self._averages()
+        ram["gradients"] = 4 * (self.elements if self.training.accumulate > 1 else widened)
+        if has_own_memory(self.device_type):
+            device["gradients"] = gradients
+            ram["gradients"] += BUFFERS * pinned_bytes([self.compute * self.largest])
+
+    def _add_optimiser_on_device(self, device: dict[str, int], gradients: int) -> None:
+        """Moments, averages and gradients beside the weights; with FSDP every process holds its share of all these."""
+        share = self.processes if self.training.parallel == "fsdp" else 1
+        if not any(weight.replaced for weight in self.weights.values()):  # FSDP2 does not cut what `block_store` holds
+            device["frozen weights"] //= share
+        device["trained weights"] //= share
+        device["optimiser"], device["averages"] = self._moments() // share, self._averages() // share
+        device["gradients"] = gradients // share
+        if share > 1:
+            # The current block and the next one, whole.
+            device["gathered blocks"] = 2 * self.compute * self._largest_block()
+
+    def _averages(self) -> int:
+        return 4 * self.elements if self.training.ema_decay else 0
 
     def _moments(self) -> int:
         def size(elements: int) -> int:
@@ -136,11 +139,11 @@ class _Planner:
 
     def _weights(self) -> tuple[dict[str, int], dict[str, int]]:
         """Bytes of the weights in use, on the device and in RAM."""
-        computer = {"trained weights": 4 * self.elements} if self.training.offload else {}
+        ram = {"trained weights": 4 * self.elements} if self.training.offload else {}
         homes = placement.streamed_bytes(self.weights)
         if homes:
-            computer["streamed weights"] = pinned_bytes(homes) if has_own_memory(self.device_type) else sum(homes)
-        return placement.device_bytes(self.weights), computer
+            ram["streamed weights"] = pinned_bytes(homes) if has_own_memory(self.device_type) else sum(homes)
+        return placement.device_bytes(self.weights), ram
 
     def _largest_block(self) -> int:
         sizes: dict[str, int] = {}
@@ -157,11 +160,11 @@ class _Planner:
     def _recomputed(self, block: str) -> bool:
         return self.training.gradient_checkpointing and block not in self._kept
 
-    def _gradients(self, largest: int, made: int, total: int) -> int:
-        """Bytes of gradients on the device, of so many elements that are complete; `largest` elements has a weight."""
+    def _gradients(self, made: int, total: int) -> int:
+        """Bytes of gradients on the device when so many elements of `total` are complete."""
         training = self.training
         if training.offload and has_own_memory(self.device_type):
-            return self.compute * min(made, BUFFERS * largest)  # being copied, see `exchange`
+            return self.compute * min(made, BUFFERS * self.largest)  # being copied, see `exchange`
         if training.offload or training.step_early:
             return 0
         all_along = training.accumulate > self.processes or self.processes > 1

@@ -25,13 +25,13 @@ class Room:
 
     Attributes:
         device: bytes of the device's memory; for a CPU, of system memory.
-        computer: free bytes of RAM beside a GPU, free swap included; None means unlimited.
+        ram: free bytes of RAM beside a GPU, free swap included; None means unlimited.
         device_type: kind of device, such as "cuda" or "cpu".
         processes: number of processes that train together.
     """
 
     device: int
-    computer: int | None = None
+    ram: int | None = None
     device_type: str = "cuda"
     processes: int = 1
 
@@ -41,11 +41,11 @@ class Room:
 
     def holds(self, plan: Plan) -> bool:
         """Whether the planned run fits."""
-        return plan.device_bytes <= self.device and (self.computer is None or plan.computer_bytes <= self.computer)
+        return plan.device_bytes <= self.device and (self.ram is None or plan.ram_bytes <= self.ram)
 
     def __str__(self) -> str:
-        computer = "" if self.computer is None else f", and {gigabytes(self.computer)} GB of free RAM, swap included"
-        return f"{gigabytes(self.device)} GB{computer}"
+        ram = "" if self.ram is None else f", and {gigabytes(self.ram)} GB of free RAM, swap included"
+        return f"{gigabytes(self.device)} GB{ram}"
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ def refuse_if_too_much(
             'several devices with parallel = "fsdp".'
         )
     change, smaller = found
-    computer = f" and {gigabytes(smaller.computer_bytes)} GB of RAM" if smaller.computer_bytes else ""
+    ram = f" and {gigabytes(smaller.ram_bytes)} GB of RAM" if smaller.ram_bytes else ""
     raise ValueError(
-        f"{sentence} It would fit with {change.words}: then about {gigabytes(smaller.device_bytes)} GB{computer}."
+        f"{sentence} It would fit with {change.words}: then about {gigabytes(smaller.device_bytes)} GB{ram}."
     )
 
 

@@ -59,7 +59,7 @@ class LeastSquares:
 
 
 def added(squares: LeastSquares | None, inputs: Tensor, outputs: Tensor) -> LeastSquares:
-    """The sums with these rows added; None begins anew."""
+    """The sums with these rows added; None starts new sums."""
     squares = squares or LeastSquares(inputs.shape[1], outputs.shape[1])
     squares.add(inputs, outputs)
     return squares

@@ -90,7 +90,7 @@ class RunFolder:
             anew: do not resume the existing run.
 
         Returns:
-            The folder that a previous run, or files of somebody else with the names of a run's, were moved to. A run
+            The folder that a previous run, or other files with the names of a run's, were moved to. A run
             without any save is deleted.
 
         Raises:
@@ -215,7 +215,7 @@ class RunFolder:
         for path in (*(path for path in files if path != self.events), *index, *self.events.glob(EVENT_FILES)):
             remove(path)
         if self.events.is_dir():
-            with suppress(OSError):  # files of somebody else keep the folder
+            with suppress(OSError):  # other files keep the folder
                 self.events.rmdir()
 
     def _files(self) -> list[Path]:

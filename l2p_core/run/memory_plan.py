@@ -8,7 +8,7 @@ import torch
 
 from ..config import PixelConfig
 from ..device.accelerator import has_own_memory
-from ..device.system_memory import available_memory, computer_memory, free_memory_and_swap
+from ..device.system_memory import available_memory, free_memory_and_swap, total_memory_and_swap
 from ..distributed.ranks import Ranks
 from ..distributed.sharding import check_shards
 from ..distributed.together import go_together
@@ -102,7 +102,7 @@ def after_running_out(recipe: Recipe, config: PixelConfig, ranks: Ranks) -> Memo
         ranks: the processes of the run.
     """
     training, work = recipe.training, _work(recipe, config, ranks)
-    room = Room(0, computer_memory() // ranks.on_machine, ranks.device.type, ranks.count)
+    room = Room(0, total_memory_and_swap() // ranks.on_machine, ranks.device.type, ranks.count)
     plan = room.plan(config, training, work)
     less = dataclasses.replace(room, device=round(_LESS * plan.device_bytes))
     going_on = (change for change in changes(training, work) if _goes_on(change, training, work, ranks))

@@ -184,10 +184,10 @@ class Trainer:
         return lora.with_alphas(weights, self.config.lora_alpha)
 
     @property
-    def bytes_in_computer(self) -> int:
+    def bytes_in_ram(self) -> int:
         """Bytes of RAM that offloading and streaming use."""
         states = self._weights.state().values() if self.config.offload else ()
-        return sum(tensor.nbytes for tensor in states) + block_store.bytes_in_computer(self.model)
+        return sum(tensor.nbytes for tensor in states) + block_store.bytes_in_ram(self.model)
 
     @contextmanager
     def averaged(self) -> Iterator[L2PModel]:

@@ -75,7 +75,7 @@ def load_dual(
 
 
 def load_face(number: int, *arguments: Any, **more: Any) -> Any:
-    """The latent (0) or pixel MODEL (1) of a pair, for a host that loads it anew; arguments as for `load_dual`."""
+    """The latent (0) or pixel MODEL (1) of a pair, for a host that loads it again; arguments as for `load_dual`."""
     return load_dual(*arguments, **more)[number]
 
 

@@ -93,7 +93,7 @@ def _first_sigma(latent: Any, sampler: Any, sigmas: Tensor, *_: Any, **__: Any) 
 
 def _is_untrained(patcher: Any) -> bool:
     """Whether the model is a pixel initialisation. The host's loaders keep what a file says of itself from the model,
-    and leave the file's path for those who load it anew."""
+    and leave the file's path for those who load it again."""
     model = patcher.model
     if model.untrained is None:
         _, arguments, *_ = patcher.cached_patcher_init or (None, ())

@@ -24,7 +24,7 @@ class WholeFile:
 
     @property
     def cached_patcher_init(self) -> Any:
-        """As the host's: (function, arguments, ...) that load the model anew."""
+        """As the host's: (function, arguments, ...) that load the model again."""
         return vars(self).get("cached_patcher_init")
 
     @cached_patcher_init.setter

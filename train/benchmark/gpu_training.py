@@ -81,8 +81,8 @@ class Training:
         figures |= {
             "predicted": planned.device_bytes - overhead,
             "planned": planned.device,
-            "computer": planned.computer_bytes,
-            "in_computer": trainer.bytes_in_computer,
+            "computer": planned.ram_bytes,
+            "in_computer": trainer.bytes_in_ram,
             "note": "; ".join(filter(None, [_kept(config, training), *changed])),
         }
         # The plan covers everything on the device, weights included.

@@ -74,7 +74,7 @@ def open_world(name: str, pixels: Path | None = None, large: Path | None = None)
 
     Raises:
         ValueError: if no pixel model comes with the world and none is given, or the models do not fit each other.
-        CheckpointError: for files that are no pixel models of this source.
+        CheckpointError: for files that are not pixel models of this source.
     """
     return WORLDS[name](pixels, large)
 

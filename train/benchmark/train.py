@@ -224,7 +224,7 @@ def _ours(
     batches = Batches(images, by_caption.__getitem__, scale.batch, seed=0)
     trainer = Trainer(model, config, ranks=ranks)
     for step in trainer.run(batches):
-        yield step.loss, trainer.bytes_in_computer
+        yield step.loss, trainer.bytes_in_ram
 
 
 def _is_possible(choices: dict[str, Any], device: str) -> bool:

@@ -78,16 +78,21 @@ def full(arm: Arm, scored: Mapping[str, Scored], metrics: Lines, curve: Lines) -
     steps, losses = loss_by_sigma(metrics, window=max(1, len(metrics) // _CURVE_POINTS))
     on_the_way = {name: [line[name] for line in curve] for name in ("whole", "attributes")}
     return ResultsSection(
-        "full",
-        f"{captions} captions, one seed.\n\n{score_table(scores, source=SOURCE)}",
-        {"captions": captions, "recipe": dataclasses.asdict(arm.recipe), "scores": scores, "curve": list(curve)},
-        "results.png",
-        [figure.ImageRow(name, one.images[:SHOWN]) for name, one in scored.items()],
-        [
+        name="full",
+        text=f"{captions} captions, one seed.\n\n{score_table(scores, source=SOURCE)}",
+        numbers={
+            "captions": captions,
+            "recipe": dataclasses.asdict(arm.recipe),
+            "scores": scores,
+            "curve": list(curve),
+        },
+        picture="results.png",
+        rows=[figure.ImageRow(name, one.images[:SHOWN]) for name, one in scored.items()],
+        curves=[
             figure.Curves(steps, {f"sigma {name}": line for name, line in losses.items()}, "velocity error, full run"),
             figure.Curves([line["step"] for line in curve], on_the_way, "captions right, full run", percent=True),
         ],
-        {name: values["whole"] for name, values in scores.items()},
+        bars={name: values["whole"] for name, values in scores.items()},
     )
 
 
@@ -106,19 +111,19 @@ def compared(arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[Ar
         text.append(f"Whole captions on the way:\n\n{_way_table(starts, runs)}")
     whole = {arm.name: _last(runs[arm.name], "whole") for arm in arms}
     return ResultsSection(
-        "compared",
-        "\n\n".join(text),
-        {
+        name="compared",
+        text="\n\n".join(text),
+        numbers={
             "captions": len(source.images),
             "recipe": dataclasses.asdict(recipe),
             "source": source.scores,
             "arms": {arm.name: [list(run.curve) for run in runs[arm.name]] for arm in arms},
         },
-        "compared.png",
-        [figure.ImageRow(SOURCE, source.images[:SHOWN]), *(row for arm in starts for row in _way_rows(arm, runs))],
-        [_way_curves(starts, runs)],
-        {SOURCE: source.scores["whole"]} | {name: mean(values) for name, values in whole.items()},
-        {SOURCE: 0.0} | {name: _error(values) for name, values in whole.items()},
+        picture="compared.png",
+        rows=[figure.ImageRow(SOURCE, source.images[:SHOWN]), *(row for arm in starts for row in _way_rows(arm, runs))],
+        curves=[_way_curves(starts, runs)],
+        bars={SOURCE: source.scores["whole"]} | {name: mean(values) for name, values in whole.items()},
+        errors={SOURCE: 0.0} | {name: _error(values) for name, values in whole.items()},
     )
 
 

@@ -82,7 +82,7 @@ class SourceRecipe:
 
 
 class SourceTraining:
-    """A run in a folder, begun anew, from its own state, or from averaged weights with fresh optimisers.
+    """A run in a folder: new, from its own state, or from averaged weights with fresh optimisers.
 
     Args:
         recipe: how to train.
