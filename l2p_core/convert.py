@@ -141,15 +141,15 @@ def convert(
     shapes = key_shapes(config)
     specs = _specs(checkpoint, fates, shapes, DTYPE_NAMES[dtype] if dtype else None)
     report = ConversionReport(source, target, variant, seed, _NO_HASH, fates)
-    said = inherited(checkpoint.metadata) | dict(about or {})
+    stated = inherited(checkpoint.metadata) | dict(about or {})
     with (
-        model_file(target, specs.values(), config, _metadata(config, report, init) | said, layout, overwrite) as (
+        model_file(target, specs.values(), config, _metadata(config, report, init) | stated, layout, overwrite) as (
             writer,
             places,
         ),
         ChunkReader() as reader,
     ):
-        counter = ByteCounter(_work(checkpoint, report, specs), progress)
+        counter = ByteCounter(_bytes_to_handle(checkpoint, report, specs), progress)
         copies = _copies(checkpoint, specs, places, report.keys("copied"))
         hashes = [_copy_file(header, copies, reader, writer, counter) for header in checkpoint.files]
         for key in report.keys("initialised"):
@@ -157,7 +157,7 @@ def convert(
             chunks = random_values(key, shapes, seed, init) if new is None else [new]
             _write_new(specs[key], places[key], chunks, writer, counter)
         report = replace(report, source_sha256=_combined(hashes), broken=writer.broken)
-        writer.finish(_metadata(config, report, init) | said)
+        writer.finish(_metadata(config, report, init) | stated)
     return report
 
 
@@ -205,8 +205,8 @@ def _fates(
     """Every key's fate: first those of the result in its order, then what is left of the source."""
     held, wanted, row = checkpoint.shapes, key_shapes(target), source_of(source)
     # Published names hold the patch size: an embedder of another one is another layer, bias included.
-    anew = (f"{row.embedder}.",) if source.patch_size != target.patch_size else ()
-    copied = {key for key, shape in wanted.items() if held.get(key) == shape and not key.startswith(anew)}
+    other_layer = (f"{row.embedder}.",) if source.patch_size != target.patch_size else ()
+    copied = {key for key, shape in wanted.items() if held.get(key) == shape and not key.startswith(other_layer)}
     fates = []
     for key in wanted:
         if key in copied:
@@ -291,7 +291,7 @@ def _write_new(
         counter.advance(len(data))
 
 
-def _work(checkpoint: Checkpoint, report: ConversionReport, specs: Mapping[str, TensorSpec]) -> int:
+def _bytes_to_handle(checkpoint: Checkpoint, report: ConversionReport, specs: Mapping[str, TensorSpec]) -> int:
     """Bytes to read and to make."""
     read = sum(header.path.stat().st_size for header in checkpoint.files)
     return read + sum(nbytes(specs[key].dtype, specs[key].shape) for key in report.keys("initialised"))

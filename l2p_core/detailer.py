@@ -92,16 +92,16 @@ class DetailerHead(nn.Module):
             return (compiled or self.whole)(pixels, features)
         output = torch.empty_like(pixels)
         fusion = Fusion(self.fused, at_once, self._composed)
-        for piece in image.tiles(tile):
-            output[piece.index] = self.piece(pixels, features, piece, image, fusion)
+        for region in image.tiles(tile):
+            output[region.index] = self.on_region(pixels, features, region, image, fusion)
         return output
 
     def whole(self, pixels: Tensor, features: Tensor) -> Tensor:
         """The head on the whole image at once; see `forward`."""
         image = Region(0, pixels.shape[-2], 0, pixels.shape[-1])
-        return self.piece(pixels, features, image, image, Fusion(self.fused, image.pixels, self._composed))
+        return self.on_region(pixels, features, image, image, Fusion(self.fused, image.pixels, self._composed))
 
-    def piece(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, fusion: Fusion) -> Tensor:
+    def on_region(self, pixels: Tensor, features: Tensor, wanted: Region, image: Region, fusion: Fusion) -> Tensor:
         """The output over `wanted`; each stage computes only the region that this output depends on."""
         regions, bottleneck = stage_regions(wanted, image, len(self.stages))
         x = pixels[regions[0].encoder_reads.index]
@@ -112,7 +112,7 @@ class DetailerHead(nn.Module):
             skip, x = self._run(self._encode, stage, at, x)
             skips.append(skip)
         grid = image.bottom >> len(self.stages), image.right >> len(self.stages)
-        x = self._run(self._fuse, x, nearest(features, grid, bottleneck))
+        x = self._run(self._with_features, x, nearest(features, grid, bottleneck))
         for stage, at in zip(reversed(self.stages), reversed(regions), strict=True):
             x = self._run(self._decode, stage, at, x, skips.pop(), fusion)
         return self.out_conv(x)
@@ -127,15 +127,15 @@ class DetailerHead(nn.Module):
         skip = _silu(_cropped(self._conv("enc", stage, 0)(x), at.encoder_reads, at.encoded))
         return skip, F.max_pool2d(skip, 2)
 
-    def _fuse(self, x: Tensor, features: Tensor) -> Tensor:
+    def _with_features(self, x: Tensor, features: Tensor) -> Tensor:
         return _silu(self.bottleneck[0](torch.cat([x, features.to(x.dtype)], dim=1)))
 
     def _decode(self, stage: HeadStage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
         if self.plain and not torch.is_grad_enabled() and fusion.pays(x.device, at.decoded.pixels):
             return _silu(self._fused(stage, at, x, skip, fusion))
-        return _silu(self._merged(stage, at, x, skip))
+        return _silu(self._unfused(stage, at, x, skip))
 
-    def _merged(self, stage: HeadStage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
+    def _unfused(self, stage: HeadStage, at: StageRegions, x: Tensor, skip: Tensor) -> Tensor:
         """The stage as published, before its SiLU; `x` covers what `at.upsampled` touches."""
         with unwidened(x):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -155,7 +155,7 @@ class DetailerHead(nn.Module):
         for edge in at.image_edges():
             strip = at.narrowed(edge)
             part = _cropped(x, coarse, strip.upsampled.halved())
-            output[edge.within(at.decoded).index] = self._merged(stage, strip, part, skip)
+            output[edge.within(at.decoded).index] = self._unfused(stage, strip, part, skip)
         return output
 
     def _conv(self, part: str, stage: HeadStage, index: int) -> nn.Conv2d:

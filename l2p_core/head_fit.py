@@ -164,19 +164,19 @@ class _Fitter:
         self._places = torch.Generator().manual_seed(0)
         self.gains = gains_of(windows)
 
-    def parts(self) -> Iterator[tuple[Windows, Tensor]]:
+    def batches(self) -> Iterator[tuple[Windows, Tensor]]:
         """Some windows with their gains at a time."""
         gains = self.gains.split(AT_ONCE)
-        for part, gain in zip(self.windows.parts(self.device), gains, strict=True):
+        for batch, gain in zip(self.windows.batches(self.device), gains, strict=True):
             self._done += len(gain)
             self._progress(self._done, self._total)
-            yield part, gain.to(self.device)
+            yield batch, gain.to(self.device)
 
     def error(self) -> float:
         """The head's mean squared error."""
         errors = []
-        for part in self.windows.parts(self.device, MEASURED):
-            errors.append((self.head(part.noisy, part.features) - part.target).square().mean((1, 2, 3)))
+        for batch in self.windows.batches(self.device, MEASURED):
+            errors.append((self.head(batch.noisy, batch.features) - batch.target).square().mean((1, 2, 3)))
         return float(torch.cat(errors).mean())
 
     def encoder(self) -> None:
@@ -192,13 +192,13 @@ class _Fitter:
     def bottleneck(self) -> None:
         """Pairs of the directions of the features that best predict a patch's target and the gain."""
         layer, squares = self._bottleneck, None
-        for part, gain in self.parts():
-            cells = part.features.shape[-1]
-            patches = rearrange(part.target, "n c (h p) (w q) -> (n h w) (c p q)", h=cells, w=cells)
+        for batch, gain in self.batches():
+            cells = batch.features.shape[-1]
+            patches = rearrange(batch.target, "n c (h p) (w q) -> (n h w) (c p q)", h=cells, w=cells)
             # As much of a say for the gain as for all pixels together.
             weighted = gain.repeat_interleave(cells * cells)[:, None] * patches.shape[1] ** 0.5
             squares = added(
-                squares, rearrange(part.features, "n d h w -> (n h w) d"), torch.cat([patches, weighted], 1)
+                squares, rearrange(batch.features, "n d h w -> (n h w) d"), torch.cat([patches, weighted], 1)
             )
         assert squares is not None
         count = layer.out_channels // 2
@@ -212,9 +212,9 @@ class _Fitter:
         up, layer, pairs = self._layer("up", stage, 1), self._layer("dec", stage, 0), self._pairs(stage)
         hand_up(up, self._handed_to(stage))
         squares: LeastSquares | None = None
-        for part, gain in self.parts():
-            inputs = self._inputs(part, stage)
-            squares = added(squares, *self._rows(inputs, self._wanted(part, gain, inputs, stage), part.margin))
+        for batch, gain in self.batches():
+            inputs = self._inputs(batch, stage)
+            squares = added(squares, *self._rows(inputs, self._wanted(batch, gain, inputs, stage), batch.margin))
         assert squares is not None
         weight, bias = squares.solved(_RIDGE)
         for number, (row, constant) in enumerate(zip(weight[: pairs.fitted], bias.tolist(), strict=False)):
@@ -242,13 +242,13 @@ class _Fitter:
             return self._bottleneck.out_channels // 2
         return sum(self._pairs(self.head.stages[self.head.stages.index(stage) + 1]))
 
-    def _wanted(self, part: Windows, gain: Tensor, inputs: Tensor, stage: HeadStage) -> Tensor:
+    def _wanted(self, batch: Windows, gain: Tensor, inputs: Tensor, stage: HeadStage) -> Tensor:
         """What a stage's convolution should make of its inputs, (N, C, height, width)."""
-        target, side = part.target, part.target.shape[-1] // inputs.shape[-1]
+        target, side = batch.target, batch.target.shape[-1] // inputs.shape[-1]
         known = gain[:, None, None, None]
         if stage is not self.head.stages[-1]:
             known = F.interpolate(inputs[:, _GAIN, None], size=target.shape[-2:])
-        clean = target + amplified(part.noisy, known)
+        clean = target + amplified(batch.noisy, known)
         if stage is self.head.stages[0]:
             return clean
         means = F.avg_pool2d(target, side)
@@ -264,8 +264,8 @@ class _Fitter:
         layer = self.head.out_conv
         assert isinstance(layer, nn.Conv2d)
         squares: LeastSquares | None = None
-        for part, _ in self.parts():
-            squares = added(squares, *self._rows(self._inputs(part, None), part.target, part.margin, side=1))
+        for batch, _ in self.batches():
+            squares = added(squares, *self._rows(self._inputs(batch, None), batch.target, batch.margin, side=1))
         assert squares is not None
         weight, bias = squares.solved(_RIDGE)
         for row, (kernel, constant) in enumerate(zip(weight[:, :, None, None], bias.tolist(), strict=True)):
@@ -278,14 +278,14 @@ class _Fitter:
                 pixel = {channel: sign * factor for channel, factor in difference(colour, skip).items()}
                 set_row(layer, first + 2 * colour + (sign < 0), centre(layer, {**pixel, _GAIN: 1.0}))
 
-    def _inputs(self, part: Windows, until: HeadStage | None) -> Tensor:
+    def _inputs(self, batch: Windows, until: HeadStage | None) -> Tensor:
         """What the decoder convolution of a stage reads, or for None the output convolution."""
-        x, skips = part.noisy, []
+        x, skips = batch.noisy, []
         for stage in self.head.stages:
             x = F.silu(self._layer("enc", stage, 0)(x))
             skips.append(x)
             x = F.max_pool2d(x, 2)
-        x = F.silu(self.head.bottleneck[0](torch.cat([x, part.features], 1)))
+        x = F.silu(self.head.bottleneck[0](torch.cat([x, batch.features], 1)))
         for stage in reversed(self.head.stages):
             x = torch.cat([self._layer("up", stage, 1)(F.interpolate(x, scale_factor=2.0)), skips.pop()], 1)
             if stage is until:

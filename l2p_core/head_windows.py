@@ -41,7 +41,7 @@ class Windows:
         margin = max(part.margin for part in parts) if cells > 2 else 0
         return cls(features, noisy, target, sigma, margin)
 
-    def parts(self, device: torch.device, most: int | None = None) -> Iterator[Windows]:
+    def batches(self, device: torch.device, most: int | None = None) -> Iterator[Windows]:
         """A few windows at a time, on this device; the first `most`, or all."""
         for part in zip(*(tensor[:most].split(AT_ONCE) for tensor in self._tensors), strict=True):
             features, noisy, target, sigma = (tensor.to(device) for tensor in part)

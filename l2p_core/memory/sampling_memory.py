@@ -111,7 +111,7 @@ def head_bytes(
     largest = image if whole or tile is None else _largest_tile(image, tile, stages)
     live = LiveMemory([pixels, features, *head.parameters()])
     with torch.no_grad(), live:
-        head.piece(pixels, features, largest, image, Fusion(head.fused))
+        head.on_region(pixels, features, largest, image, Fusion(head.fused))
     return live.peak + (0 if whole else pixels.nbytes)
 
 

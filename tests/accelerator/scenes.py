@@ -168,8 +168,8 @@ def precision() -> dict[str, list[str]]:
             kind = type(module).__name__
             module.register_forward_hook(lambda module, given, made, kind=kind: watch(kind, made))
     head = model.local_decoder
-    merged = head._merged
-    head._merged = lambda *given: watch("decoder stage", merged(*given))  # type: ignore[method-assign]
+    merged = head._unfused
+    head._unfused = lambda *given: watch("decoder stage", merged(*given))  # type: ignore[method-assign]
     with torch.autocast(NAME, torch.bfloat16):
         pixels, sigma = torch.randn(2, 3, 32, 32), torch.tensor([0.5, 0.6])
         model(pixels.to(DEVICE), sigma.to(DEVICE), tiny_models.captions(3, 40)).sum().backward()
