@@ -41,7 +41,7 @@ STAND_INS = {
           remove(message) { app.toasts = app.toasts.filter((other) => other !== message); },
         } };
         globalThis.document = { querySelector: () => null, createElement: () => ({
-          style: {},
+          style: {}, append() {}, setAttribute() {},
           replaceChildren(...parts) { this.textContent = parts.map((part) => part.textContent).join("\\n"); },
         }) };
         export function node(id, type, pos = [0, 0]) {
@@ -165,6 +165,57 @@ def test_a_report_is_read_in_any_node_of_ours(site: Path) -> None:
     ours, other = run(site, FRONTEND + script)
     assert ours == [[["report", False]], "copied 3", "1 0 120px"], "its room, in Nodes 2.0 too"
     assert other[0] == []
+
+
+def test_the_last_preview_makes_room_for_the_pairs(site: Path) -> None:
+    """As the classic canvas shows previews: in a widget of the host's, added when the node is drawn."""
+    script = """
+        import "./extensions/pack/compare.js";
+        const LIVE = "$$canvas-image-preview";
+        function Kind() {}
+        Kind.prototype.onDrawBackground = function () {
+          if (this.imgs && !this.widgets.some(({ name }) => name === LIVE)) this.widgets.push({ name: LIVE });
+          this.size = [300, Math.max(this.size[1], 80 + 220 * this.widgets.length)];
+        };
+        app.extension.beforeRegisterNodeDef(Kind, { name: "L2PCompare" });
+        const made = node(1, "L2PCompare");
+        const { onNodeCreated, onExecutionStart, onDrawBackground, onExecuted } = Kind.prototype;
+        const draw = () => {
+          onDrawBackground.call(made);
+          return [made.widgets.map(({ name }) => name), made.size[1], Boolean(made.imgs)];
+        };
+        onNodeCreated.call(made);
+        made.size = [300, 500];
+        const file = (name) => ({ filename: name, type: "temp", subfolder: "" });
+        const pair = { source: file("a"), pixel: file("b"), difference: file("c"), prompt: "p", seed: 1 };
+        globalThis.URLSearchParams = class {};
+        api.apiURL = () => "";
+        result = [];
+        for (const _ of [1, 2]) {
+          onExecutionStart.call(made);
+          made.imgs = [1]; result.push(draw());
+          onExecuted.call(made, { l2p_pairs: [pair] });
+          made.imgs = [2]; result.push(draw()); // decoded late
+        }
+    """
+    running, done, *again = run(site, FRONTEND + script)
+    assert running == [["pairs", "$$canvas-image-preview"], 520, True]
+    assert done == [["pairs"], 500, False] and again == [running, done]
+
+
+def test_what_a_node_showed_is_there_when_its_tab_is_opened_again(site: Path) -> None:
+    script = """
+        import "./extensions/pack/again.js";
+        const seen = [];
+        const make = (id, type) => Object.assign(node(id, type), { id, onExecuted: (shown) => seen.push([id, shown]) });
+        app.rootGraph = { nodes: [make(1, "L2PCompare"), make(2, "KSampler"), make(3, "L2PTrain")] };
+        app.rootGraph.subgraphs = new Map([["f0", { nodes: [make(5, "L2PEvaluate")] }]]);
+        app.extension.afterConfigureGraph();
+        app.nodeOutputs = { 1: "pairs", 2: "images", "f0:5": "report" };
+        await new Promise((done) => setTimeout(done, 400));
+        result = seen;
+    """
+    assert run(site, FRONTEND + script) == [[1, "pairs"], [5, "report"]]
 
 
 STATE = """

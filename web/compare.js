@@ -8,6 +8,7 @@ const NODE = "L2PCompare";
 const HEIGHT = 340;
 const BAR = 30;
 const MODES = ["Slider", "Side by side", "Difference"];
+const LIVE = "$$canvas-image-preview"; // the host's widget with the picture of the last step, on the classic canvas
 const KEPT = { mode: "l2pCompareMode" }; // in the workflow, so that it opens as it was left
 
 const STYLE = {
@@ -153,10 +154,20 @@ function difference(_, pair) {
 
 const SHOW = { Slider: slider, "Side by side": beside, Difference: difference };
 
+// The classic canvas keeps the picture of the last step below the pairs, and the height that it took.
+function dropPreview(node) {
+  node.imgs = undefined;
+  const at = node.widgets.findIndex(({ name }) => name === LIVE);
+  if (at < 0) return;
+  node.widgets[at].onRemove?.();
+  node.widgets.splice(at, 1);
+}
+
 function grow(node, parts) {
+  dropPreview(node);
   holdRoom(parts.root, HEIGHT);
   const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width, 420), Math.max(node.size[1], height)]);
+  node.setSize([Math.max(node.size[0], width, 420), Math.max(parts.height ?? node.size[1], height)]);
   node.graph?.setDirtyCanvas(true, true);
   draw(parts);
 }
@@ -165,7 +176,7 @@ app.registerExtension({
   name: "L2P.Compare",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (nodeData.name !== NODE) return;
-    const { onNodeCreated, onExecuted, onConfigure } = nodeType.prototype;
+    const { onNodeCreated, onExecuted, onConfigure, onExecutionStart, onDrawBackground } = nodeType.prototype;
     nodeType.prototype.onNodeCreated = function () {
       onNodeCreated?.apply(this, arguments);
       view(this);
@@ -175,10 +186,21 @@ app.registerExtension({
       const mode = this.properties?.[KEPT.mode];
       if (SHOW[mode]) view(this).mode = mode;
     };
+    nodeType.prototype.onExecutionStart = function () {
+      onExecutionStart?.apply(this, arguments);
+      Object.assign(view(this), { isRunning: true, height: this.size[1] });
+    };
+    // Where the host adds its previews: one that is still being decoded comes after the result.
+    nodeType.prototype.onDrawBackground = function () {
+      const { isRunning, pairs } = view(this);
+      if (isRunning || !pairs.length) return onDrawBackground?.apply(this, arguments);
+      this.imgs = undefined;
+    };
     nodeType.prototype.onExecuted = function (message) {
       onExecuted?.apply(this, arguments);
       if (!message?.l2p_pairs) return;
       const parts = view(this);
+      parts.isRunning = false;
       parts.pairs = message.l2p_pairs;
       parts.at = Math.min(parts.at, parts.pairs.length - 1);
       grow(this, parts);
