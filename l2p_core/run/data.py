@@ -98,7 +98,7 @@ def prepare(
     index: Path,
     captions: CaptionSource | None,
     working: Working,
-    room: CheckDisk,
+    check_disk: CheckDisk,
 ) -> RunData:
     """Open or make the images, and encode the captions that have no features yet.
 
@@ -109,13 +109,13 @@ def prepare(
         index: cache file of the sizes of a data folder's images.
         captions: of the kind "folder"; None uses the tiny model's words.
         working: shows the progress.
-        room: called before captions are encoded, to check the disk space.
+        check_disk: called before captions are encoded, to check the disk space.
 
     Raises:
         ValueError: if the data cannot be read, or the captions do not fit the model.
     """
     if recipe.data.kind == "folder":
-        return _prepare_folder(recipe, config, index, captions, working, room)
+        return _prepare_folder(recipe, config, index, captions, working, check_disk)
     found = RunData(tiny_images(recipe.data, images, working))
     _check_width(found.features, config, f"Data of kind {recipe.data.kind!r} has the tiny model's captions")
     for prompt in recipe.watch.prompts:
@@ -170,7 +170,12 @@ def image_side(recipe: Recipe, config: PixelConfig) -> int:
 
 
 def _prepare_folder(
-    recipe: Recipe, config: PixelConfig, index: Path, captions: CaptionSource | None, working: Working, room: CheckDisk
+    recipe: Recipe,
+    config: PixelConfig,
+    index: Path,
+    captions: CaptionSource | None,
+    working: Working,
+    check_disk: CheckDisk,
 ) -> RunData:
     if captions is None:
         raise ValueError(
@@ -186,7 +191,7 @@ def _prepare_folder(
         progress=partial(working, "looking at images"),
     )
     texts = [*folder.captions, *recipe.watch.prompts]
-    room(captions.folder, captions.bytes_to_encode(texts, config.caption_dim))
+    check_disk(captions.folder, captions.bytes_to_encode(texts, config.caption_dim))
     cache = captions.fill(texts, partial(working, "encoding captions"))
     _check_width(cache.read, config, f"The text encoder makes captions ({captions.identity})")
     return RunData(folder, cache.read, _of_cut(cache.cut(texts), len(set(texts)), cache.max_tokens))

@@ -18,6 +18,7 @@ from ..memory.plan import gigabytes
 from ..patch_pairs import in_folder
 from ..tiny.bundled import is_tiny
 from ..training.trainer import check_possible
+from ..training_config import TrainingConfig
 from . import base, data, disk, pace
 from .caption_source import CaptionSource, of_words
 from .data import CheckDisk, RunData
@@ -59,49 +60,60 @@ def prepare(
     """
     if not ranks.first:
         hooks = Hooks(should_stop=hooks.should_stop, working=hooks.working)
+    found = ranks.first_then_others(lambda: _prepared(recipe, folder, captions, hooks, ranks, restart, published))
+    return replace(found, recipe=replace(recipe, training=_agreed(recipe.training, found.recipe.training, ranks)))
 
-    def work() -> PreparedRun:
-        enough: CheckDisk = _enough
-        folder.path.mkdir(parents=True, exist_ok=True)
-        ranks.part(recipe.training.accumulate, recipe.data.batch_size)
-        check_possible(recipe.training, ranks)
-        anew = restart or (ranks.first and _began_otherwise(recipe, folder))
-        fresh = ranks.first and (anew or not folder.continues(recipe))
-        config = _config(recipe, folder, fresh)
-        memory, training = planned(recipe, config, ranks)
-        sentence = memory.sentence(ranks.device.type) + kept_sentence(config, training)
-        key = pace.key_of(config, recipe, ranks.device, ranks.count)
-        if ranks.first:
-            room = disk.planned(recipe, config, training, folder, fresh, published)
-            room.refuse_if_too_much(ranks.count)
-            sentence += f" {room.sentence()}"
-            hooks.note(sentence)
-            hooks.forecast(pace.expected(recipe, folder, key, fresh))
-            enough = partial(_enough_beside, room, ranks.count, hooks)
-        found = prepare_data(recipe, folder, config, captions, hooks, enough)
-        if ranks.first:
-            if not fresh:
-                folder.check("data", found.fingerprint)
-            _begin(recipe, folder, anew, hooks)
-            write_bytes(folder.plan, f"{sentence}\n".encode())
-        start = _initialisation(recipe, folder, found, hooks, ranks)
-        if ranks.first:
-            # Captions and the initialisation are on disk now: the rest must suffice for the saves.
-            disk.planned(recipe, config, training, folder, False, published).refuse_if_too_much(ranks.count)
-        return PreparedRun(replace(recipe, training=training), start, found, key)
 
-    found = ranks.first_then_others(work)
-    training = found.recipe.training
-    if ranks.any(training.parallel == "fsdp"):
-        # Another process may be the one with too little memory.
-        check_shards(recipe.training, ranks.device)
-        training = replace(training, parallel="fsdp")
-    training = replace(
-        training,
-        keep_activations=min(ranks.gather(training.keep_activations)),
-        gradient_checkpointing=ranks.any(training.gradient_checkpointing),
+def _prepared(
+    recipe: Recipe,
+    folder: RunFolder,
+    captions: CaptionSource | None,
+    hooks: Hooks,
+    ranks: Ranks,
+    restart: bool,
+    published: Path | None,
+) -> PreparedRun:
+    """One process's preparation, in the order of its checks: nothing is moved or created before all have passed."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    ranks.part(recipe.training.accumulate, recipe.data.batch_size)
+    check_possible(recipe.training, ranks)
+    begin_anew = restart or (ranks.first and _began_otherwise(recipe, folder))
+    fresh = ranks.first and (begin_anew or not folder.continues(recipe))
+    config = _config(recipe, folder, fresh)
+    memory, training = planned(recipe, config, ranks)
+    needs = memory.sentence(ranks.device.type) + kept_sentence(config, training)
+    pace_key = pace.key_of(config, recipe, ranks.device, ranks.count)
+    check_disk: CheckDisk = _check_disk
+    if ranks.first:
+        disk_plan = disk.planned(recipe, config, training, folder, fresh, published)
+        disk_plan.refuse_if_too_much(ranks.count)
+        needs += f" {disk_plan.sentence()}"
+        hooks.note(needs)
+        hooks.forecast(pace.expected(recipe, folder, pace_key, fresh))
+        check_disk = partial(_check_disk_beside, disk_plan, ranks.count, hooks)
+    run_data = prepare_data(recipe, folder, config, captions, hooks, check_disk)
+    if ranks.first:
+        if not fresh:
+            folder.check("data", run_data.fingerprint)
+        _begin(recipe, folder, begin_anew, hooks)
+        write_bytes(folder.plan, f"{needs}\n".encode())
+    start = _initialisation(recipe, folder, run_data, hooks, ranks)
+    if ranks.first:
+        # Captions and the initialisation are on disk now: the rest must suffice for the saves.
+        disk.planned(recipe, config, training, folder, False, published).refuse_if_too_much(ranks.count)
+    return PreparedRun(replace(recipe, training=training), start, run_data, pace_key)
+
+
+def _agreed(requested: TrainingConfig, own: TrainingConfig, ranks: Ranks) -> TrainingConfig:
+    """The settings that suit all processes, given those that this process decided on; another may have less memory."""
+    if ranks.any(own.parallel == "fsdp"):
+        check_shards(requested, ranks.device)
+        own = replace(own, parallel="fsdp")
+    return replace(
+        own,
+        keep_activations=min(ranks.gather(own.keep_activations)),
+        gradient_checkpointing=ranks.any(own.gradient_checkpointing),
     )
-    return replace(found, recipe=replace(recipe, training=training))
 
 
 def _config(recipe: Recipe, folder: RunFolder, fresh: bool) -> PixelConfig:
@@ -136,8 +148,8 @@ def _source(recipe: Recipe, folder: RunFolder) -> str | None:
     return base.source_fingerprint(recipe.model, pairs)
 
 
-def _begin(recipe: Recipe, folder: RunFolder, anew: bool, hooks: Hooks) -> None:
-    aside = folder.begin(recipe, anew)
+def _begin(recipe: Recipe, folder: RunFolder, begin_anew: bool, hooks: Hooks) -> None:
+    aside = folder.begin(recipe, begin_anew)
     if aside is None:
         return
     there = RunFolder(aside)
@@ -164,7 +176,7 @@ def _initialisation(recipe: Recipe, folder: RunFolder, found: RunData, hooks: Ho
     return start
 
 
-def _enough(folder: Path, size: int) -> None:
+def _check_disk(folder: Path, size: int) -> None:
     """Check that a disk has room for caption features.
 
     Raises:
@@ -175,8 +187,8 @@ def _enough(folder: Path, size: int) -> None:
         raise ValueError(complaint)
 
 
-def _enough_beside(plan: disk.DiskPlan, processes: int, hooks: Hooks, folder: Path, size: int) -> None:
-    """Like `_enough`, including everything that the run writes; reports the features' size if it matters."""
+def _check_disk_beside(plan: disk.DiskPlan, processes: int, hooks: Hooks, folder: Path, size: int) -> None:
+    """Like `_check_disk`, including everything that the run writes; reports the features' size if it matters."""
     whole = plan.with_captions(folder, size)
     whole.refuse_if_too_much(processes)
     if size * 100 >= whole.bytes:
@@ -189,12 +201,12 @@ def prepare_data(
     config: PixelConfig,
     captions: CaptionSource | None,
     hooks: Hooks,
-    enough: CheckDisk = _enough,
+    check_disk: CheckDisk = _check_disk,
 ) -> RunData:
     """A run's data with all caption features in their cache; arguments and errors as for `loop.train`."""
     if captions is None and is_tiny(config):
         captions = of_words(caption_folder(recipe, folder.path))
-    found = data.prepare(recipe, config, folder.images, folder.index, captions, hooks.working, enough)
+    found = data.prepare(recipe, config, folder.images, folder.index, captions, hooks.working, check_disk)
     for note in found.notes:
         hooks.note(note)
     return found
