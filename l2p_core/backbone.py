@@ -181,7 +181,8 @@ class Linear(nn.Linear):
 
 
 def runs_of(lengths: Sequence[int], before: int = 0) -> Runs | None:
-    """Of sequences of these lengths behind `before` tokens that all have; None if all are equally long."""
+    """The runs of existing tokens in sequences of these lengths, each after `before` tokens; None if all are equally
+    long."""
     if min(lengths) == max(lengths):
         return None
     return tuple((len(list(run)), before + length) for length, run in groupby(lengths))

@@ -240,7 +240,7 @@ def _specs(
 
 @dataclass(frozen=True)
 class _Copy:
-    """Where the bytes of a tensor of the source go, and as what."""
+    """The target of the bytes of a source tensor: their position, and the dtypes before and after."""
 
     position: int
     dtype: str

@@ -29,7 +29,7 @@ class Spectrum:
     side: int
 
     def power(self, cycles: float, side: float) -> float:
-        """At w cycles across an image of `side` cells: the orthonormal transform's energy grows with the area."""
+        """Mean power at w cycles across `side` cells: an orthonormal transform's energy grows with area."""
         return self.amplitude * (side / self.side) ** 2 * cycles**-self.exponent
 
 

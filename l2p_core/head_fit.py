@@ -62,8 +62,9 @@ _GAIN = COLOURS
 _SIGNALS = COLOURS + 1
 _RIDGE = 2e-2
 _SMALLEST = 0.1
-"""Of all variance that a regression predicts: directions that predict less are not scaled to unit variance. It would
-amplify rounding errors where features have few dimensions, and large weights for small directions do not train."""
+"""Share of all variance that a regression predicts: directions that predict less are not scaled to unit variance,
+which would amplify rounding errors where features have few dimensions; large weights for small directions do not
+train."""
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,9 @@ STEPS = _whole(1, 1_000_000_000)
 COUNT = _whole(1, 1_000_000_000)
 COUNT_OR_NONE = _whole(0, 1_000_000_000)
 TEMPERATURE = _above(0, 5)
-"""Of a language model's sampling."""
+"""The temperature at which a language model samples."""
 TOKENS = _whole(1, 1_000_000)
-"""Of a language model's answer."""
+"""The maximum tokens of a language model's answer."""
 FIRST = _whole(0, 1 << 32)
 """Index of a prompt's first image; images are seeded by it."""
 BATCH = _whole(1, 1_000_000)

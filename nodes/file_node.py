@@ -14,7 +14,7 @@ CATEGORY = "L2P/files"
 
 
 def unchecked_base_input() -> io.Boolean.Input:
-    """For bases that cannot be checked; optional, because workflows of earlier versions do not have it."""
+    """The input for bases that cannot be checked; optional, because workflows of earlier versions do not have it."""
     return io.Boolean.Input(
         "unchecked_base",
         default=False,

@@ -16,7 +16,7 @@ OF_TASK = -1.0
 
 
 class HybridSampler(io.ComfyNode):
-    """Both spaces in one node."""
+    """Samples in both spaces in one node."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -79,7 +79,7 @@ def _handed_over(model: str) -> list[io.Input]:
 
 
 class LatentToPixels(io.ComfyNode):
-    """From a latent sampling to a pixel sampling, half-way."""
+    """Hands a half-finished latent sampling over to a pixel model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -122,7 +122,7 @@ class LatentToPixels(io.ComfyNode):
 
 
 class PixelsToLatent(io.ComfyNode):
-    """From a pixel sampling to a latent sampling, half-way."""
+    """Hands a half-finished pixel sampling over to a latent model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

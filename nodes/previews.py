@@ -19,7 +19,7 @@ _REDUCED = 1024
 """Pixels of the longer side of a preview that stands for a file."""
 
 Preview = tuple[str, Image.Image, int]
-"""As the host takes them: format, image, and the longest side to which it scales the image."""
+"""A preview in the host's form: format, image, and the longest side to which it scales the image."""
 
 
 class Previews:

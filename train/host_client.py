@@ -145,7 +145,7 @@ class HostClient:
 
     @contextmanager
     def _understood(self) -> Iterator[None]:
-        """For reading JSON that a host sent: of another shape than ComfyUI's, it is as good as no answer."""
+        """Within the block, JSON of another shape than ComfyUI's counts as no answer."""
         try:
             yield
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:

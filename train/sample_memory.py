@@ -33,7 +33,7 @@ _FORMS: dict[str, Callable[[torch.dtype], Iterable[Form]]] = {
     "fp8": lambda stored: (_FP8,),
     "streamed": lambda stored: _STREAMED,
 }
-"""For each value of `--weights`: forms, given the dtype of the file; the first that fits is used."""
+"""The forms for each value of `--weights`, given the dtype of the file; the first that fits is used."""
 
 
 @dataclass(frozen=True)

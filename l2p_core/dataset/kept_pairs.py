@@ -42,7 +42,7 @@ class KeptPairs:
             self._pairs.save(self._path)
 
     def add(self, pixels: Tensor, latents: Tensor) -> None:
-        """As `PatchPairs.add`, until there are enough."""
+        """Add pairs like `PatchPairs.add`, until there are enough."""
         if self._pairs.count >= ENOUGH:
             return
         self._pairs.add(pixels, latents)

@@ -259,7 +259,7 @@ def _add_object(table: Table, number: int, values: Any, needed: Mapping[str, Seq
 
 
 _READERS = {".jsonl": _read_lines, JSON_SUFFIX: _read_json}
-"""By suffix; all other tables are CSV."""
+"""The readers of tables by suffix; all other tables are CSV."""
 
 
 def _columns(names: Sequence[str], needed: Mapping[str, Sequence[str]]) -> dict[str, int] | None:

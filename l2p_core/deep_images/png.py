@@ -17,7 +17,7 @@ _START = b"\x89PNG\r\n\x1a\n"
 _DEPTH_AT = 24  # in the header, which is always the first chunk
 _HEADER_END = 33
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
-"""By the type of colour."""
+"""The number of channels by the colour type."""
 _PIECE = 1 << 20  # bytes
 
 

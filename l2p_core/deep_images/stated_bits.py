@@ -22,7 +22,7 @@ _BOXES: dict[bytes, Callable[[bytes], int]] = {
     b"av1C": lambda box: 8 if not box[2] & 0x40 else 12 if box[2] & 0x20 else 10,
     b"hvcC": lambda box: 8 + (box[17] & 7),
 }
-"""Of AVIF (AV1 in ISO BMFF, 2.3.3) and of HEIF (ISO 14496-15, 8.3.3): bits of luma from the decoder's settings."""
+"""The boxes of AVIF (AV1 in ISO BMFF, 2.3.3) and HEIF (ISO 14496-15, 8.3.3): luma bits from the decoder's settings."""
 _BOX_BYTES = 18
 
 

@@ -31,11 +31,11 @@ class LeastSquares:
         self.count += len(x)
 
     def mean(self) -> Tensor:
-        """Of the inputs, (I,)."""
+        """The mean of the inputs, (I,)."""
         return self._origin + self._shift()
 
     def covariance(self) -> Tensor:
-        """Of the inputs, (I, I) float64."""
+        """The covariance of the inputs, (I, I) float64."""
         return self.xx.double().div_(self.count).addr_(self._shift(), self._shift(), alpha=-1)
 
     def solved(self, ridge: float) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,8 @@ SIMILARITY = 0.5
 words."""
 _PERMUTATIONS = 128
 _BANDS, _ROWS = 42, 3
-"""Of the hash table: a pair at SIMILARITY is found with a chance of 1 - (1 - 0.5^3)^42 = 0.996; what is found is then
-compared exactly."""
+"""The shape of the hash table: a pair at SIMILARITY is found with a chance of 1 - (1 - 0.5^3)^42 = 0.996; what is found
+is then compared exactly."""
 NEEDED = (
     "Finding near-duplicates among prompts needs the library datasketch: install it into the Python that runs this, "
     "with: pip install datasketch"

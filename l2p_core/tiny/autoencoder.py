@@ -104,7 +104,7 @@ class Autoencoder(nn.Module):
         return self.decode_unclamped(latents).clamp(-1, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        """As decode, for training: a clamp would stop the gradient of every pixel that overshoots."""
+        """Decode without a clamp, for training: a clamp would stop the gradient of every pixel that overshoots."""
         if latents.shape[1] != LATENT_CHANNELS:
             raise ValueError(
                 f"The tiny VAE decodes latents of {LATENT_CHANNELS} channels, not of {latents.shape[1]}. The pixels of "

@@ -73,7 +73,7 @@ class SummedInRam:
 
     @torch.no_grad()
     def clip(self) -> Tensor:
-        """As `torch.nn.utils.clip_grad_norm_`; sums are scaled down when they are used."""
+        """Clip like `torch.nn.utils.clip_grad_norm_`; sums are scaled down when they are used."""
         self._place.collect(())
         for name in self._micro_batches.keys() - self._norms.keys():  # not every micro-batch used this weight
             self._norms[name] = torch.linalg.vector_norm(self._sums[name])

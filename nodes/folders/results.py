@@ -20,7 +20,7 @@ class _Left(NamedTuple):
 
 
 _left: dict[tuple[str, str | None], _Left] = {}
-"""By the node's id and the name of its result; None means the last one, if the name comes from another node."""
+"""What each node left, by its id and its result's name; None is the last one, if the name comes from another node."""
 
 
 def fingerprint(node: Any, name: str | None) -> int:

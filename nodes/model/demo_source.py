@@ -78,7 +78,8 @@ class SourceModel(comfy.model_base.Lumina2):
         self.sizes = model_config.unet_config["sizes"]
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """As the host's, of captions that this model can read; a ValueError names the encoder to use for others."""
+        """The host's conditioning, for captions that this model can read; a ValueError names the encoder to use for
+        others."""
         check_caption(kwargs.get("cross_attn"), self.sizes)
         conds: dict[str, Any] = super().extra_conds(**kwargs)
         return conds

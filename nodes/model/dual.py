@@ -107,7 +107,7 @@ class DualModelConfig(L2PModelConfig):
         self.unet_config |= {"source": source, "own": own}
 
     def get_model(self, state_dict: dict[str, Tensor], prefix: str = "", device: Any = None) -> L2PBaseModel:
-        """As of a pixel model; `state_dict` keeps the source's own weights beside."""
+        """The pixel model's; `state_dict` keeps the source's own weights."""
         own = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(SOURCE)}
         if self.asked_for_8_bits:
             stripped = {name.removeprefix(SOURCE): weight for name, weight in own.items()}
@@ -178,7 +178,7 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 class DualFormat(PixelFormat):
-    """Both latent formats in one, told apart by channels."""
+    """Both latent formats in one, distinguished by their channels."""
 
     def __init__(self, latent: comfy.latent_formats.LatentFormat):
         super().__init__()
@@ -224,7 +224,7 @@ class DualBaseModel(L2PBaseModel):
     def memory_required(
         self, input_shape: Iterable[int], cond_shapes: Mapping[str, list[list[int]]] | None = None, **more: Any
     ) -> float:
-        """For the face that has the shape's channels."""
+        """The memory of the face that has the shape's channels."""
         shape = list(input_shape)
         if len(shape) == 4 and shape[1] == PIXEL_CHANNELS:
             return super().memory_required(shape, cond_shapes, **more)
@@ -232,7 +232,7 @@ class DualBaseModel(L2PBaseModel):
         return required
 
     def state_dict_for_saving(self, unet_state_dict: dict[str, Any], *others: Any, **named: Any) -> dict[str, Any]:
-        """As the host's, of one face: a file of the pixel model, or of the source, as each would be saved alone."""
+        """One face's state dict: a file of the pixel model or of the source, as each would be saved alone."""
         if self.saves_source:
             names = self.diffusion_model._latent_view[0].state_dict()
             kept = {name: unet_state_dict.get(f"{SOURCE}{name}", unet_state_dict.get(name)) for name in names}
@@ -246,7 +246,7 @@ class LatentFace:
     """A mixin for the host's ModelPatcher: the model as its latent source."""
 
     def state_dict_for_saving(self, *others: Any, **named: Any) -> dict[str, Any]:
-        """As the host's, of the source alone."""
+        """The state dict of the source alone."""
         model: DualBaseModel = self.model  # type: ignore[attr-defined]
         model.saves_source = True
         try:

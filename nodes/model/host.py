@@ -128,12 +128,12 @@ class L2PModelConfig(L2PRow):
         self.manual_cast_dtype = comfy.model_management.unet_manual_cast(None, device, self.supported_inference_dtypes)
 
     def clip_target(self, state_dict: Mapping[str, Any] | None = None) -> Any:
-        """For Load Checkpoint's CLIP output: the text encoder of the source that the model is of."""
+        """The text encoder of the model's source, for Load Checkpoint's CLIP output."""
         row = HOST_ROWS[self.unet_config["l2p"].source]
         return row.supported.clip_target(self, {} if state_dict is None else state_dict)
 
     def process_vae_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """For Load Checkpoint's VAE output: the host's VAE for pixels, like Load VAE's "pixel_space"."""
+        """The host's VAE for pixels, like Load VAE's "pixel_space", for Load Checkpoint's VAE output."""
         return {"pixel_space_vae": torch.tensor(1.0)}
 
 
@@ -152,7 +152,7 @@ class L2PBaseModel(comfy.model_base.Lumina2):
     """Whether the weights are a pixel initialisation, which makes noise; None if one of the host's loaders has loaded
     it and the file has not been checked yet."""
     checked_file: str | None = None
-    """Whose header `WholeFile` has looked into."""
+    """The file whose header `WholeFile` has checked."""
 
     @property
     def l2p(self) -> PixelConfig:

@@ -33,4 +33,4 @@ HOST_ROWS = {
         has_template=False,
     ),
 }
-"""By the names of `sources.SOURCES`."""
+"""The rows by the names of `sources.SOURCES`."""

@@ -173,6 +173,6 @@ def _adapter(names: list[str], lora: Mapping[str, Tensor]) -> Any:
 
 
 def _spellings(name: str) -> list[str]:
-    """As comfy/lora.py spells the names of Z-Image's other weights."""
+    """The spellings that comfy/lora.py accepts of the names of Z-Image's other weights."""
     flat = name.replace(".", "_")
     return [f"{PREFIX}{name}", f"transformer.{name}", f"lora_unet_{flat}", f"lycoris_{flat}", name]

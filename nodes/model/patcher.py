@@ -87,7 +87,7 @@ def _warnings(patcher: Any, shape: Sequence[int], sigma: float) -> list[str]:
 
 
 def _first_sigma(latent: Any, sampler: Any, sigmas: Tensor, *_: Any, **__: Any) -> float:
-    """Of the host's `outer_sample`, by its arguments after the noise."""
+    """The noise level at which the host's `outer_sample` starts, from its arguments after the noise."""
     return float(sigmas[0]) if len(sigmas) else 0.0
 
 

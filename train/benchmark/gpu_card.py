@@ -106,7 +106,7 @@ def _speed(figures: Figures, operations: float) -> Figures:
 
 
 def _tokens(bench: Bench) -> int:
-    """Of an image of 1024 pixels and its caption."""
+    """The number of tokens of an image of 1024 pixels and its caption."""
     side = bench.scale.sides["1k"]
     return tokens_of(bench.scale.config("1k"), side, side, bench.scale.caption)
 

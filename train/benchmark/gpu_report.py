@@ -40,7 +40,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("items", "values read back", str),
     ("note", "", str),
 )
-"""For each column: its figure, its heading, and its format."""
+"""The columns: each with its figure, its heading, and its format."""
 
 _SHOWN = 8  # of the longest kernels; gpu.json has more
 

@@ -39,7 +39,7 @@ COMPARED = "pixels only, 6 steps"
 """The method that others of its size and evaluations are compared with."""
 
 MethodScores = dict[str, list[float]]
-"""Of one method, a value for each pass: whole captions right, distance to a clean rendering, seconds an image, and the
+"""One method's values for each pass: whole captions right, distance to a clean rendering, seconds an image, and the
 share of attributes that growth kept (NaN for a method that does not grow)."""
 
 

@@ -13,7 +13,7 @@ from .hybrid_worlds import World
 
 CFG = 2.0
 STEPS = 6
-"""Of all methods that are compared at equal evaluations."""
+"""Steps of all methods that are compared at equal evaluations."""
 SWITCHES, SHIFTS = (0.8, 0.65, 0.5, 0.35), (1.0, 3.0)
 RESTORED = (0.2, 0.3, 0.4)
 GROWN_AT = (0.35, 0.2)
@@ -30,12 +30,12 @@ class Method:
 
     @property
     def evaluations(self) -> int:
-        """Of a model for one image, guidance included."""
+        """The model's evaluations for one image, guidance included."""
         return sum(stage.steps * (1 if stage.cfg == 1 else 2) for stage in self.stages)
 
     @property
     def size(self) -> Size:
-        """Of the image, in pixels."""
+        """The size of the image in pixels."""
         return self.stages[-1].size
 
     def without_growth(self) -> Method | None:
@@ -94,7 +94,7 @@ def _restored(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Method]
 
 
 def _grown(world: World) -> list[Method]:
-    """Of the pixel model alone: below its own size, and to twice that."""
+    """Growth of the pixel model alone: from below its own size, and to twice that."""
     latent, pixels = world.latent, world.pixels
     half, own, double = ((side, side) for side in (world.side // 2, world.side, 2 * world.side))
     safe = safe_sigma(own, double)
@@ -115,7 +115,7 @@ def _grown(world: World) -> list[Method]:
 
 
 def _to_large(world: World) -> list[Method]:
-    """From the pixel model into the one for large images, if there is one."""
+    """Growth from the pixel model into the one for large images, if there is one."""
     if world.large is None:
         return []
     own, size = (world.side, world.side), (world.large_side, world.large_side)

@@ -59,7 +59,7 @@ class World:
 
     @property
     def large_side(self) -> int:
-        """Of the images that `large` makes from as many tokens as `pixels` at `side`."""
+        """The side of the images that `large` makes from as many tokens as `pixels` at `side`."""
         assert self.large is not None
         return self.side * self.large.config.patch_size // self.pixels.config.patch_size
 
@@ -163,7 +163,7 @@ def _judged_scenes(images: Tensor, captions: Sequence[str]) -> Judged:
 
 
 def _scene_attributes(found: scene_judge.Found) -> tuple[str, ...]:
-    """Of both objects in the order of their names, and how they stand to each other."""
+    """The attributes of both objects in the order of their names, and their relation."""
     if len(found.objects) != 2:
         return ("",) * 7
     order = sorted((0, 1), key=lambda i: (found.objects[i].colour, found.objects[i].kind))

@@ -17,13 +17,13 @@ from ..pictures import save_picture
 
 LEVELS = 4096
 SIDE = 16
-"""Of an image, in pixels: one patch."""
+"""Side of an image in pixels: one patch."""
 _SPACING = 16
-"""Of the levels, in the 65,536 levels of a file."""
+"""Distance between the levels, in the 65,536 levels of a file."""
 TOKENS = 4
 _HARMONICS = 4
 WIDTH = 2 * _HARMONICS
-"""Of a caption's features."""
+"""Width of a caption's features."""
 
 
 def values(levels: Sequence[int]) -> Tensor:

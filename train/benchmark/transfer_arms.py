@@ -20,7 +20,7 @@ GROUPS = {
 """Groups of compared arms and what differs among them; a group's table begins with the reference."""
 REFERENCE = "fitted"
 SHIFTS = (1.0, 2.0, 4.5, 6.0)
-"""Beside the reference's 3."""
+"""The shifts compared, beside the reference's 3."""
 
 
 @dataclass(frozen=True)

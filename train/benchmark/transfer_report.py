@@ -30,7 +30,7 @@ _CURVE_POINTS = 40
 _LAST = 0.1  # of the steps, over which the velocity error is averaged
 
 Lines = Sequence[dict[str, Any]]
-"""Of a JSON Lines file, one mapping a line."""
+"""A JSON Lines file, one mapping per line."""
 ImagesByStep = Mapping[int, Tensor]
 """(SHOWN, 3, H, W) in [-1, 1] after each scored step."""
 
@@ -128,7 +128,7 @@ def compared(arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[Ar
 
 
 def _group_table(arms: Sequence[Arm], group: str, source: Scored, runs: Mapping[str, Sequence[ArmRun]]) -> str:
-    """One row an arm, at the end of its training."""
+    """One row per arm, at the end of its training."""
     columns = ("whole", *ATTRIBUTES)
     rows = [[SOURCE, *(f"{source.scores[column]:.1%}" for column in columns), f"{source.scores['patch_grid']:.2f}", ""]]
     for arm in in_group(arms, group):
@@ -140,7 +140,7 @@ def _group_table(arms: Sequence[Arm], group: str, source: Scored, runs: Mapping[
 
 
 def _way_table(starts: Sequence[Arm], runs: Mapping[str, Sequence[ArmRun]]) -> str:
-    """One row a start, one column for each step that is scored."""
+    """One row per start, one column for each step that is scored."""
     steps = _scored_steps(starts, runs)
     batch = starts[0].recipe.data.batch_size
     rows = [

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 WARM_UP = 3
 
 Losses = Callable[[Any], tuple[Tensor, Tensor]]
-"""From a named tuple of tensors: a result, and the loss. Shapes are fixed, nothing is read back, and no random numbers
+"""Maps a named tuple of tensors to a result and the loss. Shapes are fixed, nothing is read back, and no random numbers
 are drawn."""
 
 

@@ -51,7 +51,7 @@ SOURCE_CONFIG = ModelConfig(
 ENCODER = "l2p.encoder"
 
 CAPTION_TOKENS = 32
-"""Of every caption: all are shorter than the multiple that the source pads to."""
+"""The padded length of every caption: all are shorter than the multiple that the source pads to."""
 IMAGE_CELLS = 8
 """Tokens along a side of the image."""
 
@@ -61,7 +61,7 @@ class SourceRecipe:
     """How the source is trained, but for how long."""
 
     images: int = 700_000
-    """At most, over all sessions."""
+    """Maximum number, over all sessions."""
     batch: int = 32
     learning_rate: float = 1.7e-3
     muon_learning_rate: float = 5e-3
@@ -70,7 +70,7 @@ class SourceRecipe:
     """Steps, also after resuming from averaged weights alone."""
     ema_decay: float = 0.998
     probe_weight: float = 1.0
-    """Of the probe's loss beside the velocity's."""
+    """Weight of the probe's loss relative to the velocity's."""
     caption_dropout: float = 0.1
     report_steps: int = 32
     save_minutes: float = 4.0

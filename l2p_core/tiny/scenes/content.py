@@ -33,7 +33,7 @@ LETTERS = ("E", "H", "L", "T")
 KINDS = (*FIGURES, *LETTERS)
 """Figures have any rotation and any texture; letters stand nearly upright and are plain, as their strokes are thin."""
 RELATIONS = ("above", "below", "left of", "right of")
-"""Of the first object to the second; the larger of the distances in x and y decides."""
+"""The relation of the first object to the second; the larger of the distances in x and y decides."""
 
 RADIUS = (17.0, 25.0)
 REACH = 1.12

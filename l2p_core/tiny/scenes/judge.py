@@ -139,7 +139,7 @@ def _recognise(images: Tensor) -> list[Found]:
 
 
 def colour_masks(images: Tensor) -> Tensor:
-    """Where each colour is: (B, 3, S, S) in [0, 1] -> (B, colours, S, S), 1 or 0."""
+    """Masks of the colours: (B, 3, S, S) in [0, 1] -> (B, colours, S, S), 1 or 0."""
     high, low = images.max(1).values, images.min(1).values
     chroma = high - low
     hues = _hues(torch.tensor(list(COLOURS.values())))
