@@ -31,7 +31,7 @@ def load_image(name: str, window: str, frame: int) -> tuple[Tensor, Tensor]:
     try:
         _, _, frames, bits = look(path)
         if bits:
-            raise BrokenImage(f"it has {bits} bits a channel, but this format is read with 8: {KEEP_DEPTH}")
+            raise BrokenImage(f"it has {bits} bits per channel, but this format is read with 8: {KEEP_DEPTH}")
         if not 1 <= frame <= frames:
             count = "1 frame" if frames == 1 else f"{frames} frames"
             raise ValueError(f"{name} has {count}: set frame to {1 if frames == 1 else f'1 to {frames}'}.")

@@ -1,4 +1,4 @@
-"""The node that reads images with more than 8 bits a channel."""
+"""The node that reads images with more than 8 bits per channel."""
 
 from __future__ import annotations
 

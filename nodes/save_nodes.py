@@ -1,4 +1,4 @@
-"""The node that saves images with more than 8 bits a channel."""
+"""The node that saves images with more than 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class SaveTIFF(io.ComfyNode):
             node_id="L2PSaveTIFF",
             display_name="Save TIFF",
             category="L2P",
-            description="Saves images as TIFF with 16 bits a channel, rounded to the nearest, or as floats, unchanged, "
-            "in the output folder.",
+            description="Saves images as TIFF with 16 bits per channel, rounded to the nearest, or as floats, unchanged, in "
+            "the output folder.",
             search_aliases=[
                 "save image",
                 "tif",

@@ -1,4 +1,4 @@
-"""Files with more than 8 bits a channel: read to the last bit, written rounded, and refused in one sentence."""
+"""Files with more than 8 bits per channel: read to the last bit, written rounded, and refused in one sentence."""
 
 from __future__ import annotations
 

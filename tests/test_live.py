@@ -42,6 +42,6 @@ def test_a_loss_that_is_no_number_is_a_gap_and_the_message_is_json() -> None:
 
 def test_where_a_run_stands_in_words() -> None:
     metrics = RunMetrics(5, 0.1, None, 1e-4, 1.0, 8, 0.5, steps=20, images_per_second=15.9, seconds_left=1800)
-    assert sentence(metrics) == "Step 5 of 20, about 30 minutes left, 15.9 images a second"
+    assert sentence(metrics) == "Step 5 of 20, about 30 minutes left, 15.9 images per second"
     metrics.step, metrics.memory_bytes = 20, 2_500_000_000
-    assert sentence(metrics) == "Step 20 of 20, 15.9 images a second, 2.50 GB at most"
+    assert sentence(metrics) == "Step 20 of 20, 15.9 images per second, 2.50 GB at most"

@@ -58,7 +58,7 @@ def rounding_note(path: Path) -> str | None:
         bits = images.look(path).rounded
     if not bits:
         return None
-    return f"{path} has {bits} bits a channel, but this format is read with 8: {images.KEEP_DEPTH}."
+    return f"{path} has {bits} bits per channel, but this format is read with 8: {images.KEEP_DEPTH}."
 
 
 def load_picture(path: Path, width: int, height: int) -> Tensor:

@@ -30,7 +30,7 @@ const CHINESE = [
   [`about ${NUMBER} seconds left`, "约剩 $1 秒"],
   [`about ${NUMBER} minutes left`, "约剩 $1 分钟"],
   [`about ${NUMBER} hours left`, "约剩 $1 小时"],
-  [`${NUMBER} images a second`, "每秒 $1 张图像"],
+  [`${NUMBER} images per second`, "每秒 $1 张图像"],
   [`${NUMBER} GB at most`, "最多占用 $1 GB"],
   [`Stopped after ${NUMBER} of ${NUMBER} steps`, "已在第 $1 步停止，共 $2 步"],
   [`Finished after ${NUMBER} steps?`, "已完成 $1 步"],

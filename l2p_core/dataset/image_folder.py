@@ -111,8 +111,8 @@ def _of_files(found: Mapping[str, ImageInfo], changed: Sequence[str], index: Pat
     rounded = [f"{name} ({info.rounded} bits)" for name, info in found.items() if info.rounded]
     if rounded:
         notes.append(
-            f"{_images(len(rounded))} of more than 8 bits a channel in a format that is read with 8: {some(rounded)}. "
-            "Train on PNG or TIFF with 16 bits to keep all levels."
+            f"{_images(len(rounded))} of more than 8 bits per channel in a format that is read with 8: {some(rounded)}"
+            ". Train on PNG or TIFF with 16 bits to keep all levels."
         )
     if index and headers.is_foreign(index):
         notes.append(

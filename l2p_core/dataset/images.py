@@ -66,7 +66,7 @@ def size(path: Path) -> tuple[int, int]:
 
 def load(path: Path, width: int, height: int, frame: int = 0, window: str = WINDOW) -> Tensor:
     """Decode an image, rotate it upright, crop it centrally to the requested shape and resize: (3, height, width),
-    uint8; of a file with more than 8 bits a channel float32 in [-1, 1], see `as_pixels`.
+    uint8; of a file with more than 8 bits per channel float32 in [-1, 1], see `as_pixels`.
 
     Transparent pixels are composited on white. Resizing averages over the source area of each pixel (Lanczos). Memory:
     4 bytes for each pixel of the file, and the same again if it must be converted or has transparent pixels; with more
@@ -227,7 +227,7 @@ def _plain(image: Image.Image) -> Image.Image:
     """The decoded image as RGB, or as RGBA if it has transparent pixels."""
     image.load()
     if image.mode == "F":
-        raise BrokenImage("it holds floating point numbers: save it with 8 bits a channel")
+        raise BrokenImage("it holds floating point numbers: save it with 8 bits per channel")
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).clip(0, 65535).astype(np.uint16) // _WORD
         return pillow().fromarray(values.astype(np.uint8)).convert("RGB")

@@ -31,7 +31,7 @@ class ImageInfo(NamedTuple):
     Attributes:
         width, height: in pixels, upright.
         frames: the number of images in it.
-        rounded: bits a channel of a file that is read with 8 all the same; 0 of every other.
+        rounded: bits per channel of a file that is read with 8 all the same; 0 of every other.
     """
 
     width: int

@@ -1,4 +1,4 @@
-"""PNG with 16 bits a channel, through PyAV."""
+"""PNG with 16 bits per channel, through PyAV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from . import frames
 from .common import BrokenImage, Values, read_bytes, to_levels
 
-FILES = "PNG files with 16 bits a channel"
+FILES = "PNG files with 16 bits per channel"
 _START = b"\x89PNG\r\n\x1a\n"
 _DEPTH_AT = 24  # in the header, which is always the first chunk
 _HEADER_END = 33
@@ -22,7 +22,7 @@ _PIECE = 1 << 20  # bytes
 
 
 def is_deep(start: bytes) -> bool:
-    """Whether a file that begins with these bytes is a PNG of 16 bits a channel."""
+    """Whether a file that begins with these bytes is a PNG of 16 bits per channel."""
     return start.startswith(_START) and start[_DEPTH_AT : _DEPTH_AT + 1] == b"\x10"
 
 
@@ -36,7 +36,7 @@ def decode(path: Path) -> Values:
 
 
 def encode(pixels: Tensor, text: Mapping[str, str]) -> bytes:
-    """(3, H, W) in [-1, 1] as a file of 16 bits a channel, rounded, with ASCII texts in its text fields."""
+    """(3, H, W) in [-1, 1] as a file of 16 bits per channel, rounded, with ASCII texts in its text fields."""
     content = frames.encode("png", to_levels(pixels), {"pred": "paeth"}, FILES)
     chunks = b"".join(_chunk(b"tEXt", f"{key}\0{value}".encode("ascii")) for key, value in text.items())
     return content[:_HEADER_END] + chunks + content[_HEADER_END:]

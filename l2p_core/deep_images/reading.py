@@ -21,7 +21,7 @@ _LOOKS: dict[str, Callable[[Path], ImageInfo]] = {TIFF: tiff.look, EXR: exr.look
 
 
 def format_of(path: Path, is_deep_tiff: Callable[[Path], bool]) -> str | None:
-    """The format of a file with more than 8 bits a channel; None for every other file.
+    """The format of a file with more than 8 bits per channel; None for every other file.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""How many bits a channel has in files of formats that are read with 8 bits, whatever they hold.
+"""How many bits per channel has in files of formats that are read with 8 bits, whatever they hold.
 
 Pillow and its plugins return 8 bits for these formats, or scale to them, without a word; so that a user can be told,
 the number is looked up in the file's header.

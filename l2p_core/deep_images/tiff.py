@@ -1,4 +1,4 @@
-"""TIFF with more than 8 bits a channel, integers and floats, through tifffile."""
+"""TIFF with more than 8 bits per channel, integers and floats, through tifffile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from ..version import __version__
 from .common import BrokenImage, ImageInfo, Values, check_size, library
 
-FILES = "TIFF files with more than 8 bits a channel"
+FILES = "TIFF files with more than 8 bits per channel"
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION_TAG = 274
 _TURNED = (5, 6, 7, 8)

@@ -45,8 +45,8 @@ _LIBRARIES = (
     _Library("matplotlib", "l2p demo and the figures of l2p benchmark", (3, 7)),
     _Library("tensorboard", "TensorBoard events of a run", (2, 14)),
     _Library("pillow-heif", "HEIC images"),
-    _Library("tifffile", "Save TIFF, and TIFF images with more than 8 bits a channel"),
-    _Library("av", "PNG images with 16 bits a channel, and EXR images", (13,)),
+    _Library("tifffile", "Save TIFF, and TIFF images with more than 8 bits per channel"),
+    _Library("av", "PNG images with 16 bits per channel, and EXR images", (13,)),
     _Library("pydicom", "DICOM images", (3,)),
 )
 _VARIABLES = (

@@ -83,7 +83,7 @@ def radial_frequencies(window: int) -> Array:
 
 
 def measure(image: Image.Image, patch: int = PATCH, window: int = WINDOW) -> ImageStatistics:
-    """The statistics of an image of 8 bits a channel; transparency is dropped.
+    """The statistics of an image of 8 bits per channel; transparency is dropped.
 
     Args:
         image: with both sides `LEAST_SIDE` or more.
@@ -91,7 +91,7 @@ def measure(image: Image.Image, patch: int = PATCH, window: int = WINDOW) -> Ima
         window: of the spectrum, see `window_for`.
 
     Raises:
-        BrokenImage: if the image is damaged, too small or has more than 8 bits a channel.
+        BrokenImage: if the image is damaged, too small or has more than 8 bits per channel.
     """
     image = _plain(image)
     width, height = image.size
@@ -108,7 +108,7 @@ def measure(image: Image.Image, patch: int = PATCH, window: int = WINDOW) -> Ima
 def _plain(image: Image.Image) -> Image.Image:
     """The decoded image as RGB."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        raise BrokenImage("it has more than 8 bits a channel: save a copy with 8 bits")
+        raise BrokenImage("it has more than 8 bits per channel: save a copy with 8 bits")
     with decoding():
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")

@@ -64,7 +64,7 @@ def sentence(metrics: RunMetrics) -> str:
     parts = [f"Step {metrics.step} of {metrics.steps}"]
     if metrics.step < metrics.steps:
         parts.append(f"about {duration(metrics.seconds_left)} left")
-    parts.append(f"{metrics.images_per_second:.3g} images a second")
+    parts.append(f"{metrics.images_per_second:.3g} images per second")
     if metrics.memory_bytes:
         parts.append(f"{metrics.memory_bytes / 1e9:.2f} GB at most")
     return ", ".join(parts)
