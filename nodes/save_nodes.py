@@ -19,8 +19,8 @@ class SaveTIFF(io.ComfyNode):
             node_id="L2PSaveTIFF",
             display_name="Save TIFF",
             category="L2P",
-            description="Saves images as TIFF with 16 bits per channel, rounded to the nearest, or as floats, unchanged, in "
-            "the output folder.",
+            description="Saves images as TIFF with 16 bits per channel, rounded to the nearest, or as floats, "
+            "unchanged, in the output folder.",
             search_aliases=[
                 "save image",
                 "tif",
