@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..l2p_core.run.find import bundled
 from .folders import datasets, files, kinds, results
@@ -156,7 +157,10 @@ class TrainL2P(io.ComfyNode):
                     display_name="delta", options=files.choices(), tooltip="The delta's name, for L2P Loader."
                 ),
                 io.LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
-                io.Image.Output(display_name="montage", tooltip="The last montage."),
+                io.Image.Output(
+                    display_name="montage",
+                    tooltip="The last montage; nodes behind it are skipped if the recipe draws none.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -184,4 +188,6 @@ class TrainL2P(io.ComfyNode):
 
         done = train(Choices(anew=start == ANEW, **settings), clip, str(cls.hidden.unique_id))
         results.remember(cls, settings["run_name"], *done.files)
-        return io.NodeOutput(done.delta, {"loss": done.losses}, done.montage, ui={"l2p_training": [done.state]})
+        # What takes a montage that there is not is skipped.
+        montage = ExecutionBlocker(None) if done.montage is None else done.montage
+        return io.NodeOutput(done.delta, {"loss": done.losses}, montage, ui={"l2p_training": [done.state]})

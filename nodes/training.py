@@ -52,14 +52,14 @@ class Trained:
     Attributes:
         delta: its name in models/diffusion_models.
         losses: of every step from the first.
-        montage: the last one, (1, H, W, 3) in [0, 1].
+        montage: the last one, (1, H, W, 3) in [0, 1]; None if the run draws none.
         state: as `Live.state`.
         files: the run's files, whose absence or change makes the node run again.
     """
 
     delta: str
     losses: list[float]
-    montage: Tensor
+    montage: Tensor | None
     state: dict[str, Any]
     files: list[Path]
 
@@ -161,7 +161,7 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
     name = files.name_of(target)
     live.end("finished", f"Finished after {counted(result.step, 'step')}: {name}")
     losses = [line["loss"] for line in read_metrics(folder.metrics)]
-    left = [target, folder.delta, folder.report, folder.montages()[-1]]
+    left = [target, folder.delta, folder.report, *folder.montages()[-1:]]
     return Trained(name, losses, _last_montage(folder), dict(live.state), left)
 
 
@@ -258,7 +258,10 @@ def _let_go(error: BaseException) -> None:
     traceback.clear_frames(error.__traceback__)
 
 
-def _last_montage(folder: RunFolder) -> Tensor:
-    with opened(folder.montages()[-1], ("PNG",)) as image:
+def _last_montage(folder: RunFolder) -> Tensor | None:
+    montages = folder.montages()
+    if not montages:
+        return None
+    with opened(montages[-1], ("PNG",)) as image:
         pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     return torch.from_numpy(pixels / 255)[None]

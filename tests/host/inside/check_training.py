@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management as manager
@@ -16,6 +17,7 @@ import folder_paths
 import kit
 import pytest
 import torch
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from comfyui_l2p.l2p_core.model import L2PModel
 from comfyui_l2p.l2p_core.run import disk
@@ -27,6 +29,7 @@ from comfyui_l2p.nodes.messages import live, sentences
 from comfyui_l2p.nodes.messages.errors import plain_errors
 from comfyui_l2p.nodes.messages.live import Live
 from comfyui_l2p.nodes.model.demo import load_demo
+from comfyui_l2p.nodes.train_node import TrainL2P
 from comfyui_l2p.nodes.training_choices import AS_RECIPE, Choices
 
 Usage = namedtuple("Usage", "total used free")
@@ -80,8 +83,21 @@ def check_memory_is_freed_first_and_given_back(host: Path, tmp_path: Path, monke
     monkeypatch.setattr(Trainer, "_train_step", noted)
     done = train()
     assert seen == [([], True, False)] * 2 and is_left_alone()
-    assert len(done.losses) == 2 and done.montage.shape == (1, 128, 128, 3) and 0 <= done.montage.min() <= 1
+    assert len(done.losses) == 2 and done.montage is not None
+    assert done.montage.shape == (1, 128, 128, 3) and 0 <= done.montage.min() <= 1
     assert (host / "diffusion_models" / done.delta).is_file()
+
+
+def check_a_run_without_montages_ends_well(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes behind the montage are skipped, as the host does with what is blocked."""
+    values = vars(choices(changes='[training]\ndecay = "constant"\n[watch]\nprompts = []\n'))
+    given = {name: value for name, value in values.items() if name != "anew"}
+    monkeypatch.setattr(TrainL2P, "hidden", SimpleNamespace(unique_id="1"), raising=False)
+    with torch.inference_mode():
+        done = TrainL2P.execute(clip=load_demo()[1], start="go on where it stopped", **given)
+    delta, losses, montage = done.result
+    assert (host / "diffusion_models" / delta).is_file() and len(losses["loss"]) == 2
+    assert isinstance(montage, ExecutionBlocker) and montage.message is None
 
 
 @pytest.mark.parametrize(
