@@ -88,7 +88,7 @@ class HybridSampler(io.ComfyNode):
                 ),
                 *_steps_and_cfg("latent_", "the latent model", "Z-Image: 30; set 8 for Turbo", "4; set 1 for Turbo"),
             ],
-            outputs=[io.Image.Output(display_name="image")],
+            outputs=[io.Image.Output(display_name="image", tooltip="The finished images; they need no VAE Decode.")],
         )
 
     @classmethod

@@ -39,6 +39,11 @@ def _end() -> io.Float.Input:
     )
 
 
+def _part_to_follow(name: str, tooltip: str) -> list[io.Output]:
+    sigmas = io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels of the part that follows.")
+    return [io.Latent.Output(display_name=name, tooltip=tooltip), sigmas]
+
+
 def shift_input() -> io.Float.Input:
     return io.Float.Input(
         "shift",
@@ -94,7 +99,7 @@ class LatentToPixels(io.ComfyNode):
                 *_handed_over("The L2P model that samples next."),
                 *sides("0 is the size of the latents' image."),
             ],
-            outputs=[io.Latent.Output(display_name="pixels"), io.Sigmas.Output(display_name="sigmas")],
+            outputs=_part_to_follow("pixels", "The pixels that the next sampler goes on from."),
         )
 
     @classmethod
@@ -136,7 +141,7 @@ class PixelsToLatent(io.ComfyNode):
             inputs=[
                 *_handed_over("The latent model that samples next."),
             ],
-            outputs=[io.Latent.Output(display_name="latent"), io.Sigmas.Output(display_name="sigmas")],
+            outputs=_part_to_follow("latent", "The latent that the next sampler goes on from."),
         )
 
     @classmethod
@@ -187,7 +192,7 @@ class GrowPixels(io.ComfyNode):
                     tooltip="The seed of the noise in the new fine detail.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="pixels"), io.Sigmas.Output(display_name="sigmas")],
+            outputs=_part_to_follow("pixels", "The pixels that the next sampler goes on from."),
         )
 
     @classmethod
@@ -238,7 +243,7 @@ class PartSigmas(io.ComfyNode):
                 _end(),
                 _steps(),
             ],
-            outputs=[io.Sigmas.Output(display_name="sigmas")],
+            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels of this part.")],
         )
 
     @classmethod

@@ -64,7 +64,7 @@ class L2PLoader(io.ComfyNode):
                 ),
                 unchecked_base_input(),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="For L2P Pixel Sampler, KSampler or any other sampler.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -145,9 +145,9 @@ class DemoSource(io.ComfyNode):
             "training images of coloured shapes, 64 pixels wide, with nothing to download. For trying out training.",
             search_aliases=["l2p example", "tiny model", "latent source", "test model", "示例", "潜空间来源"],
             outputs=[
-                io.Model.Output(),
+                io.Model.Output(tooltip="The tiny latent model."),
                 io.Clip.Output(tooltip="Knows the words of its own captions only."),
-                io.Vae.Output(),
+                io.Vae.Output(tooltip="Its VAE, for VAE Decode and for nodes that make data sets."),
             ],
         )
 

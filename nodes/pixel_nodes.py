@@ -152,7 +152,11 @@ class PixelsToImage(io.ComfyNode):
                     "files, and shows the range.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="image")],
+            outputs=[
+                io.Image.Output(
+                    display_name="image", tooltip="The images, for Save Image and all nodes that take an IMAGE."
+                )
+            ],
         )
 
     @classmethod

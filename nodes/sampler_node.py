@@ -95,7 +95,7 @@ class PixelSampler(io.ComfyNode):
                 ),
                 aspect_input(),
             ],
-            outputs=[io.Image.Output(display_name="image")],
+            outputs=[io.Image.Output(display_name="image", tooltip="The finished images; they need no VAE Decode.")],
         )
 
     @classmethod

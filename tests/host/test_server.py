@@ -111,13 +111,18 @@ def test_nodes_are_there_and_nothing_was_warned_of(server: Server) -> None:
 
 
 def test_every_input_and_node_explains_itself(server: Server) -> None:
+    shown = server.get("/i18n")["en"]["nodeDefs"]
     for node in NODES:
-        info = server.get(f"/object_info/{node}")[node]
+        info, english = server.get(f"/object_info/{node}")[node], shown[node]
         assert info["category"].startswith("L2P") and info["description"]
         assert any("\u4e00" <= letter <= "\u9fff" for alias in info["search_aliases"] for letter in alias), node
         for kind in ("required", "optional"):
             for name, (_, *settings) in info["input"].get(kind, {}).items():
                 assert settings and settings[0].get("tooltip"), f"{node}.{name} has no tooltip"
+                assert english["inputs"][name]["tooltip"] == settings[0]["tooltip"], f"what the frontend shows, {name}"
+        tooltips = info["output_tooltips"] or []
+        assert len(tooltips) == len(info["output"]) and all(tooltips), f"an output of {node} has no tooltip"
+        assert [output["tooltip"] for output in english.get("outputs", {}).values()] == tooltips
         assert server.get(f"/extensions/ComfyUI-L2P/docs/{node}.md").startswith(b"# ")
 
 
