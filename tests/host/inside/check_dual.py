@@ -246,7 +246,7 @@ def check_hybrid_sampler_takes_both_faces(faces: Faces, prompts: Prompts) -> Non
             return sample_hybrid("fast", models, prompts, settings, width=0, height=0, tell=lambda text: None)
 
     assert golden.relative_error(image(*faces), image(source, load_demo()[0])) < 1e-6
-    with pytest.raises(ValueError, match="which works on latents"):
+    with pytest.raises(ValueError, match="This model works on latents"):
         image(None, faces[0])
 
 

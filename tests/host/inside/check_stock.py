@@ -393,7 +393,7 @@ def check_a_hosts_own_row_wins_and_the_log_says_so(
     with caplog.at_level(logging.INFO):
         found = comfy.model_detection.model_config_from_unet_config({"image_model": image_model}, state)
     assert type(found) is native
-    assert any("this ComfyUI knows L2P itself" in record.getMessage() for record in caplog.records)
+    assert any("this ComfyUI supports L2P" in record.getMessage() for record in caplog.records)
 
 
 class RowOfAnOlderHost(comfy.supported_models.ZImage):

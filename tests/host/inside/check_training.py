@@ -184,7 +184,7 @@ def check_a_disk_that_is_full_beforehand_is_named_as_the_user_knows_it(
     assert str(host) not in str(caught.value) and is_left_alone()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 0) if "models" in str(path) else usage(path))
     monkeypatch.setattr(disk, "_disk", lambda path: 1 if "models" in str(path) else disks(path))
-    with pytest.raises(ValueError, match="The disk of models/diffusion_models, where the delta goes") as caught:
+    with pytest.raises(ValueError, match="The disk of models/diffusion_models, where the delta is copied") as caught:
         train()
     assert str(host) not in str(caught.value)
 
