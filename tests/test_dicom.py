@@ -129,6 +129,14 @@ def test_colours(name: str) -> None:
     assert np.abs(((loaded.permute(1, 2, 0).numpy() + 1) / 2) * top - expected).max() < 1e-2
 
 
+def test_a_file_that_is_deflated_as_a_whole(tmp_path: Path) -> None:
+    """Its pixels have no place in the file, and may be more than its bytes."""
+    path = example("image_dfl.dcm")
+    top = pydicom.dcmread(path).pixel_array
+    low, high = float(top.min()), float(top.max())
+    assert np.abs((grey(path, dicom.FULL) + 1) / 2 - (top - low) / (high - low)).max() < 1e-6
+
+
 def test_frames_are_images_of_their_own(tmp_path: Path) -> None:
     """All in the range that they share, in their order, from one caption."""
     pixels = np.stack([np.full((64, 64), 100 * (number + 1), np.int16) for number in range(3)])
@@ -181,6 +189,7 @@ def test_enhanced_frames_have_their_own_rescaling_and_window(tmp_path: Path) -> 
         (lambda path: path.write_bytes(example("CT_small.dcm").read_bytes()[:300]), "no pixels"),
         (lambda path: path.write_bytes(b"no scan"), "not a DICOM file"),
         (lambda path: path.write_bytes(example("JPEGLSNearLossless_16.dcm").read_bytes()), "decodes its compression"),
+        (lambda path: path.write_bytes(example("JPGExtended.dcm").read_bytes()), "its compression needs pylibjpeg"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, make: Any, expected: str) -> None:

@@ -82,9 +82,15 @@ def _quietly(work: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
 def _verdict(error: Exception) -> BrokenImage:
     if type(error).__name__ == "InvalidDicomError":
         return BrokenImage("it is not a DICOM file")
-    if "missing dependencies" in str(error):
+    said = str(error)
+    if "missing dependencies" in said:
         return BrokenImage(
             "no installed package decodes its compression: install pylibjpeg with its plugins, or save it uncompressed"
+        )
+    if "all available plugins" in said and "pylibjpeg" not in said:  # Pillow decodes some files of a compression only
+        return BrokenImage(
+            "it is damaged, or its compression needs pylibjpeg: install that with its plugins, or save the file "
+            "uncompressed"
         )
     return BrokenImage(f"it is damaged or truncated ({type(error).__name__})")
 
@@ -228,9 +234,9 @@ def _frames(header: Any) -> int:
 
 
 def _least_bytes(header: Any) -> int:
-    """The minimum bytes of a frame: those of all its pixels, or of an empty item if they are compressed."""
+    """The minimum bytes of a frame in the file: those of all its pixels, or of an empty item if it is compressed."""
     syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
-    if syntax is None or syntax.is_compressed:
+    if syntax is None or syntax.is_compressed or syntax.is_deflated:
         return 8
     bits = int(header.get("BitsAllocated") or 1) * int(header.get("SamplesPerPixel") or 1)
     pixels = int(header.Rows) * int(header.Columns)
@@ -251,5 +257,16 @@ def _header(path: Path) -> Any:
 
 def _frame(path: Path, frame: int) -> np.ndarray:
     pixel_array = library("pydicom.pixels", FILES).pixel_array
-    values: np.ndarray = pixel_array(path, index=frame)
+    # pydicom finds a frame by its place in the file, which a file that is deflated as a whole does not have.
+    values: np.ndarray = pixel_array(_whole_file(path) if _is_deflated(path) else path, index=frame)
     return values
+
+
+def _is_deflated(path: Path) -> bool:
+    meta = library("pydicom.filereader", FILES).read_file_meta_info(path)
+    syntax = getattr(meta, "TransferSyntaxUID", None)
+    return syntax is not None and bool(syntax.is_deflated)
+
+
+def _whole_file(path: Path) -> Any:
+    return library("pydicom", FILES).dcmread(path, specific_tags=[*_TAGS, "PixelData"])
