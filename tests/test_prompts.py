@@ -301,9 +301,15 @@ def test_a_slot_that_stays_empty_is_tried_anew_by_the_next_run(tmp_path: Path) -
 
 
 def test_a_model_that_writes_no_prompts_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="None of the model's last 60 texts is a prompt .*not English sentences: 60"):
+    sentence = "None of the model's last 60 texts is a prompt .*not English sentences: 60.*or a lower temperature"
+    with pytest.raises(ValueError, match=sentence):
         run(tmp_path, 100, FakeWriter(lambda _: "狐狸"))
     assert len(entries(tmp_path)) == work.HOPELESS and (tmp_path / outputs.REPORT).exists()
+
+
+def test_a_model_that_repeats_itself_needs_a_higher_temperature(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a prompt that is there already: 60.*or a higher temperature"):
+        run(tmp_path, 100, FakeWriter(lambda _: prompt(1)))
 
 
 def test_a_model_that_fails_leaves_what_there_is(tmp_path: Path) -> None:

@@ -66,8 +66,9 @@ class PromptsResult:
         """One to three sentences for the user."""
         many = f"{len(self.prompts)} of {self.wanted} prompts, {self.now} of them written now."
         if self.rejected:
-            named = ", ".join(f"{reasons.TEXTS[reason]}: {count}" for reason, count in self.rejected.items())
-            many += f" {sum(self.rejected.values())} texts were rejected ({named})."
+            named = ", ".join(f"{reasons.TEXTS[reason]}: {number}" for reason, number in self.rejected.items())
+            count = sum(self.rejected.values())
+            many += f" {count} {'text was' if count == 1 else 'texts were'} rejected ({named})."
         if len(self.prompts) < self.wanted:
             many += " Run it again for the rest."
         return many
@@ -241,7 +242,9 @@ class _Writing:
     def _give_up(self) -> None:
         recent = Counter(entry.reason for entry in self._record.entries[-HOPELESS:])
         named = ", ".join(f"{reasons.TEXTS[reason]}: {count}" for reason, count in recent.most_common(3))
+        known = recent[reasons.SAME] + recent[reasons.NEAR]
+        temperature = "higher" if known > HOPELESS / 2 else "lower"  # a low one gives the same text again
         raise ValueError(
             f"None of the model's last {HOPELESS} texts is a prompt ({named}): take a larger model that follows "
-            "instructions, such as Qwen3-4B, or a lower temperature; the journal has the texts."
+            f"instructions, such as Qwen3-4B, or a {temperature} temperature; the journal has the texts."
         )
