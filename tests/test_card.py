@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.l2p_core.run import card
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.toml_text import read_toml
+from comfyui_l2p.l2p_core.tiny.bundled import DELTA
 from comfyui_l2p.train.cli import main
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -31,7 +33,7 @@ def test_a_run_describes_its_delta(folder: Path) -> None:  # noqa: F811
     stated = recipes.parse(read_toml(toml))
     assert stated.training.steps == 2 and stated.model.base == "source.safetensors"
     assert str(folder) not in text, "the card tells where this machine keeps its files"
-    assert "The file states none." in body and "Z-Image" in body
+    assert "The file states none. The terms of the tiny source" in body
 
 
 def test_an_extracted_delta_is_described_from_its_header(
@@ -50,6 +52,16 @@ def test_an_extracted_delta_is_described_from_its_header(
     assert main(["delta", str(trained), str(pixel), str(target), "--overwrite"]) == 0
     assert "your own model card and was kept" in capsys.readouterr().out
     assert made.read_text(encoding="utf-8") == "# My own words\n"
+
+
+def test_a_delta_of_the_tiny_source_is_not_one_of_z_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delta = Path(shutil.copy(DELTA, tmp_path))
+    text = (card.write(delta) or delta).read_text(encoding="utf-8")
+    assert "Z-Image" not in text and "1024" not in text
+    assert "makes the tiny source of ComfyUI-L2P a pixel model" in text and "for images of 64 x 64 pixels" in text
+    monkeypatch.setattr(card, "is_tiny", lambda config: False)
+    text = (card.write(delta) or delta).read_text(encoding="utf-8")
+    assert "makes Z-Image a pixel model" in text and "for images of 1024 x 1024 pixels" in text
 
 
 def test_licence_and_trigger_words_are_the_files_own(trained: Path, pixel: Path, tmp_path: Path) -> None:  # noqa: F811

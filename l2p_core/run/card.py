@@ -19,11 +19,14 @@ from ..files.atomic import write_bytes
 from ..files.safetensors_header import CheckpointError
 from ..files.units import bytes_text
 from ..sources import source_of
+from ..tiny.bundled import is_tiny
+from ..tiny.shapes import IMAGE_SIZE
 from . import recipe as recipes
 from .folder import RunFolder, step_of
 from .recipe import Recipe
 
 MARK = "<!-- Written by ComfyUI-L2P with the delta beside it; a card without this line is never replaced. -->"
+_TINY = "the tiny source of ComfyUI-L2P"
 _LICENCES = ("modelspec.license", "license")
 _TRIGGERS = ("modelspec.trigger_phrase", "trained_words")
 _AUTHORS = ("modelspec.author", "author")
@@ -90,10 +93,11 @@ def _lines(delta: Path, run: OfRun | None, picture: str) -> Iterator[str]:
     config = metadata.stored_config(known)
     if not isinstance(config, PixelConfig):
         raise CheckpointError(f"{delta} does not state its model's sizes: write the delta again.")
-    source = source_of(config)
-    licence, base = _first(known, _LICENCES), known.get("modelspec.base_model") or source.title
+    bundled = is_tiny(config)  # Z-Image's architecture, but neither its weights nor its terms
+    base = _TINY if bundled else known.get("modelspec.base_model") or source_of(config).title
+    licence = _first(known, _LICENCES)
     yield from ("---", *_front_matter(licence), "---", MARK, "", f"# {_first(known, (TITLE,)) or delta.stem}", "")
-    side = VARIANTS[config.variant].pixels
+    side = IMAGE_SIZE if bundled else VARIANTS[config.variant].pixels
     yield (
         f"A delta that makes {base} a pixel model by L2P ([arXiv 2605.12013](https://arxiv.org/abs/2605.12013)): it "
         f"draws in pixels, without a VAE. Variant {config.variant}, for images of {side} x {side} pixels."
