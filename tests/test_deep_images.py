@@ -365,8 +365,8 @@ def test_levels_that_are_lost_are_said(tmp_path: Path) -> None:
         write(tmp_path / name)
         (tmp_path / f"{name}.txt").write_text("an image")
         assert images.look(tmp_path / name).rounded == bits, name
-        note = pictures.rounding_note(tmp_path / name)
-        assert f"{name} has {bits} bits" in note if note else not bits, name
+        notes = pictures.reading_notes(tmp_path / name)
+        assert [f"{name} has {bits} bits" in note for note in notes] == [True] * bool(bits), name
     for _ in range(2):
         data = open_folder(tmp_path, area=64 * 64, multiple=16, index=tmp_path / "index.json")
         (said,) = [note for note in data.notes if "more than 8 bits" in note]

@@ -26,6 +26,7 @@ from comfyui_l2p.l2p_core.deep_images.common import BrokenImage
 from comfyui_l2p.l2p_core.run import recipe, source_images
 from comfyui_l2p.l2p_core.run.data import RunData
 from comfyui_l2p.train.cli import main
+from comfyui_l2p.train.pictures import reading_notes
 
 PATIENT = "Doe^Secret"
 
@@ -154,6 +155,8 @@ def test_frames_are_images_of_their_own(tmp_path: Path) -> None:
     assert np.allclose((np.array(found) + 1) / 2, [1 / 3, 2 / 3, 1])
     with pytest.raises(BrokenImage, match="damaged"):
         images.load(tmp_path / "scan.dcm", 64, 64, 3)
+    (said,) = reading_notes(tmp_path / "scan.dcm")  # where one image is wanted
+    assert said.endswith("scan.dcm has 3 frames, and only the first is used.")
 
 
 def test_enhanced_frames_have_their_own_rescaling_and_window(tmp_path: Path) -> None:

@@ -51,14 +51,18 @@ def picture_size(path: Path) -> tuple[int, int]:
         return images.size(path)
 
 
-def rounding_note(path: Path) -> str | None:
-    """A sentence on an image that is read with fewer bits than it has; None of every other. Errors as for
-    `picture_size`."""
+def reading_notes(path: Path) -> list[str]:
+    """Sentences on what reading an image ignores: bits, and frames after the first. Errors as for `picture_size`."""
     with _named(path):
-        bits = images.look(path).rounded
-    if not bits:
-        return None
-    return f"{path} has {bits} bits per channel, but this format is read with 8: {images.KEEP_DEPTH}."
+        seen = images.look(path)
+    notes = []
+    if seen.rounded:
+        notes.append(
+            f"{path} has {seen.rounded} bits per channel, but this format is read with 8: {images.KEEP_DEPTH}."
+        )
+    if seen.frames > 1:
+        notes.append(f"{path} has {seen.frames} frames, and only the first is used.")
+    return notes
 
 
 def load_picture(path: Path, width: int, height: int) -> Tensor:

@@ -34,7 +34,11 @@ and similar models from thinking aloud."""
 
 
 class _Unanswered(Exception):
-    """The server did not answer; the message says how."""
+    """The server gave no answer, and may give one later; the message says how, as what follows its address."""
+
+    @classmethod
+    def because(cls, reason: object) -> _Unanswered:
+        return cls(f"does not answer ({reason}): start the server, or check the address.")
 
 
 class ServerWriter:
@@ -144,11 +148,7 @@ class ServerWriter:
         return model
 
     def _refused(self, error: urllib.error.HTTPError) -> ValueError:
-        try:
-            body = error.read(_REFUSAL_BYTES)
-        except (OSError, HTTPException):
-            body = b""
-        return ValueError(f"{self._url} answers {error.code}: {_explanation(body) or error.reason}.")
+        return ValueError(f"{self._url} {_refusal(error)}")
 
     def _call(self, path: str, body: Json | None = None) -> Json:
         """The JSON of an answer, for which this waits up to `patience` seconds.
@@ -163,9 +163,7 @@ class ServerWriter:
                 return self._once(path, body)
             except _Unanswered as error:
                 if time.monotonic() + pause > until:
-                    raise ValueError(
-                        f"{self._url} does not answer ({error}): start the server, or check the address."
-                    ) from error
+                    raise ValueError(f"{self._url} {error}") from error
             time.sleep(pause)
             pause = min(2 * pause, _PAUSE_LAST)
 
@@ -177,10 +175,10 @@ class ServerWriter:
                 content = _read(answer.read1, time.monotonic() + REQUEST_SECONDS)
         except urllib.error.HTTPError as error:
             if error.code >= 500:
-                raise _Unanswered(f"it answers {error.code}") from error
+                raise _Unanswered(_refusal(error)) from error
             raise
         except (OSError, HTTPException) as error:
-            raise _Unanswered(str(getattr(error, "reason", None) or error or type(error).__name__)) from error
+            raise _Unanswered.because(getattr(error, "reason", None) or error or type(error).__name__) from error
         try:
             parsed = json.loads(content)
         except (ValueError, RecursionError):
@@ -198,7 +196,7 @@ def _read(read: Callable[[int], bytes], until: float) -> bytes:
         if len(content) > ANSWER_BYTES:
             raise ValueError(f"The server's answer is larger than {ANSWER_BYTES >> 20} MiB: it is not a prompt.")
         if time.monotonic() > until:
-            raise _Unanswered(f"its answer takes longer than {REQUEST_SECONDS:.0f} seconds")
+            raise _Unanswered.because(f"its answer takes longer than {REQUEST_SECONDS:.0f} seconds")
     return content
 
 
@@ -241,6 +239,14 @@ def _opener(remote: bool) -> urllib.request.OpenerDirector:
     """Opens addresses without redirects; for this machine also without the proxies of the environment."""
     proxies = [] if remote else [urllib.request.ProxyHandler({})]
     return urllib.request.build_opener(_NoRedirect(), *proxies)
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    try:
+        body = error.read(_REFUSAL_BYTES)
+    except (OSError, HTTPException):
+        body = b""
+    return f"answers {error.code}: {_explanation(body) or error.reason}."
 
 
 def _explanation(body: bytes) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..l2p_core.dataset import picture_files
 from ..l2p_core.ops.head_tiles import LEAST_TILE
 from ..l2p_core.ranges import SIDE
-from .pictures import load_mask, load_picture, picture_size, refuse_existing, rounding_note, save_picture
+from .pictures import load_mask, load_picture, picture_size, reading_notes, refuse_existing, save_picture
 from .sample_captions import caption_reader
 from .sampler import Sampler, noise_of
 
@@ -66,9 +66,7 @@ def _notes(args: argparse.Namespace, cfg: float) -> list[str]:
         notes.append("--negative has no effect with --cfg 1, which is no guidance: raise --cfg above 1.")
     if args.tile and args.tile < LEAST_TILE:
         notes.append(f"Tiles of {args.tile} pixels are raised to {LEAST_TILE}: smaller ones are much slower.")
-    if args.init and (rounded := rounding_note(args.init)):
-        notes.append(rounded)
-    return notes
+    return notes + (reading_notes(args.init) if args.init else [])
 
 
 def _size(args: argparse.Namespace, side: int) -> tuple[int, int]:
