@@ -99,7 +99,7 @@ class LatentToPixels(io.ComfyNode):
                 *_handed_over("The L2P model that samples next."),
                 *sides("0 is the size of the latents' image."),
             ],
-            outputs=_part_to_follow("pixels", "The pixels that the next sampler goes on from."),
+            outputs=_part_to_follow("pixels", "The pixels that the next sampler starts from."),
         )
 
     @classmethod
@@ -141,7 +141,7 @@ class PixelsToLatent(io.ComfyNode):
             inputs=[
                 *_handed_over("The latent model that samples next."),
             ],
-            outputs=_part_to_follow("latent", "The latent that the next sampler goes on from."),
+            outputs=_part_to_follow("latent", "The latent that the next sampler starts from."),
         )
 
     @classmethod
@@ -192,7 +192,7 @@ class GrowPixels(io.ComfyNode):
                     tooltip="The seed of the noise in the new fine detail.",
                 ),
             ],
-            outputs=_part_to_follow("pixels", "The pixels that the next sampler goes on from."),
+            outputs=_part_to_follow("pixels", "The pixels that the next sampler starts from."),
         )
 
     @classmethod

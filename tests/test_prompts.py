@@ -439,6 +439,13 @@ def test_short_prompts_are_rewritten_and_good_ones_kept(tmp_path: Path) -> None:
     assert {request.turns[1].text.rpartition("\n\n")[2] for request in other.asked} == {"a kettle"}
 
 
+def test_a_model_that_rewrites_nothing_is_named(tmp_path: Path) -> None:
+    """Also with fewer prompts than it takes to give up on a model."""
+    sentence = f"None of the model's last {2 * work.ATTEMPTS} texts is a prompt .*: take a larger model"
+    with pytest.raises(ValueError, match=sentence):
+        work.write(tmp_path, rewriting.slots(["a fox", "a hen"]), FakeWriter(lambda _: "?"), {}, seed=0, note=print)
+
+
 def test_a_book_is_not_rewritten() -> None:
     with pytest.raises(ValueError, match="begins with 'aaaa.*' has 2001 characters: .* one prompt a line"):
         rewriting.slots(["a" * 2001])

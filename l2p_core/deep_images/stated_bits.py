@@ -1,4 +1,4 @@
-"""How many bits per channel has in files of formats that are read with 8 bits, whatever they hold.
+"""The bits per channel of files in formats that are read with 8 bits, whatever they hold.
 
 Pillow and its plugins return 8 bits for these formats, or scale to them, without a word; so that a user can be told,
 the number is looked up in the file's header.
@@ -27,7 +27,7 @@ _BOX_BYTES = 18
 
 
 def stated_bits(path: Path, format: str | None) -> int:
-    """Bits a channel as the file's header states them; 0 where it states none that is known here.
+    """Bits per channel as the file's header states them; 0 where it states none that is known here.
 
     Args:
         path: the file.

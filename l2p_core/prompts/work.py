@@ -184,7 +184,7 @@ class _Writing:
             else:
                 self._settled += 1
         self.waiting.extendleft(reversed(again))
-        if self._in_vain >= HOPELESS:
+        if self._in_vain >= HOPELESS or not (self.waiting or self._kept):
             self._give_up()
         if time.monotonic() - self._published >= PUBLISHED_EVERY:
             outputs.write_table(self.folder, self._prompts())
@@ -240,11 +240,12 @@ class _Writing:
             self._now += 1
 
     def _give_up(self) -> None:
-        recent = Counter(entry.reason for entry in self._record.entries[-HOPELESS:])
-        named = ", ".join(f"{reasons.TEXTS[reason]}: {count}" for reason, count in recent.most_common(3))
+        count = min(self._in_vain, HOPELESS)
+        recent = Counter(entry.reason for entry in self._record.entries[-count:])
+        named = ", ".join(f"{reasons.TEXTS[reason]}: {number}" for reason, number in recent.most_common(3))
         known = recent[reasons.SAME] + recent[reasons.NEAR]
-        temperature = "higher" if known > HOPELESS / 2 else "lower"  # a low one gives the same text again
+        temperature = "higher" if known > count / 2 else "lower"  # a low one gives the same text again
         raise ValueError(
-            f"None of the model's last {HOPELESS} texts is a prompt ({named}): take a larger model that follows "
+            f"None of the model's last {count} texts is a prompt ({named}): take a larger model that follows "
             f"instructions, such as Qwen3-4B, or a {temperature} temperature; the journal has the texts."
         )
