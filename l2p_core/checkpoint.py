@@ -121,8 +121,8 @@ class Checkpoint:
         self._refuse_other_models()
         if self.quantisation:
             raise CheckpointError(
-                f"{self.path} is quantised ({self.quantisation}), which is enough to sample from, but not for this: "
-                "use the bf16, fp16 or fp32 file of the same model."
+                f"{self.path} is quantised ({self.quantisation}), which suffices for sampling only: use the bf16, fp16 "
+                "or fp32 file of the same model."
             )
         return self.config()
 
@@ -135,7 +135,7 @@ class Checkpoint:
         config = self.plain_config() if plain else self.config()
         if not isinstance(config, PixelConfig):
             raise CheckpointError(
-                f"{self.path} is a latent model, not an L2P pixel model: give one, or convert it to L2P first."
+                f"{self.path} is a latent model, not an L2P pixel model: convert it to L2P first, or give another."
             )
         return config
 
@@ -151,8 +151,8 @@ class Checkpoint:
         prefix = unknown_prefix(self.tensors)
         if prefix:
             raise CheckpointError(
-                f"{self.path} has keys that begin with {shown(prefix)}, an unknown prefix: save it again with "
-                f"'{COMFY_PREFIX}' or nothing before the keys, as in {known_models()} models."
+                f"{self.path} has keys with the unknown prefix {shown(prefix)}: save it again with the prefix "
+                f"'{COMFY_PREFIX}' or none, as {known_models()} models have."
             )
 
 
@@ -168,7 +168,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     for header in headers:
         for name, entry in header.tensors.items():
             if name in entries:
-                raise CheckpointError(f"{path} is damaged: {shown(name)} is in two of its files; download it again.")
+                raise CheckpointError(f"{path} is damaged: two of its files contain {shown(name)}; download it again.")
             entries[name] = header, entry
     inside, outside = _split_prefix(entries)
     try:
@@ -295,7 +295,7 @@ def check_exact(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]])
     beside = [key for key in checkpoint.outside if not is_beside(key)]
     if beside:
         raise CheckpointError(
-            f"{checkpoint.path} has tensors outside its diffusion model that are of no known part: {some(beside)} "
+            f"{checkpoint.path} has tensors outside its diffusion model that belong to no known part: {some(beside)} "
             "unknown."
         )
 
@@ -314,7 +314,7 @@ def check_tensors(
     accounted = _accounted(path, tensors, settings, expected)
     unknown = [key for key in tensors if key not in accounted and not is_unused(key)]
     if unknown:
-        raise CheckpointError(f"{path} has tensors that such a model does not: {some(unknown)} unknown.")
+        raise CheckpointError(f"{path} has tensors that such a model does not have: {some(unknown)} unknown.")
 
 
 def _accounted(

@@ -188,12 +188,12 @@ def fitted_embedder(checkpoint: Checkpoint, target: PixelConfig, pairs: PatchPai
     source = checkpoint.plain_config()
     if isinstance(source, PixelConfig) or target.patch_size != pairs.side:
         raise ValueError(
-            "A start fitted to a data set is for a latent source and the variant 1k: convert it to that first, and the "
-            f"trained result to {target.variant} without a fit."
+            "A start fitted to a data set works only from a latent source to the variant 1k: convert the source to 1k, "
+            f"train it, and convert the result to {target.variant} without a fit."
         )
     row = source_of(source)
     if pairs.space[1:] != (source.in_channels, row.latent.patch_size, row.latent.order):
-        raise ValueError("The data set's patches are of another latent space: use the one that this source made.")
+        raise ValueError("The data set's patches are of another latent space: use a data set made by this source.")
     with ChunkReader() as reader:
         weight, bias = (reader.read(checkpoint.tensors[f"{row.embedder}.{name}"]) for name in ("weight", "bias"))
     return FittedEmbedder(row.embedder, fit(pairs, weight, bias))

@@ -289,8 +289,8 @@ def _write(
             copy_tensor(reader, held[spec.name], writer, writer.add({spec.name: spec.shape}, spec.dtype))
             if writer.broken and trained:
                 raise CheckpointError(
-                    f"{trained} is broken: '{spec.name}' has values that are not finite numbers, and its images would "
-                    "be black: take an earlier save of the training, or download the file again."
+                    f"{trained} is broken: '{spec.name}' has values that are not finite numbers, so its images would "
+                    "be black. Use an earlier save of the training, or download the file again."
                 )
             counter.advance(held[spec.name].nbytes)
         writer.finish(text)

@@ -37,8 +37,8 @@ SPECTRA: dict[Space, Spectrum] = {"pixels": Spectrum(3745, 2.449, 512), "latent"
 """Fits published with SPEED (MIT), for pixels in [-1, 1] and for normalised latents of 8 x 8 pixels a cell."""
 
 SAFE, STILL_GOOD = 0.01, 0.05
-"""The share of a frequency's information that may be visible before growing: the first loses nothing, and images look
-good up to the second (SPEED)."""
+"""The share of a frequency's information that may be visible before growing: SAFE loses nothing, and images still look
+good at STILL_GOOD (SPEED)."""
 
 
 def grown_sigma(sigma: float, old: Size, new: Size) -> float:

@@ -50,7 +50,7 @@ CELLS = 8
 WINDOWS = 1024
 """Images to fit to."""
 ROWS = 16
-"""Places of all windows at which a stage is fitted, for each value that its convolution reads."""
+"""Places at which a stage is fitted, over all windows, for each value that its convolution reads."""
 MEASURED = 128
 """Windows on which the error before and after is measured."""
 WARM_UP = 20
@@ -90,12 +90,12 @@ class HeadFit:
         """A sentence."""
         if not self.better:
             return (
-                f"The Detailer Head starts unfitted: a fit to {self.windows} noisy images has a velocity error of "
-                f"{self.after:.3f} there, no fit {self.before:.3f}. More or larger images may help."
+                f"The Detailer Head starts unfitted: after a fit to {self.windows} noisy images its velocity error is "
+                f"{self.after:.3f}, without one {self.before:.3f}. More or larger images may help."
             )
         return (
-            f"The Detailer Head starts fitted to {self.windows} noisy images: velocity error {self.after:.3f} there, "
-            f"{self.before:.3f} unfitted."
+            f"The Detailer Head starts fitted to {self.windows} noisy images: its velocity error is {self.after:.3f}, "
+            f"without the fit {self.before:.3f}."
         )
 
 

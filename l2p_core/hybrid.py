@@ -47,7 +47,7 @@ def pixel_sigma(latent_sigma: float, shift: float = 1.0) -> float:
     """
     if not 0 <= latent_sigma < 1:
         raise ValueError(
-            f"Spaces change at a noise level of 0 or more and below 1, not {latent_sigma}: at 1 there is only noise."
+            f"The space must change at a noise level from 0 to below 1, not {latent_sigma}: at 1 there is only noise."
         )
     if not 0 < shift < math.inf:
         raise ValueError(f"The shift between the spaces must be above 0, not {shift}; 1 keeps the noise level.")
@@ -149,7 +149,7 @@ def levels(stages: Sequence[Stage], *, image: bool = False, space_shift: float =
             )
         found.append((start, stage.end))
     if stages[-1].end:
-        raise ValueError(f"The last stage ends at noise level {stages[-1].end}: let it end at 0, without noise.")
+        raise ValueError(f"The last stage ends at noise level {stages[-1].end}: end it at 0, without noise.")
     return found
 
 
@@ -159,7 +159,7 @@ def _first_level(stage: Stage, image: bool) -> float:
             raise ValueError(f"Without an image the first stage starts at noise level 1, not {stage.start}.")
         return 1.0
     if stage.start is None:
-        raise ValueError("Starting from an image, the first stage must state its noise level.")
+        raise ValueError("The first stage must state its noise level when it starts from an image.")
     return stage.start
 
 
@@ -171,7 +171,7 @@ def _handed_over(number: int, before: Stage, stage: Stage, space_shift: float) -
     handed = before.end if stage.size == before.size else grown_sigma(before.end, before.size, stage.size)
     if stage.start is not None and not math.isclose(stage.start, handed, rel_tol=1e-4):
         raise ValueError(
-            f"Stage {number} cannot start at noise level {stage.start}: the stage before hands over at {handed:.4g}."
+            f"Stage {number} cannot start at noise level {stage.start}: the stage before it hands over at {handed:.4g}."
         )
     return handed
 

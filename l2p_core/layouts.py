@@ -37,20 +37,20 @@ def comfy_sources(keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
         name, part = layout.to_comfy(without_prefix)
         if part is not None:
             if part in parts.setdefault(name, {}):
-                raise ValueError(f"Two tensors of this model mean the same '{name}': it mixes two layouts.")
+                raise ValueError(f"This model mixes two key layouts: two of its tensors stand for '{name}'.")
             parts[name][part] = key
             plan.setdefault(name, ())
         elif name in plan:
-            raise ValueError(f"Two tensors of this model mean the same '{name}': it mixes two layouts.")
+            raise ValueError(f"This model mixes two key layouts: two of its tensors stand for '{name}'.")
         else:
             plan[name] = (key,)
     for name, found in parts.items():
         if plan[name]:
-            raise ValueError(f"The q, k and v of '{name}' are there twice: the model is damaged.")
+            raise ValueError(f"The model is damaged: it has the q, k and v of '{name}' twice.")
         wanted = layout.to_diffusers(name, 0)
         missing = next((key for part, key in enumerate(wanted) if part not in found), None)
         if missing:
-            raise ValueError(f"'{missing}' is missing: the model is damaged.")
+            raise ValueError(f"The model is damaged: '{missing}' is missing.")
         plan[name] = tuple(found[part] for part in range(len(wanted)))
     return plan
 

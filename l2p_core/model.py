@@ -108,7 +108,7 @@ class LatentModel(_OnBackbone):
 
     def __init__(self, config: ModelConfig):
         if isinstance(config, PixelConfig):
-            raise ValueError("This is an L2P pixel model, not a latent source: load it as one.")
+            raise ValueError("This is an L2P pixel model, not a latent source: load it as a pixel model.")
         super().__init__(config)
         self.add_module(self.source.output, self.source.projection(config))
 

@@ -71,7 +71,8 @@ class ClipEncoder:
     Args:
         clip: the host's.
         identity: see `identity_of`.
-        max_tokens: at which captions are cut. text: the text to encode for a caption.
+        max_tokens: at which captions are cut.
+        text: the text to encode for a caption.
     """
 
     def __init__(self, clip: Any, identity: str, max_tokens: int, text: Callable[[str], str]):

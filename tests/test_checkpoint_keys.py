@@ -188,7 +188,7 @@ def _parts_in_old_spelling() -> State:
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        (_with(comfy_quant=quantised.marker(format="fp3")), "quantised as 'fp3', which is not known here"),
+        (_with(comfy_quant=quantised.marker(format="fp3")), "quantised as 'fp3', an unknown format"),
         (_with(comfy_quant=quantised.marker(kind="fp8")), "does not say how its layer is quantised"),
         (_with(comfy_quant=torch.zeros(9, dtype=torch.uint8)), "does not say how its layer is quantised"),
         (_with(weight_scale=torch.ones(80)), "has 80 elements, not 1"),
@@ -204,9 +204,9 @@ def _parts_in_old_spelling() -> State:
         ),
         (
             {**to_diffusers(PIXELS), "layers.0.attention.to_q.comfy_quant": quantised.marker(format="nvfp4")},
-            "q, k and v quantised separately",
+            "q, k and v of its attention quantised separately",
         ),
-        (_parts_in_old_spelling(), "q, k and v quantised separately"),
+        (_parts_in_old_spelling(), "q, k and v of its attention quantised separately"),
     ],
 )
 def test_scales_that_make_no_sense(state: State, sentence: str, tmp_path: Path) -> None:
@@ -222,10 +222,10 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "bitsandbytes": ({**LATENT, "layers.0.x.weight.quant_state.bitsandbytes__nf4": torch.zeros(2)}, "bitsandbytes"),
     "lora": ({"diffusion_model.layers.0.attention.qkv.lora_A.weight": torch.zeros(2)}, "a LoRA"),
     "training state": ({f"parameter.{key}": tensor for key, tensor in PIXELS.items()}, "state of a training run"),
-    "prefix": ({f"transformer.{key}": tensor for key, tensor in LATENT.items()}, "begin with 'transformer.'"),
+    "prefix": ({f"transformer.{key}": tensor for key, tensor in LATENT.items()}, "the unknown prefix 'transformer.'"),
     "prefix, diffusers": (
         {f"net.model.{key}": tensor for key, tensor in to_diffusers(LATENT).items()},
-        "begin with 'net.model.'",
+        "the unknown prefix 'net.model.'",
     ),
 }
 

@@ -239,7 +239,7 @@ def test_a_png_with_too_few_rows_is_noticed(tmp_path: Path) -> None:
     [
         (lambda path: floats(path, np.full((4, 4, 3), np.nan)), "not finite"),
         (lambda path: floats(path, np.full((4, 4, 3), np.inf)), "not finite"),
-        (lambda path: floats(path, np.arange(48.0).reshape(4, 4, 3)), "reach from 0 to 47"),
+        (lambda path: floats(path, np.arange(48.0).reshape(4, 4, 3)), "range from 0 to 47"),
         (
             lambda path: tifffile.imwrite(path, np.zeros((3, 64, 64), np.uint16), photometric="minisblack"),
             "has 3 pages",
@@ -250,7 +250,7 @@ def test_a_png_with_too_few_rows_is_noticed(tmp_path: Path) -> None:
         (lambda path: tifffile.imwrite(path, np.zeros((4, 4, 4), np.uint16), photometric="separated"), "SEPARATED"),
         (
             lambda path: tifffile.imwrite(path, NOISE.repeat(2, -1)[..., :4], photometric="rgb", extrasamples=[0]),
-            "not all are",
+            "not all of them colours",
         ),
         (lambda path: path.write_bytes(b"II*\0" + bytes(range(64))), "damaged or truncated"),
         (lambda path: path.write_bytes(b"v/1\x01" + bytes(range(64))), "damaged or truncated"),

@@ -201,7 +201,7 @@ def test_wrong_files_have_their_sentence(files: Files) -> None:
     wide = write(weights(pixel_config("4k")), files.folder / "wide.safetensors")
     for arguments, sentence in (
         ((files.init, files.init, target), "there is nothing to store"),
-        ((files.source, files.init, target), "is a latent model, not an L2P pixel model: give one"),
+        ((files.source, files.init, target), "is a latent model, not an L2P pixel model: convert it"),
         ((files.delta, files.init, target), "is an L2P delta"),
         ((files.trained, files.delta, target), "is an L2P delta"),
         ((files.trained, files.init, files.trained), "is a source of the new file"),

@@ -39,7 +39,7 @@ def test_it_holds_for_the_block_and_what_was_set_returns(monkeypatch: pytest.Mon
 def test_what_torch_has_no_deterministic_way_for_is_said_in_a_sentence() -> None:
     before = settings()
     with (
-        pytest.raises(ValueError, match=r"deterministic = true is not possible here.*kthvalue CUDA"),
+        pytest.raises(ValueError, match=r"deterministic = true does not work here.*kthvalue CUDA"),
         deterministic(True),
     ):
         raise RuntimeError("kthvalue CUDA does not have a deterministic implementation, but you set 'torch. ...'")

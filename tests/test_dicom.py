@@ -182,7 +182,7 @@ def test_enhanced_frames_have_their_own_rescaling_and_window(tmp_path: Path) -> 
     ("make", "expected"),
     [
         (lambda path: changed(path, BurnedInAnnotation="YES"), "burned into its pixels"),
-        (lambda path: changed(path, PhotometricInterpretation="HSV"), "photometric interpretation is not read"),
+        (lambda path: changed(path, PhotometricInterpretation="HSV"), "photometric interpretation is not supported"),
         (lambda path: changed(path, Rows=60000, Columns=60000), "more pixels than are safe"),
         (lambda path: changed(path, Rows=0), "no pixels"),
         (lambda path: changed(path, NumberOfFrames=2_000_000_000), "damaged or truncated"),

@@ -56,7 +56,7 @@ def test_it_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, name in ((psutil, "virtual_memory"), (torch, "get_num_threads"), (metadata, "version")):
         monkeypatch.setattr(owner, name, broken)
     facts = doctor.examine()
-    said = "not known (RuntimeError: CUDA driver not found in ~"
+    said = "unknown (RuntimeError: CUDA driver not found in ~"
     assert facts["memory"].startswith(said) and facts["devices"]["cpu"].startswith(said)
     assert facts["versions"].startswith(said) and facts["missing"].startswith(said)
     assert str(Path.home()) not in doctor.as_text(facts)
@@ -69,7 +69,7 @@ def test_it_works_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "devices:\n  not known (ModuleNotFoundError" in done.stdout
+    assert "devices:\n  unknown (ModuleNotFoundError" in done.stdout
 
 
 def test_a_host_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_progress_counts_the_steps_of_all_stages_and_can_interrupt() -> None:
     [
         ([], {}, "at least one stage"),
         (stages(), {}, "needs the VAE"),
-        (stages(end=0.2), {"codec": Halving()}, "let it end at 0"),
+        (stages(end=0.2), {"codec": Halving()}, "end it at 0"),
         (stages(start=1.5), {"codec": Halving()}, "Stage 2 starts at noise level 1.5 and cannot end at 0"),
         ([replace(stages()[0], end=1.0), stages()[1]], {"codec": Halving()}, "cannot end at 1"),
         ([replace(stages()[0], size=(15, 16)), stages()[1]], {"codec": Halving()}, "multiples of 2, not 16 x 15"),

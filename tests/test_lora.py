@@ -161,7 +161,7 @@ def test_damaged_adapters_and_other_bases_are_refused(tmp_path: Path) -> None:
         "incomplete": {name: value for name, value in tensors.items() if name != f"{prefix}.alpha"},
         "do not fit each other": tensors | {f"{prefix}.lora_down.weight": torch.zeros(2, 64)},
         "does not fit its weight": tensors | {f"{prefix}.lora_up.weight": torch.zeros(9, 3)},
-        "does not keep": {name.replace("layers.1.", "layers.0."): value for name, value in tensors.items()},
+        "not a layer of its base": {name.replace("layers.1.", "layers.0."): value for name, value in tensors.items()},
     }
     for reason, state in wrong.items():
         save(state, tmp_path / "wrong.safetensors", metadata, overwrite=True)

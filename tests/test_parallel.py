@@ -170,7 +170,7 @@ def test_averages_and_delta_are_those_of_the_state(kind: str, folder: Path) -> N
 
 def test_a_lost_process_ends_the_others_with_a_sentence(folder: Path) -> None:
     last = (folder / "lost").read_text(encoding="utf-8").strip().splitlines()[-1]
-    assert "ProcessLost: Process 0 of this run lost another one" in last
+    assert "ProcessLost: Process 0 of this run lost another process" in last
 
 
 LEAVES = """

@@ -183,7 +183,7 @@ def test_conversions_that_cannot_be_fitted(world: PatchPairs, tmp_path: Path) ->
     target = tmp_path / "made.safetensors"
     with pytest.raises(ValueError, match="choose that data set"):
         convert(bundled.SOURCE, target, init="fitted")
-    with pytest.raises(ValueError, match="is for a latent source and the variant 1k"):
+    with pytest.raises(ValueError, match="works only from a latent source to the variant 1k"):
         convert(bundled.SOURCE, target, variant="4k", head_width=HEAD_WIDTH, init="fitted", pairs=world)
     with pytest.raises(ValueError, match="another latent space"):
         convert(bundled.SOURCE, target, head_width=HEAD_WIDTH, init="fitted", pairs=PatchPairs(16, 4))

@@ -314,7 +314,7 @@ def test_what_shards_cannot_do_is_refused_where_auto_comes_to_them(choice: dict[
     training = dataclasses.replace(asked.training, parallel="ddp")
     replica = plan(SMALL, training, work, device_type="cpu", processes=2).device_bytes
     assert planned(asked, SMALL, ranks, limit=replica)[1].parallel == "ddp"
-    with pytest.raises(ValueError, match=r'"auto" is "fsdp"\. .*(compile = true|optimiser_bits = 32)'):
+    with pytest.raises(ValueError, match=r'"auto" chose "fsdp"\. .*(compile = true|optimiser_bits = 32)'):
         planned(asked, SMALL, ranks, limit=replica - 1)
 
 
@@ -370,7 +370,7 @@ def test_what_is_advised_to_shards_they_can_do() -> None:
         assert found is None or go_together(found[0].training, 2, gpu), found
     room = Room(GB, processes=2)
     eight = dataclasses.replace(PUBLISHED, optimiser_bits=8)
-    with pytest.raises(ValueError, match='"auto" is "fsdp"'):
+    with pytest.raises(ValueError, match='"auto" chose "fsdp"'):
         decided(Z_IMAGE, eight, AT_1024, room)
     assert decided(Z_IMAGE, PUBLISHED, AT_1024, room).parallel == "fsdp"
 

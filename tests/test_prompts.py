@@ -308,7 +308,7 @@ def test_a_model_that_writes_no_prompts_is_named(tmp_path: Path) -> None:
 
 
 def test_a_model_that_repeats_itself_needs_a_higher_temperature(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a prompt that is there already: 60.*or a higher temperature"):
+    with pytest.raises(ValueError, match="repeats an earlier prompt: 60.*or a higher temperature"):
         run(tmp_path, 100, FakeWriter(lambda _: prompt(1)))
 
 

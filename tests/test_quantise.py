@@ -215,7 +215,7 @@ def test_low_rank_adapters_are_added_to_quantised_layers(format: str, tmp_path: 
         delta.load_model(tmp_path / "delta.safetensors", tmp_path / "base.safetensors", torch.float32),
     ):
         assert golden.relative_error(found.state_dict()[f"{layer}.weight"], expected) < 0.05
-    with pytest.raises(CheckpointError, match="to which a low-rank adapter cannot be added"):
+    with pytest.raises(CheckpointError, match="A low-rank adapter cannot be added"):
         foreign = model(tmp_path, "foreign", quantised_files.nvfp4(PIXELS))
         delta.merge(tmp_path / "delta.safetensors", foreign, tmp_path / "x.safetensors", unchecked_base=True)
 

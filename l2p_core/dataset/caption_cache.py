@@ -40,7 +40,9 @@ def bytes_of_features(captions: Iterable[str], max_tokens: int, width: int, item
     """Estimate the bytes on disk of the features of captions.
 
     Args:
-        captions: not encoded yet. max_tokens: the length at which they are cut. width: of the features.
+        captions: not encoded yet.
+        max_tokens: the length at which they are cut.
+        width: of the features.
         itemsize: bytes of an element.
     """
     tokens = (min(max_tokens, len(caption.encode()) // _TEXT_BYTES + _TEMPLATE_TOKENS) for caption in captions)

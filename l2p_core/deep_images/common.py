@@ -147,7 +147,7 @@ def _channels(image: Values) -> tuple[Tensor, Tensor | None]:
     values = image.values if image.values.ndim == 3 else image.values[..., None]
     count = values.shape[2] - (image.alpha is not None)
     if count not in (1, 3):
-        raise BrokenImage(f"it has {count} channels of colour: save it as grey or RGB")
+        raise BrokenImage(f"it has {count} colour channels: save it as grey or RGB")
     colours = torch.empty(count, *values.shape[:2])
     for channel in range(count):
         colours[channel] = torch.from_numpy(_scaled(values[..., channel], image.black, image.white))
@@ -185,6 +185,6 @@ def _check_values(colours: Tensor, values: np.ndarray) -> None:
     least, most = FARTHEST
     if lowest < least or highest > most:
         raise BrokenImage(
-            f"its values reach from {lowest:.4g} to {highest:.4g}, and a float image has 0 for black and 1 for white: "
+            f"its values range from {lowest:.4g} to {highest:.4g}, but float images have 0 for black and 1 for white: "
             "divide them by their range"
         )

@@ -19,7 +19,7 @@ from .common import BrokenImage, ImageInfo, Values, check_size, library
 FILES = "DICOM files"
 SUFFIXES = (".dcm", ".dicom", ".ima")
 MAGIC = b"DICM"
-"""After 128 bytes that say nothing (part 10, 7.1)."""
+"""Follows a preamble of 128 bytes without meaning (part 10, 7.1)."""
 WINDOW, FULL = "window", "full"
 _TAGS = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
@@ -157,7 +157,7 @@ def _kind(header: Any) -> str:
         )
     kind = str(header.get("PhotometricInterpretation", ""))
     if kind not in (*_GREY, *_COLOUR, _PALETTE):
-        raise BrokenImage("its photometric interpretation is not read: save it as MONOCHROME2 or RGB")
+        raise BrokenImage("its photometric interpretation is not supported: save it as MONOCHROME2 or RGB")
     return kind
 
 

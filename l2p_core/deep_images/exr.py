@@ -156,7 +156,7 @@ def _layout(content: bytes) -> _Layout:
             raise
         raise BrokenImage("it is damaged or truncated") from error
     if layout.compression not in _LINES:
-        raise BrokenImage("its compression is not known: save it with another")
+        raise BrokenImage("its compression is not supported: save it with another")
     return layout
 
 
@@ -195,7 +195,7 @@ def _pixel_bytes(channels: bytes) -> int:
         _, place = _word(channels, place)
         kind, _, across, down = struct.unpack_from("<4i", channels, place)
         if kind not in _BYTES or (across, down) != (1, 1):
-            raise BrokenImage("its channels are of a kind that is not read: save it as RGB")
+            raise BrokenImage("its channels are not supported: save it as RGB")
         total, place = total + _BYTES[kind], place + 16
     return total
 

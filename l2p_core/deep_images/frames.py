@@ -76,7 +76,7 @@ def _array(frame: Any) -> np.ndarray:
     if name in _PLANAR:
         planes = [_rows(plane, _PLANAR[name], height, width) for plane in frame.planes]
         return np.stack([planes[place] for place in _ORDER[: len(planes)]], -1)
-    raise BrokenImage(f"its kind of pixels ({name}) is not read: save it as RGB")
+    raise BrokenImage(f"its pixel format ({name}) is not supported: save it as RGB")
 
 
 def _rows(plane: Any, kind: str, height: int, count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _START = 1 << 16
-"""Bytes in which a header lies: boxes of metadata may precede what is looked for."""
+"""Bytes that are searched for a header: boxes of metadata may precede it."""
 
 _PPM = re.compile(rb"P[2356](?:\s|#[^\r\n]*[\r\n])+\d+(?:\s|#[^\r\n]*[\r\n])+\d+(?:\s|#[^\r\n]*[\r\n])+(\d{1,5})\s")
 """Netpbm: the kind, width, height and greatest value, with comments between them."""

@@ -47,7 +47,7 @@ def decode(path: Path) -> tuple[Values, int]:
         extra = page.samplesperpixel - colours
         if extra and (not page.extrasamples or page.extrasamples[0] not in (_ASSOCIATED, _STRAIGHT)):
             raise BrokenImage(
-                f"it has {page.samplesperpixel} channels, and not all are colours: save it as grey or RGB"
+                f"it has {page.samplesperpixel} channels, not all of them colours: save it as grey or RGB"
             )
         values = page.asarray(maxworkers=1)
         if page.planarconfig == 2 and values.ndim == 3:
@@ -91,7 +91,7 @@ def _page(path: Path) -> Iterator[Any]:
             pages = [page for page in file.pages if not int(page.subfiletype) & _NOT_AN_IMAGE]
             count = max(len(pages), int((file.imagej_metadata or {}).get("images", 1)))
             if count != 1:
-                raise BrokenImage(f"it has {count} pages: save each of them as a file" if count else "it has no pixels")
+                raise BrokenImage(f"it has {count} pages: save each in its own file" if count else "it has no pixels")
             page = pages[0].aspage()
             check_size(page.imagewidth, page.imagelength)
             _check_whole(page, path)

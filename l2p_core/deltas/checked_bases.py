@@ -19,7 +19,7 @@ LIMIT = 256
 """Number of checks remembered; the oldest are dropped first."""
 
 SETTLED_SECONDS = 3
-"""File systems tell times apart by up to 2 seconds; within that a file could be written again unnoticed."""
+"""File times may have a resolution of 2 seconds, within which a file could be rewritten unnoticed."""
 
 
 class Verified:

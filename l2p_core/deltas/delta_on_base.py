@@ -27,8 +27,8 @@ class Merged:
         checkpoint: the trained model in two places, without the adapters in its adapted weights.
         kept: the tensors of the base.
         adapters: to be added, by the layer whose weight they adapt.
-        kept_layers: layers that are quantised in the base and stay so. is_quantised: whether the base has such layers;
-            its tensors then cannot be compared with the delta's hashes.
+        kept_layers: layers that are quantised in the base and stay so.
+        is_quantised: whether the base has such layers; its tensors then cannot be compared with the delta's hashes.
     """
 
     checkpoint: Checkpoint
@@ -64,7 +64,8 @@ def open_merged(delta: str | Path, base: str | Path, unchecked_base: bool = Fals
     Args:
         delta: a file of trained weights.
         base: the file it was made for, or that file in 8 bits. A file that `quantise` wrote states what it was made
-            from. unchecked_base: whether to accept a quantised base that does not state what it was made from.
+            from.
+        unchecked_base: whether to accept a quantised base that does not state what it was made from.
 
     Raises:
         CheckpointError: if the delta is not one or is damaged, or the base lacks a tensor or is not known to be right.
@@ -135,7 +136,7 @@ def _read_adapters(delta: Checkpoint, kept: Mapping[str, UnchangedTensor]) -> di
         raise CheckpointError(f"{delta.path} is damaged: {error}.") from error
     for layer, adapter in adapters.items():
         if f"{layer}.weight" not in kept:
-            raise CheckpointError(f"{delta.path} is damaged: it adapts '{layer}', which it does not keep.")
+            raise CheckpointError(f"{delta.path} is damaged: it adapts '{layer}', which is not a layer of its base.")
         if kept[f"{layer}.weight"].shape != (len(adapter.up), adapter.down.shape[1]):
             raise CheckpointError(f"{delta.path} is damaged: the adapter of '{layer}' does not fit its weight.")
     return adapters

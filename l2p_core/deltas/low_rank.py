@@ -84,7 +84,7 @@ def attach(
         if rank >= min(linear.in_features, linear.out_features):
             raise ValueError(
                 f"lora_rank is {rank}, but {layer} has only {min(linear.in_features, linear.out_features)} "
-                "dimensions: choose a lower one."
+                "dimensions: choose a lower rank."
             )
         linear.lora_down = nn.Linear(linear.in_features, rank, bias=False, device=device)
         linear.lora_up = nn.Linear(rank, linear.out_features, bias=False, device=device)

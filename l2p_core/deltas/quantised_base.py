@@ -60,8 +60,9 @@ def check_originals(
 
     Args:
         base: quantised.
-        delta: its name in the message. kept: the tensors that the delta takes from its base. unchecked: whether to
-            accept a base that does not state what it was made from.
+        delta: its name in the message.
+        kept: the tensors that the delta takes from its base.
+        unchecked: whether to accept a base that does not state what it was made from.
 
     Raises:
         CheckpointError: if the base does not say so, and may not be taken unchecked.
@@ -75,7 +76,7 @@ def check_originals(
         elif not unchecked:
             why = f"was quantised from {known.dtype} weights, not {entry.dtype}" if known else _UNKNOWN
             raise CheckpointError(
-                f"{base.path} {why}, so it cannot be checked that {delta} was made for it: use the bf16, fp16 or fp32 "
+                f"{base.path} {why}, so whether {delta} was made for it cannot be checked: use the bf16, fp16 or fp32 "
                 "file as the base, or allow an unchecked base if you know that it is the right one."
             )
     return None

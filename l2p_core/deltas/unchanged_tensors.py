@@ -50,7 +50,7 @@ def parse_originals(quantised: Checkpoint) -> dict[str, UnchangedTensor]:
     """
     originals = _parsed(quantised.metadata.get(metadata.ORIGINALS, "{}"))
     if originals is None:
-        raise CheckpointError(f"{quantised.path} is damaged: its list of what it was made from is not valid.")
+        raise CheckpointError(f"{quantised.path} is damaged: its list of original tensors is not valid.")
     return originals
 
 

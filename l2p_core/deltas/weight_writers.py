@@ -100,7 +100,7 @@ class Rounded:
         if not is_finite(rounded):
             raise CheckpointError(
                 f"{self.stored.pieces[0].path} is broken: '{self.stored.name}' has values that are not finite numbers, "
-                "and its images would be black: download the file again, or take an earlier save of the training."
+                "so its images would be black. Download the file again, or use an earlier save of the training."
             )
         for key, tensor in self.eight_bits.tensors(self.stored.name, rounded).items():
             writer.write(places[key], as_bytes(tensor.contiguous()))
@@ -113,7 +113,8 @@ class Quantised:
 
     Args:
         stored: where it is.
-        scales: the tensors beside it. settings: the content of its layer's marker.
+        scales: the tensors beside it.
+        settings: the content of its layer's marker.
     """
 
     def __init__(self, stored: Stored, scales: list[Stored], settings: Mapping[str, object]):

@@ -39,8 +39,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
             raise
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(
-            f"deterministic = true is not possible here: this version of torch has no deterministic way: {reason}. "
-            "Set it to false, or install another version of torch."
+            f"deterministic = true does not work here, because this version of torch has no deterministic way: "
+            f"{reason}. Set it to false, or install another version of torch."
         ) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

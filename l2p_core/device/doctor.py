@@ -92,7 +92,7 @@ def _found(find: Callable[[], Any]) -> Any:
     try:
         return find()
     except Exception as error:
-        return f"not known ({type(error).__name__}: {_short(str(error))})"
+        return f"unknown ({type(error).__name__}: {_short(str(error))})"
 
 
 def _versions() -> Facts:
@@ -163,7 +163,7 @@ def _device(name: str) -> str:
     properties = module.get_device_properties(device)
     said = [
         module.get_device_name(device),
-        f"{_gigabytes(properties.total_memory)} in all",
+        f"{_gigabytes(properties.total_memory)} in total",
         f"{_gigabytes(accelerator.free_bytes(device))} free",
     ]
     if hasattr(properties, "gcnArchName"):
@@ -178,7 +178,7 @@ def _memory() -> Facts:
 
     ram, swap = psutil.virtual_memory(), _found(lambda: _gigabytes(psutil.swap_memory().total))
     return {
-        "RAM": f"{_gigabytes(ram.total)} in all, {_gigabytes(ram.available)} free",
+        "RAM": f"{_gigabytes(ram.total)} in total, {_gigabytes(ram.available)} free",
         "swap": swap,
         "disk of the current folder": _found(lambda: f"{_gigabytes(shutil.disk_usage('.').free)} free"),
     }

@@ -204,7 +204,7 @@ def process_group(timeout: timedelta = TIMEOUT, device: torch.device | None = No
         if not is_connection_error(error):
             raise
         raise ProcessLost(
-            f"Process {os.environ['RANK']} of this run lost another one, which ended or did not answer for "
+            f"Process {os.environ['RANK']} of this run lost another process, which ended or did not answer for "
             f"{timeout.total_seconds() / 60:g} minutes: see its output. The last save is kept; start again to resume "
             "from it."
         ) from error
@@ -246,11 +246,11 @@ def _device(local_rank: int, device: torch.device) -> torch.device:
         return device
     if device.index is not None:
         raise ValueError(
-            f"Several processes train on one GPU each: give only their kind, {device.type!r} rather than {device}."
+            f"Each of several processes trains on its own GPU: give only their kind, {device.type!r}, not {device}."
         )
     count = accelerator.module(device).device_count()
     if local_rank >= count:
         raise ValueError(
-            f"More processes were started on this machine than it has GPUs: give torchrun --nproc-per-node {count}."
+            f"This machine has fewer GPUs than processes were started: give torchrun --nproc-per-node {count}."
         )
     return torch.device(device.type, local_rank)

@@ -67,7 +67,7 @@ def check_shards(config: TrainingConfig, device: torch.device) -> None:
     Raises:
         ValueError: for compiling, for 8-bit states, and if this build of torch has no FSDP2 for the device.
     """
-    why = "" if config.parallel == "fsdp" else 'The whole model does not fit in one process, so "auto" is "fsdp". '
+    why = "" if config.parallel == "fsdp" else 'The whole model does not fit in one process, so "auto" chose "fsdp". '
     if config.compile:
         raise ValueError(f'{why}compile = true does not work with parallel = "fsdp": remove one of them.')
     if config.optimiser_bits == 8:
@@ -77,7 +77,7 @@ def check_shards(config: TrainingConfig, device: torch.device) -> None:
         )
     _fsdp2()
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
-        raise ValueError("FSDP2 of this torch works on GPUs only: choose parallel = 'ddp', or install a newer one.")
+        raise ValueError("FSDP2 of this torch works on GPUs only: choose parallel = 'ddp', or install a newer torch.")
 
 
 def _replicated(model: Backbone, trained: Collection[str]) -> nn.Module:

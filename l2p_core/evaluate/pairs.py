@@ -105,7 +105,7 @@ def of_folders(source: Path, pixel: Path) -> tuple[list[Pair], str]:
         if gone := [name for name in held if name not in missing]:
             raise ValueError(
                 f"{there} lacks {len(gone)} of the {len(held)} images of {here} ({some(gone)}): make both of the same "
-                "prompts and seeds, or take the others out."
+                "prompts and seeds, or remove the others."
             )
     return [_pair(name, first[name], second[name]) for name in first], ""
 

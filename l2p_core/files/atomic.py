@@ -20,7 +20,7 @@ from .units import bytes_text
 _WINDOWS_DISK_FULL = 112
 _MOMENT = 60.0  # seconds
 _PATIENCE = 5.0  # seconds that a reader on Windows may keep a file from being replaced
-_IN_USE = "another program has it open, as ComfyUI has models that it has loaded, or you may not write there"
+_IN_USE = "another program has it open, as ComfyUI has loaded models, or you lack permission to write there"
 _PART = re.compile(r"\.[0-9a-f]{8}\.part")
 
 
@@ -231,7 +231,7 @@ def _check_room(target: Path, size: int) -> None:
 
 def _sentence(target: Path, error: OSError) -> str:
     if error.errno == errno.ENOSPC or getattr(error, "winerror", None) == _WINDOWS_DISK_FULL:
-        return f"The disk of {target} is full: nothing was written there, free some space and try again."
+        return f"The disk of {target} is full, so nothing was written: free some space and try again."
     if isinstance(error, PermissionError):
         return f"{target} could not be written: {_IN_USE} ({error.strerror or error})."
     return f"{target} could not be written: {error.strerror or error}."

@@ -86,8 +86,8 @@ def adaptable(path: Path | str, layer: str, settings: Mapping[str, object]) -> E
     eight_bits = simple_format(settings)
     if eight_bits is None:
         raise CheckpointError(
-            f"{path} has '{layer}' quantised as {settings['format']}, to which a low-rank adapter cannot be added: use "
-            "the bf16, fp16 or fp32 file as the base."
+            f"A low-rank adapter cannot be added to '{layer}' of {path}, which is quantised as {settings['format']}: "
+            "use the bf16, fp16 or fp32 file as the base."
         )
     return eight_bits
 
@@ -96,7 +96,8 @@ def check_readable(path: Path | str, quantisation: str | None, settings: LayerSe
     """Refuse a quantised file whose weights only ComfyUI can read.
 
     Args:
-        path: its name in the message. quantisation: the format of its weights, None for plain floating-point weights.
+        path: its name in the message.
+        quantisation: the format of its weights, None for plain floating-point weights.
         settings: of its quantised layers.
 
     Raises:
@@ -104,8 +105,8 @@ def check_readable(path: Path | str, quantisation: str | None, settings: LayerSe
     """
     if quantisation and not (settings and all(map(simple_format, settings.values()))):
         raise CheckpointError(
-            f"{path} is quantised ({quantisation}), which is enough to sample from in ComfyUI, but of such formats "
-            f"only {' and '.join(EIGHT_BITS)} are read here: use the bf16, fp16 or fp32 file of the same model."
+            f"{path} is quantised ({quantisation}). ComfyUI can sample from it, but of such formats only "
+            f"{' and '.join(EIGHT_BITS)} are read here: use the bf16, fp16 or fp32 file of the same model."
         )
 
 

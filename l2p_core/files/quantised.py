@@ -189,7 +189,7 @@ def check_layers(
     return accounted
 
 
-_ADVICE = "the file is damaged or of another program; download it again, or use the bf16, fp16 or fp32 file."
+_ADVICE = "the file is damaged or made by an unknown program; download it again, or use the bf16, fp16 or fp32 file."
 
 
 def _refuse_parts(path: Path | str, tensors: Mapping[str, Stored], settings: LayerSettings) -> None:
@@ -198,8 +198,8 @@ def _refuse_parts(path: Path | str, tensors: Mapping[str, Stored], settings: Lay
     for layer in [*settings, *(layer_of(key) for key in tensors if is_quantisation_key(key))]:
         if layout.to_comfy(f"{layer}.weight")[1] is not None:
             raise CheckpointError(
-                f"{path} has its attention's q, k and v quantised separately ({shown(layer)}), but ComfyUI has them in "
-                "one tensor: use a file that was quantised in the ComfyUI layout, or the bf16, fp16 or fp32 file."
+                f"{path} has q, k and v of its attention quantised separately ({shown(layer)}), but ComfyUI keeps them "
+                "in one tensor: use a file that was quantised in the ComfyUI layout, or the bf16, fp16 or fp32 file."
             )
 
 
@@ -210,7 +210,7 @@ def _check_layer(
     weight = f"{layer}.weight"
     if name not in FORMATS:
         raise CheckpointError(
-            f"{path}: {shown(layer)} is quantised as {shown(name)}, which is not known here (known: "
+            f"{path}: {shown(layer)} is quantised as {shown(name)}, an unknown format (known: "
             f"{', '.join(FORMATS)}): update this pack, or use the bf16, fp16 or fp32 file."
         )
     if len(expected.get(weight, ())) != 2 or weight not in tensors:

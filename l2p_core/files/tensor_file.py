@@ -59,6 +59,6 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with ChunkReader() as reader:
         for name, entry in header.tensors.items():
             if entry.dtype not in TORCH_DTYPES:
-                raise CheckpointError(f"{path}: {shown(name)} is {entry.dtype}, which is not read here.")
+                raise CheckpointError(f"{path}: {shown(name)} is {entry.dtype}, a type that is not supported.")
             tensors[name] = reader.read(joined(name, [(header, entry)]))
     return tensors, header.metadata

@@ -113,7 +113,7 @@ def joined(name: str, parts: list[tuple[Header, Entry]]) -> Stored:
     if not others:
         return Stored(name, first.dtype, first.shape, pieces)
     if any(other.shape[1:] != first.shape[1:] or not other.shape for other in others):
-        raise ValueError(f"The q, k and v of {shown(name)} do not have the same shape: the model is damaged.")
+        raise ValueError(f"The q, k and v of {shown(name)} have different shapes: the model is damaged.")
     rows = sum(entry.shape[0] for _, entry in parts)
     return Stored(name, _widest(name, {entry.dtype for _, entry in parts}), (rows, *first.shape[1:]), pieces)
 
@@ -123,7 +123,7 @@ def _widest(name: str, dtypes: set[str]) -> str:
     if len(dtypes) == 1:
         return next(iter(dtypes))
     if not all(dtype in TORCH_DTYPES and TORCH_DTYPES[dtype].is_floating_point for dtype in dtypes):
-        raise ValueError(f"The q, k and v of {shown(name)} have the types {', '.join(sorted(dtypes))}.")
+        raise ValueError(f"The q, k and v of {shown(name)} cannot be joined: they are {', '.join(sorted(dtypes))}.")
     return DTYPE_NAMES[functools.reduce(torch.promote_types, (TORCH_DTYPES[dtype] for dtype in dtypes))]
 
 

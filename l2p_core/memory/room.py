@@ -72,7 +72,7 @@ _USED = 0.85
 """The share of the memory that activations may fill."""
 
 _BACK: tuple[tuple[str, object, int], ...] = (("stream", False, 1), ("offload", False, 2))
-"""The same for RAM, if RAM is what is short."""
+"""Settings that reduce the use of RAM, likewise."""
 
 
 def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:

@@ -71,8 +71,8 @@ def cause(
     weight = _first_broken(weights)
     if weight and adapted:
         return (
-            f"the model's weight '{weight}' is not finite with the LoRAs that are on it. Try without LoRAs; if that is "
-            "no better, the model's file is broken: download or make it again."
+            f"the model's weight '{weight}' is not finite with the applied LoRAs. Try without LoRAs; if that does not "
+            "help, the model's file is broken: download or make it again."
         )
     if weight:
         return f"the model's file is broken: its weight '{weight}' is not finite. Download or make it again."

@@ -30,10 +30,12 @@ class DiskPlan:
 
     Attributes:
         folder: of the run.
-        parts: on the run folder's disk, by purpose. present: bytes of these that exist already. published: where a copy
-            of the delta goes; None if it is not copied.
+        parts: on the run folder's disk, by purpose.
+        present: bytes of these that exist already.
+        published: where a copy of the delta goes; None if it is not copied.
         config: of the L2P model.
-        training: how it is trained; fixed for a resumed run. resumed: whether the run is resumed.
+        training: how it is trained; fixed for a resumed run.
+        resumed: whether the run is resumed.
         captions: the folder of caption features and bytes of those still to be encoded; None before they are counted.
     """
 
@@ -154,9 +156,10 @@ def planned(
         recipe: of the run, with absolute paths.
         config: of the L2P model.
         training: how it is trained.
-        folder: of the run; need not exist. fresh: whether the folder's content belongs to another run, and stays.
-            published: the file that the finished delta is copied to; None if it is not copied. initialisation: its
-            bytes, if its source is not available; None determines them from the source.
+        folder: of the run; need not exist.
+        fresh: whether the folder's content belongs to another run, and stays.
+        published: the file that the finished delta is copied to; None if it is not copied.
+        initialisation: its bytes, if its source is not available; None determines them from the source.
     """
     extra, extra_there = extras.sizes(recipe, config, folder, fresh)
     there = [] if fresh else [path for path in (folder.state, folder.delta, folder.init) if path.exists()]

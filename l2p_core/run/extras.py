@@ -34,7 +34,8 @@ def sizes(recipe: Recipe, config: PixelConfig, folder: RunFolder, fresh: bool) -
     Args:
         recipe: of the run, with absolute paths.
         config: of the L2P model.
-        folder: of the run; need not exist. fresh: whether the run in it is another one, which is kept.
+        folder: of the run; need not exist.
+        fresh: whether the run in it is another one, which is kept.
     """
     steps, prompts = recipe.training.steps, len(recipe.watch.prompts)
     width, height = montage.shape(prompts, recipe.watch.size or image_side(recipe, config)) if prompts else (1, 1)

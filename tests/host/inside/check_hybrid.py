@@ -269,7 +269,7 @@ def check_either_model_may_be_left_out(loaded: tuple[Models, Prompts]) -> None:
         ("upscale", {"image": torch.ones(1, 64, 64, 3), "width": 32, "height": 32}, "smaller than the image"),
         ("upscale", {"image": torch.ones(1, 64, 64, 3), "width": 96, "height": 128}, "would stretch the image"),
         ("restore", {"image": torch.ones(1, 64, 64, 3), "width": 96}, "keeps the image's size, 64 x 64"),
-        ("fast", {"switch": 1.0}, "Spaces change at a noise level of 0 or more and below 1"),
+        ("fast", {"switch": 1.0}, "The space must change at a noise level from 0 to below 1"),
         ("fast", {"steps": 0}, "steps is 0"),
     ],
 )
