@@ -45,8 +45,21 @@ COMMANDS = {
     "synth": ["synth", "tiny", "set", "--prompts", "prompts.txt", "--seeds", "1", "--steps", "1"],
     "geneval": ["evaluate", "geneval", "geneval.jsonl", "geneval", "--model", "tiny-source", "--steps", "1"],
     "cache": ["cache", "recipe.toml", "--output", "run"],
+    "depth": ["benchmark", "depth", "--quick", "--output", "depth"],
+    "gpu": ["benchmark", "gpu", "--quick", "--output", "gpu", "--device", "cpu"],
+    "hybrid": ["benchmark", "hybrid", "--output", "hybrid"],
+    "transfer": ["benchmark", "transfer", "--output", "transfer"],
 }
-FOLDERS = {"synth": f"set/{lock.LOCK}", "geneval": f"geneval-run/{lock.LOCK}", "cache": f"run/{RUN_LOCK}"}
+QUICK = ("synth", "geneval", "cache", "depth")
+FOLDERS = {
+    "synth": f"set/{lock.LOCK}",
+    "geneval": f"geneval-run/{lock.LOCK}",
+    "cache": f"run/{RUN_LOCK}",
+    "depth": f"depth/quick/{lock.LOCK}",
+    "gpu": f"gpu/{lock.LOCK}",
+    "hybrid": f"hybrid/{lock.LOCK}",
+    "transfer": f"transfer/{lock.LOCK}",
+}
 """{name of a command: the lock that it takes}"""
 
 
@@ -93,7 +106,7 @@ def test_a_second_process_touches_nothing_until_the_first_is_killed(
     assert content(place) == before
     holder.kill()
     holder.wait()
-    for command in FOLDERS:
+    for command in QUICK:
         assert main(COMMANDS[command]) == 0
     assert len(list((place / "set").glob("*.png"))) == 1 and len(list((place / "geneval").rglob("*.png"))) == 4
 
@@ -103,6 +116,7 @@ def test_a_folder_that_cannot_be_written_or_created_is_named(
     place: Path, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(FOLDERS[command]).parent
+    folder.parent.mkdir(exist_ok=True)
     folder.write_text("a file", encoding="utf-8")
     assert f"{folder} is a file" in mistake(capsys, *COMMANDS[command])
     folder.unlink()
@@ -116,7 +130,13 @@ def test_a_folder_that_cannot_be_written_or_created_is_named(
 
 
 @pytest.mark.parametrize(
-    ("command", "does"), [("synth", "generates images"), ("geneval", "generates images"), ("cache", "checks images")]
+    ("command", "does"),
+    [
+        ("synth", "generates images"),
+        ("geneval", "generates images"),
+        ("cache", "checks images"),
+        ("depth", "runs l2p benchmark depth"),
+    ],
 )
 def test_where_locks_are_unknown_a_command_says_so_and_works(
     place: Path, command: str, does: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..l2p_core.files.atomic import write_bytes
-from ..l2p_core.run.folder import LOCK
+from ..l2p_core.files.lock import LOCK, held
+from ..l2p_core.run.folder import LOCK as RUN_LOCK
+from .console import note
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,18 @@ class OwnFolder:
                 "give another folder with --output."
             )
 
+    @contextmanager
+    def held(self, folder: Path) -> Iterator[None]:
+        """Hold the folder within the block and mark it: a second process is refused and touches nothing.
+
+        Raises:
+            FolderInUse: if another process holds it.
+            ValueError: as for `mark`, or if the folder cannot be created.
+        """
+        with held(folder, LOCK, f"runs {self.owner}", note):
+            self.mark(folder)
+            yield
+
     def mark(self, folder: Path) -> None:
         """Create the folder if it is missing, and leave the marker in it.
 
@@ -54,4 +69,4 @@ class OwnFolder:
 
     def _is_replaced(self, name: str) -> bool:
         # Case is ignored, as file systems of Windows and macOS ignore it.
-        return name != LOCK and (self.replaced is None or name.lower() in self.replaced)
+        return name not in (LOCK, RUN_LOCK) and (self.replaced is None or name.lower() in self.replaced)

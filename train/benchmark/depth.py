@@ -70,29 +70,29 @@ def benchmark_depth(output: Path, steps: int | None = None, quick: bool = False)
         quick: few levels and steps, to see that it runs.
 
     Raises:
-        ValueError: if the folder has results of something else, or of other steps.
+        ValueError: if the folder has results of something else or of other steps, or is in use by another process.
         KeyboardInterrupt: after Ctrl-C, when everything is saved.
     """
     output = settled(output) / ("quick" if quick else "")
     FOLDER.check(output)
-    FOLDER.mark(output)
-    levels = range(0, ramp.LEVELS, 256 if quick else 1)
-    steps = steps or (2 if quick else STEPS)
-    ramp.write_folder(output / "ramp", levels)
-    base = start(output / "start.safetensors", "random" if quick else FITTED)
-    run = train(recipe(output, base, steps, min(_BATCH, len(levels) // 2)), output)
-    model = delta.load_model(run.delta, base, dtype=torch.float32).eval()
-    means = sampled(model, levels, output / "sampled")
-    found = errors(means, levels)
-    rows = [
-        ("levels", str(len(levels))),
-        ("training", f"{steps} steps, {_seconds(run):.0f} s"),
-        ("means within a quarter of an 8-bit level", f"{found.share:.1%}"),
-        ("median error, 8-bit levels", f"{found.median:.3f}"),
-        ("error of nine in ten, 8-bit levels", f"{found.ninth_decile:.3f}"),
-    ]
-    print(table(("", "result"), rows))
-    return found
+    with FOLDER.held(output):
+        levels = range(0, ramp.LEVELS, 256 if quick else 1)
+        steps = steps or (2 if quick else STEPS)
+        ramp.write_folder(output / "ramp", levels)
+        base = start(output / "start.safetensors", "random" if quick else FITTED)
+        run = train(recipe(output, base, steps, min(_BATCH, len(levels) // 2)), output)
+        model = delta.load_model(run.delta, base, dtype=torch.float32).eval()
+        means = sampled(model, levels, output / "sampled")
+        found = errors(means, levels)
+        rows = [
+            ("levels", str(len(levels))),
+            ("training", f"{steps} steps, {_seconds(run):.0f} s"),
+            ("means within a quarter of an 8-bit level", f"{found.share:.1%}"),
+            ("median error, 8-bit levels", f"{found.median:.3f}"),
+            ("error of nine in ten, 8-bit levels", f"{found.ninth_decile:.3f}"),
+        ]
+        print(table(("", "result"), rows))
+        return found
 
 
 def start(path: Path, init: str) -> Path:

@@ -56,7 +56,7 @@ def benchmark_gpu(
 
     Raises:
         ValueError: for an unknown part, a missing device, a file that is not an L2P model, or a folder with a report of
-            something else.
+            something else or in use by another process.
     """
     rows = [row.key for part in chosen(parts) for row in part.measurements]
     if device is not None:
@@ -64,7 +64,6 @@ def benchmark_gpu(
     if model is not None:
         open_checkpoint(model).pixel_config()
     FOLDER.check(output)
-    FOLDER.mark(output)
     about: dict[str, Any] = {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
         "version": __version__,
@@ -72,6 +71,15 @@ def benchmark_gpu(
         "model": None if model is None else str(model),
         "parts": [part.name for part in chosen(parts)],
     }
+    asked = {"quick": quick, "model": str(model.resolve()) if model else None, "device": device}
+    with FOLDER.held(output):
+        return _measured(output, rows, minutes, about, asked)
+
+
+def _measured(
+    output: Path, rows: Sequence[str], minutes: float, about: dict[str, Any], asked: dict[str, Any]
+) -> dict[str, Figures]:
+    """The results of the rows, by workers that are sent `asked`, under a report that begins with `about`."""
     results: dict[str, Figures] = {}
     started = time.monotonic()
 
@@ -88,11 +96,7 @@ def benchmark_gpu(
             for row in left:
                 found(row, {"failed": UNREACHED})
             break
-        request = {
-            "rows": left, "seconds": seconds, "quick": quick, "model": str(model.resolve()) if model else None,
-            "device": device,
-        }  # fmt: skip
-        with _Worker(request) as worker:
+        with _Worker(asked | {"rows": left, "seconds": seconds}) as worker:
             worker.run(found, left)
     results = {row: results[row] for row in rows}
     print(markdown(about | {"seconds": time.monotonic() - started}, results))

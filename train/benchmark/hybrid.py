@@ -60,23 +60,23 @@ def benchmark_hybrid(
         world, pixels, large: as for `open_world`.
 
     Raises:
-        ValueError: if the folder has results of something else.
+        ValueError: if the folder has results of something else, or is in use by another process.
     """
     FOLDER.check(output)
     opened = open_world(world, pixels, large)
-    FOLDER.mark(output)
-    methods, texts = methods_in(opened), opened.captions(captions)
-    found: dict[str, MethodScores] = {method.name: {} for method in methods}
-    for seed in range(seeds):
-        for method in methods:
-            path = output / f"{opened.identity}-{_file_name(method.name)}-{captions}-{seed}.json"
-            if not path.exists():
-                print(f"{method.name}, seed {seed}", flush=True)
-                write_bytes(path, json.dumps(_measure(method, opened, texts, seed)).encode())
-            for key, value in json.loads(path.read_text(encoding="utf-8")).items():
-                found[method.name].setdefault(key, []).append(value)
-    shown = {method.name: _images(method, opened, texts[:SHOWN], 0) for method in methods if method.shift == 1}
-    _report(output, methods, found, shown, texts)
+    with FOLDER.held(output):
+        methods, texts = methods_in(opened), opened.captions(captions)
+        found: dict[str, MethodScores] = {method.name: {} for method in methods}
+        for seed in range(seeds):
+            for method in methods:
+                path = output / f"{opened.identity}-{_file_name(method.name)}-{captions}-{seed}.json"
+                if not path.exists():
+                    print(f"{method.name}, seed {seed}", flush=True)
+                    write_bytes(path, json.dumps(_measure(method, opened, texts, seed)).encode())
+                for key, value in json.loads(path.read_text(encoding="utf-8")).items():
+                    found[method.name].setdefault(key, []).append(value)
+        shown = {method.name: _images(method, opened, texts[:SHOWN], 0) for method in methods if method.shift == 1}
+        _report(output, methods, found, shown, texts)
 
 
 def _has_rows(output: Path) -> bool:

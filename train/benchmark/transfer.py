@@ -67,18 +67,20 @@ def benchmark_transfer(
         write_delta: where to write the full run's delta on the source, in bfloat16, in the bundled form.
 
     Raises:
-        ValueError: if the folder has results of something else, or a delta is asked for without the full run.
+        ValueError: if the folder has results of something else or is in use by another process, or a delta is asked
+            for without the full run.
     """
     if write_delta and FULL not in groups:
         raise ValueError(f'--write-delta writes the full run\'s delta: add "{FULL}" to --only, or remove --only.')
     FOLDER.check(output)
-    FOLDER.mark(output)
-    parts = []
-    if FULL in groups:
-        parts.append(_full_part(output, full_arm(recipes.load(find("tiny")), steps), write_delta))
-    if any(group in GROUPS for group in groups):
-        parts.append(_compared_part(output, compared_arms(recipes.load(find("demo")), groups, compared_steps), seeds))
-    report.write(output, parts)
+    with FOLDER.held(output):
+        parts = []
+        if FULL in groups:
+            parts.append(_full_part(output, full_arm(recipes.load(find("tiny")), steps), write_delta))
+        if any(group in GROUPS for group in groups):
+            arms = compared_arms(recipes.load(find("demo")), groups, compared_steps)
+            parts.append(_compared_part(output, arms, seeds))
+        report.write(output, parts)
 
 
 def _full_part(output: Path, arm: Arm, write_delta: Path | None) -> report.ResultsSection:
