@@ -138,6 +138,23 @@ def test_a_file_that_is_deflated_as_a_whole(tmp_path: Path) -> None:
     assert np.abs((grey(path, dicom.FULL) + 1) / 2 - (top - low) / (high - low)).max() < 1e-6
 
 
+@pytest.mark.parametrize("is_implicit", [False, True])
+def test_a_transfer_syntax_that_is_wrong_about_the_encoding(tmp_path: Path, is_implicit: bool) -> None:
+    """The pixels lie some bytes from where it says, and other elements follow, so that nothing seems to be missing."""
+    right, wrong = example("CT_small.dcm"), tmp_path / "wrong.dcm"
+    data = pydicom.dcmread(right)
+    syntax = pydicom.uid.ExplicitVRLittleEndian if is_implicit else pydicom.uid.ImplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = syntax
+    pydicom.dcmwrite(wrong, data, implicit_vr=is_implicit, little_endian=True, force_encoding=True)
+    assert (grey(wrong) == grey(right)).all()
+
+
+def test_a_compressed_file_whose_transfer_syntax_is_wrong_about_the_encoding() -> None:
+    path = example("SC_rgb_jpeg.dcm")
+    expected = torch.from_numpy(pydicom.dcmread(path).pixel_array).permute(2, 0, 1) / 127.5 - 1
+    assert torch.allclose(images.load(path, 256, 256), expected)
+
+
 def test_frames_are_images_of_their_own(tmp_path: Path) -> None:
     """All in the range that they share, in their order, from one caption."""
     pixels = np.stack([np.full((64, 64), 100 * (number + 1), np.int16) for number in range(3)])

@@ -129,12 +129,12 @@ def decode(path: Path, frame: int, window: str) -> Values:
     header = _header(path)
     kind = _kind(header)
     if kind in _COLOUR:
-        return Values(_frame(path, frame), white=float(2 ** int(header.BitsStored) - 1))
+        return Values(_frame(path, header, frame), white=float(2 ** int(header.BitsStored) - 1))
     if kind == _PALETTE:
         palette = library("pydicom.pixels", FILES).apply_color_lut
-        values = palette(_frame(path, frame), header)
+        values = palette(_frame(path, header, frame), header)
         return Values(values, white=float(np.iinfo(values.dtype).max))
-    values = _rescaled(_frame(path, frame), header, frame)
+    values = _rescaled(_frame(path, header, frame), header, frame)
     black, white = 0.0, 1.0
     limits = _window_of(header, frame) if chosen == WINDOW else None
     if isinstance(chosen, tuple):
@@ -176,7 +176,7 @@ def _range(path: Path, modified: int, size: int) -> tuple[float, float]:
     padding = header.get("PixelPaddingValue")
     least, greatest = math.inf, -math.inf
     for frame in range(_frames(header)):
-        stored = _frame(path, frame)
+        stored = _frame(path, header, frame)
         values = _rescaled(stored, header, frame)
         if isinstance(padding, int):
             values = values[stored != padding]
@@ -249,23 +249,28 @@ def _header(path: Path) -> Any:
     # pydicom's warnings of unusual values quote them.
     config.settings.reading_validation_mode = config.IGNORE
     header = library("pydicom", FILES).dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+    if rows := header.get_item("Rows"):  # as read: pydicom notes the encoding of the transfer syntax
+        header.set_original_encoding(rows.is_implicit_VR, rows.is_little_endian)
     if header.get("Rows") is None or header.get("Columns") is None:
         raise BrokenImage("it has no pixels")
     check_size(int(header.Columns), int(header.Rows))
     return header
 
 
-def _frame(path: Path, frame: int) -> np.ndarray:
+def _frame(path: Path, header: Any, frame: int) -> np.ndarray:
     pixel_array = library("pydicom.pixels", FILES).pixel_array
-    # pydicom finds a frame by its place in the file, which a file that is deflated as a whole does not have.
-    values: np.ndarray = pixel_array(_whole_file(path) if _is_deflated(path) else path, index=frame)
+    values: np.ndarray = pixel_array(path if _has_places(header) else _whole_file(path), index=frame)
     return values
 
 
-def _is_deflated(path: Path) -> bool:
-    meta = library("pydicom.filereader", FILES).read_file_meta_info(path)
-    syntax = getattr(meta, "TransferSyntaxUID", None)
-    return syntax is not None and bool(syntax.is_deflated)
+def _has_places(header: Any) -> bool:
+    """Whether pydicom finds a frame by its place in the file. It takes the transfer syntax's word for how elements are
+    encoded, which writers have got wrong, and a file that is deflated as a whole has no places."""
+    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
+    if syntax is None:
+        return True
+    encoded = (syntax.is_implicit_VR, syntax.is_little_endian)
+    return not syntax.is_deflated and header.original_encoding == encoded
 
 
 def _whole_file(path: Path) -> Any:
