@@ -11,9 +11,12 @@ from test_cli import pixel, source, trained  # noqa: F401 (fixtures)
 from test_run import folder, train  # noqa: F401 (a fixture)
 
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
+from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.files import metadata
 from comfyui_l2p.l2p_core.run import card
 from comfyui_l2p.l2p_core.run import recipe as recipes
 from comfyui_l2p.l2p_core.run.toml_text import read_toml
+from comfyui_l2p.l2p_core.sources.lumina2 import Lumina2Config
 from comfyui_l2p.l2p_core.tiny.bundled import DELTA
 from comfyui_l2p.train.cli import main
 
@@ -61,7 +64,26 @@ def test_a_delta_of_the_tiny_source_is_not_one_of_z_image(tmp_path: Path, monkey
     assert "makes the tiny source of ComfyUI-L2P a pixel model" in text and "for images of 64 x 64 pixels" in text
     monkeypatch.setattr(card, "is_tiny", lambda config: False)
     text = (card.write(delta) or delta).read_text(encoding="utf-8")
-    assert "makes Z-Image a pixel model" in text and "for images of 1024 x 1024 pixels" in text
+    small = "a model of Z-Image's architecture with 8 blocks of width 144"
+    assert f"makes {small} a pixel model" in text and "Variant 1k." in text
+
+
+@pytest.mark.parametrize(
+    ("config", "base", "architecture"),
+    [
+        (ModelConfig(), "Z-Image", "z-image"),
+        (Lumina2Config(), "Lumina-2", "lumina2"),
+        (
+            ModelConfig(dim=192, n_layers=3),
+            "a model of Z-Image's architecture with 3 blocks of width 192",
+            "z-image-width-192",
+        ),
+    ],
+)
+def test_the_base_is_the_published_model_only_at_its_sizes(config: ModelConfig, base: str, architecture: str) -> None:
+    for of, suffix in ((config, ""), (config.with_head("4k"), "-l2p-4k")):
+        known = metadata.modelspec(of)
+        assert (known["modelspec.base_model"], known["modelspec.architecture"]) == (base, architecture + suffix)
 
 
 def test_licence_and_trigger_words_are_the_files_own(trained: Path, pixel: Path, tmp_path: Path) -> None:  # noqa: F811

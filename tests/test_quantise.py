@@ -261,7 +261,7 @@ def test_licence_base_and_trigger_words_travel(tmp_path: Path) -> None:
         assert known["modelspec.license"] == "Apache-2.0" and known["modelspec.author"] == "someone", name
         assert known["modelspec.base_model"] == "Z-Image-Turbo", name
         assert "modelspec.hash_sha256" not in known, name
-        architecture = "z-image-l2p-1k" + ("/delta" if "l2p.kept" in known else "")
+        architecture = f"z-image-width-{SOURCE.dim}-l2p-1k" + ("/delta" if "l2p.kept" in known else "")
         assert known.get("modelspec.architecture") == (None if name == "init" else architecture)
         titled = name in ("delta", "merged", "small", "cast")
         assert known.get("modelspec.title") == ("Mine" if titled else None), name
@@ -270,9 +270,9 @@ def test_licence_base_and_trigger_words_travel(tmp_path: Path) -> None:
     assert stated(license="  ", title=None) == {}
 
 
-def test_without_any_the_base_is_the_sources_name(tmp_path: Path) -> None:
+def test_without_any_the_base_is_named_by_its_sizes(tmp_path: Path) -> None:
     quantise(model(tmp_path), tmp_path / "small.safetensors", "float8_e4m3fn")
-    assert said(tmp_path / "small.safetensors")["modelspec.base_model"] == "Z-Image"
+    assert "Z-Image's architecture" in said(tmp_path / "small.safetensors")["modelspec.base_model"]
     assert "modelspec.license" not in said(tmp_path / "small.safetensors")
 
 

@@ -146,7 +146,7 @@ def _config_lines(config: dict[str, Any]) -> list[str]:
     blocks = f"{trunk} blocks and {refiners} refiners" if refiners else f"{trunk} blocks"
     lines = [
         f"backbone    width {config['dim']}, {blocks}, "
-        f"{config['dim'] // config['head_dim']} heads of {config['head_dim']} ({source.title})",
+        f"{config['dim'] // config['head_dim']} heads of {config['head_dim']} ({source.title}'s architecture)",
         f"input       {config['in_channels']} channels in patches of {config['patch_size']}, "
         f"captions {config['caption_dim']} wide",
     ]

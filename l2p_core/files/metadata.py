@@ -59,11 +59,13 @@ def describe(kind: str, config: ModelConfig, **fields: str) -> dict[str, str]:
 def modelspec(config: ModelConfig, is_delta: bool = False) -> dict[str, str]:
     """What ComfyUI's model library shows for each of our files: the architecture, and the name of the base."""
     source = source_of(config)
-    architecture = f"{source.name}-l2p-{config.variant}" if isinstance(config, PixelConfig) else source.name
+    # What fits models of one size, such as a LoRA, does not fit those of another.
+    name = source.name if source.is_published(config) else f"{source.name}-width-{config.dim}"
+    architecture = f"{name}-l2p-{config.variant}" if isinstance(config, PixelConfig) else name
     return {
         "modelspec.sai_model_spec": "1.0.1",
         ARCHITECTURE: f"{architecture}/delta" if is_delta else architecture,
-        BASE_MODEL: source.title,
+        BASE_MODEL: source.base_title(config),
     }
 
 

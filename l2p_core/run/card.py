@@ -94,13 +94,15 @@ def _lines(delta: Path, run: OfRun | None, picture: str) -> Iterator[str]:
     if not isinstance(config, PixelConfig):
         raise CheckpointError(f"{delta} does not state its model's sizes: write the delta again.")
     bundled = is_tiny(config)  # Z-Image's architecture, but neither its weights nor its terms
-    base = _TINY if bundled else known.get("modelspec.base_model") or source_of(config).title
+    row = source_of(config)
+    base = _TINY if bundled else known.get("modelspec.base_model") or row.base_title(config)
     licence = _first(known, _LICENCES)
     yield from ("---", *_front_matter(licence), "---", MARK, "", f"# {_first(known, (TITLE,)) or delta.stem}", "")
-    side = IMAGE_SIZE if bundled else VARIANTS[config.variant].pixels
+    side = IMAGE_SIZE if bundled else VARIANTS[config.variant].pixels if row.is_published(config) else None
+    images = f", for images of {side} x {side} pixels" if side else ""
     yield (
         f"A delta that makes {base} a pixel model by L2P ([arXiv 2605.12013](https://arxiv.org/abs/2605.12013)): it "
-        f"draws in pixels, without a VAE. Variant {config.variant}, for images of {side} x {side} pixels."
+        f"draws in pixels, without a VAE. Variant {config.variant}{images}."
     )
     yield from _montage(run, picture)
     yield from ("", "## Use", "")

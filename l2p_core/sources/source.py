@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -135,6 +135,19 @@ class Source:
     def embedder_weight(self) -> str:
         """The key of the patch embedder's weight."""
         return f"{self.embedder}.weight"
+
+    def is_published(self, config: ModelConfig) -> bool:
+        """Whether a latent or pixel model has the sizes of the published backbone."""
+        published = self.config()
+        sizes = {size.name for size in fields(published)} - {"patch_size", "in_channels"}
+        return all(getattr(config, size) == getattr(published, size) for size in sizes)
+
+    def base_title(self, config: ModelConfig) -> str:
+        """What a model was made from, in sentences; other sizes than the published are another model's."""
+        if self.is_published(config):
+            return self.title
+        blocks = len(self.blocks(config, trunk=True))
+        return f"a model of {self.title}'s architecture with {blocks} blocks of width {config.dim}"
 
     def block_of(self, key: str) -> str:
         """The block that a key is in, such as "layers.3"; "" outside the blocks."""
