@@ -1,1 +1,1 @@
-"""Measurements: `l2p benchmark head`, `checkpoint`, `train`, `gpu` and `transfer`."""
+"""Measurements: the modules of the commands `l2p benchmark ...`, of the same names."""

@@ -1,8 +1,8 @@
-"""`l2p benchmark depth`: whether anything between a file of 16 bits and another one costs levels.
+"""`l2p benchmark depth`: whether levels are lost on the way from 16-bit files through a model to 16-bit files.
 
-A small model is overfitted on a ramp of 4,096 levels, a file of 16 bits each, by a run like any other: from a data
-folder, with captions, in float32. Then every level is sampled from pure noise and written with 16 bits, and the mean of
-its file is compared with the level.
+A small model is overfitted on a ramp of 4,096 levels, each in a 16-bit file, by an ordinary run: from a data folder,
+with captions, in float32. Then every level is sampled from pure noise and written with 16 bits, and the mean of its
+file is compared with the level.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from ..run import shown
 from . import ramp
 
 TOLERANCE = 0.25
-"""Of one of 256 levels."""
+"""The largest error that counts as right, in 8-bit levels."""
 STEPS = 8000
 SHIFT = 1000.0
-"""Of the noise levels in training and sampling: most are close to pure noise, where a level needs no amplifying."""
+"""Shift of the noise levels in training and sampling: most are near pure noise, where a level needs no amplifying."""
 SAMPLING_STEPS = 4
 _BATCH = 32
 _AT_ONCE = 128
@@ -101,8 +101,8 @@ def start(path: Path, init: str) -> Path:
         return path
     torch.manual_seed(_SEED)
     model = L2PModel(CONFIG)
-    # A level is read from the caption, and the noise in the patch says nothing about it. Training still moves weights
-    # that have no use at random; beside the bias, their share of the token stays small.
+    # The level comes from the caption, not from the noise in the patch. Training still moves the unused weights of the
+    # noise at random; beside the bias, their share of the token stays small.
     torch.nn.init.zeros_(model.x_embedder.weight)
     torch.nn.init.normal_(model.x_embedder.bias)
     about = metadata.describe(metadata.PIXEL_INIT, CONFIG, init=init, seed=str(_SEED))

@@ -66,8 +66,8 @@ def timed(
 ) -> Figures:
     """Median milliseconds of a call, and the allocator's peak during it.
 
-    The device is waited for after `together` calls. Ends early, after at least one round, when the seconds of the
-    measurement or of the part are used up.
+    It waits for the device after every `together` calls, and ends early, after at least one round, when the seconds of
+    the measurement or of the part are used up.
     """
     for _ in range(warm_up):
         step()

@@ -76,7 +76,7 @@ def markdown(about: dict[str, Any], results: dict[str, Figures]) -> str:
     if about["quick"]:
         title += " (quick check, small sizes: a check that it runs, not a measurement)"
     weights = "random weights" if about["model"] is None else f"weights of {Path(about['model']).name}"
-    summary = f"{weights}, {about['seconds']:.0f} s in all"
+    summary = f"{weights}, {about['seconds']:.0f} s in total"
     return "\n\n".join([title, summary, table(header, rows), LEGEND, *_longest(results)]) + "\n"
 
 

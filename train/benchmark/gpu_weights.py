@@ -25,8 +25,8 @@ def random_model(
     Args:
         config: its sizes.
         device: to compute on.
-        weights: how each is kept.
-        trained_on: where those that train lie, if not on the device.
+        weights: how each is stored.
+        trained_on: the device of those that train, if another.
     """
     with torch.device("meta"):
         model = L2PModel(config)

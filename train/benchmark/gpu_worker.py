@@ -31,7 +31,7 @@ CUT = "not run: its part was out of time"
 def main() -> None:
     """Read the request from standard input, measure, print."""
     request = json.loads(sys.stdin.readline())
-    gc.freeze()  # what was imported stays, and need not be looked through whenever a measurement has ended
+    gc.freeze()  # imported objects stay, so collections after each measurement need not scan them
     device = torch.device(request["device"]) if request["device"] else accelerator.default_device()
     scale = QUICK if request["quick"] else FULL
     model = Path(request["model"]) if request["model"] else None

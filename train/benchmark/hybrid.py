@@ -31,12 +31,12 @@ from .hybrid_worlds import World, open_world
 
 BATCH = 48
 SEED_DISTANCE = 1_000_000
-"""Between the seeds of two passes, whose images have the seeds that follow."""
+"""Between the first seeds of two passes; the images of a pass have consecutive seeds."""
 SHOWN = 8
 RESULTS = ("results.json", "results.md", "results.png")
 CAPTION_TOKENS = 128
 COMPARED = "pixels only, 6 steps"
-"""The method that others of its size and evaluations are compared with."""
+"""The method with which all others of its size and number of evaluations are compared."""
 
 MethodScores = dict[str, list[float]]
 """One method's values for each pass: whole captions right, distance to a clean rendering, seconds an image, and the
@@ -191,7 +191,7 @@ def _real_costs() -> list[list[str]]:
 
 
 def _cost(name: str, config: ModelConfig, side: int, downscale: int) -> list[str]:
-    """Counted on tensors without data; attention as the multiplications that it needs, in whatever kernel."""
+    """Counted on tensors without data; attention counts as its multiplications, whatever the kernel."""
     with torch.device("meta"), torch.no_grad():
         model = (L2PModel(config) if isinstance(config, PixelConfig) else LatentModel(config)).bfloat16()
         image = torch.empty(1, config.in_channels, side // downscale, side // downscale, dtype=torch.bfloat16)

@@ -17,7 +17,7 @@ STEPS = 6
 SWITCHES, SHIFTS = (0.8, 0.65, 0.5, 0.35), (1.0, 3.0)
 RESTORED = (0.2, 0.3, 0.4)
 GROWN_AT = (0.35, 0.2)
-"""Noise levels below `safe_sigma` at which growth is tried too."""
+"""Noise levels below `safe_sigma` at which growth is also tried."""
 
 
 @dataclass(frozen=True)

@@ -37,16 +37,16 @@ class StandIn(nn.Module):
 
     Args:
         width: of its features.
-        numbers: approximate number of its parameters.
+        parameters: approximate number of its parameters.
     """
 
-    def __init__(self, width: int, numbers: int):
+    def __init__(self, width: int, parameters: int):
         super().__init__()
         torch.manual_seed(0)
         self.embedding = nn.Embedding(VOCABULARY, width)
         layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, dropout=0.0, batch_first=True)
         of_layer = sum(parameter.numel() for parameter in layer.parameters())
-        count = max(1, round((numbers - self.embedding.weight.numel()) / of_layer))
+        count = max(1, round((parameters - self.embedding.weight.numel()) / of_layer))
         self.layers = nn.TransformerEncoder(layer, count, enable_nested_tensor=False)
         self.eval().requires_grad_(False)
 

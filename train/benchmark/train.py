@@ -107,7 +107,7 @@ def benchmark_train(
     scale = _QUICK if quick else _FULL
     with tempfile.TemporaryDirectory(prefix="l2p-benchmark-") as name:
         folder = Path(name)
-        numbers = prepare(folder, scale)
+        count = prepare(folder, scale)
         ways = [PLAIN, *(way for way, choices in OURS.items() if _is_possible(choices, device))]
         arguments = (str(folder), precision, device, *(["--quick"] if quick else []))
         held = {way: run_module(__name__, way, *arguments, env=FREED_AT_ONCE) for way in ways}
@@ -118,7 +118,7 @@ def benchmark_train(
         "device": device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "numbers": numbers,
+        "parameters": count,
         "side": scale.side,
         "batch": scale.batch,
         "steps": scale.steps,
@@ -134,12 +134,12 @@ def prepare(folder: Path, scale: TrainingScale) -> int:
     torch.manual_seed(0)
     model = L2PModel(scale.model)
     save(model.state_dict(), folder / "init.safetensors")
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    encoder = StandIn(scale.model.caption_dim, round(SHARE * numbers))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    encoder = StandIn(scale.model.caption_dim, round(SHARE * count))
     captions = sorted({caption_of(number) for number in range(IMAGES)})
     features = {str(i): encoder(tokens(caption)) for i, caption in enumerate(captions)}
     save_tensors(features, folder / "captions.safetensors", {"captions": json.dumps(captions)})
-    return numbers
+    return count
 
 
 def images_of(scale: TrainingScale) -> ImageSet:
@@ -253,7 +253,7 @@ def report(results: dict[str, Any]) -> str:
             ]
         )
     first = (
-        f"{count_text(results['numbers'])} parameters, {results['side']} px, {results['batch']} images per step, "
+        f"{count_text(results['parameters'])} parameters, {results['side']} px, {results['batch']} images per step, "
         f"{results['steps']} steps, {results['precision']}, {results['device']}, {results['threads']} threads, torch "
         f"{results['torch']}" + (" (quick check, small sizes)" if results["quick"] else "")
     )

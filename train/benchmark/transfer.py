@@ -95,7 +95,7 @@ def _full_part(output: Path, arm: Arm, write_delta: Path | None) -> report.Resul
 
 
 def _compared_part(output: Path, arms: list[Arm], seeds: int) -> report.ResultsSection:
-    """The arms seed by seed, so that a stopped benchmark has whole comparisons of its first seeds."""
+    """The arms seed by seed, so that a stopped benchmark has complete comparisons of its first seeds."""
     source = partial(bundled.TinySource().images, steps=SAMPLING_STEPS)
     scored = _score(output / "source-compared", report.SOURCE, source, WATCHED)
     runs: dict[str, list[report.ArmRun]] = {arm.name: [] for arm in arms}
