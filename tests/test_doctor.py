@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from comfyui_l2p import __version__
+from comfyui_l2p.l2p_core.dataset import formats
 from comfyui_l2p.l2p_core.device import doctor
 from comfyui_l2p.train.cli import main
 
@@ -47,6 +48,13 @@ def test_what_is_missing_or_too_old_is_said_with_what_it_is_for(monkeypatch: pyt
         "transformers 4.51 or newer is not installed; optional for language models on the command line: --encoder, l2p "
         "prompts --model.",
     ]
+
+
+def test_every_package_that_reads_images_is_on_the_list() -> None:
+    known = {library.name for library in doctor._LIBRARIES}
+    in_pillow = {"pillow-avif-plugin"}  # Pillow reads AVIF itself
+    assert known >= {plugin.package for plugin in formats.PLUGINS.values()} - in_pillow
+    assert known >= {"tifffile", "imagecodecs", "av", "pydicom", "pylibjpeg"}
 
 
 def test_it_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:

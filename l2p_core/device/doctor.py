@@ -45,9 +45,12 @@ _LIBRARIES = (
     _Library("matplotlib", "l2p demo and the figures of l2p benchmark", (3, 7)),
     _Library("tensorboard", "TensorBoard events of a run", (2, 14)),
     _Library("pillow-heif", "HEIC images"),
+    _Library("pillow-jxl-plugin", "JPEG XL images"),
     _Library("tifffile", "Save TIFF, and TIFF images with more than 8 bits per channel"),
     _Library("av", "PNG images with 16 bits per channel, and EXR images", (13,)),
+    _Library("imagecodecs", "compressed TIFF images with more than 8 bits per channel"),
     _Library("pydicom", "DICOM images", (3,)),
+    _Library("pylibjpeg", "DICOM images in JPEG-LS, JPEG 2000 and 12-bit JPEG, with its plugins"),
 )
 _VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "HSA_OVERRIDE_GFX_VERSION",
