@@ -8,13 +8,14 @@ from typing import Any
 
 import comfy.model_management
 
+from ..l2p_core.files.units import counted
 from ..l2p_core.prompts import journal, work
 from ..l2p_core.prompts.scheme import Slot
 from ..l2p_core.prompts.writer import CHATML_MARK, MAX_TOKENS, TOP_K, TOP_P, Request, chatml
 from ..l2p_core.run.metrics import duration
 from .clip_captions import identity_of, unload
 from .folders.prompt_files import check_list
-from .messages.progress import counted, warn_where_running
+from .messages.progress import warn_where_running
 
 
 class ClipWriter:

@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from .messages.progress import counted
+from ..l2p_core.files.units import counted
 from .sampling import SamplerSettings, sample_image
 from .sizes import chosen_size, l2p_config
 from .synthesis import TextToImage

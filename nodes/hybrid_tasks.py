@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..l2p_core.files.units import counted
 from ..l2p_core.growth import SAFE, STILL_GOOD, Size, Space, grown_sigma, keeps_aspect, safe_sigma
 from ..l2p_core.hybrid import pixel_sigma
-from .messages.progress import counted
 from .options import HYBRID_TASKS
 
 Start = Literal["noise", "image", "space", "growth", "on"]

@@ -23,10 +23,11 @@ from ..l2p_core.dataset.kept_pairs import KeptPairs, pair_earlier_images
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import GENERATES, Item, Settings, SynthesisFolder
 from ..l2p_core.files.lock import LOCK, held
+from ..l2p_core.files.units import counted
 from ..l2p_core.ops.finite import check_finite
 from ..l2p_core.patch_pairs import PatchPairs
 from ..l2p_core.run.metrics import duration
-from .messages.progress import counted, warn_where_running
+from .messages.progress import warn_where_running
 from .model.content import content_digest
 from .model.host import PixelFormat
 from .pixels import pixels_to_image

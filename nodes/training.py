@@ -22,6 +22,7 @@ from ..l2p_core.config import PixelConfig
 from ..l2p_core.dataset.images import opened
 from ..l2p_core.device.accelerator import CPU, has_own_memory
 from ..l2p_core.distributed.ranks import Ranks
+from ..l2p_core.files.units import counted
 from ..l2p_core.run import card, loop
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.base import pixel_config
@@ -37,7 +38,6 @@ from ..l2p_core.tiny.shapes import IMAGE_SIZE
 from .clip_captions import host_captions
 from .folders import datasets, files, run_files
 from .messages.live import Live, shown_montage
-from .messages.progress import counted
 from .messages.sentences import by_folders
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 

@@ -15,6 +15,7 @@ from ..l2p_core import tiny
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import GENERATES, Settings
 from ..l2p_core.files.lock import LOCK, held
+from ..l2p_core.files.units import counted
 from ..l2p_core.run.caption_source import CaptionSource
 from ..l2p_core.sources import source_of
 from ..l2p_core.tiny.bundled import TinySource, is_tiny
@@ -71,7 +72,8 @@ def _make(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Prom
                     raise KeyboardInterrupt
     finally:
         page = benchmark_report.write(made, len(made.done) - before, time.monotonic() - started)
-    print(f"{made.folder}: {len(made.done)} images, {len(made.done) - before} of them made now. {page} describes them.")
+    images_said = counted(len(made.done), "image")
+    print(f"{made.folder}: {images_said}, {len(made.done) - before} of them made now. {page} describes them.")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from ..l2p_core.dataset.image_folder import ImageFolder
 from ..l2p_core.device.accelerator import named
 from ..l2p_core.distributed import ranks as parallel
 from ..l2p_core.files.paths import settled, typed
+from ..l2p_core.files.units import counted
 from ..l2p_core.run import loop, preparation
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.base import pixel_config
@@ -97,7 +98,9 @@ def cache(name: str, output: Path | None = None, paths: PathOverrides | None = N
         found = preparation.prepare_data(recipe, run, pixel_config(recipe.model, run.init), captions, hooks)
     assert isinstance(found.images, ImageFolder)
     sizes = ", ".join(f"{count} of {size}" for size, count in found.images.sizes.items())
-    print(f"{len(found.images.images)} images ({sizes}); {len(found.images.captions)} captions are encoded.")
+    encoded = len(found.images.captions)
+    captions_said = f"{counted(encoded, 'caption')} {'is' if encoded == 1 else 'are'} encoded"
+    print(f"{counted(len(found.images.images), 'image')} ({sizes}); {captions_said}.")
 
 
 def read_recipe(name: str, output: Path | None, paths: PathOverrides) -> tuple[Recipe, Path]:

@@ -15,6 +15,7 @@ from ..l2p_core.dataset.kept_pairs import KeptPairs, pair_earlier_images
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.dataset.synthesis import GENERATES, Item, Settings, SynthesisFolder, items
 from ..l2p_core.files.lock import LOCK, held
+from ..l2p_core.files.units import counted
 from ..l2p_core.patch_pairs import PatchPairs
 from ..l2p_core.tiny.autoencoder import LATENT_CHANNELS
 from ..l2p_core.tiny.bundled import NAME, TinySource
@@ -126,4 +127,4 @@ def _shown(made: SynthesisFolder) -> tqdm:
 
 
 def _report(made: SynthesisFolder, now: int) -> None:
-    print(f"{made.folder}: {len(made.done)} images, {now} of them made now.")
+    print(f"{made.folder}: {counted(len(made.done), 'image')}, {now} of them made now.")

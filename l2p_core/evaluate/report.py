@@ -74,7 +74,7 @@ def _parts(found: Comparison, title: str, notes: Sequence[str]) -> Iterator[str]
         yield _pairs(found, farthest, difference=True)
     for which, side in enumerate(("source", "pixel model")):
         if repeats := found.repeats[which]:
-            yield f"<h2>Near-duplicates of the {side}</h2><p>{len(repeats)} images look like an earlier one.</p>"
+            yield f"<h2>Near-duplicates of the {side}</h2><p>Images that look like an earlier one: {len(repeats)}.</p>"
             yield _repeats(found, which, repeats[:_REPEATS])
 
 

@@ -1,4 +1,4 @@
-"""Sizes as text."""
+"""Sizes and counts as text."""
 
 from __future__ import annotations
 
@@ -9,3 +9,8 @@ def bytes_text(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number} bytes"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 image, 2 images."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...l2p_core.files.units import counted
 from ...l2p_core.run.folder import RunFolder, step_of
 from ...l2p_core.run.live import LossCurves, arguments_of, sentence
 from ...l2p_core.run.metrics import RunMetrics, read_metrics
 from ..folders.run_files import run_folder, served
-from .progress import counted
 from .server import running_server
 
 EVENT = "l2p.training"

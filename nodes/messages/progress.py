@@ -11,11 +11,6 @@ from .server import running_server
 EVENT = "l2p.said"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number with its noun: 1 image, 2 images."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def say_at(node: str | None) -> Callable[[str], None]:
     """A function that shows the progress in the node of this id.
 
