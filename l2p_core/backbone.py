@@ -74,7 +74,7 @@ class Backbone(nn.Module):
     """The contract of a source's network, from patches to hidden states; its class is named by the source's row.
 
     `gradient_checkpointing` recomputes each block (and, in L2PModel, each stage of the head) in the backward pass, but
-    for the trunk's blocks whose numbers are in `kept`.
+    for the trunk's blocks whose numbers are in `kept_blocks`.
     `always_pad` gives parameters that not every batch uses a gradient, of zeros, where they are not used.
     `read_part` is set while weights are on the device "meta": it reads those of one module of the model, whose name it
     also receives.
@@ -84,7 +84,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.kept: frozenset[int] = frozenset()
+        self.kept_blocks: frozenset[int] = frozenset()
         self.always_pad = False
         self.read_part: Callable[[nn.Module, str], None] | None = None
 
@@ -128,7 +128,7 @@ class Backbone(nn.Module):
 
     def _run_trunk(self, number: int, block: nn.Module, *inputs: Any) -> Any:
         """`_run` a block of the trunk, unless it keeps its activations."""
-        return block(*inputs) if number in self.kept else self._run(block, *inputs)
+        return block(*inputs) if number in self.kept_blocks else self._run(block, *inputs)
 
     def _check_captions(self, captions: Sequence[Caption]) -> None:
         """Refuse captions from another text encoder."""

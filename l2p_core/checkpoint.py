@@ -20,14 +20,14 @@ from .files.eight_bit_formats import check_readable, read_weight
 from .files.metadata import DELTA, KIND, stored_config
 from .files.quantised import LayerSettings, check_layers, layer_settings, summary, unpacked
 from .files.recognise import is_beside, is_unused, other_kind, unknown_prefix
-from .files.safetensors_header import CheckpointError, Entry, Header, read_header, shown, some
+from .files.safetensors_header import CheckpointError, Entry, Header, read_header, shown, some_are
 from .files.shards import files_of
 from .files.tensor_file import load_tensors, save
 from .files.tensor_io import DTYPE_NAMES, ByteCounter, ChunkReader, ProgressCallback, Stored, joined
 from .layouts import comfy_sources
 from .model import L2PModel, LatentModel, key_shapes
 from .sources import source_of
-from .sources.recognition import known_models, nearest
+from .sources.recognition import known_models, nearest_source
 
 __all__ = ["Checkpoint", "CheckpointError", "load_any", "load_latent", "load_model", "load_tensors", "save"]
 
@@ -110,7 +110,7 @@ class Checkpoint:
 
     @property
     def input_dtype(self) -> str:  # of the patch embedder
-        return self.tensors[nearest(self.tensors).embedder_weight].dtype
+        return self.tensors[nearest_source(self.tensors).embedder_weight].dtype
 
     def plain_config(self) -> ModelConfig:
         """The model's sizes, if its weights are plain floating-point numbers.
@@ -295,8 +295,8 @@ def check_exact(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]])
     beside = [key for key in checkpoint.outside if not is_beside(key)]
     if beside:
         raise CheckpointError(
-            f"{checkpoint.path} has tensors outside its diffusion model that belong to no known part: {some(beside)} "
-            "unknown."
+            f"{checkpoint.path} has tensors outside its diffusion model that belong to no known part: "
+            f"{some_are(beside)} unknown."
         )
 
 
@@ -314,7 +314,7 @@ def check_tensors(
     accounted = _accounted(path, tensors, settings, expected)
     unknown = [key for key in tensors if key not in accounted and not is_unused(key)]
     if unknown:
-        raise CheckpointError(f"{path} has tensors that such a model does not have: {some(unknown)} unknown.")
+        raise CheckpointError(f"{path} has tensors that such a model does not have: {some_are(unknown)} unknown.")
 
 
 def _accounted(
@@ -326,7 +326,7 @@ def _accounted(
     """The keys that the model uses, provided that none is missing."""
     missing = [key for key in expected if key not in tensors]
     if missing:
-        raise CheckpointError(f"{path} is incomplete: {some(missing)} missing.")
+        raise CheckpointError(f"{path} is incomplete: {some_are(missing)} missing.")
     quantised = check_layers(path, tensors, settings, expected)
     for key, shape in expected.items():
         if key not in quantised and tensors[key].shape != shape:

@@ -38,7 +38,7 @@ from .files.tensor_io import (
 )
 from .initialise import FITTED, INITS, random_values
 from .model import key_shapes
-from .patch_pairs import FILE, Fit, PatchPairs, fit
+from .patch_pairs import FILE, EmbedderFit, PatchPairs, fit_embedder
 from .ranges import HEAD_WIDTH, SEED, check_known
 from .sources import source_of
 
@@ -166,7 +166,7 @@ class FittedEmbedder:
     """The patch embedder of the init "fitted": its keys' beginning, and its values."""
 
     embedder: str
-    fit: Fit
+    fit: EmbedderFit
 
     def values(self, key: str) -> Tensor | None:
         """The values of a key of it, flat; None for another."""
@@ -196,7 +196,7 @@ def fitted_embedder(checkpoint: Checkpoint, target: PixelConfig, pairs: PatchPai
         raise ValueError("The data set's patches are of another latent space: use a data set made by this source.")
     with ChunkReader() as reader:
         weight, bias = (reader.read(checkpoint.tensors[f"{row.embedder}.{name}"]) for name in ("weight", "bias"))
-    return FittedEmbedder(row.embedder, fit(pairs, weight, bias))
+    return FittedEmbedder(row.embedder, fit_embedder(pairs, weight, bias))
 
 
 def _fates(

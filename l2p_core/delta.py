@@ -44,12 +44,12 @@ class DeltaReport:
 
     target: Path
     trained: tuple[str, ...]
-    kept: tuple[str, ...]
+    unchanged: tuple[str, ...]
     broken: str | None = None
 
     def summary(self) -> str:
         """One line of text for each."""
-        parts = {"trained": self.trained, "unchanged from the base": self.kept}
+        parts = {"trained": self.trained, "unchanged from the base": self.unchanged}
         lines = [f"{len(names)} {how}: {metadata.grouped_text(names)}" for how, names in parts.items()]
         lines += [metadata.broken_text(self.broken)] if self.broken else []
         return "\n".join([f"{self.target}", *lines])
@@ -95,25 +95,25 @@ def extract(
     counter = ByteCounter(new.nbytes, progress)
     with ChunkReader() as reader:
         # Compared first, so that disk space is checked for exactly what will be written.
-        kept = _kept(reader, new, old, key_shapes(config), counter)
-        order = [stored for stored in _in_file_order(new, key_shapes(config)) if stored.name not in kept]
+        unchanged = _unchanged(reader, new, old, key_shapes(config), counter)
+        order = [stored for stored in _in_file_order(new, key_shapes(config)) if stored.name not in unchanged]
         if not order:
             raise CheckpointError(f"{trained} is identical to {base}: there is nothing to store in a delta.")
-        names = _write(target, order, _describe(config, about, kept), overwrite, reader, counter, trained)
-    return DeltaReport(target, names, tuple(kept))
+        names = _write(target, order, _describe(config, about, unchanged), overwrite, reader, counter, trained)
+    return DeltaReport(target, names, tuple(unchanged))
 
 
-def _kept(
+def _unchanged(
     reader: ChunkReader, new: Checkpoint, old: Checkpoint, names: Iterable[str], counter: ByteCounter
 ) -> dict[str, UnchangedTensor]:
     """The tensors of a trained model that are unchanged from its base, which a delta therefore does not store."""
-    kept: dict[str, UnchangedTensor] = {}
+    unchanged: dict[str, UnchangedTensor] = {}
     for stored in _in_file_order(new, names):
         digest = digest_if_equal(reader, stored, old.tensors.get(stored.name))
         if digest:
-            kept[stored.name] = UnchangedTensor(stored.dtype, stored.shape, digest)
+            unchanged[stored.name] = UnchangedTensor(stored.dtype, stored.shape, digest)
             counter.advance(stored.nbytes)
-    return kept
+    return unchanged
 
 
 def save(
@@ -140,15 +140,15 @@ def save(
     config = _config_with(old, full)
     expected = key_shapes(config)
     assert full.keys() <= expected.keys(), "tensors that the model does not have"
-    kept = {
+    unchanged = {
         name: UnchangedTensor(old.tensors[name].dtype, shape, digest_of(old.tensors[name]))
         for name, shape in expected.items()
         if name not in tensors
     }
     adapted = lora.layers_of(name for name in tensors if name not in full)
-    assert all(f"{layer}.weight" in kept for layer in adapted), "adapters on what is trained in full"
+    assert all(f"{layer}.weight" in unchanged for layer in adapted), "adapters on what is trained in full"
     refuse_own_source(Path(target), old.paths)
-    text = _describe(config, _inherited({}, old.metadata), kept) | dict(about or {})
+    text = _describe(config, _inherited({}, old.metadata), unchanged) | dict(about or {})
     named = lora.in_files(tensors)
     dtypes = {} if dtype is None else {name: dtype for name in named if not name.endswith(lora.ALPHA)}
     checkpoints.save(named, target, text, overwrite, dtypes)
@@ -304,5 +304,7 @@ def _inherited(trained: Mapping[str, str], base: Mapping[str, str]) -> dict[str,
     return known | inherited(base) | inherited(trained, same_model=True)
 
 
-def _describe(config: ModelConfig, about: Mapping[str, str], kept: Mapping[str, UnchangedTensor]) -> dict[str, str]:
-    return {**metadata.describe(metadata.DELTA, config), **about, metadata.KEPT: unchanged_text(kept)}
+def _describe(
+    config: ModelConfig, about: Mapping[str, str], unchanged: Mapping[str, UnchangedTensor]
+) -> dict[str, str]:
+    return {**metadata.describe(metadata.DELTA, config), **about, metadata.KEPT: unchanged_text(unchanged)}

@@ -112,7 +112,7 @@ class DetailerHead(nn.Module):
             skip, x = self._run(self._encode, stage, at, x)
             skips.append(skip)
         grid = image.bottom >> len(self.stages), image.right >> len(self.stages)
-        x = self._run(self._with_features, x, nearest(features, grid, bottleneck))
+        x = self._run(self._with_features, x, nearest_resized(features, grid, bottleneck))
         for stage, at in zip(reversed(self.stages), reversed(regions), strict=True):
             x = self._run(self._decode, stage, at, x, skips.pop(), fusion)
         return self.out_conv(x)
@@ -175,7 +175,7 @@ def velocity_of(output: Tensor) -> Tensor:
     return -output if torch.is_grad_enabled() else output.neg_()
 
 
-def nearest(features: Tensor, grid: tuple[int, int], wanted: Region) -> Tensor:
+def nearest_resized(features: Tensor, grid: tuple[int, int], wanted: Region) -> Tensor:
     """The part `wanted` of `features` nearest-resized to `grid`, without computing the rest.
 
     Integer arithmetic makes a tile read the same cells as the whole image at any size.

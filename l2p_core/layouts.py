@@ -15,7 +15,7 @@ from torch import Tensor
 from .config import COMFY_PREFIX, HEAD, PIXEL_CHANNELS, ModelConfig
 from .ranges import check_known
 from .sources import source_of
-from .sources.recognition import nearest
+from .sources.recognition import nearest_source
 from .sources.source import Source
 
 LAYOUTS = ("comfy", "diffusers")
@@ -32,7 +32,7 @@ def comfy_sources(keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
     plan: dict[str, tuple[str, ...]] = {}
     parts: dict[str, dict[int, str]] = {}
     plain = {key: key.removeprefix(COMFY_PREFIX) for key in keys}
-    layout = nearest(plain.values()).layout
+    layout = nearest_source(plain.values()).layout
     for key, without_prefix in plain.items():
         name, part = layout.to_comfy(without_prefix)
         if part is not None:
@@ -90,7 +90,7 @@ def to_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: as `comfy_sources`.
     """
     comfy = to_comfy(state_dict)
-    source = nearest(comfy)
+    source = nearest_source(comfy)
     patch_size = patch_size_of({key: tuple(tensor.shape) for key, tensor in comfy.items()}, source)
     result: dict[str, Tensor] = {}
     for key, tensor in comfy.items():

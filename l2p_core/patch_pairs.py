@@ -152,7 +152,7 @@ def in_folder(folder: Path) -> PatchPairs:
 
 
 @dataclass(frozen=True)
-class Fit:
+class EmbedderFit:
     """A patch embedder for pixels.
 
     Attributes:
@@ -178,7 +178,7 @@ class Fit:
         )
 
 
-def fit(pairs: PatchPairs, weight: Tensor, bias: Tensor) -> Fit:
+def fit_embedder(pairs: PatchPairs, weight: Tensor, bias: Tensor) -> EmbedderFit:
     """The pixel embedder closest to the source's on these pairs.
 
     Args:
@@ -212,7 +212,7 @@ def fit(pairs: PatchPairs, weight: Tensor, bias: Tensor) -> Fit:
     fitted = (along / (variance + ridge)) @ axes.T
     whole = float((weight @ zz * weight).sum())
     missed = whole - 2 * float((fitted * hx).sum()) + float((fitted @ xx * fitted).sum())
-    return Fit(
+    return EmbedderFit(
         fitted.float(),
         (weight @ mean["z"] + bias - fitted @ mean["x"]).float(),
         pairs.count,

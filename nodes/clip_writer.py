@@ -78,9 +78,9 @@ def write_prompts(
     """
     check_list(target, journal.written(folder))
     writer = ClipWriter(clip, temperature)
-    far = work.Progress(0, len(slots), 0, None)
+    far = work.PromptsProgress(0, len(slots), 0, None)
 
-    def show(progress: work.Progress) -> None:
+    def show(progress: work.PromptsProgress) -> None:
         nonlocal far
         far = progress
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -104,7 +104,7 @@ def write_prompts(
     return result
 
 
-def _sentence(progress: work.Progress) -> str:
+def _sentence(progress: work.PromptsProgress) -> str:
     parts = [f"{progress.done} of {progress.wanted} prompts"]
     if progress.rejected:
         parts.append(f"{counted(progress.rejected, 'text')} rejected")

@@ -21,7 +21,7 @@ from ..l2p_core.config import VARIANTS
 from ..l2p_core.dataset.images import as_pixels, load
 from ..l2p_core.dataset.kept_pairs import KeptPairs, pair_earlier_images
 from ..l2p_core.dataset.pictures import picture
-from ..l2p_core.dataset.synthesis import GENERATES, Item, Settings, SynthesisFolder
+from ..l2p_core.dataset.synthesis import GENERATES, FolderSettings, PlannedImage, SynthesisFolder
 from ..l2p_core.files.lock import LOCK, held
 from ..l2p_core.files.units import counted
 from ..l2p_core.ops.finite import check_finite
@@ -81,7 +81,7 @@ class TextToImage:
         """Whether the model is L2P."""
         return isinstance(self.model.get_model_object("latent_format"), PixelFormat)
 
-    def settings(self) -> Settings:
+    def settings(self) -> FolderSettings:
         """The settings of the images besides prompt and seed."""
         shift = getattr(self.model.get_model_object("model_sampling"), "shift", "")
         return {
@@ -175,7 +175,7 @@ class TextToImage:
         return images
 
 
-def synthesize(folder: Path, wanted: Sequence[Item], pipeline: TextToImage, say: Say) -> SynthesisFolder:
+def synthesize(folder: Path, wanted: Sequence[PlannedImage], pipeline: TextToImage, say: Say) -> SynthesisFolder:
     """Generate the missing images; each is written as soon as it is finished.
 
     Args:
@@ -235,7 +235,7 @@ class _Synthesis:
         self._bar = comfy.utils.ProgressBar(count * pipeline.steps)
         self._previews = Previews(model)
 
-    def make(self, part: Sequence[Item]) -> None:
+    def make(self, part: Sequence[PlannedImage]) -> None:
         """Encode the prompts of some images and generate them."""
         encoded = self._encode([item.prompt for item in part])
         for prompt, images in itertools.groupby(part, key=lambda item: item.prompt):
@@ -254,7 +254,7 @@ class _Synthesis:
             encoded[prompt] = self._pipeline.conditioning(prompt)
         return encoded
 
-    def _sample(self, batch: Sequence[Item], positive: Any) -> None:
+    def _sample(self, batch: Sequence[PlannedImage], positive: Any) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         begun = time.perf_counter()
 
@@ -302,7 +302,7 @@ def model_name(model: Any) -> str:
     return f"{name}, patched {content_digest(model.patches)[:8]}" if model.patches else name
 
 
-def _by_prompts(todo: Sequence[Item], count: int) -> Iterator[list[Item]]:
+def _by_prompts(todo: Sequence[PlannedImage], count: int) -> Iterator[list[PlannedImage]]:
     """The items in groups with at most `count` prompts."""
     groups = [list(group) for _, group in itertools.groupby(todo, key=lambda item: item.prompt)]
     for start in range(0, len(groups), count):

@@ -91,7 +91,7 @@ def test_licence_and_trigger_words_are_the_files_own(trained: Path, pixel: Path,
     assert main(["delta", str(trained), str(pixel), str(target)]) == 0
     tensors, metadata = load_tensors(target)
     words = {"modelspec.license": "Apache-2.0", "modelspec.trigger_phrase": "in *my* style", "author": "A <b>"}
-    assert "\n# delta\n" in card.place(target).read_text(encoding="utf-8")
+    assert "\n# delta\n" in card.path_of(target).read_text(encoding="utf-8")
     words |= {"modelspec.title": "Paper cuts"}
     save(tensors, target, metadata | words, overwrite=True)
     made = card.write(target)

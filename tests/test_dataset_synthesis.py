@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from comfyui_l2p.l2p_core.dataset import readers
-from comfyui_l2p.l2p_core.dataset.synthesis import Item, SynthesisFolder, items
+from comfyui_l2p.l2p_core.dataset.synthesis import PlannedImage, SynthesisFolder, items
 from comfyui_l2p.l2p_core.files import atomic
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -23,11 +23,11 @@ SETTINGS: dict[str, str | int | float] = {"steps": 4, "cfg": 2.0, "model": "tiny
 PROMPTS = ["a red fox, asleep", "雪中的狐狸", 'CON: "a hare"\nin two lines']
 
 
-def image(item: Item) -> Image.Image:
+def image(item: PlannedImage) -> Image.Image:
     return Image.new("RGB", (8, 8), (item.seed % 256, 0, 0))
 
 
-def make(folder: Path, wanted: list[Item], **settings: str | int | float) -> SynthesisFolder:
+def make(folder: Path, wanted: list[PlannedImage], **settings: str | int | float) -> SynthesisFolder:
     """All images that are missing."""
     made = SynthesisFolder(folder, wanted, SETTINGS | settings)
     for item in made.todo:

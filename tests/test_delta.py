@@ -78,11 +78,11 @@ def test_only_what_training_changed_is_kept(files: Files) -> None:
     stored, metadata = load_tensors(files.delta)
     changed = {name for name in files.state if name.startswith(TRAINED_PARTS)}
     assert stored.keys() == changed == set(report.trained)
-    assert set(report.kept) == files.state.keys() - changed
+    assert set(report.unchanged) == files.state.keys() - changed
     assert files.delta.stat().st_size < files.trained.stat().st_size
     assert metadata["l2p.kind"] == "delta" and metadata["l2p.variant"] == "1k"
     assert metadata["l2p.source_sha256"] == load_tensors(files.init)[1]["l2p.source_sha256"]
-    assert set(json.loads(metadata["l2p.kept"])) == set(report.kept)
+    assert set(json.loads(metadata["l2p.kept"])) == set(report.unchanged)
     assert "1 of x_pad_token" in report.summary()
 
 
@@ -225,7 +225,7 @@ def test_wrong_files_have_their_sentence(files: Files) -> None:
 )
 def test_a_delta_with_a_senseless_account_of_its_base_is_refused(text: str, files: Files) -> None:
     state, metadata = (delta.extract(files.trained, files.init, files.delta), load_tensors(files.delta)[1])[0:2]
-    assert state.kept
+    assert state.unchanged
     write(load_tensors(files.delta)[0], files.delta, {**metadata, "l2p.kept": text})
     with pytest.raises(CheckpointError, match="is damaged"):
         files.merged(files.init)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from golden_vectors import relative_error
 
 from comfyui_l2p.l2p_core.config import VARIANTS
-from comfyui_l2p.l2p_core.detailer import DetailerHead, nearest
+from comfyui_l2p.l2p_core.detailer import DetailerHead, nearest_resized
 from comfyui_l2p.l2p_core.ops import head_tiles
 from comfyui_l2p.l2p_core.ops.head_tiles import MOST_ELEMENTS, countable, largest_map
 from comfyui_l2p.l2p_core.ops.region import Region, stage_regions
@@ -87,9 +87,9 @@ def test_nearest_is_the_published_resize(rows: int) -> None:
     grid = 5 * rows // 2
     features = torch.randn(1, 2, rows, rows)
     resized = F.interpolate(features, size=(grid, grid), mode="nearest")
-    assert torch.equal(nearest(features, (grid, grid), Region(0, grid, 0, grid)), resized)
+    assert torch.equal(nearest_resized(features, (grid, grid), Region(0, grid, 0, grid)), resized)
     part = Region(1, grid - 1, 2, grid)
-    assert torch.equal(nearest(features, (grid, grid), part), resized[part.index])
+    assert torch.equal(nearest_resized(features, (grid, grid), part), resized[part.index])
 
 
 def test_sides_and_tiles_that_cannot_be_are_explained() -> None:

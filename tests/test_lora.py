@@ -148,7 +148,7 @@ def test_reports_and_metadata_count_adapted_weights_as_trained(tmp_path: Path) -
     _, base, file = files(tmp_path)
     report = delta.merge(file, base, tmp_path / "merged.safetensors")
     assert "layers.1.attention.qkv.weight" in report.trained
-    assert "layers.1.attention_norm1.weight" in report.kept
+    assert "layers.1.attention_norm1.weight" in report.unchanged
     said = open_checkpoint(tmp_path / "merged.safetensors").metadata
     assert "diffusion_model" not in said["l2p.trained"]
 

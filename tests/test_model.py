@@ -111,7 +111,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_from_many_segments(monk
     gradients = []
     for checkpointing, kept in ((False, frozenset()), (True, frozenset()), (True, frozenset({1, 2}))):
         model.zero_grad()
-        model.gradient_checkpointing, model.kept = checkpointing, kept
+        model.gradient_checkpointing, model.kept_blocks = checkpointing, kept
         model(pixels, sigma, caption).square().sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     config = model.config

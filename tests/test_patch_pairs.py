@@ -14,7 +14,7 @@ from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors, save
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.dataset.kept_pairs import KeptPairs
 from comfyui_l2p.l2p_core.initialise import random_values
-from comfyui_l2p.l2p_core.patch_pairs import ENOUGH, FEW, FILE, PatchPairs, fit
+from comfyui_l2p.l2p_core.patch_pairs import ENOUGH, FEW, FILE, PatchPairs, fit_embedder
 from comfyui_l2p.l2p_core.tiny import bundled, image_set
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
 from comfyui_l2p.train.cli import main
@@ -80,7 +80,7 @@ def test_the_fit_finds_the_embedder_where_pixels_tell_the_latents() -> None:
     weight, bias = embedder()
     exact = weight @ torch.linalg.pinv(decode.T)
     assert exact.norm() < weight.norm()  # so that no ridge is wanted
-    found = fit(pairs, weight, bias)
+    found = fit_embedder(pairs, weight, bias)
     assert found.noise_gain < 1
     assert found.explained > 0.999
     assert torch.allclose(found.weight, exact, atol=0.02)
@@ -90,7 +90,7 @@ def test_the_fit_finds_the_embedder_where_pixels_tell_the_latents() -> None:
 def test_ridge_holds_the_gain_of_noise() -> None:
     pairs, _ = linear_world(0.05, noise=0.01)
     weight, bias = embedder()
-    found = fit(pairs, weight, bias)
+    found = fit_embedder(pairs, weight, bias)
     assert found.noise_gain == pytest.approx(1.0, abs=1e-6)
     assert found.weight.norm().item() == pytest.approx(weight.norm().item(), rel=1e-5)
     assert 0 < found.explained < 1
@@ -104,10 +104,10 @@ def test_what_cannot_be_fitted_is_one_sentence() -> None:
     pairs, _ = linear_world(0.3)
     weight, bias = embedder(values=12)
     with pytest.raises(ValueError, match="use the data set that this source made"):
-        fit(pairs, weight, bias)
+        fit_embedder(pairs, weight, bias)
     pairs.count = FEW - 1
     with pytest.raises(ValueError, match="are too few for a fitted start"):
-        fit(pairs, *embedder())
+        fit_embedder(pairs, *embedder())
 
 
 def test_a_file_keeps_the_sums_and_damaged_ones_are_refused(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_conversion_starts_close_to_the_source_and_the_same_file_twice(world: 
     assert "explains" in report.summary() and "noise gain" in report.summary()
     made, about = load_tensors(tmp_path / "one.safetensors")
     source, _ = load_tensors(bundled.SOURCE)
-    found = fit(world, source["x_embedder.weight"], source["x_embedder.bias"])
+    found = fit_embedder(world, source["x_embedder.weight"], source["x_embedder.bias"])
     assert found.explained > 0.5
     assert torch.equal(made["x_embedder.weight"], found.weight.to(made["x_embedder.weight"].dtype))
     assert about["l2p.init"] == "fitted"

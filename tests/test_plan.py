@@ -27,7 +27,7 @@ from comfyui_l2p.l2p_core.memory.activations import Moment, Peak, Step, Workload
 from comfyui_l2p.l2p_core.memory.checkpointing import kept_blocks, kept_sentence
 from comfyui_l2p.l2p_core.memory.live_memory import trace
 from comfyui_l2p.l2p_core.memory.plan import GB, plan
-from comfyui_l2p.l2p_core.memory.room import Room, changes, fitting, keeping_what_fits, refuse_if_too_much
+from comfyui_l2p.l2p_core.memory.room import Room, fitting, keeping_what_fits, memory_changes, refuse_if_too_much
 from comfyui_l2p.l2p_core.run import memory_plan
 from comfyui_l2p.l2p_core.run.memory_plan import decided, planned, workload
 from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
@@ -43,7 +43,7 @@ SMALL = tiny_models.SOURCE.with_head("1k", 0.125)
 SMALL_WORK = Workload(2, 64, 32, 40)
 
 
-def of_z_image(**choices: object) -> plans.Plan:
+def of_z_image(**choices: object) -> plans.MemoryPlan:
     return plan(Z_IMAGE, dataclasses.replace(PUBLISHED, **choices), AT_1024)  # type: ignore[arg-type]
 
 
@@ -251,16 +251,16 @@ def test_frozen_blocks_keep_theirs_first_and_of_these_the_last() -> None:
 
 
 def test_changes_are_settings_first_and_smaller_batches_keep_the_step() -> None:
-    found = list(changes(dataclasses.replace(PUBLISHED, accumulate=2), AT_1024._replace(batch=4)))
+    found = list(memory_changes(dataclasses.replace(PUBLISHED, accumulate=2), AT_1024._replace(batch=4)))
     assert found[0].words == "" and found[0].training.accumulate == 2
     single = next(change for change in found if change.work.batch == 1)
     assert single.training.accumulate == 8 and single.words == "batch_size = 1 and accumulate = 8"
-    huge = changes(dataclasses.replace(PUBLISHED, accumulate=4096), AT_1024._replace(batch=4096))
+    huge = memory_changes(dataclasses.replace(PUBLISHED, accumulate=4096), AT_1024._replace(batch=4096))
     assert max(change.training.accumulate for change in huge) == 1_000_000, "what is advised may be asked for"
-    assert not any("frozen" in change.words for change in changes(TrainingConfig(policy="all"), AT_1024))
+    assert not any("frozen" in change.words for change in memory_changes(TrainingConfig(policy="all"), AT_1024))
     # Early steps are for one micro-batch, and part of offloading.
     assert not any("step_early" in change.words for change in found)
-    early = [change for change in changes(TrainingConfig(), AT_1024) if "step_early" in change.words]
+    early = [change for change in memory_changes(TrainingConfig(), AT_1024) if "step_early" in change.words]
     assert early and not any("offload" in change.words for change in early)
 
 

@@ -238,7 +238,7 @@ def test_an_interrupted_run_resumes_and_ends_like_one_that_was_not(tmp_path: Pat
     assert first.stopped and 0 < len(first.prompts) < 30
     assert lists.read(tmp_path / "parts" / outputs.TABLE) == first.prompts
 
-    def stop(progress: work.Progress) -> None:
+    def stop(progress: work.PromptsProgress) -> None:
         if progress.done > len(first.prompts):
             raise KeyboardInterrupt
 
@@ -332,7 +332,7 @@ def test_time_left_follows_from_the_speed(tmp_path: Path, monkeypatch: pytest.Mo
         now[0] += 2.0
         return prompt(request.seed)
 
-    seen: list[work.Progress] = []
+    seen: list[work.PromptsProgress] = []
     run(tmp_path, 3, FakeWriter(answer), progress=seen.append)
     assert [progress.seconds_left for progress in seen] == [None, 4.0, 2.0, 0.0]
     assert [progress.done for progress in seen] == [0, 1, 2, 3]
@@ -342,7 +342,7 @@ def test_the_table_is_there_before_the_end(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(work, "PUBLISHED_EVERY", 0.0)
     there = [0]
 
-    def note(progress: work.Progress) -> None:
+    def note(progress: work.PromptsProgress) -> None:
         if progress.done:
             there.append(len(lists.read(tmp_path / outputs.TABLE)))
 

@@ -153,8 +153,8 @@ def test_a_quantised_base_takes_the_delta_of_its_original(trained: Trained, form
     for name, tensor in small.items():
         expected = of_delta[name] if name in of_delta else of_base[name]
         assert torch.equal(bits(tensor), bits(expected)), name
-    assert {name for name in report.kept} == {name for name in PIXELS if name.startswith("layers.1.")}
-    assert set(report.trained) == PIXELS.keys() - set(report.kept)
+    assert {name for name in report.unchanged} == {name for name in PIXELS if name.startswith("layers.1.")}
+    assert set(report.trained) == PIXELS.keys() - set(report.unchanged)
     direct = delta.load_model(trained.delta, base, torch.float32).state_dict()
     assert same(direct, load_model(merged, torch.float32).state_dict())
     for name, weight in load_model(trained.model, torch.float32).state_dict().items():
@@ -188,7 +188,7 @@ def test_what_does_not_say_what_it_was_made_from_is_taken_only_if_allowed(traine
         assert {layer for layer in opened.layer_settings} == {
             layer for layer in quantised_files.linears(PIXELS) if layer.startswith("layers.1.")
         }
-        assert f"{next(iter(opened.layer_settings))}.comfy_quant" in opened.tensors and len(report.kept) == 13
+        assert f"{next(iter(opened.layer_settings))}.comfy_quant" in opened.tensors and len(report.unchanged) == 13
         assert load_file(merged).keys().isdisjoint({"scaled_fp8", "layers.1.attention.out.scale_weight"})
 
 

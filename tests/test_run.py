@@ -187,7 +187,7 @@ def test_a_run_starts_fitted_to_its_images(folder: Path, monkeypatch: pytest.Mon
     run.train(str(recipe), folder / "run")
     images = tiny_images(recipes.load(recipe).data, folder / "run" / "images", lambda *_: None)
     source, _ = load_tensors(folder / "source.safetensors")
-    found = patch_pairs.fit(tiny_pairs(images), source["x_embedder.weight"], source["x_embedder.bias"])
+    found = patch_pairs.fit_embedder(tiny_pairs(images), source["x_embedder.weight"], source["x_embedder.bias"])
     begun, about = load_tensors(RunFolder(folder / "run").init)
     assert torch.equal(begun["x_embedder.weight"], found.weight) and about["l2p.init"] == "fitted"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..l2p_core import tiny
 from ..l2p_core.dataset.pictures import picture
-from ..l2p_core.dataset.synthesis import GENERATES, Settings
+from ..l2p_core.dataset.synthesis import GENERATES, FolderSettings
 from ..l2p_core.files.lock import LOCK, held
 from ..l2p_core.files.units import counted
 from ..l2p_core.run.caption_source import CaptionSource
@@ -104,7 +104,7 @@ Made = tuple[BenchmarkFolder, Images]
 
 
 def _folder(
-    args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Prompt], settings: Settings, own_seeds: bool
+    args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Prompt], settings: FolderSettings, own_seeds: bool
 ) -> BenchmarkFolder:
     wanted = shots(benchmark, prompts, args.seed, own_seeds)
     about = {**settings, "noise": noise_rule(args.seed, own_seeds)}

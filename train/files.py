@@ -76,7 +76,7 @@ def delta_command(args: argparse.Namespace) -> None:
         )
     _written(args.target)
     described = card.write(args.target)
-    print(f"{described} written." if described else f"{card.place(args.target)} is your own model card and was kept.")
+    print(f"{described} written." if described else f"{card.path_of(args.target)} is your own model card and was kept.")
 
 
 def merge_command(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..l2p_core.dataset.images import BrokenImage
-from ..l2p_core.dataset.synthesis import Item, read_image
+from ..l2p_core.dataset.synthesis import PlannedImage, read_image
 from .host_client import HostClient, HostGone, HostRefused, ImageFailed, Stopped
 from .workflow import Workflow
 
@@ -32,7 +32,7 @@ class Receiver(Protocol):
     """A folder that receives images: of a data set, or of a benchmark."""
 
     @property
-    def todo(self) -> Sequence[Item]:
+    def todo(self) -> Sequence[PlannedImage]:
         """The images still to be generated."""
         ...
 
@@ -54,18 +54,18 @@ class Fleet:
     def __init__(self, hosts: Sequence[HostClient], workflow: Workflow, patience: float, note: Note):
         self._hosts, self._workflow, self._patience, self._note = hosts, workflow, patience, note
         self._lock = threading.Condition()
-        self._todo: deque[Item] = deque()
+        self._todo: deque[PlannedImage] = deque()
         self._open = 0
         self._attempts: Counter[str] = Counter()
         self._in_a_row: Counter[str] = Counter()
         self._went: Counter[str] = Counter()
         self._given_up: dict[str, str] = {}
         self._away: set[str] = set()
-        self._made: Queue[tuple[Item, bytes, HostClient]] = Queue()
+        self._made: Queue[tuple[PlannedImage, bytes, HostClient]] = Queue()
         self._stop = threading.Event()
         self._error: BaseException | None = None
 
-    def make(self, made: Receiver, wanted_stop: Callable[[], bool]) -> Iterator[Item]:
+    def make(self, made: Receiver, wanted_stop: Callable[[], bool]) -> Iterator[PlannedImage]:
         """Generate the missing images; yields each image's item once it is written.
 
         Raises:
@@ -98,7 +98,7 @@ class Fleet:
                 worker.join()
         self._complain(made)
 
-    def _write(self, made: Receiver, item: Item, content: bytes, host: HostClient) -> bool:
+    def _write(self, made: Receiver, item: PlannedImage, content: bytes, host: HostClient) -> bool:
         try:
             image = read_image(content)
         except BrokenImage as error:
@@ -137,7 +137,7 @@ class Fleet:
             self._stop.set()
             self._wake()
 
-    def _try(self, host: HostClient, item: Item) -> None:
+    def _try(self, host: HostClient, item: PlannedImage) -> None:
         try:
             content = host.make(self._workflow.filled(item.prompt, item.seed), self._stop.is_set)
         except HostGone as error:
@@ -151,7 +151,7 @@ class Fleet:
         else:
             self._made.put((item, content, host))
 
-    def _take(self, host: HostClient) -> Item | None:
+    def _take(self, host: HostClient) -> PlannedImage | None:
         """The next image; waits while others may still return some. None when nothing is left."""
         with self._lock:
             while not self._todo and self._open and not self._is_over(host):
@@ -165,12 +165,12 @@ class Fleet:
         with self._lock:
             self._lock.notify_all()
 
-    def _give_back(self, item: Item) -> None:
+    def _give_back(self, item: PlannedImage) -> None:
         with self._lock:
             self._todo.appendleft(item)
             self._lock.notify_all()
 
-    def _failed(self, host: HostClient, item: Item, reason: str) -> None:
+    def _failed(self, host: HostClient, item: PlannedImage, reason: str) -> None:
         """An image failed: it is tried again after the others, and given up after `ATTEMPTS`."""
         with self._lock:
             self._attempts[item.name] += 1

@@ -17,7 +17,7 @@ from ..l2p_core.files.metadata import stored_config
 from ..l2p_core.files.units import bytes_text
 from ..l2p_core.model import key_shapes
 from ..l2p_core.sources import SOURCES
-from ..l2p_core.sources.recognition import nearest
+from ..l2p_core.sources.recognition import nearest_source
 from ..l2p_core.tiny.bundled import resolve
 from .console import count_text
 
@@ -82,7 +82,7 @@ def layout_of(checkpoint: Checkpoint) -> str:
     """The naming scheme of the file: "diffusers", "comfy" or "comfy with prefix"."""
     names = [name for header in checkpoint.files for name in header.tensors]
     plain = [name.removeprefix(COMFY_PREFIX) for name in names]
-    layout = nearest(plain).layout
+    layout = nearest_source(plain).layout
     if any(layout.to_comfy(name) != (name, None) for name in plain):
         return "diffusers"
     return "comfy with prefix" if any(name.startswith(COMFY_PREFIX) for name in names) else "comfy"

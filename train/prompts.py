@@ -72,7 +72,7 @@ def _work(args: argparse.Namespace, slots: Sequence[scheme.Slot]) -> None:
     writer = _writer(args)
     with deferred_interrupt() as interrupt, bar("prompts", unit="prompt", total=len(slots)) as shown:
 
-        def show(progress: work.Progress) -> None:
+        def show(progress: work.PromptsProgress) -> None:
             if progress.seconds_left is None:
                 shown.initial = progress.done  # what was there already says nothing about the time left
             shown.set_postfix(rejected=progress.rejected, refresh=False)

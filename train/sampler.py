@@ -173,7 +173,7 @@ def _dtype(base: Path, checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _load(opened: Merged, choice: Choice) -> L2PModel:
-    if opened.kept:
+    if opened.unchanged:
         with byte_progress("checking the base") as checking:
             verify(opened, checking)
     with byte_progress("loading") as progress:

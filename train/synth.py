@@ -13,7 +13,7 @@ from ..l2p_core.config import VARIANTS
 from ..l2p_core.dataset import prompts
 from ..l2p_core.dataset.kept_pairs import KeptPairs, pair_earlier_images
 from ..l2p_core.dataset.pictures import picture
-from ..l2p_core.dataset.synthesis import GENERATES, Item, Settings, SynthesisFolder, items
+from ..l2p_core.dataset.synthesis import GENERATES, FolderSettings, PlannedImage, SynthesisFolder, items
 from ..l2p_core.files.lock import LOCK, held
 from ..l2p_core.files.units import counted
 from ..l2p_core.patch_pairs import PatchPairs
@@ -61,11 +61,11 @@ def _check(args: argparse.Namespace, tiny: bool) -> None:
         raise ValueError("--steps and --cfg are for the bundled source: the workflow has its own.")
 
 
-def _from_tiny(folder: Path, wanted: Sequence[Item], steps: int, cfg: float) -> None:
+def _from_tiny(folder: Path, wanted: Sequence[PlannedImage], steps: int, cfg: float) -> None:
     source = TinySource()
     for prompt in dict.fromkeys(item.prompt for item in wanted):
         source.words.encode(prompt)  # unknown words are reported before anything is generated
-    settings: Settings = {
+    settings: FolderSettings = {
         "steps": steps,
         "cfg": cfg,
         "sampler": "euler",
@@ -109,7 +109,7 @@ def _no_pairs() -> PatchPairs:
 
 
 def _from_hosts(
-    folder: Path, wanted: Sequence[Item], workflow: Workflow, addresses: Sequence[str], patience: float
+    folder: Path, wanted: Sequence[PlannedImage], workflow: Workflow, addresses: Sequence[str], patience: float
 ) -> None:
     hosts = [HostClient(address) for address in dict.fromkeys(addresses)]
     made = SynthesisFolder(folder, wanted, workflow.settings())

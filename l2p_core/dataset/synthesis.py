@@ -22,7 +22,7 @@ from ..files.atomic import append, make_folder, write_bytes
 from .formats import FROM_MACHINES
 from .images import BrokenImage, decoding, opened
 from .pictures import png
-from .tables import decoded, written
+from .tables import csv_bytes, decoded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,12 +38,12 @@ _SLUG = 40  # letters of the prompt in a file's name
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
-Settings = Mapping[str, str | int | float]
+FolderSettings = Mapping[str, str | int | float]
 """What generated images or texts depend on besides what is asked for, by name."""
 
 
 @dataclass(frozen=True)
-class Item:
+class PlannedImage:
     """An image to generate.
 
     Attributes:
@@ -57,7 +57,7 @@ class Item:
     name: str
 
 
-def items(prompts: Iterable[str], per_prompt: int, first: int = 0) -> list[Item]:
+def items(prompts: Iterable[str], per_prompt: int, first: int = 0) -> list[PlannedImage]:
     """The images to generate for these prompts, those of a prompt in sequence.
 
     Seeds are derived from the prompt and the image's index, `first` to `first + per_prompt - 1`: images of different
@@ -67,11 +67,12 @@ def items(prompts: Iterable[str], per_prompt: int, first: int = 0) -> list[Item]
     return [_item(prompt, number) for prompt in dict.fromkeys(prompts) for number in range(first, first + per_prompt)]
 
 
-def _item(prompt: str, number: int) -> Item:
+def _item(prompt: str, number: int) -> PlannedImage:
     seed = hashlib.sha256(f"image {number} of {prompt}".encode()).digest()[:_SEED_BYTES]
     slug = re.sub("[^a-z0-9]+", "-", prompt.lower())[:_SLUG].strip("-")
     digest = hashlib.sha256(prompt.encode()).hexdigest()[:12]
-    return Item(prompt, int.from_bytes(seed, "big"), "-".join([*filter(None, [slug]), digest, str(number)]) + ".png")
+    name = "-".join([*filter(None, [slug]), digest, str(number)]) + ".png"
+    return PlannedImage(prompt, int.from_bytes(seed, "big"), name)
 
 
 class SynthesisFolder:
@@ -90,7 +91,7 @@ class SynthesisFolder:
         ValueError: if the folder's table was written by another program or with other settings, or cannot be written.
     """
 
-    def __init__(self, folder: Path, wanted: Sequence[Item], settings: Settings):
+    def __init__(self, folder: Path, wanted: Sequence[PlannedImage], settings: FolderSettings):
         self.folder, self.wanted = folder, list(wanted)
         self.settings = {name: str(value) for name, value in settings.items()}
         self._table = folder / TABLE
@@ -98,20 +99,20 @@ class SynthesisFolder:
         self._rows = self._recovered()
 
     @property
-    def todo(self) -> list[Item]:
+    def todo(self) -> list[PlannedImage]:
         """The images still to be generated, in order."""
         return [item for item in self.wanted if item.name not in self._rows]
 
     @property
-    def done(self) -> list[Item]:
+    def done(self) -> list[PlannedImage]:
         """The requested images that exist."""
         return [item for item in self.wanted if item.name in self._rows]
 
-    def path(self, item: Item) -> Path:
+    def path(self, item: PlannedImage) -> Path:
         """The file of an item's image."""
         return self.folder / item.name
 
-    def write(self, item: Item, image: Image.Image) -> None:
+    def write(self, item: PlannedImage, image: Image.Image) -> None:
         """Add an image.
 
         Raises:
@@ -120,19 +121,19 @@ class SynthesisFolder:
         write_bytes(self.path(item), png(image.convert("RGB"), {TEXT_KEY: self._text(item)}))
         row = self._row(item)
         if self._table.exists():
-            append(self._table, written([row]))
+            append(self._table, csv_bytes([row]))
         else:
-            write_bytes(self._table, written([self._header, row]))
+            write_bytes(self._table, csv_bytes([self._header, row]))
         self._rows[item.name] = row
 
     @property
     def _header(self) -> list[str]:
         return [*COLUMNS, *self.settings]
 
-    def _row(self, item: Item) -> list[str]:
+    def _row(self, item: PlannedImage) -> list[str]:
         return [item.name, item.prompt, str(item.seed), *self.settings.values()]
 
-    def _text(self, item: Item) -> str:
+    def _text(self, item: PlannedImage) -> str:
         return json.dumps({"prompt": item.prompt, "seed": item.seed, **self.settings})
 
     def _recovered(self) -> dict[str, list[str]]:
@@ -142,7 +143,7 @@ class SynthesisFolder:
         for item in self.wanted:
             if item.name not in rows and self._is_ours(item):
                 rows[item.name] = self._row(item)
-        content = written([self._header, *rows.values()])
+        content = csv_bytes([self._header, *rows.values()])
         if rows and content != before:
             write_bytes(self._table, content)
         elif not rows:
@@ -179,7 +180,7 @@ class SynthesisFolder:
                     "use the same settings to resume, or another name for a new data set."
                 )
 
-    def _is_ours(self, item: Item) -> bool:
+    def _is_ours(self, item: PlannedImage) -> bool:
         """Whether a complete image with exactly this item and these settings exists."""
         path = self.path(item)
         if not is_whole(path):

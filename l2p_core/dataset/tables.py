@@ -90,7 +90,7 @@ def _complain(path: Path, table: Table, lacks: str) -> None:
     raise ValueError(f"{path} has {lacks}: name them in {where}.")
 
 
-def written(rows: Iterable[Sequence[str]]) -> bytes:
+def csv_bytes(rows: Iterable[Sequence[str]]) -> bytes:
     """Rows as the content of a CSV file."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)

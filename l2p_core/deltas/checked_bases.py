@@ -62,10 +62,10 @@ def _key(merged: Merged) -> str:
     stats = [(path, path.stat()) for path in _base_files(merged)]
     # On POSIX st_ctime_ns moves whenever a file is written, even by a tool that puts the old times back.
     files = [[str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in stats]
-    wanted = unchanged_text(dict(sorted(merged.kept.items())))
+    wanted = unchanged_text(dict(sorted(merged.unchanged.items())))
     return hashlib.sha256(json.dumps([files, wanted]).encode()).hexdigest()
 
 
 def _base_files(merged: Merged) -> list[Path]:
     """The files that hold what the delta takes from its base."""
-    return sorted({piece.path for name in merged.kept for piece in merged.checkpoint.tensors[name].pieces})
+    return sorted({piece.path for name in merged.unchanged for piece in merged.checkpoint.tensors[name].pieces})

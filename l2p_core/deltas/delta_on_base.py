@@ -25,14 +25,14 @@ class Merged:
 
     Attributes:
         checkpoint: the trained model in two places, without the adapters in its adapted weights.
-        kept: the tensors of the base.
+        unchanged: the tensors of the base.
         adapters: to be added, by the layer whose weight they adapt.
         kept_layers: layers that are quantised in the base and stay so.
         is_quantised: whether the base has such layers; its tensors then cannot be compared with the delta's hashes.
     """
 
     checkpoint: Checkpoint
-    kept: dict[str, UnchangedTensor]
+    unchanged: dict[str, UnchangedTensor]
     adapters: dict[str, LowRank]
     kept_layers: LayerSettings = field(default_factory=dict)
     is_quantised: bool = False
@@ -40,13 +40,13 @@ class Merged:
     @property
     def trained(self) -> tuple[str, ...]:
         """The tensors that training changed."""
-        tensors = [name for name in self.checkpoint.tensors if name not in self.kept or self.adapter(name)]
+        tensors = [name for name in self.checkpoint.tensors if name not in self.unchanged or self.adapter(name)]
         return tuple(name for name in tensors if layer_of(name) not in self.kept_layers or leaf_of(name) not in LEAVES)
 
     @property
     def untouched(self) -> tuple[str, ...]:
         """The unchanged tensors of the base."""
-        return tuple(name for name in self.kept if not self.adapter(name))
+        return tuple(name for name in self.unchanged if not self.adapter(name))
 
     def scales(self, layer: str) -> list[Stored]:
         """The tensors beside the weight of a layer that is quantised in the base."""
@@ -75,18 +75,18 @@ def open_merged(delta: str | Path, base: str | Path, unchecked_base: bool = Fals
         raise CheckpointError(f"{delta} is not an L2P delta: give a file that was saved as a delta.")
     shapes = key_shapes(old.config())
     check_exact(old, shapes)
-    kept = parse_unchanged(new)
-    for name, entry in kept.items():
+    unchanged = parse_unchanged(new)
+    for name, entry in unchanged.items():
         if name not in shapes:
             raise other_base(delta, base, f"it has no '{name}'")
         if shapes[name] != entry.shape:
             raise other_base(delta, base, f"its '{name}' has the shape {shapes[name]}, not {entry.shape}")
     if old.quantisation:
-        wrong = check_originals(old, delta, kept, unchecked_base)
+        wrong = check_originals(old, delta, unchanged, unchecked_base)
         if wrong:
             raise other_base(delta, base, f"its '{wrong}' was made from other values")
-    of_base, kept_layers = taken(old, kept)
-    adapters = _read_adapters(new, kept)
+    of_base, kept_layers = taken(old, unchanged)
+    adapters = _read_adapters(new, unchanged)
     full = {name: stored for name, stored in new.tensors.items() if not lora.is_adapter(name)}
     tensors = of_base | full
     adapted = [f"{layer}.weight" for layer in adapters]
@@ -95,14 +95,14 @@ def open_merged(delta: str | Path, base: str | Path, unchecked_base: bool = Fals
     about |= {METADATA: settings_text(kept_layers)} if kept_layers else {}
     about |= {
         metadata.KIND: metadata.MERGED,
-        metadata.COPIED: metadata.grouped_json(kept.keys() - set(adapted)),
+        metadata.COPIED: metadata.grouped_json(unchanged.keys() - set(adapted)),
         metadata.TRAINED: metadata.grouped_json([*full, *adapted]),
     }
     checkpoint = Checkpoint(new.path, (*old.files, *new.files), tensors, (), about)
     config = checkpoint.pixel_config(plain=False)
     check_exact(checkpoint, key_shapes(config))
     checkpoint.metadata.update({**metadata.modelspec(config), **checkpoint.metadata})
-    return Merged(checkpoint, kept, adapters, kept_layers, is_quantised=old.quantisation is not None)
+    return Merged(checkpoint, unchanged, adapters, kept_layers, is_quantised=old.quantisation is not None)
 
 
 def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
@@ -116,15 +116,15 @@ def verify(merged: Merged, progress: ProgressCallback | None = None) -> None:
     """
     if merged.is_quantised:
         return
-    held = {name: merged.checkpoint.tensors[name] for name in merged.kept}
+    held = {name: merged.checkpoint.tensors[name] for name in merged.unchanged}
     counter = ByteCounter(sum(stored.nbytes for stored in held.values()), progress)
     for name, stored in held.items():
-        if digest_of(stored) != merged.kept[name].digest:
+        if digest_of(stored) != merged.unchanged[name].digest:
             raise other_base(merged.checkpoint.path, stored.pieces[0].path, f"its '{name}' has other values")
         counter.advance(stored.nbytes)
 
 
-def _read_adapters(delta: Checkpoint, kept: Mapping[str, UnchangedTensor]) -> dict[str, LowRank]:
+def _read_adapters(delta: Checkpoint, unchanged: Mapping[str, UnchangedTensor]) -> dict[str, LowRank]:
     """Load the delta's adapters; they are small."""
     parts = {name: stored for name, stored in delta.tensors.items() if lora.is_adapter(name)}
     if any(stored.dtype not in FLOAT_DTYPES for stored in parts.values()):
@@ -135,9 +135,9 @@ def _read_adapters(delta: Checkpoint, kept: Mapping[str, UnchangedTensor]) -> di
     except ValueError as error:
         raise CheckpointError(f"{delta.path} is damaged: {error}.") from error
     for layer, adapter in adapters.items():
-        if f"{layer}.weight" not in kept:
+        if f"{layer}.weight" not in unchanged:
             raise CheckpointError(f"{delta.path} is damaged: it adapts '{layer}', which is not a layer of its base.")
-        if kept[f"{layer}.weight"].shape != (len(adapter.up), adapter.down.shape[1]):
+        if unchanged[f"{layer}.weight"].shape != (len(adapter.up), adapter.down.shape[1]):
             raise CheckpointError(f"{delta.path} is damaged: the adapter of '{layer}' does not fit its weight.")
     return adapters
 

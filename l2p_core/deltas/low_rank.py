@@ -40,7 +40,9 @@ class LowRank(NamedTuple):
         return torch.addmm(weight.float(), up, down, alpha=self.alpha / len(down)).to(weight.dtype)
 
 
-def added(adapters: Mapping[str, LowRank], weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def with_adapters(
+    adapters: Mapping[str, LowRank], weights: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
     """Weights by name, with the adapters of their layers added."""
     for name, weight in weights:
         adapter = adapters.get(name.removesuffix(".weight"))

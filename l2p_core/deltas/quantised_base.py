@@ -19,16 +19,16 @@ from .unchanged_tensors import UnchangedTensor, parse_originals
 _UNKNOWN = "is quantised and does not state what it was made from"
 
 
-def taken(base: Checkpoint, kept: Mapping[str, UnchangedTensor]) -> tuple[dict[str, Stored], LayerSettings]:
+def taken(base: Checkpoint, unchanged: Mapping[str, UnchangedTensor]) -> tuple[dict[str, Stored], LayerSettings]:
     """What a delta takes from its base, by its keys.
 
     Returns:
         The tensors: of a plain base in the dtypes that the delta has noted; of a quantised one as they are stored, the
         scales of its layers by the newest names. And these layers' settings, which stand for their markers.
     """
-    settings = {layer: values for layer, values in base.layer_settings.items() if f"{layer}.weight" in kept}
+    settings = {layer: values for layer, values in base.layer_settings.items() if f"{layer}.weight" in unchanged}
     tensors: dict[str, Stored] = {}
-    for name, entry in kept.items():
+    for name, entry in unchanged.items():
         stored, layer = base.tensors[name], layer_of(name)
         tensors[name] = stored if base.quantisation else stored.as_dtype(entry.dtype)
         if layer in settings and name == f"{layer}.weight":
@@ -54,21 +54,21 @@ def _is_one(stored: Stored) -> bool:
 
 
 def check_originals(
-    base: Checkpoint, delta: str | Path, kept: Mapping[str, UnchangedTensor], unchecked: bool
+    base: Checkpoint, delta: str | Path, unchanged: Mapping[str, UnchangedTensor], unchecked: bool
 ) -> str | None:
     """The first tensor that a quantised base was made from and that is not the one which the delta was made for.
 
     Args:
         base: quantised.
         delta: its name in the message.
-        kept: the tensors that the delta takes from its base.
+        unchanged: the tensors that the delta takes from its base.
         unchecked: whether to accept a base that does not state what it was made from.
 
     Raises:
         CheckpointError: if the base does not say so, and may not be taken unchecked.
     """
     originals = parse_originals(base)
-    for name, entry in kept.items():
+    for name, entry in unchanged.items():
         known = originals.get(name)
         if known and known.dtype == entry.dtype:
             if known.digest != entry.digest:

@@ -25,9 +25,9 @@ class UnchangedTensor(NamedTuple):
     digest: str
 
 
-def unchanged_text(kept: Mapping[str, UnchangedTensor]) -> str:
-    """`kept` as metadata text; see `parse_unchanged`."""
-    return json.dumps(kept, separators=(",", ":"))
+def unchanged_text(unchanged: Mapping[str, UnchangedTensor]) -> str:
+    """`unchanged` as metadata text; see `parse_unchanged`."""
+    return json.dumps(unchanged, separators=(",", ":"))
 
 
 def parse_unchanged(delta: Checkpoint) -> dict[str, UnchangedTensor]:
@@ -36,10 +36,10 @@ def parse_unchanged(delta: Checkpoint) -> dict[str, UnchangedTensor]:
     Raises:
         CheckpointError: if the delta does not list them, or the list is invalid.
     """
-    kept = _parsed(delta.metadata.get(metadata.KEPT, ""))
-    if kept is None or not kept.keys().isdisjoint(delta.tensors):
+    unchanged = _parsed(delta.metadata.get(metadata.KEPT, ""))
+    if unchanged is None or not unchanged.keys().isdisjoint(delta.tensors):
         raise CheckpointError(f"{delta.path} is damaged: its description of its base is missing or not valid.")
-    return kept
+    return unchanged
 
 
 def parse_originals(quantised: Checkpoint) -> dict[str, UnchangedTensor]:

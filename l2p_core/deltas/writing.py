@@ -69,6 +69,7 @@ def write_model(
     specs = [spec for weight in weights for spec in weight.specs()]
     counter = ByteCounter(sum(weight.stored.nbytes for weight in weights), progress)
     originals: dict[str, UnchangedTensor] = {}
+    expected = {} if merged.is_quantised else merged.unchanged
     with (
         model_file(target, specs, config, longest, layout, overwrite) as (writer, places),
         ChunkReader() as reader,
@@ -76,7 +77,7 @@ def write_model(
         for weight in weights:
             name = weight.stored.name
             digest = weight.write(reader, writer, places)
-            if digest and name in merged.kept and not merged.is_quantised and digest != merged.kept[name].digest:
+            if digest and name in expected and digest != expected[name].digest:
                 base = weight.stored.pieces[0].path
                 raise other_base(checkpoint.path, base, f"its '{name}' has other values")
             if digest and not merged.adapter(name):
@@ -93,7 +94,7 @@ def _weight(stored: Stored, merged: Merged, rounding: Rounding | None) -> Weight
     if settings is None:
         if rounding and rounding.eight_bits and stored.name in rounding.layers:
             return Rounded(stored, rounding.eight_bits, adapter)
-        is_hashed = rounding is not None or stored.name in merged.kept
+        is_hashed = rounding is not None or stored.name in merged.unchanged
         return Plain(stored, rounding.dtype if rounding else None, adapter, is_hashed)
     if adapter is None:
         return Quantised(stored, merged.scales(layer), settings)

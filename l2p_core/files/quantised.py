@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..config import COMFY_PREFIX
-from ..sources.recognition import nearest
+from ..sources.recognition import nearest_source
 from ..sources.source import Source
 from .safetensors_header import CheckpointError, parse_json, shown
 from .tensor_io import ChunkReader, Stored, as_bytes
@@ -111,7 +111,7 @@ def layer_settings(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[
             content = reader.read(tensors[key]) if _is_marker(tensors[key]) else None
             found[layer_of(key)] = read_marker(path, key, content)
     if METADATA in metadata:
-        found |= _from_metadata(path, metadata[METADATA], nearest(tensors))
+        found |= _from_metadata(path, metadata[METADATA], nearest_source(tensors))
     return found | unmarked_settings(tensors, found)
 
 
@@ -194,7 +194,7 @@ _ADVICE = "the file is damaged or made by an unknown program; download it again,
 
 def _refuse_parts(path: Path | str, tensors: Mapping[str, Stored], settings: LayerSettings) -> None:
     """Refuse scales and markers of q, k and v before anything else, because other errors follow from them."""
-    layout = nearest(tensors).layout
+    layout = nearest_source(tensors).layout
     for layer in [*settings, *(layer_of(key) for key in tensors if is_quantisation_key(key))]:
         if layout.to_comfy(f"{layer}.weight")[1] is not None:
             raise CheckpointError(

@@ -174,7 +174,7 @@ def shown(name: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def some(keys: Sequence[str]) -> str:
+def some_are(keys: Sequence[str]) -> str:
     """The first of some keys and how many more there are, as the subject of a sentence: "'a' and 2 more are"."""
     more = f" and {len(keys) - 1} more are" if len(keys) > 1 else " is"
     return shown(keys[0]) + more

@@ -26,7 +26,7 @@ _EIGHT_BIT_FROM, _EIGHT_BIT_BLOCK = 4096, 256  # elements of a tensor; see `adam
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes that a process of a run needs at its peak.
 
     Attributes:
@@ -56,7 +56,7 @@ class Plan:
 
 def plan(
     config: PixelConfig, training: TrainingConfig, work: Workload, *, device_type: str = "cuda", processes: int = 1
-) -> Plan:
+) -> MemoryPlan:
     """Plan a run.
 
     Args:
@@ -88,7 +88,7 @@ class _Planner:
         self.largest = max((weight.elements for weight in self.trained.values()), default=0)
         self.compute = training.compute_dtype.itemsize
 
-    def plan(self) -> Plan:
+    def plan(self) -> MemoryPlan:
         device, ram = self._weights()
         step = activations.step_of(self.config, self.training, self.work)
         peak = activations.peak(step, self._recomputed, self._gradients)
@@ -99,10 +99,10 @@ class _Planner:
         device["activations"] = peak.activations
         if has_own_memory(self.device_type):
             device["the GPU's driver"] = DEVICE_OVERHEAD
-            return Plan(device, ram)
+            return MemoryPlan(device, ram)
         # A CPU has one memory.
         names = dict.fromkeys([*device, *ram])
-        return Plan({name: device.get(name, 0) + ram.get(name, 0) for name in names}, {})
+        return MemoryPlan({name: device.get(name, 0) + ram.get(name, 0) for name in names}, {})
 
     def _add_optimiser_in_ram(self, device: dict[str, int], ram: dict[str, int], gradients: int) -> None:
         """Offloaded: moments, averages and gradients are in RAM; a GPU holds gradients until they are copied."""

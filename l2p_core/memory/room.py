@@ -16,7 +16,7 @@ from ..ranges import BATCH
 from ..sources import source_of
 from ..training_config import TrainingConfig
 from .activations import Workload
-from .plan import DEVICE_OVERHEAD, Plan, gigabytes, plan
+from .plan import DEVICE_OVERHEAD, MemoryPlan, gigabytes, plan
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Room:
     device_type: str = "cuda"
     processes: int = 1
 
-    def plan(self, config: PixelConfig, training: TrainingConfig, work: Workload) -> Plan:
+    def plan(self, config: PixelConfig, training: TrainingConfig, work: Workload) -> MemoryPlan:
         """How much memory a run needs here; arguments as for `plan.plan`."""
         return plan(config, training, work, device_type=self.device_type, processes=self.processes)
 
-    def holds(self, plan: Plan) -> bool:
+    def holds(self, plan: MemoryPlan) -> bool:
         """Whether the planned run fits."""
         return plan.device_bytes <= self.device and (self.ram is None or plan.ram_bytes <= self.ram)
 
@@ -49,7 +49,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Change:
+class MemoryChange:
     """A change that reduces a run's memory: in words of the recipe, and the resulting settings."""
 
     words: str
@@ -75,7 +75,7 @@ _BACK: tuple[tuple[str, object, int], ...] = (("stream", False, 1), ("offload", 
 """Settings that reduce the use of RAM, likewise."""
 
 
-def changes(training: TrainingConfig, work: Workload) -> Iterator[Change]:
+def memory_changes(training: TrainingConfig, work: Workload) -> Iterator[MemoryChange]:
     """No change, then ever larger ones: settings, then smaller micro-batches, then smaller images with all settings."""
     if training.keep_activations < 0:
         training = dataclasses.replace(training, keep_activations=0)
@@ -111,7 +111,7 @@ def _go_together(settings: Iterable[tuple[str, object, int]], training: Training
 
 def _change(
     training: TrainingConfig, work: Workload, smaller: Workload, settings: Iterable[tuple[str, object, int]]
-) -> Change:
+) -> MemoryChange:
     new: dict[str, object] = {}
     size = {}
     if smaller.height != work.height:
@@ -121,7 +121,7 @@ def _change(
         new["accumulate"] = min(training.accumulate * work.batch // smaller.batch, int(BATCH.most))
     new |= {name: value for name, value, _ in settings}
     words = " and ".join(f"{name} = {_toml(value)}" for name, value in {**size, **new}.items())
-    return Change(words, dataclasses.replace(training, **new), smaller)  # type: ignore[arg-type]
+    return MemoryChange(words, dataclasses.replace(training, **new), smaller)  # type: ignore[arg-type]
 
 
 def _scaled(side: int, share: float) -> int:
@@ -133,9 +133,9 @@ def fitting(
     training: TrainingConfig,
     work: Workload,
     room: Room,
-) -> tuple[Change, Plan] | None:
+) -> tuple[MemoryChange, MemoryPlan] | None:
     """The smallest change, ideally none, with which a run fits; None if there is none."""
-    for change in changes(training, work):
+    for change in memory_changes(training, work):
         if not go_together(change.training, room.processes, torch.device(room.device_type)):
             continue
         found = room.plan(config, change.training, change.work)
@@ -149,7 +149,7 @@ def refuse_if_too_much(
     training: TrainingConfig,
     work: Workload,
     room: Room,
-) -> Plan:
+) -> MemoryPlan:
     """The plan of a run that fits.
 
     Raises:

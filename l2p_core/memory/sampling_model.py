@@ -15,7 +15,7 @@ import torch
 
 from ..checkpoint import Checkpoint, empty_model, read_weights
 from ..config import PixelConfig
-from ..deltas.low_rank import LowRank, added
+from ..deltas.low_rank import LowRank, with_adapters
 from ..files.tensor_io import ProgressCallback
 from ..model import L2PModel
 from ..ops.eight_bit import ROUNDING_BYTES
@@ -76,5 +76,5 @@ def load(
     puts = block_store.store(model, weights, device)
     names = block_store.read_as(checkpoint, weights, keys, puts)
     read = read_weights(checkpoint, names, progress)
-    block_store.fill(model, added(adapters or {}, read), puts, lambda key: device)
+    block_store.fill(model, with_adapters(adapters or {}, read), puts, lambda key: device)
     return model.requires_grad_(False).eval()

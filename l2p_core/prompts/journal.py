@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..dataset.synthesis import Settings
+from ..dataset.synthesis import FolderSettings
 from ..files.atomic import append
 
 NAME = "journal.jsonl"
@@ -65,7 +65,7 @@ class Journal:
         ValueError: if the journal is not one, is damaged, was written with other settings, or cannot be written.
     """
 
-    def __init__(self, folder: Path, settings: Settings):
+    def __init__(self, folder: Path, settings: FolderSettings):
         self.path = folder / NAME
         self.entries: list[JournalEntry] = []
         if self.path.exists():
@@ -82,7 +82,7 @@ class Journal:
         append(self.path, _line(dataclasses.asdict(entry)))
         self.entries.append(entry)
 
-    def _read(self, settings: Settings) -> None:
+    def _read(self, settings: FolderSettings) -> None:
         content = _content(self.path)
         whole, _, cut = content.rpartition(b"\n")
         lines = whole.split(b"\n") if whole else []
@@ -137,7 +137,7 @@ def _damaged(path: Path, number: int) -> ValueError:
     return ValueError(f"Line {number} of {path} is damaged: repair or remove it, or choose another folder.")
 
 
-def _check_settings(path: Path, there: Mapping[str, Any], wanted: Settings) -> None:
+def _check_settings(path: Path, there: Mapping[str, Any], wanted: FolderSettings) -> None:
     if there.get(_KIND) != FORMAT:
         raise ValueError(f"{path} is not a journal of prompts of this version: choose another folder.")
     for name, value in wanted.items():

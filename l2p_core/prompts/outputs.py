@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..dataset.synthesis import Settings
-from ..dataset.tables import written
+from ..dataset.synthesis import FolderSettings
+from ..dataset.tables import csv_bytes
 from ..files.atomic import write_bytes
 from . import report
 from .journal import JournalEntry
@@ -31,10 +31,12 @@ def write_table(folder: Path, prompts: Sequence[JournalEntry]) -> None:
 
 def table(rows: Sequence[Sequence[str]]) -> bytes:
     """The content of a table with HEADER and these rows."""
-    return written([HEADER, *rows])
+    return csv_bytes([HEADER, *rows])
 
 
-def write_report(folder: Path, slots: Sequence[Slot], entries: Sequence[JournalEntry], settings: Settings) -> None:
+def write_report(
+    folder: Path, slots: Sequence[Slot], entries: Sequence[JournalEntry], settings: FolderSettings
+) -> None:
     """Replace the folder's report.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ..dataset.synthesis import Settings
+from ..dataset.synthesis import FolderSettings
 from ..run.chart import chart
 from ..run.page import facts, page, table, text
 from . import checking, journal, reasons
@@ -18,7 +18,7 @@ SHOWN = 30  # pairs of near-duplicates, and prompts
 _CUT = 500  # characters of a text that are shown
 
 
-def of_work(name: str, slots: Sequence[Slot], entries: Sequence[JournalEntry], settings: Settings) -> bytes:
+def of_work(name: str, slots: Sequence[Slot], entries: Sequence[JournalEntry], settings: FolderSettings) -> bytes:
     """The report of `work.write`: the page's content.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ..dataset.synthesis import Settings
+from ..dataset.synthesis import FolderSettings
 from ..files.atomic import write_bytes
 from ..files.lock import LOCK, held
 from . import checks, instructions, journal, outputs, reasons
@@ -26,7 +26,7 @@ PUBLISHED_EVERY = 60.0  # seconds between updates of table and report
 
 
 @dataclass(frozen=True)
-class Progress:
+class PromptsProgress:
     """How far the work is.
 
     Attributes:
@@ -78,12 +78,12 @@ def write(
     folder: Path,
     slots: Sequence[Slot],
     writer: Writer,
-    settings: Settings,
+    settings: FolderSettings,
     *,
     seed: int,
     note: Callable[[str], object],
     copy: Path | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[PromptsProgress], None] = lambda _: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> PromptsResult:
     """Have prompts written for the slots that have none yet.
@@ -190,12 +190,12 @@ class _Writing:
             outputs.write_table(self.folder, self._prompts())
             self._published = time.monotonic()
 
-    def progress(self) -> Progress:
+    def progress(self) -> PromptsProgress:
         """How far it is."""
         done = sum(slot.key in self._kept for slot in self.slots)
         took = time.monotonic() - self._begun
         left = took / self._settled * len(self.waiting) if self._settled else None
-        return Progress(done, len(self.slots), sum(bool(entry.reason) for entry in self._record.entries), left)
+        return PromptsProgress(done, len(self.slots), sum(bool(entry.reason) for entry in self._record.entries), left)
 
     def result(self, stopped: bool) -> PromptsResult:
         """What there is now."""
@@ -203,7 +203,7 @@ class _Writing:
         texts = [entry.text for entry in self._prompts()]
         return PromptsResult(self.folder, texts, len(self.slots), self._now, dict(counts.most_common()), stopped)
 
-    def publish(self, settings: Settings) -> None:
+    def publish(self, settings: FolderSettings) -> None:
         """Write table and report."""
         outputs.write_table(self.folder, self._prompts())
         outputs.write_report(self.folder, self.slots, self._record.entries, settings)

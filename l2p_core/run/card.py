@@ -22,7 +22,7 @@ from ..sources import source_of
 from ..tiny.bundled import is_tiny
 from ..tiny.shapes import IMAGE_SIZE
 from . import recipe as recipes
-from .folder import RunFolder, step_of
+from .folder import RunFolder, montage_step
 from .recipe import Recipe
 
 MARK = "<!-- Written by ComfyUI-L2P with the delta beside it; a card without this line is never replaced. -->"
@@ -33,7 +33,7 @@ _AUTHORS = ("modelspec.author", "author")
 
 
 @dataclass(frozen=True)
-class OfRun:
+class RunDetails:
     """What a run knows about its delta.
 
     Attributes:
@@ -51,20 +51,20 @@ class OfRun:
     steps: int
 
 
-def of_run(folder: RunFolder, recipe: Recipe, step: int) -> OfRun:
+def run_details(folder: RunFolder, recipe: Recipe, step: int) -> RunDetails:
     """The sections of a run's card that its delta cannot provide."""
-    montages = [path for path in folder.montages() if step_of(path) <= step]
+    montages = [path for path in folder.montages() if montage_step(path) <= step]
     last = montages[-1] if montages else None
     text = recipes.to_toml(recipes.without_folders(recipe))
-    return OfRun(text, recipe.watch.prompts, last, step, recipe.training.steps)
+    return RunDetails(text, recipe.watch.prompts, last, step, recipe.training.steps)
 
 
-def place(delta: Path) -> Path:
+def path_of(delta: Path) -> Path:
     """The card's path: the delta's name with the suffix .md."""
     return delta.with_suffix(".md")
 
 
-def write(delta: Path, run: OfRun | None = None) -> Path | None:
+def write(delta: Path, run: RunDetails | None = None) -> Path | None:
     """Write the card of a delta beside it, and its montage as a picture of its own.
 
     Args:
@@ -77,7 +77,7 @@ def write(delta: Path, run: OfRun | None = None) -> Path | None:
     Raises:
         ValueError: if it cannot be written.
     """
-    card = place(delta)
+    card = path_of(delta)
     if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
         return None
     picture = delta.with_name(f"{delta.stem}-montage.png")
@@ -87,7 +87,7 @@ def write(delta: Path, run: OfRun | None = None) -> Path | None:
     return card
 
 
-def _lines(delta: Path, run: OfRun | None, picture: str) -> Iterator[str]:
+def _lines(delta: Path, run: RunDetails | None, picture: str) -> Iterator[str]:
     opened = open_checkpoint(delta)
     known = opened.metadata
     config = metadata.stored_config(known)
@@ -134,7 +134,7 @@ def _front_matter(licence: str) -> Iterator[str]:
     yield 'tags: ["l2p", "pixel-space", "comfyui"]'
 
 
-def _montage(run: OfRun | None, picture: str) -> Iterator[str]:
+def _montage(run: RunDetails | None, picture: str) -> Iterator[str]:
     if run and run.montage:
         yield from ("", f"![Montage of step {run.step}](<{picture}>)", "", "In reading order:", "")
         yield from (f"- {_plain(prompt)}" for prompt in run.prompts)

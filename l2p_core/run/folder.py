@@ -258,7 +258,7 @@ class RunFolder:
             ) from error
 
 
-def step_of(montage: Path) -> int:
+def montage_step(montage: Path) -> int:
     """The step of a montage, from its name."""
     return int(montage.stem.removeprefix("montage-"))
 

@@ -13,8 +13,16 @@ from ..distributed.ranks import Ranks
 from ..distributed.sharding import check_shards
 from ..distributed.together import go_together
 from ..memory.activations import Workload
-from ..memory.plan import Plan, gigabytes
-from ..memory.room import Change, Room, changes, fitting, free_memory, keeping_what_fits, refuse_if_too_much
+from ..memory.plan import MemoryPlan, gigabytes
+from ..memory.room import (
+    MemoryChange,
+    Room,
+    fitting,
+    free_memory,
+    keeping_what_fits,
+    memory_changes,
+    refuse_if_too_much,
+)
 from ..sources import source_of
 from ..tiny.bundled import is_tiny
 from ..training.state import MAY_CHANGE
@@ -50,7 +58,9 @@ def workload(recipe: Recipe, config: PixelConfig, parts: int = 1) -> Workload:
     return Workload(batch, side, side, tokens)
 
 
-def planned(recipe: Recipe, config: PixelConfig, ranks: Ranks, limit: int | None = None) -> tuple[Plan, TrainingConfig]:
+def planned(
+    recipe: Recipe, config: PixelConfig, ranks: Ranks, limit: int | None = None
+) -> tuple[MemoryPlan, TrainingConfig]:
     """The plan of this process, and the training's configuration with "auto" and -1 decided.
 
     Replicas ("ddp") communicate least and are chosen if they fit.
@@ -105,8 +115,8 @@ def after_running_out(recipe: Recipe, config: PixelConfig, ranks: Ranks) -> Memo
     room = Room(0, total_memory_and_swap() // ranks.on_machine, ranks.device.type, ranks.count)
     plan = room.plan(config, training, work)
     less = dataclasses.replace(room, device=round(_LESS * plan.device_bytes))
-    going_on = (change for change in changes(training, work) if _goes_on(change, training, work, ranks))
-    kept = next((change for change in going_on if less.holds(less.plan(config, change.training, work))), None)
+    resumable = (change for change in memory_changes(training, work) if _may_resume(change, training, work, ranks))
+    kept = next((change for change in resumable if less.holds(less.plan(config, change.training, work))), None)
     anew = fitting(config, training, work, less)
     if kept:
         advice = f"start again with {kept.words} to resume"
@@ -121,7 +131,7 @@ def after_running_out(recipe: Recipe, config: PixelConfig, ranks: Ranks) -> Memo
     )
 
 
-def _goes_on(change: Change, training: TrainingConfig, work: Workload, ranks: Ranks) -> bool:
+def _may_resume(change: MemoryChange, training: TrainingConfig, work: Workload, ranks: Ranks) -> bool:
     """Whether a run can be resumed with the change."""
     if not go_together(change.training, ranks.count, ranks.device):
         return False

@@ -11,7 +11,7 @@ from ..training.step_metrics import HIGH_SIGMA
 from . import source_images
 from .beside_source import beside_source
 from .chart import chart
-from .folder import RunFolder, step_of
+from .folder import RunFolder, montage_step
 from .metrics import duration, loss_by_sigma, read_metrics
 from .page import WIDEST, facts, page, png_url, spread, text
 
@@ -102,6 +102,6 @@ def _montages(folder: RunFolder, prompts: Sequence[str]) -> Iterable[str]:
     if said := source_images.said(folder):
         yield f"<p>{text(said)}</p>"
     for path in reversed([found[i] for i in spread(len(found), MONTAGES)]):
-        step = step_of(path)
+        step = montage_step(path)
         image = f'<img alt="step {step}" src="{beside_source(folder, path) or png_url(path)}">'
         yield f"<figure><figcaption>Step {step}</figcaption>{image}</figure>"

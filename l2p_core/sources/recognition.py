@@ -21,7 +21,7 @@ def recognised(keys: Iterable[str]) -> Source | None:
     return found[0] if found[1] == len(found[0].marks) else None
 
 
-def nearest(keys: Iterable[str]) -> Source:
+def nearest_source(keys: Iterable[str]) -> Source:
     """The source with the most marks among these keys (either layout, no prefix); the first source if there are
     none."""
     return _most_marked(list(keys))[0]
@@ -39,7 +39,7 @@ def read_config(shapes: Shapes) -> ModelConfig:
     """See `ModelConfig.from_shapes`."""
     prefix = COMFY_PREFIX if any(key.startswith(COMFY_PREFIX) for key in shapes) else ""
     plain = {key.removeprefix(prefix): tuple(shape) for key, shape in shapes.items()}
-    row = nearest(plain)
+    row = nearest_source(plain)
     read = ShapeReader(_joined(plain, row), known_models())
     head = read.head()
     dim, patch_numel = read.patch_embedder(row.embedder_weight)

@@ -122,7 +122,7 @@ class Trainer:
         """
         self.model.train()
         self.model.gradient_checkpointing = self.config.gradient_checkpointing
-        self.model.kept = kept_blocks(self.model.config, self.config)
+        self.model.kept_blocks = kept_blocks(self.model.config, self.config)
         prepare = Preparation(batches, self.config, self._sigmas, self._empty_caption, self.device)
         with prepared.ahead(prepare, self._numbers(), self.device) as ready:
             while self.step < self.config.steps:

@@ -61,7 +61,7 @@ def extract_delta(
     said = (
         f"{described.name}: the model card"
         if described
-        else f"{card.place(target).name} is your own model card and was kept"
+        else f"{card.path_of(target).name} is your own model card and was kept"
     )
     return f"{_by_name(report.summary(), target)}\n{said}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...l2p_core.files.units import counted
-from ...l2p_core.run.folder import RunFolder, step_of
+from ...l2p_core.run.folder import RunFolder, montage_step
 from ...l2p_core.run.live import LossCurves, arguments_of, sentence
 from ...l2p_core.run.metrics import RunMetrics, read_metrics
 from ..folders.run_files import run_folder, served
@@ -133,7 +133,7 @@ def _where(last: Mapping[str, Any], finished: bool) -> str:
 
 def shown_montage(path: Path) -> dict[str, Any]:
     """The parameters with which the frontend requests a montage."""
-    return {"step": step_of(path), **served(path)}
+    return {"step": montage_step(path), **served(path)}
 
 
 def last_states() -> list[dict[str, Any]]:

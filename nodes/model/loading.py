@@ -105,7 +105,7 @@ def _read_merged(base: str, delta: str, unchecked_base: bool) -> dict[str, Tenso
     _verify_once(merged)
     of_base = read_weights(base)
     state = {name: tensor for name, tensor in read_weights(delta).items() if not is_adapter(name)}
-    for name, entry in merged.kept.items():
+    for name, entry in merged.unchanged.items():
         state[name] = of_base[name] if merged.is_quantised else of_base[name].to(TORCH_DTYPES[entry.dtype])
     state |= {key: of_base[key] for key in of_base if layer_of(key) in merged.kept_layers and leaf_of(key) in LEAVES}
     mark_layers(state, merged.kept_layers)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...l2p_core.config import VARIANTS, ModelConfig
-from ...l2p_core.detailer import DetailerHead, nearest
+from ...l2p_core.detailer import DetailerHead, nearest_resized
 from ...l2p_core.device.process_memory import peak_memory
 from ...l2p_core.files.atomic import write_bytes
 from ...l2p_core.files.units import bytes_text
@@ -107,7 +107,7 @@ def contiguous_forward(head: DetailerHead, pixels: Tensor, features: Tensor) -> 
         skips.append(x)
         x = F.max_pool2d(x, 2)
     grid = x.shape[-2], x.shape[-1]
-    x = head.bottleneck(torch.cat([x, nearest(features, grid, Region(0, grid[0], 0, grid[1]))], dim=1))
+    x = head.bottleneck(torch.cat([x, nearest_resized(features, grid, Region(0, grid[0], 0, grid[1]))], dim=1))
     for stage in reversed(head.stages):
         x = head.get_submodule(f"up{stage.name}")(x)
         x = head.get_submodule(f"dec{stage.name}")(torch.cat([x, skips.pop()], dim=1))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...l2p_core.dataset.synthesis import Item
+from ...l2p_core.dataset.synthesis import PlannedImage
 from ...l2p_core.dataset.tables import decoded, is_text
 
 SEED = 42
@@ -37,7 +37,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Shot(Item):
+class Shot(PlannedImage):
     """An image to generate: number `number` of a prompt's, counted from 0.
 
     Its seed is that of its prompt's noise; see `noise_rule`.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...l2p_core.dataset.images import opened, pillow
 from ...l2p_core.dataset.pictures import png
-from ...l2p_core.dataset.synthesis import TEXT_KEY, Settings, is_whole
+from ...l2p_core.dataset.synthesis import TEXT_KEY, FolderSettings, is_whole
 from ...l2p_core.files.atomic import make_folder, remove, write_bytes
 from .benchmarks import PER_PROMPT, Benchmark, Prompt, Shot
 
@@ -50,7 +50,7 @@ class BenchmarkFolder(abc.ABC):
         ValueError: if the folder holds images of other settings or prompts, or cannot be created.
     """
 
-    def __init__(self, folder: Path, benchmark: Benchmark, wanted: Sequence[Shot], settings: Settings):
+    def __init__(self, folder: Path, benchmark: Benchmark, wanted: Sequence[Shot], settings: FolderSettings):
         self.folder, self.benchmark, self.wanted = folder, benchmark, list(wanted)
         self.settings = {name: str(value) for name, value in settings.items()}
         self.beside = beside(folder)
