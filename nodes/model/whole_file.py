@@ -17,6 +17,7 @@ from ...l2p_core.checkpoint import check_exact, open_checkpoint
 from ...l2p_core.files.safetensors_header import SUFFIXES
 from ...l2p_core.model import key_shapes
 from ..messages.errors import plain_errors
+from ..messages.refused import DELTA
 
 
 class WholeFile:
@@ -48,10 +49,12 @@ def _file_of(init: Any) -> str | None:
 
 @plain_errors()
 def check(path: str) -> None:
-    """Refuse a file with a key missing or unknown.
+    """Refuse a file with a key missing or unknown, and a delta, which may have every key.
 
     Raises:
         ValueError: naming the key.
     """
     checkpoint = open_checkpoint(Path(path))
+    if checkpoint.is_delta:
+        raise ValueError(DELTA)
     check_exact(checkpoint, key_shapes(checkpoint.config()))

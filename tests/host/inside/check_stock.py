@@ -24,7 +24,7 @@ from torch import Tensor
 
 import nodes
 from comfyui_l2p.l2p_core.config import COMFY_PREFIX, ModelConfig
-from comfyui_l2p.l2p_core.files.metadata import KIND, MERGED, PIXEL_INIT
+from comfyui_l2p.l2p_core.files.metadata import DELTA, KIND, MERGED, PIXEL_INIT
 from comfyui_l2p.l2p_core.layouts import to_comfy
 from comfyui_l2p.l2p_core.model import key_shapes
 from comfyui_l2p.nodes.messages import progress
@@ -280,6 +280,16 @@ def check_a_delta_and_a_damaged_file_end_in_a_sentence(tmp_path: Path, load: Any
     part = {COMFY_PREFIX + key: value for key, value in weights.items() if not key.startswith(dropped)}
     with pytest.raises(ValueError, match="a part of an L2P model.*L2P Loader"):
         load(write(tmp_path, part))
+
+
+@LOADERS
+def check_a_delta_with_every_tensor_is_refused_as_a_delta(tmp_path: Path, load: Any) -> None:
+    """A run that trains all blocks leaves such a one."""
+    path = tmp_path / "delta.safetensors"
+    weights = {COMFY_PREFIX + key: value.contiguous() for key, value in to_comfy(golden.diffusers_weights()).items()}
+    kit.save_file(weights, path, {KIND: DELTA})
+    with pytest.raises(ValueError, match="only the trained part of an L2P model: load it with L2P Loader"):
+        load(str(path))
 
 
 @LOADERS
