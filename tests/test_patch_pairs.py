@@ -83,7 +83,9 @@ def test_the_fit_finds_the_embedder_where_pixels_tell_the_latents() -> None:
     found = fit_embedder(pairs, weight, bias)
     assert found.noise_gain < 1
     assert found.explained > 0.999
-    assert torch.allclose(found.weight, exact, atol=0.02)
+    # Where no patch has anything, rounding decides: only what the embedder makes of patches is fixed, and its size.
+    assert torch.allclose(found.weight @ decode.T, weight, atol=1e-3)
+    assert found.noise_gain == pytest.approx(float(exact.norm() / weight.norm()) ** 2, rel=0.02)
     assert torch.allclose(found.bias, bias, atol=0.05)
 
 
