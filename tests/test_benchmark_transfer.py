@@ -15,11 +15,12 @@ from comfyui_l2p.l2p_core.run import find as finder
 from comfyui_l2p.l2p_core.run.folder import RunFolder
 from comfyui_l2p.l2p_core.run.recipe import Recipe, load
 from comfyui_l2p.l2p_core.tiny import image_set
+from comfyui_l2p.l2p_core.tiny.worlds import SCENES, SHAPES
 from comfyui_l2p.train import cli, figure
 from comfyui_l2p.train.benchmark import transfer
 from comfyui_l2p.train.benchmark import transfer_report as report
 from comfyui_l2p.train.benchmark.transfer_arms import FULL, GROUPS, REFERENCE, compared_arms, full_arm, in_group
-from comfyui_l2p.train.scores import ATTRIBUTES, Scored
+from comfyui_l2p.train.scores import Scored
 
 pytestmark = pytest.mark.usefixtures("unflushed")
 
@@ -88,23 +89,34 @@ def test_starts_are_compared_and_nothing_is_computed_twice(
     assert text.endswith(benchmark())
 
 
+@pytest.mark.usefixtures("short")
+def test_the_second_world_has_a_folder_and_tables_of_its_own(tmp_path: Path) -> None:
+    transfer.benchmark_transfer(tmp_path, compared_steps=1, seeds=1, groups=["data"], world=SCENES)
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+    text = (tmp_path / "scenes" / "results.md").read_text(encoding="utf-8")
+    for word in (*SCENES.attributes, "clean renderings"):
+        assert f"| {word} " in text
+    with Image.open(tmp_path / "scenes" / "compared.png") as picture:
+        assert picture.width > picture.height
+
+
 def test_seeds_give_means_and_standard_errors() -> None:
     arms = compared_arms(load(finder.find("demo")), ["shift"], steps=10)
 
     def scores(whole: float) -> dict[str, float]:
-        return {"step": 10, "whole": whole, **dict.fromkeys(ATTRIBUTES, 0.5), "patch_grid": 1.0}
+        return {"step": 10, "whole": whole, **dict.fromkeys(SHAPES.attributes, 0.5), "patch_grid": 1.0}
 
     def measured(whole: float) -> report.ArmRun:
         return report.ArmRun([scores(whole)], [{"loss": 9.0}] * 9 + [{"loss": 0.25}], {10: torch.zeros(1, 3, 8, 8)})
 
     source = Scored(torch.zeros(4, 3, 8, 8), scores(0.9))
     runs = {arm.name: [measured(0.4), measured(0.6)] for arm in arms}
-    part = report.compared(arms, source, runs)
+    part = report.compared(arms, source, runs, SHAPES)
     row = next(line for line in part.text.splitlines() if line.startswith("| shift 6"))
     assert [cell.strip() for cell in row.split("|")[2:4]] == ["50.0 ± 10.0%", "50.0 ± 0.0%"]
     assert row.split("|")[-2].strip() == "0.250 ± 0.000"  # the last tenth of the steps
     assert part.errors and part.errors["shift 6"] == pytest.approx(0.1) and part.bars[report.SOURCE] == 0.9
-    one = report.compared(arms, source, {name: found[:1] for name, found in runs.items()})
+    one = report.compared(arms, source, {name: found[:1] for name, found in runs.items()}, SHAPES)
     assert "one seed" in one.text and "±" not in one.text
 
 

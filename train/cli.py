@@ -27,6 +27,8 @@ EXIT_FAILURE = 1
 EXIT_INTERRUPT = 130  # what shells report for SIGINT
 _TRANSFER = ("full", "starts", "policies", "data", "shift")
 """The groups of `benchmark.transfer_arms`, which would import torch."""
+_WORLDS = ("shapes", "scenes")
+"""The keys of `tiny.worlds.WORLDS`, likewise."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -229,9 +231,11 @@ def _add_benchmark(commands: _Commands) -> None:
     )
     # Of version 0.1; "data" is measured by default now.
     transfer.add_argument("--renderings", action="store_true", help=argparse.SUPPRESS)
+    transfer.add_argument("--world", choices=_WORLDS, default="shapes", help="the tiny world to measure in")
     transfer.add_argument("--write-delta", type=typed, default=None, metavar="FILE", help="also write the delta here")
 
     def run_transfer(args: argparse.Namespace) -> None:
+        from ..l2p_core.tiny.worlds import WORLDS
         from .benchmark.transfer import benchmark_transfer
 
         benchmark_transfer(
@@ -241,6 +245,7 @@ def _add_benchmark(commands: _Commands) -> None:
             seeds=args.seeds,
             groups=args.only,
             write_delta=args.write_delta,
+            world=WORLDS[args.world],
         )
 
     transfer.set_defaults(command=run_transfer)
@@ -252,7 +257,7 @@ def _add_benchmark_hybrid(kinds: _Commands) -> None:
     hybrid.add_argument("--output", type=typed, default=Path("runs/hybrid"), help="folder; finished rows are kept")
     hybrid.add_argument("--captions", type=_positive, default=96, help="captions of each pass")
     hybrid.add_argument("--seeds", type=_positive, default=3, help="number of passes, each with its own noise")
-    hybrid.add_argument("--world", choices=("shapes", "scenes"), default="shapes", help="the tiny world to measure in")
+    hybrid.add_argument("--world", choices=_WORLDS, default="shapes", help="the tiny world to measure in")
     hybrid.add_argument("--pixels", type=typed, metavar="FILE", help="a pixel model of that world's source")
     hybrid.add_argument("--large", type=typed, metavar="FILE", help="a pixel model for larger images, to grow into")
 

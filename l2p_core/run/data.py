@@ -20,9 +20,9 @@ from ..distributed.ranks import Ranks
 from ..patch_pairs import PatchPairs, in_folder
 from ..sources import source_of
 from ..tiny import bundled, image_set
-from ..tiny.autoencoder import LATENT_CHANNELS
 from ..tiny.image_set import ImageSet
 from ..tiny.shapes import IMAGE_SIZE
+from ..tiny.worlds import SHAPES, TinyWorld
 from ..training.batch import BatchShare, BatchSource
 from ..training.trainer import Working
 from .caption_source import CaptionSource
@@ -123,15 +123,16 @@ def prepare(
     return found
 
 
-def tiny_images(section: DataSection, folder: Path, working: Working) -> ImageSet:
+def tiny_images(section: DataSection, folder: Path, working: Working, world: TinyWorld = SHAPES) -> ImageSet:
     """The images of the kinds "tiny" and "renderings", from the cache in `folder` or generated now."""
+    made = partial(image_set.generated, caption_of=world.caption_of)
     if section.kind == "renderings":
-        return image_set.generated(image_set.rendered, section.images, section.seed, folder, "renderings")
-    source = bundled.TinySource()
+        return made(world.rendered, section.images, section.seed, folder, "renderings")
+    source = bundled.TinySource(world)
     generate = partial(source.images, steps=section.steps, cfg=section.cfg)
     name = source.name(section.steps, section.cfg)
     progress = partial(working, "images of the source")
-    return image_set.generated(generate, section.images, section.seed, folder, name, progress)
+    return made(generate, section.images, section.seed, folder, name, progress)
 
 
 def pairs_of(recipe: Recipe, found: RunData) -> PatchPairs:
@@ -152,10 +153,10 @@ def pairs_place(recipe: Recipe) -> Path:
     return given.parent if given.is_file() and not recipe.model.pairs else given
 
 
-def tiny_pairs(images: ImageSet) -> PatchPairs:
-    """The pairs of images of the bundled source's world."""
-    autoencoder = tiny.load_autoencoder()
-    pairs = PatchPairs(VARIANTS["1k"].patch_size, LATENT_CHANNELS)
+def tiny_pairs(images: ImageSet, world: TinyWorld = SHAPES) -> PatchPairs:
+    """The pairs of images of a bundled source's world."""
+    autoencoder = world.load_autoencoder()
+    pairs = PatchPairs(VARIANTS["1k"].patch_size, autoencoder.channels)
     for part in images.pixels.split(PAIRED):
         pixels = from_uint8(part)
         pairs.add(pixels, autoencoder.encode(pixels))

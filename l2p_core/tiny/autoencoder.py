@@ -51,10 +51,10 @@ class Autoencoder(nn.Module):
 
     def __init__(self, width: int = 64, deep_width: int = 96):
         super().__init__()
-        self.encoder = nn.Conv2d(3, LATENT_CHANNELS, DOWNSCALE, stride=DOWNSCALE)
-        self.inverse = nn.ConvTranspose2d(LATENT_CHANNELS, 3, DOWNSCALE, stride=DOWNSCALE)
+        self.encoder = nn.Conv2d(3, self.channels, DOWNSCALE, stride=DOWNSCALE)
+        self.inverse = nn.ConvTranspose2d(self.channels, 3, DOWNSCALE, stride=DOWNSCALE)
         self.correction = nn.Sequential(
-            nn.Conv2d(LATENT_CHANNELS, deep_width, 3, padding=1),
+            nn.Conv2d(self.channels, deep_width, 3, padding=1),
             ResidualBlock(deep_width),
             ResidualBlock(deep_width),
             nn.Conv2d(deep_width, width * 4, 1),
@@ -75,8 +75,8 @@ class Autoencoder(nn.Module):
         blocks = rearrange(pixels, "b c (h i) (w j) -> (b h w) (c i j)", i=DOWNSCALE, j=DOWNSCALE).double()
         mean = blocks.mean(0)
         variances, directions = torch.linalg.eigh(torch.cov(blocks.T))  # ascending
-        deviations = variances[-LATENT_CHANNELS:].sqrt()
-        components = directions[:, -LATENT_CHANNELS:].T  # (16, c i j)
+        deviations = variances[-self.channels :].sqrt()
+        components = directions[:, -self.channels :].T  # (channels, c i j)
         analysis, synthesis = components / deviations[:, None], components * deviations[:, None]
         last = self.correction[-2]
         assert isinstance(last, nn.Conv2d) and last.bias is not None
@@ -91,7 +91,7 @@ class Autoencoder(nn.Module):
         nn.init.zeros_(last.bias)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], H and W multiples of 8 -> (B, 16, H/8, W/8)."""
+        """(B, 3, H, W) in [-1, 1], H and W multiples of 8 -> (B, channels, H/8, W/8)."""
         height, width = pixels.shape[-2:]
         if height % DOWNSCALE or width % DOWNSCALE:
             raise ValueError(
@@ -100,14 +100,14 @@ class Autoencoder(nn.Module):
         return self.encoder(_channels_last(pixels))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 16, h, w) -> (B, 3, 8h, 8w) in [-1, 1]."""
+        """(B, channels, h, w) -> (B, 3, 8h, 8w) in [-1, 1]."""
         return self.decode_unclamped(latents).clamp(-1, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
         """Decode without a clamp, for training: a clamp would stop the gradient of every pixel that overshoots."""
-        if latents.shape[1] != LATENT_CHANNELS:
+        if latents.shape[1] != self.channels:
             raise ValueError(
-                f"The tiny VAE decodes latents of {LATENT_CHANNELS} channels, not of {latents.shape[1]}. The pixels of "
+                f"The tiny VAE decodes latents of {self.channels} channels, not of {latents.shape[1]}. The pixels of "
                 "an L2P model need no VAE: connect Pixels to Image in place of VAE Decode."
             )
         latents = _channels_last(latents)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from .autoencoder import Autoencoder
 from .generate import CFG, STEPS
 from .shapes import IMAGE_SIZE
 from .words import Words
+from .worlds import SHAPES, TinyWorld
 
 NAME = "tiny"
 SOURCE = tiny.SOURCE_PATH
@@ -49,19 +49,22 @@ def _source_config() -> ModelConfig:
 
 
 class TinySource:
-    """The bundled latent model with everything needed to generate images, loaded on first use."""
+    """A bundled latent model with everything needed to generate images, loaded on first use."""
+
+    def __init__(self, world: TinyWorld = SHAPES):
+        self.world = world
 
     @cached_property
     def model(self) -> LatentModel:
-        return tiny.load_source()
+        return self.world.load_source()
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
-        return tiny.load_autoencoder()
+        return self.world.load_autoencoder()
 
     @cached_property
     def words(self) -> Words:
-        return tiny.load_words()
+        return self.world.load_words()
 
     def images(
         self,
@@ -71,15 +74,22 @@ class TinySource:
         cfg: float = CFG,
         progress: ProgressCallback | None = None,
     ) -> Tensor:
-        """Images (B, 3, 64, 64) in [-1, 1] of B captions and seeds."""
+        """Images (B, 3, side, side) in [-1, 1] of B captions and seeds, of the world's side."""
         return tiny.generate(
-            self.model, self.autoencoder, self.words, captions, seeds, steps=steps, cfg=cfg, progress=progress
+            self.model,
+            self.autoencoder,
+            self.words,
+            captions,
+            seeds,
+            steps=steps,
+            cfg=cfg,
+            size=self.world.side,
+            progress=progress,
         )
 
     def name(self, steps: int = STEPS, cfg: float = CFG) -> str:
         """A name for the images generated with these settings; it changes when the weights do."""
-        weights = SOURCE.read_bytes() + tiny.AUTOENCODER_PATH.read_bytes() + tiny.WORDS_PATH.read_bytes()
-        return f"source-{hashlib.sha256(weights).hexdigest()[:8]}-steps{steps}-cfg{cfg:g}"
+        return f"source-{self.world.identity()}-steps{steps}-cfg{cfg:g}"
 
 
 def pixel_images(
@@ -90,19 +100,19 @@ def pixel_images(
     steps: int = STEPS,
     cfg: float = CFG,
     batch: int = 64,
+    side: int = IMAGE_SIZE,
     progress: ProgressCallback | None = None,
 ) -> Tensor:
-    """Images of a tiny pixel model, with its source's settings: (B, 3, 64, 64) in [-1, 1]."""
-    noise = torch.stack(
-        [torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    )
-    features, empty = [encoder.encode(caption) for caption in captions], encoder.encode("")
+    """Images of a tiny pixel model, with its source's settings: (B, 3, side, side) in [-1, 1], on the CPU."""
+    device = model.embedder_weight.device
+    noise = torch.stack([torch.randn(3, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    features, empty = [encoder.encode(caption).to(device) for caption in captions], encoder.encode("").to(device)
     images = torch.empty_like(noise)
     for start in range(0, len(noise), batch):
         rows = slice(start, min(start + batch, len(noise)))
         images[rows] = flow.sample(
             model,
-            noise[rows],
+            noise[rows].to(device),
             features[rows],
             sigmas=flow.sigmas(steps),
             cfg=cfg,

@@ -59,7 +59,7 @@ def generate(
     images = torch.empty(len(captions), 3, size, size)
     for start in range(0, len(captions), batch):
         rows = slice(start, min(start + batch, len(captions)))
-        noise = torch.stack([seeded_noise(seed, size) for seed in seeds[rows]]).to(device)
+        noise = torch.stack([seeded_noise(seed, size, autoencoder.channels) for seed in seeds[rows]]).to(device)
         latents, _ = flow.integrate(
             source, noise, features[rows], sigmas=flow.sigmas(steps), cfg=cfg, negative=[empty] * len(noise)
         )
@@ -70,7 +70,7 @@ def generate(
     return images
 
 
-def seeded_noise(seed: int, size: int = IMAGE_SIZE) -> Tensor:
-    """The standard normal latent noise of one image, (16, size / 8, size / 8)."""
+def seeded_noise(seed: int, size: int = IMAGE_SIZE, channels: int = LATENT_CHANNELS) -> Tensor:
+    """The standard normal latent noise of one image, (channels, size / 8, size / 8)."""
     side = size // DOWNSCALE
-    return torch.randn(LATENT_CHANNELS, side, side, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed))

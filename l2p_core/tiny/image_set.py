@@ -94,7 +94,13 @@ def seed_of(number: int, seed: int = 0) -> int:
 
 
 def generated(
-    generate: Generate, count: int, seed: int, folder: Path, name: str, progress: ProgressCallback | None = None
+    generate: Generate,
+    count: int,
+    seed: int,
+    folder: Path,
+    name: str,
+    progress: ProgressCallback | None = None,
+    caption_of: Callable[[int, int], str] = caption_of,
 ) -> ImageSet:
     """The first `count` images of a generated training set, generated once and cached in parts.
 
@@ -108,13 +114,14 @@ def generated(
         folder: of the cached files, created if missing.
         name: prefix of the files' names; identifies the model and settings of the images.
         progress: called with (images present, total images).
+        caption_of: an image's caption, from its number and `seed`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for start in range(0, count, PART):
         path = folder / f"{name}-{seed}-{start:06d}.safetensors"
         if not path.exists():
-            _make_part(generate, start, seed, path)
+            _make_part(generate, start, seed, path, caption_of)
         parts.append(_load_part(path))
         if progress:
             progress(min(start + PART, count), count)
@@ -134,7 +141,7 @@ def rendered(captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
     return shapes.render(scenes)
 
 
-def _make_part(generate: Generate, start: int, seed: int, path: Path) -> None:
+def _make_part(generate: Generate, start: int, seed: int, path: Path, caption_of: Callable[[int, int], str]) -> None:
     numbers = range(start, start + PART)
     captions, seeds = [caption_of(number, seed) for number in numbers], [seed_of(number, seed) for number in numbers]
     pixels = to_uint8(generate(captions, seeds))

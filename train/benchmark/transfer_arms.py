@@ -7,7 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...l2p_core.run import recipe as recipes
+from ...l2p_core.run.find import find
 from ...l2p_core.run.recipe import Recipe
+from ...l2p_core.tiny.worlds import TinyWorld
 from ..demo import fitted
 
 FULL, STARTS, POLICIES, DATA, SHIFT = "full", "starts", "policies", "data", "shift"
@@ -21,6 +24,14 @@ GROUPS = {
 REFERENCE = "fitted"
 SHIFTS = (1.0, 2.0, 4.5, 6.0)
 """The shifts compared, beside the reference's 3."""
+OF_WORLD: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "shapes": {},
+    "scenes": {
+        "tiny": {"data": {"steps": 20}},
+        "demo": {"data": {"steps": 20, "cfg": 4.0, "images": 2048}},
+    },
+}
+"""What the bundled recipes change for a world: sections by recipe by world."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,16 @@ class Arm:
             model=dataclasses.replace(self.recipe.model, seed=seed),
             training=dataclasses.replace(self.recipe.training, seed=seed),
         )
+
+
+def world_recipe(world: TinyWorld, name: str) -> Recipe:
+    """A bundled recipe with the settings that a world's source needs.
+
+    Args:
+        world: whose source is transferred.
+        name: "tiny" for the full run, "demo" for the compared arms.
+    """
+    return _changed(recipes.load(find(name)), **OF_WORLD[world.name].get(name, {}))
 
 
 def full_arm(recipe: Recipe, steps: int | None = None) -> Arm:

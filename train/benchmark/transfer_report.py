@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ...l2p_core.files.atomic import write_bytes
 from ...l2p_core.run.metrics import loss_by_sigma
-from ...l2p_core.tiny.shapes import evaluation_captions
+from ...l2p_core.tiny.worlds import TinyWorld
 from .. import figure
 from ..console import table
-from ..scores import ATTRIBUTES, Scored, score_table
+from ..scores import Scored, score_table
 from .transfer_arms import GROUPS, STARTS, Arm, in_group
 
 SHOWN = 8
@@ -58,20 +58,20 @@ class ResultsSection:
     errors: Mapping[str, float] | None = None
 
 
-def write(output: Path, parts: Sequence[ResultsSection]) -> None:
+def write(output: Path, parts: Sequence[ResultsSection], world: TinyWorld) -> None:
     """Write all results, and print the tables."""
     text = "\n\n".join(part.text for part in parts)
-    numbers = {"torch": torch.__version__} | {part.name: part.numbers for part in parts}
+    numbers = {"torch": torch.__version__, "world": world.name} | {part.name: part.numbers for part in parts}
     write_bytes(output / "results.json", (json.dumps(numbers, indent=1) + "\n").encode())
     write_bytes(output / "results.md", (text + "\n").encode())
     for part in parts:
-        captions = evaluation_captions(len(part.rows[0].images))
+        captions = world.captions(len(part.rows[0].images))
         figure.draw(output / part.picture, captions, part.rows, part.curves, part.bars, part.errors)
     print(text)
     print(f"results.md, results.json and {', '.join(part.picture for part in parts)} written to {output}.")
 
 
-def full(arm: Arm, scored: Mapping[str, Scored], metrics: Lines, curve: Lines) -> ResultsSection:
+def full(arm: Arm, scored: Mapping[str, Scored], metrics: Lines, curve: Lines, world: TinyWorld) -> ResultsSection:
     """The long run beside the source."""
     scores = {name: one.scores for name, one in scored.items()}
     captions = len(next(iter(scored.values())).images)
@@ -79,7 +79,7 @@ def full(arm: Arm, scored: Mapping[str, Scored], metrics: Lines, curve: Lines) -
     on_the_way = {name: [line[name] for line in curve] for name in ("whole", "attributes")}
     return ResultsSection(
         name="full",
-        text=f"{captions} captions, one seed.\n\n{score_table(scores, source=SOURCE)}",
+        text=f"{captions} captions, one seed.\n\n{score_table(scores, SOURCE, world)}",
         numbers={
             "captions": captions,
             "recipe": dataclasses.asdict(arm.recipe),
@@ -96,7 +96,9 @@ def full(arm: Arm, scored: Mapping[str, Scored], metrics: Lines, curve: Lines) -
     )
 
 
-def compared(arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[ArmRun]]) -> ResultsSection:
+def compared(
+    arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[ArmRun]], world: TinyWorld
+) -> ResultsSection:
     """The compared arms, group by group, with means and standard errors over their seeds."""
     seeds = len(runs[arms[0].name])
     recipe = arms[0].recipe
@@ -104,7 +106,7 @@ def compared(arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[Ar
     over = f"{seeds} seeds; mean ± standard error of the mean over them" if seeds > 1 else "one seed"
     text = [
         f"{recipe.training.steps} steps of {recipe.data.batch_size} images, {len(source.images)} captions, {over}.",
-        *(f"{GROUPS[group].capitalize()}:\n\n{_group_table(arms, group, source, runs)}" for group in groups),
+        *(f"{GROUPS[group].capitalize()}:\n\n{_group_table(arms, group, source, runs, world)}" for group in groups),
     ]
     starts = in_group(arms, STARTS)
     if STARTS in groups:
@@ -127,16 +129,18 @@ def compared(arms: Sequence[Arm], source: Scored, runs: Mapping[str, Sequence[Ar
     )
 
 
-def _group_table(arms: Sequence[Arm], group: str, source: Scored, runs: Mapping[str, Sequence[ArmRun]]) -> str:
+def _group_table(
+    arms: Sequence[Arm], group: str, source: Scored, runs: Mapping[str, Sequence[ArmRun]], world: TinyWorld
+) -> str:
     """One row per arm, at the end of its training."""
-    columns = ("whole", *ATTRIBUTES)
+    columns = ("whole", *world.attributes)
     rows = [[SOURCE, *(f"{source.scores[column]:.1%}" for column in columns), f"{source.scores['patch_grid']:.2f}", ""]]
     for arm in in_group(arms, group):
         of_arm = runs[arm.name]
         each = [_with_error(_last(of_arm, column), percent=True) for column in columns]
         grid = _with_error(_last(of_arm, "patch_grid"), digits=2)
         rows.append([arm.name, *each, grid, _with_error([_final_loss(run) for run in of_arm], digits=3)])
-    return table(["arm", "whole caption", *ATTRIBUTES, "patch grid", "velocity error"], rows)
+    return table(["arm", "whole caption", *world.attributes, "patch grid", "velocity error"], rows)
 
 
 def _way_table(starts: Sequence[Arm], runs: Mapping[str, Sequence[ArmRun]]) -> str:

@@ -1,0 +1,110 @@
+"""The tiny worlds behind one interface: their files, captions, renderings and judges."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import tiny
+from ..model import LatentModel
+from . import image_set, judge, scenes, shapes
+from .autoencoder import Autoencoder
+from .scenes import captions as scene_captions
+from .scenes import judge as scene_judge
+from .scenes import rendering as scene_rendering
+from .scenes.content import Scenes, random_scenes
+from .words import Words
+
+
+@dataclass(frozen=True)
+class TinyWorld:
+    """A world of images with captions.
+
+    Attributes:
+        name: in commands and results.
+        side: of the images that the source generates, in pixels.
+        files: the source's weights, the autoencoder's and the words'.
+        load_source, load_autoencoder, load_words: read them, in float32.
+        attributes: what the judge scores beside the whole caption, in the order of tables.
+        captions: the first n of the fixed list that models are scored by.
+        score: shares in [0, 1] of images (B, 3, H, H) in [-1, 1] that show what their captions say: ``whole`` and each
+            of `attributes`.
+        caption_of: the caption of a training image, from its number and the set's seed.
+        rendered: clean images of captions, one for each seed.
+    """
+
+    name: str
+    side: int
+    files: tuple[Path, Path, Path]
+    load_source: Callable[[], LatentModel]
+    load_autoencoder: Callable[[], Autoencoder]
+    load_words: Callable[[], Words]
+    attributes: tuple[str, ...]
+    captions: Callable[[int], list[str]]
+    score: Callable[[Tensor, Sequence[str]], dict[str, float]]
+    caption_of: Callable[[int, int], str]
+    rendered: image_set.Generate
+
+    @property
+    def source(self) -> Path:
+        """The source's file."""
+        return self.files[0]
+
+    def identity(self) -> str:
+        """Eight characters that change when the source, its autoencoder or its words do."""
+        return hashlib.sha256(b"".join(file.read_bytes() for file in self.files)).hexdigest()[:8]
+
+
+def _scene_caption(number: int, seed: int) -> str:
+    generator = torch.Generator().manual_seed(image_set.seed_of(number, seed))
+    return scene_captions.caption(scene_captions.contents(random_scenes(1, generator), generator)[0])
+
+
+def _rendered_scenes(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    parts = [
+        random_scenes(1, torch.Generator().manual_seed(seed), [scene_captions.parse(text)])
+        for text, seed in zip(texts, seeds, strict=True)
+    ]
+    return scene_rendering.render(Scenes.joined(parts))
+
+
+SHAPES = TinyWorld(
+    "shapes",
+    shapes.IMAGE_SIZE,
+    (tiny.SOURCE_PATH, tiny.AUTOENCODER_PATH, tiny.WORDS_PATH),
+    tiny.load_source,
+    tiny.load_autoencoder,
+    tiny.load_words,
+    ("shape", "colour", "place", "background"),
+    shapes.evaluation_captions,
+    lambda images, texts: judge.score(images, texts).as_dict(),
+    image_set.caption_of,
+    image_set.rendered,
+)
+
+
+def scenes_of(source: Path, autoencoder: Path, words: Path) -> TinyWorld:
+    """The second world with these weights."""
+    return TinyWorld(
+        "scenes",
+        scene_rendering.IMAGE_SIZE,
+        (source, autoencoder, words),
+        partial(scenes.load_source, source),
+        partial(scenes.load_autoencoder, autoencoder),
+        partial(scenes.load_words, words),
+        ("kind", "colour", "texture", "relation"),
+        scene_captions.evaluation_captions,
+        lambda images, texts: scene_judge.score(images, texts).as_dict(),
+        _scene_caption,
+        _rendered_scenes,
+    )
+
+
+SCENES = scenes_of(scenes.SOURCE_PATH, scenes.AUTOENCODER_PATH, scenes.WORDS_PATH)
+WORLDS = {world.name: world for world in (SHAPES, SCENES)}
