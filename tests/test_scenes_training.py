@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
 from comfyui_l2p.l2p_core.model import LatentModel
 from comfyui_l2p.l2p_core.tiny import generate, scenes
 from comfyui_l2p.l2p_core.tiny.scenes import captions
-from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder, training_loss
+from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import CHANNELS, TrainedAutoencoder, training_loss
 from comfyui_l2p.l2p_core.tiny.scenes.content import COLOURS, KINDS, random_scenes
 from comfyui_l2p.l2p_core.tiny.scenes.words import PhraseWords
 from comfyui_l2p.l2p_core.tiny.words import CAPTION_DIM
+from comfyui_l2p.train.benchmark.transfer_arms import STARTS
+from comfyui_l2p.train.scenes import __main__ as scenes_command
 from comfyui_l2p.train.scenes.__main__ import main
 from comfyui_l2p.train.scenes.autoencoder_training import rendered
 from comfyui_l2p.train.scenes.muon import orthogonal
@@ -28,6 +32,7 @@ RECIPE = SourceRecipe(batch=2, warmup=2)
 
 
 SMALL = ModelConfig(
+    in_channels=CHANNELS,
     dim=32,
     head_dim=16,
     n_layers=2,
@@ -122,8 +127,8 @@ def test_training_stops_at_the_images_of_its_recipe(autoencoder: TrainedAutoenco
 def test_latents_are_normalised_and_both_halves_are_trained(autoencoder: TrainedAutoencoder) -> None:
     pixels = rendered(4, torch.Generator().manual_seed(1), CPU)
     latents = autoencoder.train().encode(pixels)
-    assert latents.shape == (4, 16, 16, 16)
-    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(16), atol=0.01)
+    assert latents.shape == (4, CHANNELS, 16, 16)
+    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(CHANNELS), atol=0.01)
     training_loss(autoencoder, pixels, torch.zeros(1)).backward()
     autoencoder.eval()
     assert all(parameter.grad is not None for parameter in autoencoder.parameters())
@@ -188,6 +193,21 @@ def test_the_bundled_source_belongs_to_its_autoencoder(tmp_path: Path) -> None:
     )
     assert images.shape == (2, 3, 128, 128)
     assert not torch.equal(images[0], images[1])
+
+
+def test_starts_are_compared_on_the_folders_own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: dict[str, Any] = {}
+    monkeypatch.setattr(scenes_command, "benchmark_transfer", lambda output, **given: compared.update(given))
+    shutil.copy(scenes.SOURCE_PATH, tmp_path)
+    main(["--out", str(tmp_path), "--stage", "picture", "--transfer", "7"])
+    assert (compared["compared_steps"], compared["groups"]) == (7, [STARTS])
+    assert compared["world"].files == (
+        tmp_path / scenes.SOURCE_PATH.name,
+        scenes.AUTOENCODER_PATH,
+        scenes.WORDS_PATH,
+    )
+    assert compared["world"].load_source().config == scenes.load_source().config
+    assert (tmp_path / "scenes.png").is_file()
 
 
 def test_captions_padded_to_one_length_are_those_of_the_model() -> None:

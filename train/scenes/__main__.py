@@ -1,9 +1,10 @@
 """Make the second tiny world: its autoencoder, its source, and the source's scores.
 
     python -m comfyui_l2p.train.scenes --out DIR --minutes 60
-    python -m comfyui_l2p.train.scenes --out DIR --minutes 9 --device cuda --batch 128 --finish
+    python -m comfyui_l2p.train.scenes --out DIR --minutes 9 --device cuda --batch 128 --finish --transfer 450
 
-Without --stage, the source is trained and then scored; --stage picture draws some of its images. Training resumes from
+Without --stage, the source is trained and then scored; --stage picture draws some of its images. --transfer then
+compares the starts of pixel models made from it, as `l2p benchmark transfer --only starts` does. Training resumes from
 DIR, or else begins from the weights that come with the package, with fresh optimisers; --anew begins from random ones.
 The autoencoder of DIR is used, or else the package's; a new autoencoder (--stage autoencoder) needs a new source.
 """
@@ -26,6 +27,9 @@ from ...l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder
 from ...l2p_core.tiny.scenes.content import random_scenes
 from ...l2p_core.tiny.scenes.rendering import render
 from ...l2p_core.tiny.scenes.words import PhraseWords
+from ...l2p_core.tiny.worlds import scenes_of
+from ..benchmark.transfer import benchmark_transfer
+from ..benchmark.transfer_arms import STARTS
 from ..make_tiny_source import RunLog
 from .autoencoder_training import AutoencoderRecipe, train_autoencoder
 from .source_training import SourceRecipe, SourceTraining, score_source, source_images
@@ -64,10 +68,14 @@ def run(arguments: argparse.Namespace) -> None:
         recipe = dataclasses.replace(SourceRecipe(), batch=arguments.batch)
         start = scenes.SOURCE_PATH if scenes.SOURCE_PATH.exists() and not arguments.anew else None
         ahead = 1 if device.type == "cpu" else AHEAD
-        training = SourceTraining(recipe, out, device, autoencoder.encoder_identity(), start, ahead=ahead)
+        identity = autoencoder.encoder_identity()
+        training = SourceTraining(recipe, out, device, identity, start, ahead=ahead, compiled=arguments.compile)
         training.train(autoencoder, words, arguments.minutes, arguments.finish)
     if arguments.stage in ("score", "all"):
         write_scores(_own(out, scenes.SOURCE_PATH), autoencoder, words, device, out, arguments.captions)
+    if arguments.transfer:
+        files = (_own(out, path) for path in (scenes.SOURCE_PATH, scenes.AUTOENCODER_PATH, scenes.WORDS_PATH))
+        benchmark_transfer(out, compared_steps=arguments.transfer, groups=[STARTS], world=scenes_of(*files))
     if arguments.stage == "picture":
         write_picture(_own(out, scenes.SOURCE_PATH), autoencoder, words, device, out)
 
@@ -138,6 +146,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--captions", type=_above_zero(int), default=SCORED_CAPTIONS, help="that a score is of")
     parser.add_argument("--finish", action="store_true", help="let the learning rate fall to 0 by the end")
+    parser.add_argument(
+        "--transfer", type=_above_zero(int), metavar="STEPS", help="compare starts of pixel models, trained so long"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the step on a CPU; needs a C++ compiler")
     parser.add_argument("--anew", action="store_true", help="begin from random weights")
     return parser
 

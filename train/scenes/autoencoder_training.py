@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...l2p_core.tiny.autoencoder import DOWNSCALE, LATENT_CHANNELS
+from ...l2p_core.tiny.autoencoder import DOWNSCALE
 from ...l2p_core.tiny.scenes import captions, judge
-from ...l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder, training_loss
+from ...l2p_core.tiny.scenes.autoencoder import CHANNELS, TrainedAutoencoder, training_loss
 from ...l2p_core.tiny.scenes.content import Content, random_scenes
 from ...l2p_core.tiny.scenes.rendering import IMAGE_SIZE, render
 from ..make_tiny_source import RunLog, psnr
@@ -26,7 +26,7 @@ class AutoencoderRecipe:
     small_every: int = 4  # every so many steps, twice as many images of half the size
     learning_rate: float = 1e-3
     warmup: int = 100
-    latent_noise: float = 0.3  # largest standard deviation, drawn per image; latents have 1
+    latent_noise: float = 0.4  # largest standard deviation, drawn per image; latents have 1
     report_seconds: float = 120.0
     seed: int = 1
 
@@ -50,7 +50,7 @@ def train_autoencoder(
             pixels = F.avg_pool2d(pixels, 2)
         cells = pixels.shape[-1] // DOWNSCALE
         noise = recipe.latent_noise * torch.rand(len(pixels), 1, 1, 1, device=device)
-        noise = noise * torch.randn(len(pixels), LATENT_CHANNELS, cells, cells, device=device)
+        noise = noise * torch.randn(len(pixels), CHANNELS, cells, cells, device=device)
         factor = min((step + 1) / recipe.warmup, (1 + torch.cos(torch.tensor(share * torch.pi)).item()) / 2)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * factor

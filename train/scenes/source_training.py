@@ -24,10 +24,10 @@ from ...l2p_core.config import ModelConfig
 from ...l2p_core.files.tensor_file import load_tensors, save
 from ...l2p_core.model import LatentModel
 from ...l2p_core.ops.rope import caption_rope
-from ...l2p_core.tiny.autoencoder import DOWNSCALE, LATENT_CHANNELS
+from ...l2p_core.tiny.autoencoder import DOWNSCALE
 from ...l2p_core.tiny.generate import generate
 from ...l2p_core.tiny.scenes import captions, judge
-from ...l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder
+from ...l2p_core.tiny.scenes.autoencoder import CHANNELS, TrainedAutoencoder
 from ...l2p_core.tiny.scenes.content import Scenes, random_scenes
 from ...l2p_core.tiny.scenes.rendering import IMAGE_SIZE, render
 from ...l2p_core.tiny.scenes.words import PhraseWords
@@ -38,6 +38,7 @@ from .muon import Muon
 from .probe import Probe, what_is_shown
 
 SOURCE_CONFIG = ModelConfig(
+    in_channels=CHANNELS,
     dim=128,
     head_dim=64,
     n_layers=8,
@@ -62,19 +63,19 @@ class SourceRecipe:
 
     images: int = 700_000
     """Maximum number, over all sessions."""
-    batch: int = 32
-    learning_rate: float = 1.7e-3
-    muon_learning_rate: float = 5e-3
+    batch: int = 16
+    learning_rate: float = 2.3e-3
+    muon_learning_rate: float = 6.5e-3
     weight_decay: float = 0.01
     warmup: int = 100
     """Steps, also after resuming from averaged weights alone."""
-    ema_decay: float = 0.998
+    ema_decay: float = 0.999
     probe_weight: float = 1.0
     """Weight of the probe's loss relative to the velocity's."""
     caption_dropout: float = 0.1
-    report_steps: int = 32
+    report_steps: int = 128
     save_minutes: float = 4.0
-    score_minutes: float = 30.0
+    score_minutes: float = 15.0
     scored_captions: int = 64
     scored_steps: int = 15
     cfg: float = 4.0
@@ -92,6 +93,7 @@ class SourceTraining:
         start: averaged weights to begin from where the folder has no state; None for random ones.
         config: the model's sizes.
         ahead: steps whose images are rendered and encoded at once; a GPU renders few slowly.
+        compiled: compile the step on a CPU, which needs a C++ compiler.
 
     Raises:
         ValueError: if the state or the averaged weights were trained on another encoder's latents.
@@ -106,6 +108,7 @@ class SourceTraining:
         start: Path | None = None,
         config: ModelConfig = SOURCE_CONFIG,
         ahead: int = 1,
+        compiled: bool = False,
     ):
         self.recipe, self.out, self.device, self.encoder = recipe, out, device, encoder
         self._ahead, self._drawn = ahead, list[Drawn]()
@@ -116,7 +119,8 @@ class SourceTraining:
         self.step = self.since = 0  # steps in all, and of these optimisers
         self.images = 0
         self.optimisers = self._optimisers()
-        self._gradients = gradients_of(self._losses, [*self.model.parameters(), *self.probe.parameters()], device)
+        trained = [*self.model.parameters(), *self.probe.parameters()]
+        self._gradients = gradients_of(self._losses, trained, device, compiled)
         if (out / "state.safetensors").exists():
             self._resume(out / "state.safetensors")
         elif start is not None:
@@ -263,7 +267,7 @@ class Drawn(NamedTuple):
     """What a step trains on, all of it on the device.
 
     Attributes:
-        latents, noise: (B, 16, 16, 16).
+        latents, noise: (B, 8, 16, 16).
         sigma: (B,) noise levels.
         features, exists: (B, tokens, 64) and (B, tokens, 1), of captions and whether a token is one.
         shown: (B, tokens of the image, features), what the probe should read.
@@ -295,7 +299,7 @@ def drawn(
         dropped = (torch.rand(recipe.batch, generator=generator) < recipe.caption_dropout).tolist()
         features += [words.encode("" if drop else text) for text, drop in zip(texts, dropped, strict=True)]
         sigmas.append(stratified_sigmas(recipe.batch, generator))
-        noise.append(torch.randn(recipe.batch, LATENT_CHANNELS, side, side, generator=generator))
+        noise.append(torch.randn(recipe.batch, CHANNELS, side, side, generator=generator))
     every = Scenes.joined(scenes).to(device)
     rows = nn.utils.rnn.pad_sequence([F.pad(feature, (0, 1), value=1.0) for feature in features], batch_first=True)
     rows = F.pad(rows, (0, 0, 0, CAPTION_TOKENS - rows.shape[1])).to(device)

@@ -1,4 +1,4 @@
-"""The second tiny world's autoencoder: convolutions trained from end to end, 8 x 8 pixels to a cell of 16 channels.
+"""The second tiny world's autoencoder: convolutions trained from end to end, 8 x 8 pixels to a cell of 8 channels.
 
 It starts from the first world's, whose encoder consists of principal components, and trains both halves. Its latents
 are normalised over the batch, as in FLUX.2, and carry noise in training: channels therefore share what is worth
@@ -12,11 +12,16 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from ..autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder, ResidualBlock
+from ..autoencoder import DOWNSCALE, Autoencoder, ResidualBlock
+
+CHANNELS = 8
+"""Half the first world's: a small source learns fewer values a token from fewer images."""
 
 
 class TrainedAutoencoder(Autoencoder):
     """Pixels in [-1, 1] to latents of zero mean and unit standard deviation per channel, and back."""
+
+    channels = CHANNELS
 
     KIND = "scenes autoencoder"
 
@@ -27,9 +32,9 @@ class TrainedAutoencoder(Autoencoder):
             nn.Conv2d(3 * DOWNSCALE**2, encoder_width, 3, padding=1),
             ResidualBlock(encoder_width),
             nn.SiLU(),
-            nn.Conv2d(encoder_width, LATENT_CHANNELS, 3, padding=1),
+            nn.Conv2d(encoder_width, CHANNELS, 3, padding=1),
         )
-        self.norm = nn.BatchNorm2d(LATENT_CHANNELS, affine=False, momentum=0.02)
+        self.norm = nn.BatchNorm2d(CHANNELS, affine=False, momentum=0.02)
 
     @torch.no_grad()
     def fit_components(self, pixels: Tensor) -> None:
@@ -42,7 +47,7 @@ class TrainedAutoencoder(Autoencoder):
         nn.init.zeros_(last.bias)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1], H and W multiples of 8 -> (B, 16, H/8, W/8)."""
+        """(B, 3, H, W) in [-1, 1], H and W multiples of 8 -> (B, 8, H/8, W/8)."""
         return self.norm(super().encode(pixels) + self.refinement(pixels))
 
     def encoder_identity(self) -> str:
@@ -55,6 +60,6 @@ class TrainedAutoencoder(Autoencoder):
 
 
 def training_loss(model: TrainedAutoencoder, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Absolute and squared error of images decoded from their latents with noise (B, 16, h, w) added; a scalar."""
+    """Absolute and squared error of images decoded from their latents with noise (B, 8, h, w) added; a scalar."""
     error = model.decode_unclamped(model.encode(pixels) + noise) - pixels
     return error.abs().mean() + error.square().mean()

@@ -31,18 +31,18 @@ TEXTURES = ("plain", "striped", "spotted")
 FIGURES = ("circle", "square", "triangle", "cross")
 LETTERS = ("E", "H", "L", "T")
 KINDS = (*FIGURES, *LETTERS)
-"""Figures have any rotation and any texture; letters stand nearly upright and are plain, as their strokes are thin."""
+"""Figures have any texture; letters are plain, as their strokes are thin."""
 RELATIONS = ("above", "below", "left of", "right of")
 """The relation of the first object to the second; the larger of the distances in x and y decides."""
 
-RADIUS = (17.0, 25.0)
+RADIUS = (20.0, 26.0)
 REACH = 1.12
 """The distance of an object's farthest point from its centre, in radii."""
 GAP = 4.0
 CLARITY = 1.3
 """How much larger than the other the decisive distance of a relation is, at least."""
-TILT = math.radians(25)
-"""The largest rotation of a letter to either side."""
+TILT = math.radians(20)
+"""The largest rotation of an object to either side."""
 _TRIES = 32
 
 
@@ -136,7 +136,7 @@ def random_scenes(count: int, generator: torch.Generator, wanted: Sequence[Conte
         texture.masked_fill(letter, 0),
         centre,
         radius,
-        torch.where(letter, uniform(-TILT, TILT, 2), uniform(0, turn, 2)),
+        uniform(-TILT, TILT, 2),
         uniform(0, turn, 2, 3),
         (lightness + uniform(-0.03, 0.03, 2, 3)).clamp(0, 1),
         uniform(0, turn),

@@ -1,10 +1,10 @@
 """The rule-based judge of the second tiny world: it determines which two objects an image shows, and whether the
 caption says so.
 
-Colour finds the objects, for the background has hardly any: pixels of one hue are one object. Its kind is the template
-of all kinds and rotations that overlaps it best, laid over it by centre of mass and radius of gyration. Its texture is
-read from the light inside: even, in one direction, or in both. What is blurred, broken or doubled fits nothing and
-shows nothing.
+Colour finds the objects, for the background has hardly any: pixels of one hue are one object. Its kind is the template,
+of all kinds and rotations that occur, that overlaps it best, laid over it by centre of mass and radius of gyration. Its
+texture is read from the light inside: even, in one direction, or in both. What is blurred, broken or doubled fits
+nothing and shows nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import captions as world
-from .content import CANVAS, COLOURS, FIGURES, KINDS, RELATIONS, TEXTURES, TILT, Content, Object, relation_of
+from .content import CANVAS, COLOURS, KINDS, RELATIONS, TEXTURES, TILT, Content, Object, relation_of
 from .rendering import IMAGE_SIZE, SHADE, kind_masks
 
 CHROMA = 0.24
 """Largest minus smallest channel, above which a pixel belongs to an object."""
-OVERLAP = 0.76
+OVERLAP = 0.6
 """Intersection over union, from which on an object is of a kind."""
 SMALLEST, STRAY = 150.0, 70.0
 """Units squared: the least that is an object, and the most of any other colour."""
@@ -183,15 +183,15 @@ def _moments(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _templates() -> tuple[Tensor, Tensor, Tensor]:
-    """Every kind in every rotation: masks (T, cells), kinds (T,), and the way (T, 2) from the centre of mass to the
-    centre, in radii of gyration."""
+    """Every kind in every rotation that occurs: masks (T, cells), kinds (T,), and the way (T, 2) from the centre of
+    mass to the centre, in radii of gyration."""
     turns = torch.arange(_TURNS) * (2 * math.pi / _TURNS)
     off = torch.minimum(turns, 2 * math.pi - turns)
     pairs = [
         (kind, turn)
-        for kind, name in enumerate(KINDS)
+        for kind in range(len(KINDS))
         for turn, tilt in zip(turns.tolist(), off.tolist(), strict=True)
-        if name in FIGURES or tilt <= TILT + 0.1
+        if tilt <= TILT + 0.1
     ]
     kinds = torch.tensor([kind for kind, _ in pairs])
     angles = torch.tensor([turn for _, turn in pairs])

@@ -18,7 +18,7 @@ IMAGE_SIZE = 128
 """Pixels of the source's images."""
 SHADE = 0.5
 """What a texture's dark parts leave of the colour."""
-STRIPES, SPOTS = 11.0, 12.0  # periods, units
+STRIPES, SPOTS = 16.0, 17.0  # periods, units
 WEAVE, WEAVE_CONTRAST = 3.0, 0.05  # period in units; amplitude, of 1
 
 _STROKE = 0.19  # half the width of a letter's strokes, in radii
