@@ -43,6 +43,7 @@ def test_sampling_and_montages() -> None:
 
     class Broken:
         config = pixel_config()
+        embedder_weight = torch.zeros(1)
 
         def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
             return broken(*arguments)

@@ -176,7 +176,13 @@ def test_a_list_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     results = ["--report", str(tmp_path / "r.html"), "--output", str(tmp_path / "good.csv")]
     assert main(["prompts", "check", str(path), *results]) == 0
     out = capsys.readouterr().out
-    for line in ("prompts                         | 5", "too short  | 2", "there already", "| 1", "without a problem"):
+    for line in (
+        "prompts                         | 5",
+        "too short  | 2",
+        "repeats an earlier prompt",
+        "| 1",
+        "without a problem",
+    ):
         assert " ".join(line.split()) in " ".join(out.split()), out
     assert lists.read(tmp_path / "good.csv") == [prompt(1), prompt(2)]
     assert "2 of 5 prompts are without a problem" in (tmp_path / "r.html").read_text(encoding="utf-8")
