@@ -141,7 +141,12 @@ def test_the_latent_source_is_read_in_its_own_order_and_sign(source: Path) -> No
     # Random weights amplify the rounding of float32, which differs from batch to batch.
     model = load_latent(source).double()
     latents, sigma = torch.randn(2, 4, 8, 12).double(), torch.tensor([0.2, 0.9]).double()
-    text = [Conditioning(one.features.double(), one.pooled.double()) for one in captions(4, 7)]
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    text = [Conditioning(random(length, CONFIG.caption_dim), random(CONFIG.pooled_dim)) for length in (4, 7)]
     with torch.no_grad():
         velocity = model(latents, sigma, text)
         hidden, t = model.hidden_states(patchify(latents, 2, "c p q"), (4, 6), sigma, text)
