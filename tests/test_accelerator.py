@@ -140,6 +140,10 @@ def test_it_shows_mistakes_that_a_cpu_does_not(mistake: str, said: str) -> None:
     assert said in found("mistakes")[mistake]
 
 
+def test_demos_and_benchmarks_sample_a_model_that_is_there() -> None:
+    assert found("tiny images")["difference"] < 1e-4
+
+
 @pytest.mark.parametrize("way", [
     "plain", "nothing twice", "streamed fp8, some blocks kept", "stepped early", "offloaded and streamed",
     "offloaded and streamed, two micro-batches", "all layers offloaded and streamed", "adapters", "bf16",

@@ -23,6 +23,7 @@ from waits import Waits  # noqa: E402
 
 installed()
 
+from comfyui_l2p.l2p_core import delta, tiny  # noqa: E402
 from comfyui_l2p.l2p_core.backbone import RMSNorm  # noqa: E402
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint, save  # noqa: E402
 from comfyui_l2p.l2p_core.device import accelerator  # noqa: E402
@@ -33,6 +34,7 @@ from comfyui_l2p.l2p_core.memory.placement import Form  # noqa: E402
 from comfyui_l2p.l2p_core.memory.sampling_model import weight_memory  # noqa: E402
 from comfyui_l2p.l2p_core.model import L2PModel  # noqa: E402
 from comfyui_l2p.l2p_core.sources.next_dit import Block  # noqa: E402
+from comfyui_l2p.l2p_core.tiny import bundled, shapes  # noqa: E402
 from comfyui_l2p.l2p_core.training import loading as training_model  # noqa: E402
 from comfyui_l2p.l2p_core.training.trainer import Trainer  # noqa: E402
 from comfyui_l2p.l2p_core.training_config import TrainingConfig  # noqa: E402
@@ -239,8 +241,18 @@ def _velocity(model: L2PModel, device: torch.device) -> Tensor:
         return model(pixels, torch.tensor([0.7], device=device), features).cpu()
 
 
+def tiny_images() -> dict[str, float]:
+    """The largest difference between images of the bundled pixel model there and on the CPU."""
+    model, words = delta.load_model(bundled.DELTA, bundled.SOURCE, dtype=torch.float32).eval(), tiny.load_words()
+    captions = shapes.evaluation_captions(2)
+    here = bundled.pixel_images(model, words, captions, [1, 2], steps=2)
+    there = bundled.pixel_images(model.to(DEVICE), words, captions, [1, 2], steps=2)
+    return {"difference": float((there - here).abs().max())}
+
+
 SCENES: dict[str, Callable[[], object]] = {
     "sampling": sampling,
+    "tiny images": tiny_images,
     "training": training,
     "waits": waits,
     "streaming": streaming,
