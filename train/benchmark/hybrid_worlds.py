@@ -16,13 +16,13 @@ from ...l2p_core import delta
 from ...l2p_core.checkpoint import load_model, open_checkpoint
 from ...l2p_core.hybrid import resized
 from ...l2p_core.model import L2PModel, LatentModel
-from ...l2p_core.tiny import bundled, judge, scenes, shapes
+from ...l2p_core.tiny import bundled, judge, shapes
 from ...l2p_core.tiny.autoencoder import Autoencoder
-from ...l2p_core.tiny.scenes import captions as scene_captions
 from ...l2p_core.tiny.scenes import judge as scene_judge
 from ...l2p_core.tiny.scenes import rendering
 from ...l2p_core.tiny.scenes.content import RELATIONS, relation_of
 from ...l2p_core.tiny.words import Words
+from ...l2p_core.tiny.worlds import WORLDS
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def open_world(name: str, pixels: Path | None = None, large: Path | None = None)
     """A world with its bundled models, or with pixel models of yours.
 
     Args:
-        name: a key of `WORLDS`.
+        name: a key of `tiny.worlds.WORLDS`.
         pixels: a delta on the world's source, or a whole L2P model; None for the bundled one.
         large: the same for larger images, of a variant with larger patches.
 
@@ -76,47 +76,25 @@ def open_world(name: str, pixels: Path | None = None, large: Path | None = None)
         ValueError: if no pixel model comes with the world and none is given, or the models do not fit each other.
         CheckpointError: for files that are not pixel models of this source.
     """
-    return WORLDS[name](pixels, large)
-
-
-def _shapes(pixels: Path | None, large: Path | None) -> World:
-    source = bundled.TinySource()
-    files = [pixels or bundled.DELTA, *([large] if large else [])]
-    models = [_pixel_model(file, bundled.SOURCE) for file in files]
-    return World(
-        source.model,
-        source.autoencoder,
-        source.words,
-        models[0],
-        _larger(models),
-        shapes.IMAGE_SIZE,
-        _identity("shapes", [bundled.SOURCE, *files]),
-        shapes.evaluation_captions,
-        _judged_shapes,
-    )
-
-
-def _scenes(pixels: Path | None, large: Path | None) -> World:
+    tiny = WORLDS[name]
+    pixels = pixels or _BUNDLED.get(name)
     if pixels is None:
         raise ValueError(
-            "No pixel model comes with the world scenes: train one from its source, and name the file with --pixels."
+            f"No pixel model comes with the world {name}: train one from its source, and name the file with --pixels."
         )
     files = [pixels, *([large] if large else [])]
-    models = [_pixel_model(file, scenes.SOURCE_PATH) for file in files]
+    models = [_pixel_model(file, tiny.source) for file in files]
     return World(
-        scenes.load_source(),
-        scenes.load_autoencoder(),
-        scenes.load_words(),
+        tiny.load_source(),
+        tiny.load_autoencoder(),
+        tiny.load_words(),
         models[0],
         _larger(models),
-        rendering.IMAGE_SIZE,
-        _identity("scenes", [scenes.SOURCE_PATH, *files]),
-        scene_captions.evaluation_captions,
-        _judged_scenes,
+        tiny.side,
+        _identity(name, [tiny.source, *files]),
+        tiny.captions,
+        _JUDGED[name],
     )
-
-
-WORLDS: dict[str, Callable[[Path | None, Path | None], World]] = {"shapes": _shapes, "scenes": _scenes}
 
 
 def _pixel_model(file: Path, source: Path) -> L2PModel:
@@ -177,3 +155,8 @@ def _at(images: Tensor, side: int) -> Tensor:
     if images.shape[-1] % side == 0:
         return F.avg_pool2d(images, images.shape[-1] // side)
     return resized(images, (side, side))
+
+
+_BUNDLED = {"shapes": bundled.DELTA}
+"""The pixel model that comes with a world."""
+_JUDGED: dict[str, Callable[[Tensor, Sequence[str]], Judged]] = {"shapes": _judged_shapes, "scenes": _judged_scenes}
