@@ -19,7 +19,16 @@ from comfyui_l2p.l2p_core.tiny.worlds import SCENES, SHAPES
 from comfyui_l2p.train import cli, figure
 from comfyui_l2p.train.benchmark import transfer
 from comfyui_l2p.train.benchmark import transfer_report as report
-from comfyui_l2p.train.benchmark.transfer_arms import FULL, GROUPS, REFERENCE, compared_arms, full_arm, in_group
+from comfyui_l2p.train.benchmark.transfer_arms import (
+    FULL,
+    GROUPS,
+    OF_WORLD,
+    REFERENCE,
+    compared_arms,
+    full_arm,
+    in_group,
+    world_recipe,
+)
 from comfyui_l2p.train.scores import Scored
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -90,13 +99,17 @@ def test_starts_are_compared_and_nothing_is_computed_twice(
 
 
 @pytest.mark.usefixtures("short")
-def test_the_second_world_has_a_folder_and_tables_of_its_own(tmp_path: Path) -> None:
+def test_the_second_world_has_a_folder_and_tables_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = world_recipe(SCENES, "demo")
+    assert (recipe.data.cfg, recipe.data.images) == (4.0, 2048)
+    monkeypatch.setitem(OF_WORLD, "scenes", {})  # so many images take minutes
     transfer.benchmark_transfer(tmp_path, compared_steps=1, seeds=1, groups=["data"], world=SCENES)
-    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
-    text = (tmp_path / "scenes" / "results.md").read_text(encoding="utf-8")
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == f"scenes-{SCENES.identity()}"
+    text = (folder / "results.md").read_text(encoding="utf-8")
     for word in (*SCENES.attributes, "clean renderings"):
         assert f"| {word} " in text
-    with Image.open(tmp_path / "scenes" / "compared.png") as picture:
+    with Image.open(folder / "compared.png") as picture:
         assert picture.height > 3 * 130  # rows of the source and of the reference before and after training
 
 

@@ -18,8 +18,6 @@ import torch
 from ...l2p_core import convert, delta
 from ...l2p_core.checkpoint import load_latent, save
 from ...l2p_core.dataset.images import from_uint8, to_uint8
-from ...l2p_core.device.accelerator import default_device
-from ...l2p_core.distributed.ranks import Ranks
 from ...l2p_core.files import metadata
 from ...l2p_core.files.atomic import write_bytes
 from ...l2p_core.files.tensor_file import load_tensors
@@ -62,7 +60,7 @@ def benchmark_transfer(
     """Run the missing stages, then write the results as JSON, Markdown and figures, and print the tables.
 
     Args:
-        output: the folder of all stages; those of another world than "shapes" go into a subfolder of its name.
+        output: the folder of all stages; those of another world than "shapes" go into a subfolder for its source.
         steps: of the full run; None takes those of the recipe "tiny".
         compared_steps: of each compared arm; None takes those of the recipe "demo".
         seeds: of each compared arm.
@@ -76,7 +74,8 @@ def benchmark_transfer(
     """
     if write_delta and FULL not in groups:
         raise ValueError(f'--write-delta writes the full run\'s delta: add "{FULL}" to --only, or remove --only.')
-    output = output if world is SHAPES else output / world.name
+    if world is not SHAPES:
+        output = output / f"{world.name}-{world.identity()}"  # its source may be trained on between two calls
     FOLDER.check(output)
     with FOLDER.held(output):
         stages = Stages(output, world)
@@ -152,7 +151,7 @@ class Stages:
             if not folder.init.exists():
                 (self._scratch if arm.from_scratch else partial(self._convert, images))(recipe, folder.init)
             data = RunData(images, self.world.load_words().encode)
-            run = Run(recipe, folder, folder.init, data, Ranks(device=default_device()), hooks)
+            run = Run(recipe, folder, folder.init, data, hooks=hooks)
             run.fit_head()
             watch = partial(self._score_on_the_way, folder, _scored_steps(arm))
             watch(run.trainer)

@@ -1,7 +1,7 @@
 """Make the second tiny world: its autoencoder, its source, and the source's scores.
 
     python -m comfyui_l2p.train.scenes --out DIR --minutes 60
-    python -m comfyui_l2p.train.scenes --out DIR --minutes 9 --device cuda --batch 128 --finish --transfer 450
+    python -m comfyui_l2p.train.scenes --out DIR --minutes 9 --device cuda --batch 32 --finish --transfer 450
 
 Without --stage, the source is trained and then scored; --stage picture draws some of its images. --transfer then
 compares the starts of pixel models made from it, as `l2p benchmark transfer --only starts` does. Training resumes from
