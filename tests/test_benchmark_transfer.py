@@ -113,6 +113,25 @@ def test_the_second_world_has_a_folder_and_tables_of_its_own(tmp_path: Path, mon
         assert picture.height > 3 * 130  # rows of the source and of the reference before and after training
 
 
+@pytest.mark.usefixtures("short")
+def test_seeds_that_would_take_longer_are_left_for_another_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transfer.benchmark_transfer(tmp_path, compared_steps=1, seeds=3, groups=["data"], minutes=0.001)
+    text = capsys.readouterr().out
+    assert "Seed 1 and later ones would take longer than --minutes" in text and "one seed" in text
+    transfer.benchmark_transfer(tmp_path, compared_steps=1, seeds=2, groups=["data"], minutes=10)
+    text = capsys.readouterr().out
+    assert "longer than" not in text and "2 seeds" in text
+
+
+def test_a_start_states_between_which_images_it_reached_most_of_the_source() -> None:
+    images = [0, 10, 50, 100]
+    assert report._reached(images, [0.1, 0.2, 0.6, 0.5], 0.55) == "10 to 50"
+    assert report._reached(images, [0.1, 0.2, 0.3, 0.5], 0.55) == "more than 100"
+    assert report._reached(images, [0.6, 0.2, 0.3, 0.5], 0.55) == "0"
+
+
 def test_seeds_give_means_and_standard_errors() -> None:
     arms = compared_arms(load(finder.find("demo")), ["shift"], steps=10)
 

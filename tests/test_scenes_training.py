@@ -19,7 +19,7 @@ from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import CHANNELS, TrainedAutoen
 from comfyui_l2p.l2p_core.tiny.scenes.content import COLOURS, KINDS, random_scenes
 from comfyui_l2p.l2p_core.tiny.scenes.words import PhraseWords
 from comfyui_l2p.l2p_core.tiny.words import CAPTION_DIM
-from comfyui_l2p.train.benchmark.transfer_arms import STARTS
+from comfyui_l2p.train.benchmark.transfer_arms import GROUPS
 from comfyui_l2p.train.scenes import __main__ as scenes_command
 from comfyui_l2p.train.scenes.__main__ import main
 from comfyui_l2p.train.scenes.autoencoder_training import rendered
@@ -195,12 +195,13 @@ def test_the_bundled_source_belongs_to_its_autoencoder(tmp_path: Path) -> None:
     assert not torch.equal(images[0], images[1])
 
 
-def test_starts_are_compared_on_the_folders_own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixel_models_are_compared_on_the_folders_own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: dict[str, Any] = {}
     monkeypatch.setattr(scenes_command, "benchmark_transfer", lambda output, **given: compared.update(given))
     shutil.copy(scenes.SOURCE_PATH, tmp_path)
     main(["--out", str(tmp_path), "--stage", "picture", "--transfer", "7"])
-    assert (compared["compared_steps"], compared["groups"]) == (7, [STARTS])
+    assert (compared["compared_steps"], compared["groups"]) == (7, tuple(GROUPS))
+    assert 0 < compared["minutes"] < 9.0  # what the training and the picture left of it
     assert compared["world"].files == (
         tmp_path / scenes.SOURCE_PATH.name,
         scenes.AUTOENCODER_PATH,

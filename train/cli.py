@@ -227,6 +227,9 @@ def _add_benchmark(commands: _Commands) -> None:
     transfer.add_argument("--ablation-steps", type=_positive, default=None, help="steps of each compared arm")
     transfer.add_argument("--seeds", type=_positive, default=3, help="seeds of each compared arm")
     transfer.add_argument(
+        "--minutes", type=_positive, default=None, help="leave seeds that would take longer for another call"
+    )
+    transfer.add_argument(
         "--only", nargs="+", choices=_TRANSFER, default=_TRANSFER, help="what to measure (default: all)"
     )
     # Of version 0.1; "data" is measured by default now.
@@ -246,6 +249,7 @@ def _add_benchmark(commands: _Commands) -> None:
             groups=args.only,
             write_delta=args.write_delta,
             world=WORLDS[args.world],
+            minutes=args.minutes,
         )
 
     transfer.set_defaults(command=run_transfer)

@@ -8,6 +8,8 @@ once, so the benchmark can be stopped and started again.
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +47,7 @@ WATCHED = 96  # captions of every other score
 SAMPLING_STEPS = 12  # of every other score
 SEEDS = 3
 SCORES_ON_THE_WAY = 8  # of the full run
-PARTS = (0.01, 0.05, 0.2, 1.0)  # of a compared start's steps, after which it is scored
+PARTS = (0.01, 0.05, 0.2, 0.5, 1.0)  # of a compared start's steps, after which it is scored
 
 
 def benchmark_transfer(
@@ -56,6 +58,7 @@ def benchmark_transfer(
     groups: Collection[str] = (FULL, *GROUPS),
     write_delta: Path | None = None,
     world: TinyWorld = SHAPES,
+    minutes: float | None = None,
 ) -> None:
     """Run the missing stages, then write the results as JSON, Markdown and figures, and print the tables.
 
@@ -67,6 +70,8 @@ def benchmark_transfer(
         groups: what to measure: `FULL`, keys of `GROUPS`.
         write_delta: where to write the full run's delta on the source, in bfloat16, in the bundled form.
         world: whose source is transferred.
+        minutes: by the clock, from now; further seeds of the compared arms are left for another call if they would take
+            longer. None measures them all.
 
     Raises:
         ValueError: if the folder has results of something else or is in use by another process, or a delta is asked
@@ -77,6 +82,7 @@ def benchmark_transfer(
     if world is not SHAPES:
         output = output / f"{world.name}-{world.identity()}"  # its source may be trained on between two calls
     FOLDER.check(output)
+    ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
     with FOLDER.held(output):
         stages = Stages(output, world)
         parts = []
@@ -84,7 +90,7 @@ def benchmark_transfer(
             parts.append(_full_part(stages, full_arm(world_recipe(world, "tiny"), steps), write_delta))
         if any(group in GROUPS for group in groups):
             arms = compared_arms(world_recipe(world, "demo"), groups, compared_steps)
-            parts.append(_compared_part(stages, arms, seeds))
+            parts.append(_compared_part(stages, arms, seeds, ends))
         report.write(output, parts, world)
 
 
@@ -100,16 +106,25 @@ def _full_part(stages: Stages, arm: Arm, write_delta: Path | None) -> report.Res
     return report.full(arm, scored, read_metrics(folder.metrics), read_metrics(_curve_path(folder)), stages.world)
 
 
-def _compared_part(stages: Stages, arms: list[Arm], seeds: int) -> report.ResultsSection:
-    """The arms seed by seed, so that a stopped benchmark has complete comparisons of its first seeds."""
+def _compared_part(stages: Stages, arms: list[Arm], seeds: int, ends: float) -> report.ResultsSection:
+    """The arms seed by seed, so that a stopped benchmark has complete comparisons of its first seeds.
+
+    After the first, a seed begins only if it will be done at `ends`, should it take as long as the one before.
+    """
     source = partial(bundled.TinySource(stages.world).images, steps=SAMPLING_STEPS)
     scored = stages.score("source-compared", report.SOURCE, source, WATCHED)
     runs: dict[str, list[report.ArmRun]] = {arm.name: [] for arm in arms}
+    took = 0.0
     for seed in range(seeds):
+        began = time.monotonic()
+        if seed and began + took > ends:
+            print(f"Seed {seed} and later ones would take longer than --minutes: run the command again to add them.")
+            break
         for arm in arms:
             folder = stages.train(arm, arm.seeded(seed), f"-seed{seed}")
             curve = read_metrics(_curve_path(folder))
             runs[arm.name].append(report.ArmRun(curve, read_metrics(folder.metrics), _kept_images(folder)))
+        took = time.monotonic() - began
     return report.compared(arms, scored, runs, stages.world)
 
 

@@ -27,6 +27,7 @@ SHOWN = 8
 SOURCE = "latent source"
 RESULTS = ("results.json", "results.md", "results.png", "compared.png")
 _CURVE_POINTS = 40
+_MOST = 0.9  # of the source's score, as the aim of a start
 _LAST = 0.1  # of the steps, over which the velocity error is averaged
 
 Lines = Sequence[dict[str, Any]]
@@ -110,7 +111,7 @@ def compared(
     ]
     starts = in_group(arms, STARTS)
     if STARTS in groups:
-        text.append(f"Whole captions on the way:\n\n{_way_table(starts, runs)}")
+        text.append(f"Whole captions on the way:\n\n{_way_table(starts, runs, source)}")
     whole = {arm.name: _last(runs[arm.name], "whole") for arm in arms}
     return ResultsSection(
         name="compared",
@@ -143,14 +144,24 @@ def _group_table(
     return table(["arm", "whole caption", *world.attributes, "patch grid", "velocity error"], rows)
 
 
-def _way_table(starts: Sequence[Arm], runs: Mapping[str, Sequence[ArmRun]]) -> str:
-    """One row per start, one column for each step that is scored."""
-    steps = _scored_steps(starts, runs)
+def _way_table(starts: Sequence[Arm], runs: Mapping[str, Sequence[ArmRun]], source: Scored) -> str:
+    """One row per start, one column for each step that is scored, and when it reached most of the source's score."""
     batch = starts[0].recipe.data.batch_size
-    rows = [
-        [arm.name, *(_with_error(values, percent=True) for values in _on_the_way(runs[arm.name]))] for arm in starts
-    ]
-    return table(["start", *(f"{step * batch} images" for step in steps)], rows)
+    seen = [step * batch for step in _scored_steps(starts, runs)]
+    rows = []
+    for arm in starts:
+        scores = _on_the_way(runs[arm.name])
+        reached = _reached(seen, [mean(values) for values in scores], _MOST * source.scores["whole"])
+        rows.append([arm.name, *(_with_error(values, percent=True) for values in scores), reached])
+    return table(["start", *(f"{images} images" for images in seen), f"{_MOST:.0%} of the source's after"], rows)
+
+
+def _reached(images: Sequence[int], scores: Sequence[float], aim: float) -> str:
+    """Between which scored numbers of images the score first reached the aim."""
+    first = next((index for index, score in enumerate(scores) if score >= aim), None)
+    if first is None:
+        return f"more than {images[-1]}"
+    return f"{images[first - 1]} to {images[first]}" if first else f"{images[0]}"
 
 
 def _way_rows(arm: Arm, runs: Mapping[str, Sequence[ArmRun]]) -> list[figure.ImageRow]:

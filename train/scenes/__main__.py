@@ -4,7 +4,8 @@
     python -m comfyui_l2p.train.scenes --out DIR --minutes 9 --device cuda --batch 32 --finish --transfer 450
 
 Without --stage, the source is trained and then scored; --stage picture draws some of its images. --transfer then
-compares the starts of pixel models made from it, as `l2p benchmark transfer --only starts` does. Training resumes from
+compares pixel models made from it in all groups of `l2p benchmark transfer`; the training of the source takes 0.6 of
+--minutes then, and the comparison, seed by seed, the rest. The same command again resumes it. Training resumes from
 DIR, or else begins from the weights that come with the package, with fresh optimisers; --anew begins from random ones.
 The autoencoder of DIR is used, or else the package's; a new autoencoder (--stage autoencoder) needs a new source.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from ...l2p_core.tiny.scenes.rendering import render
 from ...l2p_core.tiny.scenes.words import PhraseWords
 from ...l2p_core.tiny.worlds import scenes_of
 from ..benchmark.transfer import benchmark_transfer
-from ..benchmark.transfer_arms import STARTS
+from ..benchmark.transfer_arms import GROUPS
 from ..make_tiny_source import RunLog
 from .autoencoder_training import AutoencoderRecipe, train_autoencoder
 from .source_training import SourceRecipe, SourceTraining, score_source, source_images
@@ -37,6 +39,8 @@ from .source_training import SourceRecipe, SourceTraining, score_source, source_
 SCORED_CAPTIONS = 480
 SCORED_STEPS = (30, 4)
 SHOWN = 6
+TRAINED_SHARE = 0.6
+"""Of the minutes, where pixel models are compared afterwards."""
 AHEAD = 32
 """Steps whose images a GPU renders at once."""
 
@@ -53,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train and score what the arguments ask for."""
+    began = time.monotonic()
     out: Path = arguments.out
     device = accelerator.named(arguments.device)
     torch.set_float32_matmul_precision("high")
@@ -70,12 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
         ahead = 1 if device.type == "cpu" else AHEAD
         identity = autoencoder.encoder_identity()
         training = SourceTraining(recipe, out, device, identity, start, ahead=ahead, compiled=arguments.compile)
-        training.train(autoencoder, words, arguments.minutes, arguments.finish)
+        share = TRAINED_SHARE if arguments.transfer else 1.0
+        training.train(autoencoder, words, share * arguments.minutes, arguments.finish)
     if arguments.stage in ("score", "all"):
         write_scores(_own(out, scenes.SOURCE_PATH), autoencoder, words, device, out, arguments.captions)
     if arguments.transfer:
         files = (_own(out, path) for path in (scenes.SOURCE_PATH, scenes.AUTOENCODER_PATH, scenes.WORDS_PATH))
-        benchmark_transfer(out, compared_steps=arguments.transfer, groups=[STARTS], world=scenes_of(*files))
+        rest = arguments.minutes - (time.monotonic() - began) / 60
+        world = scenes_of(*files)
+        benchmark_transfer(out, compared_steps=arguments.transfer, groups=tuple(GROUPS), world=world, minutes=rest)
     if arguments.stage == "picture":
         write_picture(_own(out, scenes.SOURCE_PATH), autoencoder, words, device, out)
 
@@ -139,7 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of state, weights and logs")
     parser.add_argument("--stage", choices=("autoencoder", "source", "score", "picture", "all"), default="all")
-    parser.add_argument("--minutes", type=_above_zero(float), default=9.0, help="of training, by the clock")
+    parser.add_argument(
+        "--minutes",
+        type=_above_zero(float),
+        default=9.0,
+        help="by the clock, of training; with --transfer of everything",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or another of torch's")
     parser.add_argument(
         "--batch", type=_above_zero(int), default=SourceRecipe.batch, help="images of a step of the source"
@@ -147,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--captions", type=_above_zero(int), default=SCORED_CAPTIONS, help="that a score is of")
     parser.add_argument("--finish", action="store_true", help="let the learning rate fall to 0 by the end")
     parser.add_argument(
-        "--transfer", type=_above_zero(int), metavar="STEPS", help="compare starts of pixel models, trained so long"
+        "--transfer", type=_above_zero(int), metavar="STEPS", help="compare pixel models, each trained so long"
     )
     parser.add_argument("--compile", action="store_true", help="compile the step on a CPU; needs a C++ compiler")
     parser.add_argument("--anew", action="store_true", help="begin from random weights")
