@@ -7,7 +7,8 @@ model, a scale of a weight (`quantised`), or listed among the keys that a file m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from .model import L2PModel, LatentModel, key_shapes
 from .sources import source_of
 from .sources.recognition import known_models, nearest_source
 
-__all__ = ["Checkpoint", "CheckpointError", "load_any", "load_latent", "load_model", "load_tensors", "save"]
+__all__ = ["Checkpoint", "CheckpointError", "load_latent", "load_model", "load_tensors", "save"]
 
 _Model = TypeVar("_Model", L2PModel, LatentModel)
 
@@ -65,6 +66,10 @@ class Checkpoint:
         return [header.path for header in self.files]
 
     @property
+    def bytes_on_disk(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
+    @property
     def is_delta(self) -> bool:
         """Whether this is a trained part, to be merged onto its base (see `delta`)."""
         return self.metadata.get(KIND) == DELTA
@@ -96,17 +101,12 @@ class Checkpoint:
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
         stated = stored_config(self.metadata)
-        return stated if stated and self._agrees(stated, found) else found
-
-    def _agrees(self, stated: ModelConfig, found: ModelConfig) -> bool:
-        """Whether the tensors are those of a stated configuration, which may differ where weights are filled up."""
-        counted = _kind(stated) == _kind(found)
-        try:
-            if counted and stated != found:
+        # They may differ where weights are filled up.
+        if stated and stated != found and _kind(stated) == _kind(found):
+            with suppress(CheckpointError):
                 check_exact(self, key_shapes(stated))
-        except CheckpointError:
-            return False
-        return counted
+                return stated
+        return found
 
     @property
     def input_dtype(self) -> str:  # of the patch embedder
@@ -170,9 +170,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             if name in entries:
                 raise CheckpointError(f"{path} is damaged: two of its files contain {shown(name)}; download it again.")
             entries[name] = header, entry
-    inside, outside = _split_prefix(entries)
+    prefixed = [key for key in entries if key.startswith(COMFY_PREFIX)]
+    outside = tuple(key for key in entries if prefixed and not key.startswith(COMFY_PREFIX))
     try:
-        sources = comfy_sources(inside)
+        sources = comfy_sources(prefixed or entries)
         tensors = {name: joined(name, [entries[key] for key in keys]) for name, keys in sources.items()}
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -211,23 +212,7 @@ def load_latent(
     config = checkpoint.config()
     if isinstance(config, PixelConfig):
         raise CheckpointError(f"{checkpoint.path} is an L2P pixel model, but its latent source was expected.")
-    check_readable(checkpoint.path, checkpoint.quantisation, checkpoint.layer_settings)
-    check_exact(checkpoint, key_shapes(config))
-    with torch.device("meta"):
-        model = LatentModel(config)
-    return _filled(model, checkpoint, dtype, device, progress)
-
-
-def load_any(
-    path: str | Path | Checkpoint,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    progress: ProgressCallback | None = None,
-) -> L2PModel | LatentModel:
-    """Load a pixel or latent model, whichever it is; arguments and errors as for `load_model`."""
-    checkpoint = _opened(path)
-    load = load_model if isinstance(checkpoint.config(), PixelConfig) else load_latent
-    return load(checkpoint, dtype, device, progress)
+    return _filled(_empty(LatentModel, checkpoint, config), checkpoint, dtype, device, progress)
 
 
 def empty_model(checkpoint: Checkpoint) -> L2PModel:
@@ -236,11 +221,14 @@ def empty_model(checkpoint: Checkpoint) -> L2PModel:
     Raises:
         CheckpointError: if it is not one complete L2P model, or is quantised in a format that is not read here.
     """
-    config = checkpoint.pixel_config(plain=False)
+    return _empty(L2PModel, checkpoint, checkpoint.pixel_config(plain=False))
+
+
+def _empty(kind: type[_Model], checkpoint: Checkpoint, config: ModelConfig) -> _Model:
     check_readable(checkpoint.path, checkpoint.quantisation, checkpoint.layer_settings)
     check_exact(checkpoint, key_shapes(config))
     with torch.device("meta"):
-        return L2PModel(config)
+        return kind(config)
 
 
 def _filled(
@@ -282,7 +270,7 @@ def check_complete(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...
     Raises:
         CheckpointError: naming the first key, or part of a quantised layer, that is missing or of another shape.
     """
-    _accounted(checkpoint.path, checkpoint.tensors, checkpoint.layer_settings, expected)
+    check_tensors(checkpoint.path, checkpoint.tensors, checkpoint.layer_settings, expected, may_have_more=True)
 
 
 def check_exact(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -305,25 +293,14 @@ def check_tensors(
     tensors: Mapping[str, Stored],
     settings: LayerSettings,
     expected: Mapping[str, tuple[int, ...]],
+    may_have_more: bool = False,
 ) -> None:
-    """`check_exact` of a diffusion model's tensors; `path` is the file's name in error messages.
+    """`check_exact` of a diffusion model's tensors, or `check_complete` if it `may_have_more`; `path` is the file's
+    name in error messages.
 
     Raises:
-        CheckpointError: as `check_exact`.
+        CheckpointError: as these.
     """
-    accounted = _accounted(path, tensors, settings, expected)
-    unknown = [key for key in tensors if key not in accounted and not is_unused(key)]
-    if unknown:
-        raise CheckpointError(f"{path} has tensors that such a model does not have: {some_are(unknown)} unknown.")
-
-
-def _accounted(
-    path: Path | str,
-    tensors: Mapping[str, Stored],
-    settings: LayerSettings,
-    expected: Mapping[str, tuple[int, ...]],
-) -> set[str]:
-    """The keys that the model uses, provided that none is missing."""
     missing = [key for key in expected if key not in tensors]
     if missing:
         raise CheckpointError(f"{path} is incomplete: {some_are(missing)} missing.")
@@ -331,7 +308,9 @@ def _accounted(
     for key, shape in expected.items():
         if key not in quantised and tensors[key].shape != shape:
             raise CheckpointError(f"{path}: {shown(key)} has the shape {tensors[key].shape}, but {shape} was expected.")
-    return {*expected, *quantised}
+    unknown = [key for key in tensors if key not in expected and key not in quantised and not is_unused(key)]
+    if unknown and not may_have_more:
+        raise CheckpointError(f"{path} has tensors that such a model does not have: {some_are(unknown)} unknown.")
 
 
 def _kind(config: ModelConfig) -> tuple[object, ...]:
@@ -341,10 +320,3 @@ def _kind(config: ModelConfig) -> tuple[object, ...]:
 
 def _opened(path: str | Path | Checkpoint) -> Checkpoint:
     return path if isinstance(path, Checkpoint) else open_checkpoint(path)
-
-
-def _split_prefix(keys: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The keys of the diffusion model, and those beside it in an all-in-one file."""
-    keys = list(keys)
-    inside = [key for key in keys if key.startswith(COMFY_PREFIX)]
-    return (inside, tuple(key for key in keys if not key.startswith(COMFY_PREFIX))) if inside else (keys, ())

@@ -20,7 +20,7 @@ from .checkpoint import Checkpoint, check_exact, open_checkpoint
 from .config import ModelConfig, PixelConfig, variant_row
 from .files import metadata
 from .files.about import inherited
-from .files.model_file import TensorSpec, model_file, refuse_own_source
+from .files.model_file import model_file, refuse_own_source
 from .files.recognise import is_unused
 from .files.safetensors_header import CheckpointError, Header, nbytes
 from .files.tensor_io import (
@@ -31,6 +31,7 @@ from .files.tensor_io import (
     Piece,
     ProgressCallback,
     Stored,
+    TensorSpec,
     TensorWriter,
     as_bytes,
     converted,
@@ -38,7 +39,7 @@ from .files.tensor_io import (
 )
 from .initialise import FITTED, INITS, random_values
 from .model import key_shapes
-from .patch_pairs import FILE, EmbedderFit, PatchPairs, fit_embedder
+from .patch_pairs import FILE, PatchPairs, fit_embedder
 from .ranges import HEAD_WIDTH, SEED, check_known
 from .sources import source_of
 
@@ -136,8 +137,8 @@ def convert(
     refuse_own_source(target, checkpoint.paths)
 
     config = source_config.with_head(variant, head_width)
-    fitted = fitted_embedder(checkpoint, config, pairs) if init == FITTED else None
-    fates = _fates(checkpoint, source_config, config, f"{init}, seed {seed}", fitted)
+    fitted, fit = fitted_embedder(checkpoint, config, pairs) if init == FITTED else ({}, "")
+    fates = _fates(checkpoint, source_config, config, f"{init}, seed {seed}", dict.fromkeys(fitted, fit))
     shapes = key_shapes(config)
     specs = _specs(checkpoint, fates, shapes, DTYPE_NAMES[dtype] if dtype else None)
     report = ConversionReport(source, target, variant, seed, _NO_HASH, fates)
@@ -149,33 +150,27 @@ def convert(
         ),
         ChunkReader() as reader,
     ):
-        counter = ByteCounter(_bytes_to_handle(checkpoint, report, specs), progress)
+        new = [specs[key] for key in report.keys("initialised")]
+        to_make = sum(nbytes(spec.dtype, spec.shape) for spec in new)
+        counter = ByteCounter(checkpoint.bytes_on_disk + to_make, progress)
         copies = _copies(checkpoint, specs, places, report.keys("copied"))
         hashes = [_copy_file(header, copies, reader, writer, counter) for header in checkpoint.files]
-        for key in report.keys("initialised"):
-            new = fitted.values(key) if fitted else None
-            chunks = random_values(key, shapes, seed, init) if new is None else [new]
-            _write_new(specs[key], places[key], chunks, writer, counter)
+        for spec in new:
+            known = fitted.get(spec.name)
+            chunks = random_values(spec.name, shapes, seed, init) if known is None else [known]
+            _write_new(spec, places[spec.name], chunks, writer, counter)
         report = replace(report, source_sha256=_combined(hashes), broken=writer.broken)
         writer.finish(_metadata(config, report, init) | stated)
     return report
 
 
-@dataclass(frozen=True)
-class FittedEmbedder:
-    """The patch embedder of the init "fitted": its keys' beginning, and its values."""
-
-    embedder: str
-    fit: EmbedderFit
-
-    def values(self, key: str) -> Tensor | None:
-        """The values of a key of it, flat; None for another."""
-        layer, _, name = key.rpartition(".")
-        return None if layer != self.embedder else (self.fit.weight if name == "weight" else self.fit.bias).flatten()
-
-
-def fitted_embedder(checkpoint: Checkpoint, target: PixelConfig, pairs: PatchPairs | None) -> FittedEmbedder:
+def fitted_embedder(
+    checkpoint: Checkpoint, target: PixelConfig, pairs: PatchPairs | None
+) -> tuple[dict[str, Tensor], str]:
     """Fit the patch embedder of `target` to the checkpoint's own.
+
+    Returns:
+        Its weight and bias by their keys, and a clause on the fit.
 
     Raises:
         ValueError: without pairs, for pairs of another patch or latent space, or too few, and for an L2P model.
@@ -196,13 +191,15 @@ def fitted_embedder(checkpoint: Checkpoint, target: PixelConfig, pairs: PatchPai
         raise ValueError("The data set's patches are of another latent space: use a data set made by this source.")
     with ChunkReader() as reader:
         weight, bias = (reader.read(checkpoint.tensors[f"{row.embedder}.{name}"]) for name in ("weight", "bias"))
-    return FittedEmbedder(row.embedder, fit_embedder(pairs, weight, bias))
+    fit = fit_embedder(pairs, weight, bias)
+    return {f"{row.embedder}.weight": fit.weight, f"{row.embedder}.bias": fit.bias}, fit.summary()
 
 
 def _fates(
-    checkpoint: Checkpoint, source: ModelConfig, target: PixelConfig, how: str, fitted: FittedEmbedder | None
+    checkpoint: Checkpoint, source: ModelConfig, target: PixelConfig, how: str, fitted: Mapping[str, str]
 ) -> tuple[Fate, ...]:
-    """Every key's fate: first those of the result in its order, then what is left of the source."""
+    """Every key's fate: first those of the result in its order, then what is left of the source; `how` new keys are
+    made, but for those that are `fitted`."""
     held, wanted, row = checkpoint.shapes, key_shapes(target), source_of(source)
     # Published names hold the patch size: an embedder of another one is another layer, bias included.
     other_layer = (f"{row.embedder}.",) if source.patch_size != target.patch_size else ()
@@ -211,8 +208,8 @@ def _fates(
     for key in wanted:
         if key in copied:
             fates.append(Fate(key, "copied", "equal name and shape"))
-        elif fitted and fitted.values(key) is not None:
-            fates.append(Fate(key, "initialised", fitted.fit.summary()))
+        elif key in fitted:
+            fates.append(Fate(key, "initialised", fitted[key]))
         else:
             fates.append(
                 Fate(key, "initialised", f"{how}; the source's has another patch size or shape" if key in held else how)
@@ -238,42 +235,37 @@ def _specs(
     return {spec.name: spec for spec in specs}
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """The target of the bytes of a source tensor: their position, and the dtypes before and after."""
-
-    position: int
-    dtype: str
-    new_dtype: str
-
-
 def _copies(
     checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], places: Mapping[str, int], keys: Iterable[str]
-) -> dict[Piece, _Copy]:
+) -> dict[Piece, tuple[int, str]]:
+    """Where the bytes of these tensors go: the position of each range of them, and the dtype there."""
     copies = {}
     for key in keys:
         position, dtype = places[key], specs[key].dtype
         for piece in checkpoint.tensors[key].pieces:
-            copies[piece] = _Copy(position, piece.dtype, dtype)
+            copies[piece] = position, dtype
             position += (piece.stop - piece.start) // itemsize(piece.dtype) * itemsize(dtype)
     return copies
 
 
 def _copy_file(
-    header: Header, copies: Mapping[Piece, _Copy], reader: ChunkReader, writer: TensorWriter, counter: ByteCounter
+    header: Header,
+    copies: Mapping[Piece, tuple[int, str]],
+    reader: ChunkReader,
+    writer: TensorWriter,
+    counter: ByteCounter,
 ) -> str:
     """Read one file of the source from its first byte to its last, copy what is wanted, and return its SHA-256."""
     digest = hashlib.sha256()
     parts = [Piece(header.path, 0, header.data_start, "U8")]
     parts += [Piece(header.path, entry.start, entry.stop, entry.dtype) for entry in header.tensors.values()]
     for piece in parts:
-        copy = copies.get(piece)
-        position = copy.position if copy else 0
+        position, dtype = copies.get(piece, (0, ""))
         size = piece.stop - piece.start
         for chunk in reader.chunks(Stored("", "U8", (size,), (replace(piece, dtype="U8"),))):
             reader.hash(digest, chunk)
-            if copy:
-                data = converted(chunk, copy.dtype, copy.new_dtype)
+            if dtype:
+                data = converted(chunk, piece.dtype, dtype)
                 writer.write(position, data)
                 position += len(data)
             counter.advance(len(chunk))
@@ -289,12 +281,6 @@ def _write_new(
         writer.write(position, data)
         position += len(data)
         counter.advance(len(data))
-
-
-def _bytes_to_handle(checkpoint: Checkpoint, report: ConversionReport, specs: Mapping[str, TensorSpec]) -> int:
-    """Bytes to read and to make."""
-    read = sum(header.path.stat().st_size for header in checkpoint.files)
-    return read + sum(nbytes(specs[key].dtype, specs[key].shape) for key in report.keys("initialised"))
 
 
 def _combined(hashes: list[str]) -> str:

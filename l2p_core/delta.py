@@ -25,11 +25,12 @@ from .deltas.unchanged_tensors import UnchangedTensor, digest_if_equal, digest_o
 from .deltas.writing import write_model
 from .files import metadata
 from .files.about import inherited
-from .files.atomic import atomic_file, check_target
-from .files.model_file import TensorSpec, aligned, refuse_own_source
+from .files.atomic import check_target
+from .files.model_file import refuse_own_source
 from .files.quantised import FLOAT_DTYPES
-from .files.safetensors_header import CheckpointError, header_room
-from .files.tensor_io import DTYPE_NAMES, ByteCounter, ChunkReader, ProgressCallback, Stored, TensorWriter, copy_tensor
+from .files.safetensors_header import CheckpointError
+from .files.tensor_file import new_file
+from .files.tensor_io import DTYPE_NAMES, ByteCounter, ChunkReader, ProgressCallback, Stored, TensorSpec, copy_tensor
 from .model import L2PModel, key_shapes
 
 _INHERITED = (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)
@@ -281,20 +282,18 @@ def _write(
     """Write tensors as one file with the metadata `text`, and return their keys; `trained` is the file that is refused
     if a value is not finite."""
     held = {stored.name: stored for stored in tensors}
-    specs = aligned(TensorSpec(stored.name, stored.dtype, stored.shape) for stored in held.values())
-    room, size = header_room(specs, text), sum(stored.nbytes for stored in held.values())
-    with atomic_file(target, room + size, overwrite) as file:
-        writer = TensorWriter(file, room)
-        for spec in specs:
-            copy_tensor(reader, held[spec.name], writer, writer.add({spec.name: spec.shape}, spec.dtype))
+    specs = [TensorSpec(stored.name, stored.dtype, stored.shape) for stored in held.values()]
+    with new_file(target, specs, text, overwrite) as writer:
+        for name, place in writer.places.items():
+            copy_tensor(reader, held[name], writer, place)
             if writer.broken and trained:
                 raise CheckpointError(
-                    f"{trained} is broken: '{spec.name}' has values that are not finite numbers, so its images would "
-                    "be black. Use an earlier save of the training, or download the file again."
+                    f"{trained} is broken: '{name}' has values that are not finite numbers, so its images would be "
+                    "black. Use an earlier save of the training, or download the file again."
                 )
-            counter.advance(held[spec.name].nbytes)
+            counter.advance(held[name].nbytes)
         writer.finish(text)
-    return tuple(spec.name for spec in specs)
+    return tuple(writer.places)
 
 
 def _inherited(trained: Mapping[str, str], base: Mapping[str, str]) -> dict[str, str]:

@@ -124,7 +124,7 @@ class DetailerHead(nn.Module):
         return 0 if self.fused else fused_from(device)
 
     def _encode(self, stage: HeadStage, at: StageRegions, x: Tensor) -> tuple[Tensor, Tensor]:
-        skip = _silu(_cropped(self._conv("enc", stage, 0)(x), at.encoder_reads, at.encoded))
+        skip = _silu(_cropped(self.layer("enc", stage)(x), at.encoder_reads, at.encoded))
         return skip, F.max_pool2d(skip, 2)
 
     def _with_features(self, x: Tensor, features: Tensor) -> Tensor:
@@ -140,15 +140,15 @@ class DetailerHead(nn.Module):
         with unwidened(x):
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         x = _cropped(x, at.upsampled.halved().doubled(), at.upsampled)
-        x = _cropped(self._conv("up", stage, 1)(x), at.upsampled, at.merged)
+        x = _cropped(self.layer("up", stage)(x), at.upsampled, at.merged)
         x = torch.cat([x, _cropped(skip, at.encoded, at.merged)], dim=1)
-        return _cropped(self._conv("dec", stage, 0)(x), at.merged, at.decoded)
+        return _cropped(self.layer("dec", stage)(x), at.merged, at.decoded)
 
     def _fused(self, stage: HeadStage, at: StageRegions, x: Tensor, skip: Tensor, fusion: Fusion) -> Tensor:
         """The same with both convolutions fused, except the image's outermost pixels."""
         coarse = at.upsampled.halved()
         through, output = fused_stage(
-            x, _cropped(skip, at.encoded, at.merged), self._conv("up", stage, 1), self._conv("dec", stage, 0), fusion
+            x, _cropped(skip, at.encoded, at.merged), self.layer("up", stage), self.layer("dec", stage), fusion
         )
         output = _cropped(output, at.merged, at.decoded)
         output += _cropped(through, coarse.doubled(), at.decoded)
@@ -158,8 +158,9 @@ class DetailerHead(nn.Module):
             output[edge.within(at.decoded).index] = self._unfused(stage, strip, part, skip)
         return output
 
-    def _conv(self, part: str, stage: HeadStage, index: int) -> nn.Conv2d:
-        layer = self.get_submodule(f"{part}{stage.name}.{index}")
+    def layer(self, part: str, stage: HeadStage) -> nn.Conv2d:
+        """A stage's convolution "enc", "up" or "dec"."""
+        layer = self.get_submodule(f"{part}{stage.name}.{1 if part == 'up' else 0}")
         assert isinstance(layer, nn.Conv2d)
         return layer
 

@@ -130,7 +130,9 @@ def integrate(
         raise ValueError(f"Guidance (cfg) must be a finite number, not {cfg}.")
     if cfg != 1.0 and negative is None:
         raise ValueError("Guidance (cfg other than 1) needs a negative caption for each image; it may be empty text.")
-    captions, negative = _refined(model, captions), None if cfg == 1.0 else _refined(model, negative)
+    # What the model reads in every step, if it can compute that in advance.
+    refined = getattr(model, "refined", lambda captions: captions)
+    captions, negative = refined(captions), None if cfg == 1.0 else refined(negative)
     steps = sigmas.tolist()
     velocity = x  # until the first step
     for i, (sigma, following) in enumerate(zip(steps, steps[1:], strict=False)):
@@ -146,12 +148,6 @@ def integrate(
             progress(i + 1, len(steps) - 1, x - sigma * velocity)
         x = x + (following - sigma) * velocity
     return x, velocity
-
-
-def _refined(model: FlowModel, captions: Any) -> Any:
-    """Captions in the form that the model reads in every step, if it can compute that in advance."""
-    refined = getattr(model, "refined", None)
-    return captions if refined is None else refined(captions)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def grow(x: Tensor, sigma: float, noise: Tensor) -> tuple[Tensor, float]:
     ratio = _ratio((height, width), (new_height, new_width))
     kappa = ratio / (1 + (ratio - 1) * sigma)
     out = torch.empty(noise.shape, dtype=torch.float32, device=noise.device)
-    for result, plane, fresh in zip(_planes(out), _planes(x), _planes(noise), strict=True):
+    for result, plane, fresh in zip(*(images.flatten(0, 1) for images in (out, x, noise)), strict=True):
         fresh = fresh.float()
         low = plane.float() - sigma * resize_band(fresh, height, width)
         result.copy_(resize_band(low, new_height, new_width)).add_(fresh, alpha=sigma).mul_(kappa)
@@ -102,10 +102,6 @@ def keeps_aspect(old: Size, new: Size) -> bool:
     """Whether two sizes have the same aspect ratio, to within less than a cell."""
     (height, width), (new_height, new_width) = old, new
     return abs(new_height * width - height * new_width) < new_height + new_width
-
-
-def _planes(images: Tensor) -> Tensor:
-    return images.view(-1, *images.shape[-2:]) if images.is_contiguous() else images.flatten(0, 1)
 
 
 def _ratio(old: Size, new: Size) -> float:

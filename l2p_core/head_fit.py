@@ -43,7 +43,7 @@ from .detailer import DetailerHead
 from .files.tensor_io import ProgressCallback
 from .head_pairs import COLOURS, amplified, centre, difference, gains_of, hand_up, kernel_of, set_pair, set_row, smooth
 from .head_windows import AT_ONCE, Windows
-from .ops.least_squares import LeastSquares, added
+from .ops.least_squares import LeastSquares
 
 CELLS = 8
 """Side of a window in patches: one of each image, cut at a random place."""
@@ -184,7 +184,7 @@ class _Fitter:
         """Every stage hands its noisy pixels to the decoder as pairs, and smoothed ones to the next: the difference of
         a pair's maxima over four pixels is close to their mean."""
         for stage in self.head.stages:
-            layer = self._layer("enc", stage, 0)
+            layer = self.head.layer("enc", stage)
             for colour in range(COLOURS):
                 taps = {colour: 1.0} if stage is self.head.stages[0] else difference(COLOURS + colour)
                 set_pair(layer, 2 * colour, centre(layer, taps))
@@ -192,16 +192,13 @@ class _Fitter:
 
     def bottleneck(self) -> None:
         """Pairs of the directions of the features that best predict a patch's target and the gain."""
-        layer, squares = self._bottleneck, None
+        layer, squares = self._bottleneck, LeastSquares()
         for batch, gain in self.batches():
             cells = batch.features.shape[-1]
             patches = rearrange(batch.target, "n c (h p) (w q) -> (n h w) (c p q)", h=cells, w=cells)
             # As much of a say for the gain as for all pixels together.
             weighted = gain.repeat_interleave(cells * cells)[:, None] * patches.shape[1] ** 0.5
-            squares = added(
-                squares, rearrange(batch.features, "n d h w -> (n h w) d"), torch.cat([patches, weighted], 1)
-            )
-        assert squares is not None
+            squares.add(rearrange(batch.features, "n d h w -> (n h w) d"), torch.cat([patches, weighted], 1))
         count = layer.out_channels // 2
         for number, (direction, constant) in enumerate(_directions(squares, squares.solved(_RIDGE)[0], 0, count)):
             row = torch.zeros(layer.in_channels, dtype=torch.float64)
@@ -210,13 +207,12 @@ class _Fitter:
 
     def decoder(self, stage: HeadStage) -> None:
         """A decoder stage, whose pairs are those of `_Pairs`."""
-        up, layer, pairs = self._layer("up", stage, 1), self._layer("dec", stage, 0), self._pairs(stage)
+        up, layer, pairs = self.head.layer("up", stage), self.head.layer("dec", stage), self._pairs(stage)
         hand_up(up, self._handed_to(stage))
-        squares: LeastSquares | None = None
+        squares = LeastSquares()
         for batch, gain in self.batches():
             inputs = self._inputs(batch, stage)
-            squares = added(squares, *self._rows(inputs, self._wanted(batch, gain, inputs, stage), batch.margin))
-        assert squares is not None
+            squares.add(*self._rows(inputs, self._wanted(batch, gain, inputs, stage), batch.margin))
         weight, bias = squares.solved(_RIDGE)
         for number, (row, constant) in enumerate(zip(weight[: pairs.fitted], bias.tolist(), strict=False)):
             set_pair(layer, 2 * number, kernel_of(row), constant)
@@ -264,10 +260,9 @@ class _Fitter:
         """The last convolution, which sees one pixel of all channels."""
         layer = self.head.out_conv
         assert isinstance(layer, nn.Conv2d)
-        squares: LeastSquares | None = None
+        squares = LeastSquares()
         for batch, _ in self.batches():
-            squares = added(squares, *self._rows(self._inputs(batch, None), batch.target, batch.margin, side=1))
-        assert squares is not None
+            squares.add(*self._rows(self._inputs(batch, None), batch.target, batch.margin, side=1))
         weight, bias = squares.solved(_RIDGE)
         for row, (kernel, constant) in enumerate(zip(weight[:, :, None, None], bias.tolist(), strict=True)):
             set_row(layer, row, kernel, constant)
@@ -283,15 +278,15 @@ class _Fitter:
         """What the decoder convolution of a stage reads, or for None the output convolution."""
         x, skips = batch.noisy, []
         for stage in self.head.stages:
-            x = F.silu(self._layer("enc", stage, 0)(x))
+            x = F.silu(self.head.layer("enc", stage)(x))
             skips.append(x)
             x = F.max_pool2d(x, 2)
         x = F.silu(self.head.bottleneck[0](torch.cat([x, batch.features], 1)))
         for stage in reversed(self.head.stages):
-            x = torch.cat([self._layer("up", stage, 1)(F.interpolate(x, scale_factor=2.0)), skips.pop()], 1)
+            x = torch.cat([self.head.layer("up", stage)(F.interpolate(x, scale_factor=2.0)), skips.pop()], 1)
             if stage is until:
                 return x
-            x = F.silu(self._layer("dec", stage, 0)(x))
+            x = F.silu(self.head.layer("dec", stage)(x))
         return x
 
     def _rows(self, inputs: Tensor, wanted: Tensor, margin: int, side: int = 3) -> tuple[Tensor, Tensor]:
@@ -311,11 +306,6 @@ class _Fitter:
     @property
     def _bottleneck(self) -> nn.Conv2d:
         layer = self.head.bottleneck[0]
-        assert isinstance(layer, nn.Conv2d)
-        return layer
-
-    def _layer(self, part: str, stage: HeadStage, index: int) -> nn.Conv2d:
-        layer = self.head.get_submodule(f"{part}{stage.name}.{index}")
         assert isinstance(layer, nn.Conv2d)
         return layer
 

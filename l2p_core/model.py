@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -123,13 +125,9 @@ class LatentModel(_OnBackbone):
         return velocity[..., :height, :width].to(latents.dtype)
 
 
-def key_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every key of the model's state dict (ComfyUI layout) with its shape, without allocating any weight."""
-    return dict(_key_shapes(config))
-
-
 @lru_cache(maxsize=16)
-def _key_shapes(config: ModelConfig) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def key_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+    """Every key of the model's state dict (ComfyUI layout) with its shape, without allocating any weight."""
     with torch.device("meta"):
         model = L2PModel(config) if isinstance(config, PixelConfig) else LatentModel(config)
-    return tuple((key, tuple(tensor.shape)) for key, tensor in model.state_dict().items())
+    return MappingProxyType({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})

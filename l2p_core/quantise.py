@@ -21,10 +21,9 @@ from .deltas.writing import Rounding, write_model
 from .files import metadata
 from .files.about import inherited
 from .files.eight_bit_formats import EIGHT_BITS
-from .files.model_file import TensorSpec
 from .files.quantised import METADATA, layer_of
 from .files.safetensors_header import CheckpointError, nbytes
-from .files.tensor_io import ProgressCallback
+from .files.tensor_io import ProgressCallback, TensorSpec
 from .files.units import bytes_text
 from .model import key_shapes
 from .ranges import check_known
@@ -108,7 +107,9 @@ def quantise(
     check_known("format", format, FORMATS)
     target = Path(target)
     if base is None and format == BF16 and open_checkpoint(source).is_delta:
-        return _cast_delta(source, target, about or {}, overwrite, progress)
+        before = open_checkpoint(source).bytes_on_disk
+        names = deltas.cast(source, target, torch.bfloat16, about=about, overwrite=overwrite, progress=progress)
+        return QuantisationReport(target, BF16, dict.fromkeys(names, BF16), (), before, target.stat().st_size)
     merged = _opened(source, base, unchecked_base)
     checkpoint = merged.checkpoint
     config = checkpoint.config()
@@ -120,7 +121,7 @@ def quantise(
     fates |= {f"{layer}.weight": f"{values['format']}, as in the base" for layer, values in merged.kept_layers.items()}
     unused = [key for key in checkpoint.tensors if key not in fates and layer_of(key) not in merged.kept_layers]
     skipped = (*unused, *checkpoint.outside)
-    return QuantisationReport(target, format, fates, skipped, _size(checkpoint), target.stat().st_size)
+    return QuantisationReport(target, format, fates, skipped, checkpoint.bytes_on_disk, target.stat().st_size)
 
 
 def planned_bytes(config: ModelConfig, format: str) -> int:
@@ -164,20 +165,3 @@ def _about(checkpoint: Checkpoint, config: ModelConfig, format: str) -> dict[str
     kind = checkpoint.metadata.get(metadata.KIND, metadata.QUANTISED)
     ours = metadata.describe(kind, config, format=format)
     return {**said, **ours, **inherited(checkpoint.metadata, same_model=True)}
-
-
-def _size(checkpoint: Checkpoint) -> int:
-    return sum(header.path.stat().st_size for header in checkpoint.files)
-
-
-def _cast_delta(
-    source: str | Path,
-    target: Path,
-    about: Mapping[str, str],
-    overwrite: bool,
-    progress: ProgressCallback | None,
-) -> QuantisationReport:
-    """A delta in bfloat16, which stays one."""
-    before = _size(open_checkpoint(source))
-    names = deltas.cast(source, target, torch.bfloat16, about=about, overwrite=overwrite, progress=progress)
-    return QuantisationReport(target, BF16, dict.fromkeys(names, BF16), (), before, target.stat().st_size)

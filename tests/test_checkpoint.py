@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_checkpoints import pixel_config, prefixed, same, weights, write, write_shards
+from tiny_checkpoints import load_any, pixel_config, prefixed, same, weights, write, write_shards
 
 from comfyui_l2p.l2p_core import checkpoint
-from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_any, load_latent, load_model, open_checkpoint
+from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_latent, load_model, open_checkpoint
 from comfyui_l2p.l2p_core.files import tensor_io
 from comfyui_l2p.l2p_core.layouts import to_diffusers
 from comfyui_l2p.l2p_core.model import LatentModel

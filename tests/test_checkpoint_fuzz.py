@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
-from tiny_checkpoints import pixel_config, weights, write
+from tiny_checkpoints import load_any, pixel_config, weights, write
 
 from comfyui_l2p.l2p_core import delta
-from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_any, load_tensors, open_checkpoint
+from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_tensors, open_checkpoint
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.files.safetensors_header import DTYPE_BITS
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import quantised_files as quantised
 import torch
-from tiny_checkpoints import SOURCE, prefixed, same, weights, write, write_shards
+from tiny_checkpoints import SOURCE, load_any, prefixed, same, weights, write, write_shards
 from torch import Tensor
 
 from comfyui_l2p.l2p_core import delta
-from comfyui_l2p.l2p_core.checkpoint import CheckpointError, check_exact, load_any, open_checkpoint
+from comfyui_l2p.l2p_core.checkpoint import CheckpointError, check_exact, open_checkpoint
 from comfyui_l2p.l2p_core.config import COMFY_PREFIX
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.deltas.delta_on_base import open_merged

@@ -164,7 +164,7 @@ def test_pairs_fill_the_channels_of_every_stage(width: float) -> None:
 def test_directions_predict_most_with_the_first() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4000, 4, generator=generator) * torch.tensor([1.0, 5.0, 1.0, 1.0]) + 2
-    squares = LeastSquares(4, 3)
+    squares = LeastSquares()
     squares.add(x, torch.stack([x[:, 1], x[:, 1] + 0.1 * x[:, 2], 0.1 * x[:, 2]], 1))
     weight, _ = squares.solved(1e-9)
     (first, constant), (second, _) = head_fit._directions(squares, weight, 0, 2)
@@ -177,7 +177,7 @@ def test_least_squares_find_a_linear_map() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 6, generator=generator) + 3
     weight, bias = torch.randn(2, 6, generator=generator), torch.tensor([5.0, -1.0])
-    squares = LeastSquares(6, 2)
+    squares = LeastSquares()
     for rows in x.split(100):
         squares.add(rows, rows @ weight.T + bias)
     found, constant = squares.solved(1e-9)
@@ -188,7 +188,7 @@ def test_least_squares_find_a_linear_map() -> None:
 def test_least_squares_far_from_zero_keep_their_digits() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 3, generator=generator)
-    squares = LeastSquares(3, 1)
+    squares = LeastSquares()
     for rows in x.split(100):
         squares.add(rows + 2**14, rows[:, :1])
     weight, bias = squares.solved(1e-9)

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from comfyui_l2p.l2p_core.config import COMFY_PREFIX, ModelConfig
+from comfyui_l2p.l2p_core.checkpoint import load_latent, load_model, open_checkpoint
+from comfyui_l2p.l2p_core.config import COMFY_PREFIX, ModelConfig, PixelConfig
 from comfyui_l2p.l2p_core.layouts import to_diffusers
-from comfyui_l2p.l2p_core.model import key_shapes
+from comfyui_l2p.l2p_core.model import L2PModel, LatentModel, key_shapes
 
 SOURCE = ModelConfig(
     dim=64,
@@ -52,6 +53,12 @@ def write(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | No
     """A file as the format's own library writes it."""
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata=metadata)
     return path
+
+
+def load_any(path: Path) -> L2PModel | LatentModel:
+    """A pixel or latent model, whichever it is."""
+    checkpoint = open_checkpoint(path)
+    return (load_model if isinstance(checkpoint.config(), PixelConfig) else load_latent)(checkpoint)
 
 
 def write_shards(

@@ -48,7 +48,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "path": str(checkpoint.path),
         "files": len(checkpoint.files),
-        "bytes": sum(header.path.stat().st_size for header in checkpoint.files),
+        "bytes": checkpoint.bytes_on_disk,
         "layout": layout_of(checkpoint),
         "dtypes": _bytes_by_dtype(checkpoint),
         "tensors": len(checkpoint.tensors),

@@ -68,19 +68,15 @@ def adapter_shapes(config: ModelConfig, layers: Iterable[str], rank: int) -> dic
 
 def attach(
     model: nn.Module, layers: Iterable[str], *, rank: int, alpha: float, seed: int, device: torch.device | None = None
-) -> set[str]:
+) -> None:
     """Add a float32 adapter to each of these layers, linear ones or `frozen_store.FrozenLinear`.
 
     `down` is initialised like a linear layer of its size (uniform within 1 / sqrt(in)), from the seed and the layer's
     name alone.
 
-    Returns:
-        The names of the added parameters.
-
     Raises:
         ValueError: if the rank is not below the size of a layer.
     """
-    names: set[str] = set()
     for layer in layers:
         linear: Any = model.get_submodule(layer)
         if rank >= min(linear.in_features, linear.out_features):
@@ -98,8 +94,6 @@ def attach(
             linear.lora_up.weight.zero_()
         # A hook rather than another kind of layer: it works with any storage of the frozen weight.
         linear.register_forward_hook(partial(_add_adapter, alpha / rank))
-        names |= {f"{layer}{DOWN}", f"{layer}{UP}"}
-    return names
 
 
 def _add_adapter(scale: float, linear: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

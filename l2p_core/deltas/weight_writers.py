@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..files.eight_bit_formats import EightBits
-from ..files.model_file import TensorSpec
 from ..files.quantised import MARKER, marker
 from ..files.safetensors_header import CheckpointError
-from ..files.tensor_io import STORED_DTYPES, ChunkReader, Stored, TensorWriter, as_bytes, copy_tensor
+from ..files.tensor_io import STORED_DTYPES, ChunkReader, Stored, TensorSpec, TensorWriter, as_bytes, copy_tensor
 from ..ops.eight_bit import dequantised
 from ..ops.finite import is_finite
 from .low_rank import LowRank
@@ -21,22 +19,6 @@ from .unchanged_tensors import short_digest
 
 Places = Mapping[str, int]
 """The position of each tensor in the file."""
-
-
-class WeightWriter(Protocol):
-    """One weight on its way into a file."""
-
-    stored: Stored
-
-    def specs(self) -> list[TensorSpec]:
-        """The tensors that the file will hold for it."""
-
-    def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
-        """Write it; returns the digest of the source weight, or None if that was quantised or no digest is needed.
-
-        Raises:
-            CheckpointError: if it is to be rounded and not finite.
-        """
 
 
 class Plain:
@@ -55,9 +37,15 @@ class Plain:
         self.stored, self.dtype, self.adapter, self.is_hashed = stored, dtype or stored.dtype, adapter, is_hashed
 
     def specs(self) -> list[TensorSpec]:
+        """The tensors that the file will hold for it."""
         return [TensorSpec(self.stored.name, self.dtype, self.stored.shape)]
 
     def write(self, reader: ChunkReader, writer: TensorWriter, places: Places) -> str | None:
+        """Write it; returns the digest of the source weight, or None if that was quantised or no digest is needed.
+
+        Raises:
+            CheckpointError: if it is to be rounded and not finite.
+        """
         digest = hashlib.sha256()
         place = places[self.stored.name]
         if self.adapter is None and self.dtype == self.stored.dtype:
@@ -130,6 +118,10 @@ class Quantised:
             copy_tensor(reader, part, writer, places[part.name])
         writer.write(places[self.marker_key], as_bytes(self.marker))
         return None
+
+
+WeightWriter = Plain | Rounded | Quantised
+"""One weight on its way into a file."""
 
 
 def _adapted(weight: Tensor, adapter: LowRank | None) -> Tensor:

@@ -134,17 +134,11 @@ def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     try:
         return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
     except RuntimeError as error:
-        _warn_unpinned(str(error).partition("\n")[0])
+        if not _warned.is_set():
+            _warned.set()
+            logging.getLogger(__name__).warning(
+                "L2P: the system did not pin more RAM (%s). It uses ordinary RAM instead, from which copies to the GPU "
+                "are slower; closing other programs, or a higher limit of locked memory, may help.",
+                str(error).partition("\n")[0],
+            )
         return torch.empty(tuple(shape), dtype=dtype)
-
-
-def _warn_unpinned(reason: str) -> None:
-    """Warn once per process that memory is not pinned, and why."""
-    if _warned.is_set():
-        return
-    _warned.set()
-    logging.getLogger(__name__).warning(
-        "L2P: the system did not pin more RAM (%s). It uses ordinary RAM instead, from which copies to the GPU "
-        "are slower; closing other programs, or a higher limit of locked memory, may help.",
-        reason,
-    )

@@ -13,10 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..ops import eight_bit
-from .model_file import TensorSpec
 from .quantised import FLOAT_DTYPES, MARKER, LayerSettings, layer_of, marker
 from .safetensors_header import CheckpointError
-from .tensor_io import TORCH_DTYPES, ChunkReader, Stored
+from .tensor_io import TORCH_DTYPES, ChunkReader, Stored, TensorSpec
 
 _SCALES = ("weight_scale", "scale_weight")
 """The names of a weight's factors, the older one last."""

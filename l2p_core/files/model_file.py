@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from ..config import ModelConfig
 from ..layouts import target_shapes
-from .atomic import atomic_file
-from .safetensors_header import SUFFIXES, CheckpointError, header_room, nbytes
-from .tensor_io import TensorWriter, itemsize
-
-
-class TensorSpec(NamedTuple):
-    """A tensor to write, by its ComfyUI key."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+from .safetensors_header import SUFFIXES, CheckpointError
+from .tensor_file import new_file
+from .tensor_io import TensorSpec, TensorWriter
 
 
 @contextmanager
 def model_file(
     target: Path,
-    specs: Iterable[TensorSpec],
+    specs: Collection[TensorSpec],
     config: ModelConfig,
     metadata: Mapping[str, str],
     layout: str = "comfy",
     overwrite: bool = False,
 ) -> Iterator[tuple[TensorWriter, dict[str, int]]]:
-    """A writer, and the position in it of every tensor; `atomic_file` describes when the file appears.
+    """`new_file` in a layout, and the position in it of every tensor, by its ComfyUI key.
 
     A tensor's bytes are those of the ComfyUI layout in either layout of the file, because q, k and v are rows of
-    their stack. `metadata` is at least as long as the metadata that the writer will be finished with.
+    their stack.
     """
-    specs = aligned(specs)
     shapes = {spec.name: target_shapes(spec.name, spec.shape, layout, config) for spec in specs}
-    room = header_room(
-        ((key, spec.dtype, shape) for spec in specs for key, shape in shapes[spec.name].items()), metadata
-    )
-    size = room + sum(nbytes(spec.dtype, spec.shape) for spec in specs)
-    with atomic_file(target, size, overwrite) as file:
-        writer = TensorWriter(file, room)
-        yield writer, {spec.name: writer.add(shapes[spec.name], spec.dtype) for spec in specs}
-
-
-def aligned(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """Tensors with wider elements first, as in the format's own writer, so that every tensor is aligned for any
-    reader."""
-    return sorted(specs, key=lambda spec: -itemsize(spec.dtype))
+    written = [TensorSpec(key, spec.dtype, shape) for spec in specs for key, shape in shapes[spec.name].items()]
+    with new_file(target, written, metadata, overwrite) as writer:
+        yield writer, {name: writer.places[next(iter(keys))] for name, keys in shapes.items()}
 
 
 def check_name(target: Path) -> None:

@@ -84,7 +84,9 @@ def read_header(path: Path) -> Header:
         CheckpointError: if the file is missing, is another format, is incomplete or is inconsistent.
     """
     parsed, data_start, size = _parsed_header(path)
-    metadata = _checked_metadata(path, parsed.pop("__metadata__", {}))
+    metadata = parsed.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _damaged(path, "its metadata is not text")
     entries = sorted(
         (_checked_entry(path, name, value, data_start) for name, value in parsed.items()),
         key=lambda entry: (entry.start, entry.stop),
@@ -213,12 +215,6 @@ def _kind_of(start: bytes) -> str:
     if all(char.isprintable() or char.isspace() for char in text):
         return "a text file, not a model: give a safetensors file"
     return "not a safetensors file: it has no valid header, so it is another format or damaged"
-
-
-def _checked_metadata(path: Path, metadata: object) -> dict[str, str]:
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        _damaged(path, "its metadata is not text")
-    return metadata
 
 
 def _checked_entry(path: Path, name: str, value: object, data_start: int) -> Entry:

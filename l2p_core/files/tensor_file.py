@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .atomic import atomic_file
-from .safetensors_header import CheckpointError, header_room, read_header, shown
-from .tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, TensorWriter, as_bytes, joined
+from .safetensors_header import CheckpointError, header_room, nbytes, read_header, shown
+from .tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, TensorSpec, TensorWriter, as_bytes, itemsize, joined
+
+
+@contextmanager
+def new_file(
+    target: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], overwrite: bool
+) -> Iterator[TensorWriter]:
+    """A writer of these tensors; `atomic_file` describes when the file appears.
+
+    Wider elements come first, as in the format's own writer, so that every tensor is aligned for any reader. `metadata`
+    is at least as long as the metadata that the writer will be finished with.
+    """
+    specs = sorted(specs, key=lambda spec: -itemsize(spec.dtype))
+    room = header_room(specs, metadata)
+    size = room + sum(nbytes(spec.dtype, spec.shape) for spec in specs)
+    with atomic_file(target, size, overwrite) as file:
+        yield TensorWriter(file, specs, room)
 
 
 def save(
@@ -28,15 +45,11 @@ def save(
     metadata = {"format": "pt", **(metadata or {})}
     written = {name: tensor.dtype for name, tensor in tensors.items()} | dict(dtypes or {})
     # Among tensors of one dtype the order stays, which sharded ones are gathered in.
-    names = sorted(writing_order(tensors), key=lambda name: -written[name].itemsize)
-    room = header_room(((name, DTYPE_NAMES[written[name]], tuple(tensors[name].shape)) for name in names), metadata)
-    size = room + sum(tensor.numel() * written[name].itemsize for name, tensor in tensors.items())
-    with atomic_file(Path(target), size, overwrite) as file:
-        writer = TensorWriter(file, room)
-        for name in names:
-            tensor = tensors[name].detach()
-            position = writer.add({name: tuple(tensor.shape)}, DTYPE_NAMES[written[name]])
-            writer.write(position, as_bytes(tensor.cpu().to(written[name]).contiguous()))
+    names = writing_order(tensors)
+    specs = [TensorSpec(name, DTYPE_NAMES[written[name]], tuple(tensors[name].shape)) for name in names]
+    with new_file(Path(target), specs, metadata, overwrite) as writer:
+        for name, place in writer.places.items():
+            writer.write(place, as_bytes(tensors[name].detach().cpu().to(written[name]).contiguous()))
         writer.finish(metadata)
 
 

@@ -10,12 +10,12 @@ import functools
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,14 @@ STORED_DTYPES = {**TORCH_DTYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torc
 ProgressCallback = Callable[[int, int], None]
 """Called with what is done and the total, in bytes unless stated otherwise; an exception from it stops the work and
 leaves no file."""
+
+
+class TensorSpec(NamedTuple):
+    """A tensor to write, by its key."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -226,31 +234,26 @@ class ChunkReader:
 
 
 class TensorWriter:
-    """Writes a safetensors file: tensors in any order, then the header in the space reserved for it."""
+    """Writes a safetensors file: tensors in any order, then the header in the space reserved for it.
 
-    def __init__(self, file: FileIO, data_start: int):
-        self._file = file
-        self._data_start = data_start
+    Attributes:
+        places: the position of each tensor's first byte, in the order of the file.
+        broken: the first tensor with NaN or infinity in it, found while writing.
+    """
+
+    def __init__(self, file: FileIO, specs: Iterable[TensorSpec], data_start: int):
+        self._file, self._data_start, self._stop = file, data_start, 0
         self._entries: list[Entry] = []
-        self._starts: list[int] = []
-        self._stop = 0
+        for name, dtype, shape in specs:
+            start, self._stop = self._stop, self._stop + nbytes(dtype, shape)
+            self._entries.append(Entry(name, dtype, shape, start, self._stop))
+        self.places = {entry.name: entry.start for entry in self._entries}
         self.broken: str | None = None
-        """The first tensor with NaN or infinity in it, found while writing."""
-
-    def add(self, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
-        """Reserve space for contiguous tensors and return the position of their first byte."""
-        position = self._stop
-        for name, shape in shapes.items():
-            size = nbytes(dtype, shape)
-            self._entries.append(Entry(name, dtype, shape, self._stop, self._stop + size))
-            self._starts.append(self._stop)
-            self._stop += size
-        return position
 
     def write(self, position: int, data: memoryview) -> None:
-        """Write bytes, whole elements of one tensor or of several of a dtype, at a position returned by `add`."""
+        """Write bytes, whole elements of one tensor or of several of a dtype, within the `places`."""
         if data and self.broken is None:
-            entry = self._entries[bisect_right(self._starts, position) - 1]
+            entry = self._entries[bisect_right(self._entries, position, key=lambda entry: entry.start) - 1]
             dtype = STORED_DTYPES.get(entry.dtype)
             if dtype and dtype.is_floating_point and not is_finite(torch.frombuffer(data, dtype=dtype)):
                 self.broken = entry.name
@@ -263,7 +266,7 @@ class TensorWriter:
 
 
 def copy_tensor(reader: ChunkReader, stored: Stored, writer: TensorWriter, position: int, digest: Any = None) -> None:
-    """Copy a tensor chunk by chunk to a position of `TensorWriter.add`, and hash it on the way."""
+    """Copy a tensor chunk by chunk to its place in the file, and hash it on the way."""
     for chunk in reader.chunks(stored):
         if digest:
             reader.hash(digest, chunk)

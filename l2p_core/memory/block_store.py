@@ -115,7 +115,7 @@ def stored_tensors(model: nn.Module) -> list[Tensor]:
 
 def bytes_in_ram(model: nn.Module) -> int:
     """Bytes of RAM that a model's streamed weights take instead of the device's memory."""
-    frozen = sum(module.bytes_in_ram for module in model.modules() if isinstance(module, FrozenLinear))
+    frozen = sum(module.place.nbytes for module in model.modules() if isinstance(module, FrozenLinear))
     return frozen + sum(layer.working.nbytes for layer in trained_linears(model).values())
 
 

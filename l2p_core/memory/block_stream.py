@@ -80,26 +80,23 @@ class BlockStream:
     def read(self, block: int, span: _Span) -> Tensor:
         """A tensor on the device, valid until one of another block is read; starts copying the next block."""
         with self._lock:
-            return self._read(block, span)
-
-    def _read(self, block: int, span: _Span) -> Tensor:
-        if block != self._last:
-            self._direction = 1 if block > self._last else -1
-            self._last = block
-        slot = self._bring(block)
-        following = block + self._direction
-        if 0 <= following < len(self._homes):
-            self._bring(following)
-        arrived = self._arrived[slot]
-        if arrived:
-            arrived.wait()
-        here = span.of(self._slots[slot])
-        if span in self._stale[slot]:
-            self._stale[slot].discard(span)
-            here.copy_(span.of(self._homes[block]), non_blocking=True)
-            if self._gpu:
-                self._arrived[slot] = self._gpu.current_stream(here.device).record_event()
-        return here
+            if block != self._last:
+                self._direction = 1 if block > self._last else -1
+                self._last = block
+            slot = self._bring(block)
+            following = block + self._direction
+            if 0 <= following < len(self._homes):
+                self._bring(following)
+            arrived = self._arrived[slot]
+            if arrived:
+                arrived.wait()
+            here = span.of(self._slots[slot])
+            if span in self._stale[slot]:
+                self._stale[slot].discard(span)
+                here.copy_(span.of(self._homes[block]), non_blocking=True)
+                if self._gpu:
+                    self._arrived[slot] = self._gpu.current_stream(here.device).record_event()
+            return here
 
     def _bring(self, block: int) -> int:
         """Start copying a block unless it is on the device; returns its slot."""

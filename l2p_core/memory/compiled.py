@@ -17,7 +17,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..detailer import DetailerHead
-from .frozen_store import FrozenLinear
+from .frozen_store import DeviceTensor, FrozenLinear
 from .trained_linear import TrainedLinear
 
 _OLDEST = (2, 5)
@@ -71,7 +71,7 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
         if isinstance(module, TrainedLinear):
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
         elif isinstance(module, FrozenLinear):
-            module.traced = module.stays_on_device and _reads_float8(module.device)
+            module.traced = isinstance(module.place, DeviceTensor) and _reads_float8(module.device)
             module.product = torch.compiler.disable(module.product)  # type: ignore[method-assign]
     for _, block in model.blocks() if isinstance(model, Backbone) else ():
         block.compile(**settings)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,35 +30,21 @@ Use = Callable[[list[Tensor]], Renewed]
 """Receives gradients in RAM, which it may change but must not keep."""
 
 
-class Exchange(Protocol):
-    """The interface between `training.offload.InRam` and a device."""
+class Exchange:
+    """The exchange with a device that shares the CPU's memory: nothing can overlap."""
 
     def bring(self, gradients: Sequence[Tensor], use: Use) -> None:
         """Use gradients in RAM, in the order of these calls, and renew weights on the device."""
-        ...
-
-    def send(self, renewed: Renewed) -> None:
-        """Fill tensors on the device with weights."""
-        ...
-
-    def finish(self) -> None:
-        """Wait until everything has been used; later computations run only after the weights they need have arrived."""
-        ...
-
-
-class AtOnce:
-    """The exchange for a device that shares the CPU's memory: nothing can overlap."""
-
-    def bring(self, gradients: Sequence[Tensor], use: Use) -> None:
         self.send(use([gradient.cpu() for gradient in gradients]))
 
     @torch.no_grad()
     def send(self, renewed: Renewed) -> None:
+        """Fill tensors on the device with weights."""
         for weight, target in renewed:
             target.copy_(weight)
 
     def finish(self) -> None:
-        pass
+        """Wait until everything has been used; later computations run only after the weights they need have arrived."""
 
 
 @dataclass
@@ -74,7 +60,7 @@ class _Buffer:
         return [self.memory[start:stop].view(tensor.shape) for (start, stop), tensor in pieces]
 
 
-class Overlapping:
+class Overlapping(Exchange):
     """The exchange with a GPU.
 
     Args:
@@ -148,7 +134,7 @@ class Overlapping:
 
 def make(device: torch.device, elements: int, dtype: torch.dtype) -> Exchange:
     """The exchange with a device; arguments as for `Overlapping`."""
-    return Overlapping(device, elements, dtype) if accelerator.has_own_memory(device.type) else AtOnce()
+    return Overlapping(device, elements, dtype) if accelerator.has_own_memory(device.type) else Exchange()
 
 
 def _portions(renewed: Renewed, elements: int) -> Iterator[list[tuple[Tensor, Tensor]]]:

@@ -47,6 +47,7 @@ class FrozenLinear(nn.Module):
 
     Attributes:
         device: to compute on.
+        place: of the stored weight.
         traced: whether a compiler may convert the weight within its own kernels while nothing needs gradients. With
             gradients, it would keep converted weights for the backward pass.
     """
@@ -57,25 +58,15 @@ class FrozenLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.device = device
-        self._dtype, self._place = dtype, place
+        self.place, self._dtype = place, dtype
         self._scale: Tensor | None = None
         self._bias: Tensor | None = None
         self.traced = False
 
-    @property
-    def stays_on_device(self) -> bool:
-        """Whether its weight is not streamed."""
-        return isinstance(self._place, DeviceTensor)
-
-    @property
-    def bytes_in_ram(self) -> int:
-        """Bytes of RAM that its weight takes instead of the device's memory."""
-        return self._place.nbytes
-
     def put_weight(self, weight: Tensor) -> None:
         """Set the weight."""
         elements, self._scale = packed(weight.detach().to(self.device), self._dtype)
-        self._place.fill(elements)
+        self.place.fill(elements)
 
     def put_bias(self, bias: Tensor) -> None:
         """Set the bias; without a call there is none."""
@@ -87,7 +78,7 @@ class FrozenLinear(nn.Module):
 
     def read(self) -> PackedWeight:
         """The weight on the device; if it is streamed, use it before another block is read."""
-        return PackedWeight(self._place.read(), self._scale)
+        return PackedWeight(self.place.read(), self._scale)
 
     def read_weight(self) -> Tensor:
         """A copy of the weight, (out_features, in_features) float32."""

@@ -7,7 +7,6 @@ its allocator.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from ..config import PixelConfig
 from ..device.accelerator import has_own_memory
@@ -91,7 +90,10 @@ class _Planner:
     def plan(self) -> MemoryPlan:
         device, ram = self._weights()
         step = activations.step_of(self.config, self.training, self.work)
-        peak = activations.peak(step, self._recomputed, self._gradients)
+        trunk = list(source_of(self.config).blocks(self.config, trunk=True))
+        kept = {trunk[number] for number in kept_blocks(self.config, self.training)}
+        recomputes = self.training.gradient_checkpointing
+        peak = activations.peak(step, lambda block: recomputes and block not in kept, self._gradients)
         if self.training.offload:
             self._add_optimiser_in_ram(device, ram, peak.gradients)
         else:
@@ -151,14 +153,6 @@ class _Planner:
             block = weight.block or ".".join(name.split(".")[:2])
             sizes[block] = sizes.get(block, 0) + weight.elements
         return max(sizes.values())
-
-    @cached_property
-    def _kept(self) -> set[str]:
-        trunk = list(source_of(self.config).blocks(self.config, trunk=True))
-        return {trunk[number] for number in kept_blocks(self.config, self.training)}
-
-    def _recomputed(self, block: str) -> bool:
-        return self.training.gradient_checkpointing and block not in self._kept
 
     def _gradients(self, made: int, total: int) -> int:
         """Bytes of gradients on the device when so many elements of `total` are complete."""

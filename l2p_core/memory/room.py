@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -120,7 +121,7 @@ def _change(
         size["batch_size"] = smaller.batch
         new["accumulate"] = min(training.accumulate * work.batch // smaller.batch, int(BATCH.most))
     new |= {name: value for name, value, _ in settings}
-    words = " and ".join(f"{name} = {_toml(value)}" for name, value in {**size, **new}.items())
+    words = " and ".join(f"{name} = {json.dumps(value)}" for name, value in {**size, **new}.items())
     return MemoryChange(words, dataclasses.replace(training, **new), smaller)  # type: ignore[arg-type]
 
 
@@ -200,7 +201,3 @@ def free_memory(device: torch.device) -> int | None:
     free = accelerator.free_bytes(device)
     # Memory that torch's allocator holds unused is free for it; memory of the context is not.
     return free + gpu.memory_reserved(device) - gpu.memory_allocated(device) + DEVICE_OVERHEAD
-
-
-def _toml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)

@@ -11,7 +11,6 @@ import math
 from functools import lru_cache
 
 import torch
-from torch import nn
 
 from ..config import PIXEL_CHANNELS, PixelConfig
 from ..detailer import DetailerHead
@@ -103,8 +102,8 @@ def head_bytes(
     image = Region(0, padded_size(height, multiple), 0, padded_size(width, multiple))
     whole = tile is None or tile >= max(image.bottom, image.right)
     with torch.device("meta"):
-        head = DetailerHead(config.head, config.dim, _Uninitialised, dtype=dtype)
-        head.plain, head.fused = True, pixels_at_once(image, tile) >= fused_from
+        head = DetailerHead(config.head, config.dim, dtype=dtype)
+        head.fused = pixels_at_once(image, tile) >= fused_from
         pixels = torch.empty(1, PIXEL_CHANNELS, image.bottom, image.right, dtype=dtype)
         stages = len(head.stages)
         features = torch.empty(1, config.dim, image.bottom >> stages, image.right >> stages, dtype=dtype)
@@ -158,11 +157,3 @@ def choose_tile(
         if fits and countable(config.head, config.dim, image, batch, tile, fused_from) == tile:
             return tile
     return TILES[-1]
-
-
-class _Uninitialised:
-    """Layers whose weights stay uninitialised: nothing computes with them."""
-
-    class Conv2d(nn.Conv2d):
-        def reset_parameters(self) -> None:
-            pass

@@ -46,30 +46,36 @@ def packed(weight: Tensor, dtype: torch.dtype) -> PackedWeight:
 
 def quantised(weight: Tensor, by_row: bool = True) -> tuple[Tensor, Tensor]:
     """A weight (rows, columns) of any floating dtype in float8, and its factors, (rows, 1) or () float32."""
-    # Extremes along a dimension take torch far less time apart than together.
-    extremes = (weight.amax(1, keepdim=True), weight.amin(1, keepdim=True)) if by_row else weight.aminmax()[::-1]
-    largest = torch.maximum(extremes[0].float(), -extremes[1].float())
+    largest = _largest(weight, by_row)
     # largest = m 2^exponent with m in [0.5, 1), so it is scaled to [128, 256).
     exponent = torch.frexp(largest).exponent
     shift = torch.where(largest > 0, _LARGEST_EXPONENT - exponent, 0).clamp(max=_MOST_SHIFTED).float()
-    elements = torch.empty(weight.shape, dtype=FLOAT8, device=weight.device)
-    rows = max(1, _IN_CACHE // weight.shape[1])
-    factors = shift.exp2().expand(len(weight), 1)
-    for part, factor, target in zip(weight.split(rows), factors.split(rows), elements.split(rows), strict=True):
-        target.copy_(part.to(torch.float32, copy=True).mul_(factor))
-    return elements, (-shift).exp2()
+    scale = (-shift).exp2()
+    return _divided(weight, scale, FLOAT8), scale
 
 
 def integers(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight (rows, columns) of any floating dtype in int8, and its factors (rows, 1) float32."""
-    elements = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = (_largest(weight, by_row=True) / _LARGEST_INTEGER).clamp(min=torch.finfo(torch.float32).tiny)
+    return _divided(weight, scale, torch.int8), scale
+
+
+def _largest(weight: Tensor, by_row: bool) -> Tensor:
+    """The largest absolute value of each row, (rows, 1), or of all, (); float32."""
     # Extremes along a dimension take torch far less time apart than together.
-    largest = torch.maximum(weight.amax(1, keepdim=True).float(), -weight.amin(1, keepdim=True).float())
-    scale = (largest / _LARGEST_INTEGER).clamp(min=torch.finfo(torch.float32).tiny)
+    low, high = (weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)) if by_row else weight.aminmax()
+    return torch.maximum(high.float(), -low.float())
+
+
+def _divided(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight divided by its factors and rounded to `dtype`."""
+    elements = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     rows = max(1, _IN_CACHE // weight.shape[1])
-    for part, factor, target in zip(weight.split(rows), scale.split(rows), elements.split(rows), strict=True):
-        target.copy_(part.to(torch.float32, copy=True).div_(factor).round_())
-    return elements, scale
+    factors = scale.expand(len(weight), 1)
+    for part, factor, target in zip(weight.split(rows), factors.split(rows), elements.split(rows), strict=True):
+        divided = part.to(torch.float32, copy=True).div_(factor)
+        target.copy_(divided if dtype.is_floating_point else divided.round_())
+    return elements
 
 
 def dequantised(elements: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

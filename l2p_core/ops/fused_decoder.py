@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 # Composing weights costs as much as it saves at about 200 x 200 pixels.
@@ -125,12 +126,7 @@ def fused_stage(x: Tensor, skip: Tensor, up: nn.Conv2d, dec: nn.Conv2d, fusion: 
     if up not in fusion.of_pass:
         fusion.of_pass[up] = fusion.weights.of(up, dec)
     weight, bias = fusion.of_pass[up]
-    through = _fine(F.conv2d(x, weight, padding=1), dec.out_channels)
+    # Channels last in memory; rows and columns within a cell are ordered as `compose` has them.
+    coarse = F.conv2d(x, weight, padding=1)
+    through = rearrange(coarse, "b (p q c) h w -> b (h p) (w q) c", p=2, q=2).permute(0, 3, 1, 2)
     return through, F.conv2d(skip, dec.weight[:, up.out_channels :], bias, padding=1)
-
-
-def _fine(coarse: Tensor, channels: int) -> Tensor:
-    """(B, 4 * channels, h, w), ordered as `compose` has it -> (B, channels, 2h, 2w), channels last in memory."""
-    batch, _, height, width = coarse.shape
-    cells = coarse.permute(0, 2, 3, 1).reshape(batch, height, width, 2, 2, channels)
-    return cells.permute(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)

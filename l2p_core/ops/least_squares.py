@@ -13,16 +13,16 @@ class LeastSquares:
     digits for a small variance.
     """
 
-    def __init__(self, inputs: int, outputs: int):
-        self.count, self._origin = 0, torch.zeros(inputs)
-        self.xx, self.xy = torch.zeros(inputs, inputs), torch.zeros(inputs, outputs)
-        self.x, self.y = torch.zeros(inputs, dtype=torch.float64), torch.zeros(outputs, dtype=torch.float64)
+    def __init__(self) -> None:
+        self.count = 0
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add rows."""
         x, y = inputs.float().cpu(), outputs.float().cpu()
         if not self.count:
-            self._origin = x.mean(0)
+            (i, o), self._origin = (x.shape[1], y.shape[1]), x.mean(0)
+            self.xx, self.xy = torch.zeros(i, i), torch.zeros(i, o)
+            self.x, self.y = torch.zeros(i, dtype=torch.float64), torch.zeros(o, dtype=torch.float64)
         x = x - self._origin
         self.xx.addmm_(x.T, x)
         self.xy.addmm_(x.T, y)
@@ -56,10 +56,3 @@ class LeastSquares:
     def _shift(self) -> Tensor:
         """The mean, measured from the origin."""
         return self.x / self.count
-
-
-def added(squares: LeastSquares | None, inputs: Tensor, outputs: Tensor) -> LeastSquares:
-    """The sums with these rows added; None starts new sums."""
-    squares = squares or LeastSquares(inputs.shape[1], outputs.shape[1])
-    squares.add(inputs, outputs)
-    return squares

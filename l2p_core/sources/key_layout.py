@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 _PATCH = "{patch}"
 
@@ -48,49 +48,33 @@ class KeyLayout:
 
     def to_comfy(self, key: str) -> tuple[str, int | None]:
         """The ComfyUI key of a key of either layout, and which part of it the tensor is, None for the whole."""
-        for comfy, patterns in self._joins:
-            for part, pattern in enumerate(patterns):
-                found = pattern.fullmatch(key)
+        for stack in self.stacked:
+            for part, template in enumerate(stack.parts):
+                found = _pattern(template).fullmatch(key)
                 if found:
-                    return comfy.format(*found.groups()), part
+                    return stack.comfy.format(*found.groups()), part
         return self.renamed(key), None
 
     def renamed(self, key: str) -> str:
         """A key's name in the ComfyUI layout; keys of parts, which are rows of a tensor there, do not change."""
-        for comfy, pattern in self._into_comfy:
-            found = pattern.fullmatch(key)
+        for comfy, diffusers in self.pairs:
+            found = _pattern(diffusers).fullmatch(key)
             if found:
                 return comfy.format(*found.groups())
         return key
 
     def to_diffusers(self, key: str, patch_size: int) -> tuple[str, ...]:
         """The diffusers keys of a ComfyUI key: one, or those of its parts; `patch_size` is the model's."""
-        stack = self.stack_of(key)
-        if stack:
-            found = _pattern(stack.comfy).fullmatch(key)
-            assert found is not None
-            return tuple(part.format(*found.groups(), patch=patch_size) for part in stack.parts)
-        for diffusers, pattern in self._into_diffusers:
-            found = pattern.fullmatch(key)
+        stacked = [(stack.comfy, stack.parts) for stack in self.stacked]
+        for comfy, parts in (*stacked, *((comfy, (diffusers,)) for comfy, diffusers in self.pairs)):
+            found = _pattern(comfy).fullmatch(key)
             if found:
-                return (diffusers.format(*found.groups(), patch=patch_size),)
+                return tuple(part.format(*found.groups(), patch=patch_size) for part in parts)
         return (key,)
 
     def stack_of(self, key: str) -> Stacked | None:
         """How a ComfyUI key's rows are divided in the diffusers layout; None if they are not."""
         return next((stack for stack in self.stacked if _pattern(stack.comfy).fullmatch(key)), None)
-
-    @cached_property
-    def _joins(self) -> list[tuple[str, list[re.Pattern[str]]]]:
-        return [(stack.comfy, [_pattern(part) for part in stack.parts]) for stack in self.stacked]
-
-    @cached_property
-    def _into_comfy(self) -> list[tuple[str, re.Pattern[str]]]:
-        return [(comfy, _pattern(diffusers)) for comfy, diffusers in self.pairs]
-
-    @cached_property
-    def _into_diffusers(self) -> list[tuple[str, re.Pattern[str]]]:
-        return [(diffusers, _pattern(comfy)) for comfy, diffusers in self.pairs]
 
 
 @lru_cache(maxsize=512)

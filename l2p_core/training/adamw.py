@@ -47,7 +47,6 @@ def make(parameters: Mapping[str, Tensor], config: TrainingConfig, source: Sourc
     check_installed(config)
     new = [p for name, p in parameters.items() if is_new(name, source)]
     known = [p for name, p in parameters.items() if not is_new(name, source)]
-    assert len(new) + len(known) == len(parameters)
     groups = [{"params": new, "scale": 1.0}, {"params": known, "scale": config.backbone_lr_scale}]
     groups = [group for group in groups if group["params"]]
     if config.optimiser_bits == 8:

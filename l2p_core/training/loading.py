@@ -7,6 +7,7 @@ just before each process cuts its shard (see `distributed.sharding`).
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ def load(
     counter = ByteCounter(sum(checkpoint.tensors[key].nbytes for key in names), progress)
     shared = ranks.count > 1 and config.parallel == "fsdp"
     if shared:
-        model.read_part = _PartReader(checkpoint, ranks.device, counter)
+        model.read_part = partial(_read_part, checkpoint, ranks.device, counter)
         names = {key: names[key] for key in puts}
     of_trained = torch.device("cpu") if config.offload else ranks.device
     read = read_weights(checkpoint, names, counter)
@@ -52,23 +53,22 @@ def load(
     return model
 
 
-class _PartReader:
-    """Reads the weights of one module at a time, directly onto the device on which they are sharded."""
+def _read_part(
+    checkpoint: Checkpoint, device: torch.device, counter: ByteCounter, module: nn.Module, name: str
+) -> None:
+    """Read the weights of a module that are on the device "meta", in the dtypes of its parameters.
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, counter: ByteCounter):
-        self._checkpoint, self._device, self._counter = checkpoint, device, counter
-
-    def __call__(self, module: nn.Module, name: str) -> None:
-        """Read the weights of a module that are on the device "meta", in the dtypes of its parameters.
-
-        Args:
-            module: a part of the model, or all of it.
-            name: the module's name in the model; "" is the model itself.
-        """
-        within = f"{name}." if name else ""
-        waiting = {f"{within}{key}": weight for key, weight in module.named_parameters() if weight.is_meta}
-        dtypes = {key: DTYPE_NAMES[weight.dtype] for key, weight in waiting.items()}
-        for key, read in read_weights(self._checkpoint, dtypes, self._counter):
-            layer, _, leaf = key.removeprefix(within).rpartition(".")
-            weight = nn.Parameter(read.to(self._device), requires_grad=waiting[key].requires_grad)
-            setattr(module.get_submodule(layer), leaf, weight)
+    Args:
+        checkpoint: to read from.
+        device: on which they are sharded.
+        counter: of the bytes read.
+        module: a part of the model, or all of it.
+        name: the module's name in the model; "" is the model itself.
+    """
+    within = f"{name}." if name else ""
+    waiting = {f"{within}{key}": weight for key, weight in module.named_parameters() if weight.is_meta}
+    dtypes = {key: DTYPE_NAMES[weight.dtype] for key, weight in waiting.items()}
+    for key, read in read_weights(checkpoint, dtypes, counter):
+        layer, _, leaf = key.removeprefix(within).rpartition(".")
+        weight = nn.Parameter(read.to(device), requires_grad=waiting[key].requires_grad)
+        setattr(module.get_submodule(layer), leaf, weight)

@@ -18,12 +18,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..device.accelerator import CPU
 from ..memory import exchange
 from ..memory.exchange import Renewed, Use
 from ..memory.trained_linear import TrainedLinear
 from .on_device import Take, when_complete
-
-CPU = torch.device("cpu")
 
 
 class InRam:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -115,7 +114,8 @@ def ahead(
     if not accelerator.has_own_memory(device.type):
         yield map(prepare, numbers)
         return
-    with ThreadPoolExecutor(1, "l2p-batches", partial(_use, device)) as pool:
+    # The thread pins memory for the process's own GPU instead of creating a context on the first one.
+    with ThreadPoolExecutor(1, "l2p-batches", accelerator.choose, (device,)) as pool:
         try:
             yield _taken_ahead(pool, prepare, numbers)
         finally:
@@ -132,9 +132,3 @@ def _taken_ahead(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def _use(device: torch.device) -> None:
-    """Make a thread pin memory for the process's own GPU instead of creating a context on the first one."""
-    if device.index is not None:
-        accelerator.module(device).set_device(device)

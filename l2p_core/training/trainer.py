@@ -259,7 +259,9 @@ class Trainer:
         error, sigma = self._of_all([value for values in own_errors for value in values]), self._of_all(levels)
         if not math.isfinite(norm) or not bool(error.isfinite().all()):
             self._weights.drop_gradients()
-            raise self._diverged()
+            raise TrainingDiverged(
+                f"Training diverged at step {self.step + 1}: the loss or its gradient is no longer a finite number."
+            )
         for name, used in zip(needed, tokens, strict=True):
             if not used:  # excluded from the step, including its weight decay
                 self.parameters[name].grad = None
@@ -302,11 +304,6 @@ class Trainer:
         pixels, noise, sigma, captions = batch.to(self.device)
         with self._autocast():
             return flow.velocity_errors(network, pixels, noise, sigma, captions)
-
-    def _diverged(self) -> TrainingDiverged:
-        return TrainingDiverged(
-            f"Training diverged at step {self.step + 1}: the loss or its gradient is no longer a finite number."
-        )
 
     def _of_all(self, values: list[float]) -> Tensor:
         """The values of this process's samples joined with those of the others; (N,) float32."""
