@@ -258,6 +258,8 @@ def test_changes_are_settings_first_and_smaller_batches_keep_the_step() -> None:
     huge = memory_changes(dataclasses.replace(PUBLISHED, accumulate=4096), AT_1024._replace(batch=4096))
     assert max(change.training.accumulate for change in huge) == 1_000_000, "what is advised may be asked for"
     assert not any("frozen" in change.words for change in memory_changes(TrainingConfig(policy="all"), AT_1024))
+    several = [change.words for change in memory_changes(TrainingConfig(step_early=True), AT_1024._replace(batch=4))]
+    assert "batch_size = 1 and accumulate = 4 and step_early = false" in several
     # Early steps are for one micro-batch, and part of offloading.
     assert not any("step_early" in change.words for change in found)
     early = [change for change in memory_changes(TrainingConfig(), AT_1024) if "step_early" in change.words]

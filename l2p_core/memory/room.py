@@ -120,6 +120,8 @@ def _change(
     if smaller.batch != work.batch:
         size["batch_size"] = smaller.batch
         new["accumulate"] = min(training.accumulate * work.batch // smaller.batch, int(BATCH.most))
+        if training.step_early:  # which works with one micro-batch alone
+            new["step_early"] = False
     new |= {name: value for name, value, _ in settings}
     words = " and ".join(f"{name} = {json.dumps(value)}" for name, value in {**size, **new}.items())
     return MemoryChange(words, dataclasses.replace(training, **new), smaller)  # type: ignore[arg-type]
