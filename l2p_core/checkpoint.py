@@ -164,12 +164,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     headers = tuple(read_header(file) for file in files_of(path))
-    entries: dict[str, tuple[Header, Entry]] = {}
+    entries: dict[str, Entry] = {}
     for header in headers:
         for name, entry in header.tensors.items():
             if name in entries:
                 raise CheckpointError(f"{path} is damaged: two of its files contain {shown(name)}; download it again.")
-            entries[name] = header, entry
+            entries[name] = entry
     prefixed = [key for key in entries if key.startswith(COMFY_PREFIX)]
     outside = tuple(key for key in entries if prefixed and not key.startswith(COMFY_PREFIX))
     try:

@@ -22,16 +22,14 @@ from .files import metadata
 from .files.about import inherited
 from .files.model_file import model_file, refuse_own_source
 from .files.recognise import is_unused
-from .files.safetensors_header import CheckpointError, Header, nbytes
+from .files.safetensors_header import CheckpointError, Entry, Header, TensorSpec, nbytes
 from .files.tensor_io import (
     DTYPE_NAMES,
     TORCH_DTYPES,
     ByteCounter,
     ChunkReader,
-    Piece,
     ProgressCallback,
     Stored,
-    TensorSpec,
     TensorWriter,
     as_bytes,
     converted,
@@ -237,8 +235,8 @@ def _specs(
 
 def _copies(
     checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], places: Mapping[str, int], keys: Iterable[str]
-) -> dict[Piece, tuple[int, str]]:
-    """Where the bytes of these tensors go: the position of each range of them, and the dtype there."""
+) -> dict[Entry, tuple[int, str]]:
+    """Where the bytes of these tensors go: the position of each piece, and the dtype there."""
     copies = {}
     for key in keys:
         position, dtype = places[key], specs[key].dtype
@@ -250,16 +248,15 @@ def _copies(
 
 def _copy_file(
     header: Header,
-    copies: Mapping[Piece, tuple[int, str]],
+    copies: Mapping[Entry, tuple[int, str]],
     reader: ChunkReader,
     writer: TensorWriter,
     counter: ByteCounter,
 ) -> str:
     """Read one file of the source from its first byte to its last, copy what is wanted, and return its SHA-256."""
     digest = hashlib.sha256()
-    parts = [Piece(header.path, 0, header.data_start, "U8")]
-    parts += [Piece(header.path, entry.start, entry.stop, entry.dtype) for entry in header.tensors.values()]
-    for piece in parts:
+    start = Entry(header.path, "", "U8", (header.data_start,), 0, header.data_start)
+    for piece in (start, *header.tensors.values()):
         position, dtype = copies.get(piece, (0, ""))
         size = piece.stop - piece.start
         for chunk in reader.chunks(Stored("", "U8", (size,), (replace(piece, dtype="U8"),))):

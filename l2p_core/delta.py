@@ -28,9 +28,9 @@ from .files.about import inherited
 from .files.atomic import check_target
 from .files.model_file import refuse_own_source
 from .files.quantised import FLOAT_DTYPES
-from .files.safetensors_header import CheckpointError
+from .files.safetensors_header import CheckpointError, TensorSpec
 from .files.tensor_file import new_file
-from .files.tensor_io import DTYPE_NAMES, ByteCounter, ChunkReader, ProgressCallback, Stored, TensorSpec, copy_tensor
+from .files.tensor_io import DTYPE_NAMES, ByteCounter, ChunkReader, ProgressCallback, Stored, copy_tensor
 from .model import L2PModel, key_shapes
 
 _INHERITED = (metadata.SOURCE_SHA256, metadata.SEED, metadata.INIT)
@@ -94,27 +94,21 @@ def extract(
         new = replace(new, tensors=rounded)
     about = _inherited(new.metadata, old.metadata) | dict(about or {})
     counter = ByteCounter(new.nbytes, progress)
-    with ChunkReader() as reader:
-        # Compared first, so that disk space is checked for exactly what will be written.
-        unchanged = _unchanged(reader, new, old, key_shapes(config), counter)
-        order = [stored for stored in _in_file_order(new, key_shapes(config)) if stored.name not in unchanged]
-        if not order:
-            raise CheckpointError(f"{trained} is identical to {base}: there is nothing to store in a delta.")
-        names = _write(target, order, _describe(config, about, unchanged), overwrite, reader, counter, trained)
-    return DeltaReport(target, names, tuple(unchanged))
-
-
-def _unchanged(
-    reader: ChunkReader, new: Checkpoint, old: Checkpoint, names: Iterable[str], counter: ByteCounter
-) -> dict[str, UnchangedTensor]:
-    """The tensors of a trained model that are unchanged from its base, which a delta therefore does not store."""
     unchanged: dict[str, UnchangedTensor] = {}
-    for stored in _in_file_order(new, names):
-        digest = digest_if_equal(reader, stored, old.tensors.get(stored.name))
-        if digest:
-            unchanged[stored.name] = UnchangedTensor(stored.dtype, stored.shape, digest)
-            counter.advance(stored.nbytes)
-    return unchanged
+    changed: list[Stored] = []
+    with ChunkReader() as reader:
+        # Compared first, so that disk space is checked for exactly what will be written; read sequentially.
+        for stored in sorted((new.tensors[name] for name in key_shapes(config)), key=lambda stored: stored.place):
+            digest = digest_if_equal(reader, stored, old.tensors.get(stored.name))
+            if digest:
+                unchanged[stored.name] = UnchangedTensor(stored.dtype, stored.shape, digest)
+                counter.advance(stored.nbytes)
+            else:
+                changed.append(stored)
+        if not changed:
+            raise CheckpointError(f"{trained} is identical to {base}: there is nothing to store in a delta.")
+        names = _write(target, changed, _describe(config, about, unchanged), overwrite, reader, counter, trained)
+    return DeltaReport(target, names, tuple(unchanged))
 
 
 def save(
@@ -263,11 +257,6 @@ def load_model(
             weight = model.get_parameter(f"{layer}.weight")
             weight.copy_(adapter.added_to(weight))
     return model
-
-
-def _in_file_order(checkpoint: Checkpoint, names: Iterable[str]) -> list[Stored]:
-    """Tensors in file order, for sequential reads."""
-    return sorted((checkpoint.tensors[name] for name in names), key=lambda stored: stored.place)
 
 
 def _write(

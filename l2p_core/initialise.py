@@ -40,11 +40,9 @@ def random_values(
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
     weight = shapes[name.removesuffix(".bias") + ".weight" if name.endswith(".bias") else name]
     bound = _gain(name, init) / math.sqrt(math.prod(weight[1:]))
-    remaining = math.prod(shapes[name])
-    while remaining:
-        count = min(remaining, _CHUNK)
-        yield torch.empty(count).uniform_(-bound, bound, generator=generator)
-        remaining -= count
+    size = math.prod(shapes[name])
+    for start in range(0, size, _CHUNK):
+        yield torch.empty(min(size - start, _CHUNK)).uniform_(-bound, bound, generator=generator)
 
 
 def _gain(name: str, init: str) -> float:

@@ -16,7 +16,6 @@ from .config import COMFY_PREFIX, HEAD, PIXEL_CHANNELS, ModelConfig
 from .ranges import check_known
 from .sources import source_of
 from .sources.recognition import nearest_source
-from .sources.source import Source
 
 LAYOUTS = ("comfy", "diffusers")
 
@@ -91,17 +90,12 @@ def to_diffusers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     comfy = to_comfy(state_dict)
     source = nearest_source(comfy)
-    patch_size = patch_size_of({key: tuple(tensor.shape) for key, tensor in comfy.items()}, source)
+    patch_size = source.latent.patch_size
+    if source.embedder_weight in comfy and any(key.startswith(f"{HEAD}.") for key in comfy):
+        patch_size = math.isqrt(comfy[source.embedder_weight].shape[1] // PIXEL_CHANNELS)
     result: dict[str, Tensor] = {}
     for key, tensor in comfy.items():
         targets, stack = source.layout.to_diffusers(key, patch_size), source.layout.stack_of(key)
         parts = (tensor,) if stack is None else tensor.split(stack.rows(tuple(tensor.shape)))
         result.update(zip(targets, parts, strict=True))
     return result
-
-
-def patch_size_of(shapes: Mapping[str, tuple[int, ...]], source: Source) -> int:
-    """The patch size of a model in ComfyUI layout: a latent one's, unless it has a Detailer Head."""
-    if source.embedder_weight in shapes and any(key.startswith(f"{HEAD}.") for key in shapes):
-        return math.isqrt(shapes[source.embedder_weight][1] // PIXEL_CHANNELS)
-    return source.latent.patch_size

@@ -34,11 +34,10 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     Mirroring preserves the statistics of a noisy image, unlike zeros or a repeated edge. Unlike
     `torch.nn.functional.pad`, it also works for margins wider than the image (a 50-pixel image padded to 320).
     """
-    height, width = x.shape[-2:]
-    if height % multiple:
-        x = x.index_select(-2, _mirrored(height, padded_size(height, multiple), x.device))
-    if width % multiple:
-        x = x.index_select(-1, _mirrored(width, padded_size(width, multiple), x.device))
+    for dim in (-2, -1):
+        size = x.shape[dim]
+        if size % multiple:
+            x = x.index_select(dim, _mirrored(size, padded_size(size, multiple), x.device))
     return x
 
 

@@ -22,8 +22,8 @@ from .files import metadata
 from .files.about import inherited
 from .files.eight_bit_formats import EIGHT_BITS
 from .files.quantised import METADATA, layer_of
-from .files.safetensors_header import CheckpointError, nbytes
-from .files.tensor_io import ProgressCallback, TensorSpec
+from .files.safetensors_header import CheckpointError, TensorSpec, nbytes
+from .files.tensor_io import ProgressCallback
 from .files.units import bytes_text
 from .model import key_shapes
 from .ranges import check_known

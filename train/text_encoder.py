@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..l2p_core.device.accelerator import default_device
 from ..l2p_core.files.quantised import FLOAT_DTYPES
-from ..l2p_core.files.safetensors_header import Entry, Header, read_header, shown
+from ..l2p_core.files.safetensors_header import Entry, read_header, shown
 from ..l2p_core.files.sampled_hash import add_samples
 from ..l2p_core.files.shards import files_of
 from ..l2p_core.files.tensor_io import ChunkReader, joined
@@ -208,30 +208,27 @@ def _load_model(transformers: Any, files: EncoderFiles, dtype: torch.dtype) -> A
     return model.eval().requires_grad_(False)
 
 
-def _stored(files: EncoderFiles) -> dict[str, tuple[Header, Entry]]:
+def _stored(files: EncoderFiles) -> dict[str, Entry]:
     headers = [read_header(path) for path in files.weights]
-    return {
-        entry.name.removeprefix("model."): (header, entry) for header in headers for entry in header.tensors.values()
-    }
+    return {entry.name.removeprefix("model."): entry for header in headers for entry in header.tensors.values()}
 
 
-def _stored_shapes(stored: Mapping[str, tuple[Header, Entry]]) -> dict[str, tuple[int, ...]]:
-    return {name: entry.shape for name, (_, entry) in stored.items()}
+def _stored_shapes(stored: Mapping[str, Entry]) -> dict[str, tuple[int, ...]]:
+    return {name: entry.shape for name, entry in stored.items()}
 
 
-def _check(files: EncoderFiles, name: str, found: tuple[Header, Entry] | None, shape: tuple[int, ...]) -> None:
+def _check(files: EncoderFiles, name: str, found: Entry | None, shape: tuple[int, ...]) -> None:
     """Refuse files from which transformers would initialise a weight itself, or misread one."""
     if found is None:
         raise ValueError(
             f"{files.weights[0]} is not a complete {files.published.family} model: it has no {shown(name)}."
         )
-    header, entry = found
-    if entry.dtype not in FLOAT_DTYPES:
+    if found.dtype not in FLOAT_DTYPES:
         raise ValueError(
-            f"{header.path} is quantised ({shown(entry.name)} is {entry.dtype}): use the text encoder in bf16."
+            f"{found.path} is quantised ({shown(found.name)} is {found.dtype}): use the text encoder in bf16."
         )
-    if entry.shape != shape:
-        raise ValueError(f"{header.path} is inconsistent: {shown(entry.name)} is {entry.shape}, not {shape}.")
+    if found.shape != shape:
+        raise ValueError(f"{found.path} is inconsistent: {shown(found.name)} is {found.shape}, not {shape}.")
 
 
 def _config(transformers: Any, files: EncoderFiles, shapes: Mapping[str, tuple[int, ...]]) -> Any:

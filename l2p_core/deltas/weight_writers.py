@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..files.eight_bit_formats import EightBits
 from ..files.quantised import MARKER, marker
-from ..files.safetensors_header import CheckpointError
-from ..files.tensor_io import STORED_DTYPES, ChunkReader, Stored, TensorSpec, TensorWriter, as_bytes, copy_tensor
+from ..files.safetensors_header import CheckpointError, TensorSpec
+from ..files.tensor_io import STORED_DTYPES, ChunkReader, Stored, TensorWriter, as_bytes, copy_tensor
 from ..ops.eight_bit import dequantised
 from ..ops.finite import is_finite
 from .low_rank import LowRank

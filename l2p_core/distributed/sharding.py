@@ -35,9 +35,6 @@ def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config:
         ranks: the processes, more than one.
         config: `parallel` says how; "auto", which a run's plan decides, counts as "ddp" here. Under precision "bf16"
             FSDP2 gathers weights in bfloat16; gradients are always summed in float32.
-
-    Raises:
-        ValueError: as for `check_shards`, if the model is sharded.
     """
     # Every process must have a gradient for every parameter, whatever the lengths of its captions.
     model.always_pad = True
@@ -45,7 +42,6 @@ def distributed(model: Backbone, trained: Collection[str], ranks: Ranks, config:
         _read(model, model, "")
         network = _replicated(model.to(ranks.device), trained)
     else:
-        check_shards(config, ranks.device)
         network = _sharded(model, ranks, config.precision)
     model.read_part = None
     return network
@@ -191,10 +187,6 @@ class Gathered:
         self._tensor = tensor
         self.shape, self.dtype = tensor.shape, tensor.dtype
         self.read = False
-
-    def numel(self) -> int:
-        """Elements of the whole tensor."""
-        return self._tensor.numel()
 
     def element_size(self) -> int:
         """Bytes of an element."""

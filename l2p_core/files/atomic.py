@@ -62,9 +62,13 @@ def atomic_file(target: Path, size: int, overwrite: bool) -> Iterator[FileIO]:
 def write_bytes(target: Path, data: bytes) -> None:
     """Replace a small file's content atomically; errors as for `atomic_file`."""
     with atomic_file(target, len(data), overwrite=True) as file:
-        left = memoryview(data)
-        while left:
-            left = left[file.write(left) :]
+        write_all(file, memoryview(data))
+
+
+def write_all(file: FileIO, data: memoryview) -> None:
+    """Write bytes to an unbuffered file, which may take a part of them at a time."""
+    while data:
+        data = data[file.write(data) :]
 
 
 def make_folder(folder: Path) -> None:
@@ -116,16 +120,22 @@ def move(path: Path, target: Path) -> None:
 
 
 def _when_free(change: Callable[[], object], failure: str) -> None:
+    try:
+        _patiently(change)
+    except OSError as error:
+        raise CheckpointError(f"{failure}: {_reason(error)}") from error
+
+
+def _patiently(change: Callable[[], object]) -> None:
+    """Make a change of a file that Windows may refuse for a moment."""
     until = time.monotonic() + _PATIENCE
     while True:
         try:
             change()
             return
-        except PermissionError as error:
+        except PermissionError:
             if os.name == "posix" or time.monotonic() >= until:
-                raise CheckpointError(f"{failure}: {_IN_USE} ({error.strerror or error}).") from error
-        except OSError as error:
-            raise CheckpointError(f"{failure}: {error.strerror or error}.") from error
+                raise
         time.sleep(0.05)
 
 
@@ -133,13 +143,9 @@ def _replace(part: Path, target: Path) -> None:
     """Rename over a target on Windows, which refuses while another program reads it: a virus scanner for a moment, a
     program that has mapped it, as ComfyUI does with models, indefinitely. In that case the old file is renamed like a
     part and removed once it is closed."""
-    until = time.monotonic() + _PATIENCE
-    while time.monotonic() < until:
-        try:
-            os.replace(part, target)
-            return
-        except PermissionError:
-            time.sleep(0.05)
+    with suppress(PermissionError):
+        _patiently(lambda: os.replace(part, target))
+        return
     aside = _part_of(target)
     with suppress(OSError):
         os.utime(target)  # recent parts are not removed
@@ -232,9 +238,12 @@ def _check_room(target: Path, size: int) -> None:
 def _sentence(target: Path, error: OSError) -> str:
     if error.errno == errno.ENOSPC or getattr(error, "winerror", None) == _WINDOWS_DISK_FULL:
         return f"The disk of {target} is full, so nothing was written: free some space and try again."
-    if isinstance(error, PermissionError):
-        return f"{target} could not be written: {_IN_USE} ({error.strerror or error})."
-    return f"{target} could not be written: {error.strerror or error}."
+    return f"{target} could not be written: {_reason(error)}"
+
+
+def _reason(error: OSError) -> str:
+    reason = error.strerror or error
+    return f"{_IN_USE} ({reason})." if isinstance(error, PermissionError) else f"{reason}."
 
 
 def _sync_folder(folder: Path) -> None:

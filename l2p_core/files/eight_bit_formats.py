@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..ops import eight_bit
 from .quantised import FLOAT_DTYPES, MARKER, LayerSettings, layer_of, marker
-from .safetensors_header import CheckpointError
-from .tensor_io import TORCH_DTYPES, ChunkReader, Stored, TensorSpec
+from .safetensors_header import CheckpointError, TensorSpec
+from .tensor_io import TORCH_DTYPES, ChunkReader, Stored
 
 _SCALES = ("weight_scale", "scale_weight")
 """The names of a weight's factors, the older one last."""

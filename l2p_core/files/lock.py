@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
+from itertools import takewhile
 from pathlib import Path
 
 from .atomic import make_folder
@@ -45,7 +45,8 @@ def held(folder: Path, name: str, does: str, note: Callable[[str], object]) -> I
         FolderInUse: if another process holds it.
         ValueError: if the folder cannot be created or written.
     """
-    path, created = folder / name, _missing(folder)
+    path = folder / name
+    created = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))  # the innermost first
     is_new = not path.exists()
     file, is_held = _taken(path)
     is_left = False
@@ -68,11 +69,6 @@ def held(folder: Path, name: str, does: str, note: Callable[[str], object]) -> I
         file.close()
         if is_left:
             _remove(path, created)
-
-
-def _missing(folder: Path) -> list[Path]:
-    """The folders that must be created for this one, the innermost first."""
-    return list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
 
 
 def _is_alone(path: Path) -> bool:

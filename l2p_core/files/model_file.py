@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..config import ModelConfig
 from ..layouts import target_shapes
-from .safetensors_header import SUFFIXES, CheckpointError
+from .safetensors_header import SUFFIXES, CheckpointError, TensorSpec
 from .tensor_file import new_file
-from .tensor_io import TensorSpec, TensorWriter
+from .tensor_io import TensorWriter
 
 
 @contextmanager

@@ -107,11 +107,9 @@ def state(*paths: Path) -> str:
             is_file = path.is_file()
         except OSError:
             is_file = False
-        below = () if is_file else walk(path)
         found = [_stat(path, path.name)] if is_file else []
-        found += [
-            _stat(file, (here / file.name).relative_to(path).as_posix()) for here, files in below for file in files
-        ]
+        for here, files in () if is_file else walk(path):
+            found += [_stat(file, (here / file.name).relative_to(path).as_posix()) for file in files]
         digest.update(json.dumps([path.name, found]).encode())
     return digest.hexdigest()
 

@@ -107,9 +107,10 @@ def layer_settings(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[
     """
     found: LayerSettings = {}
     with ChunkReader() as reader:
-        for key in [key for key in tensors if leaf_of(key) == MARKER]:
-            content = reader.read(tensors[key]) if _is_marker(tensors[key]) else None
-            found[layer_of(key)] = read_marker(path, key, content)
+        for key, stored in tensors.items():
+            if leaf_of(key) == MARKER:
+                is_marker = stored.dtype == "U8" and stored.nbytes <= _MAX_MARKER_BYTES
+                found[layer_of(key)] = read_marker(path, key, reader.read(stored) if is_marker else None)
     if METADATA in metadata:
         found |= _from_metadata(path, metadata[METADATA], nearest_source(tensors))
     return found | unmarked_settings(tensors, found)
@@ -229,17 +230,14 @@ def _check_layer(
     if missing:
         raise CheckpointError(f"{path} is incomplete: '{layer}.{missing[0]}' is missing, the scale of {name} weights.")
     given = Counter(scales.values())
+    sizes = (1, shape[0]) if row.scale_sizes == "1 or N" else (1,)
     for key, scale in scales.items():
         if scale not in row.leaves or given[scale] > 1:
             raise CheckpointError(f"{path}: {shown(key)} does not belong to {name} weights: {_ADVICE}")
         numel = tensors[key].numel
-        if scale == "weight_scale" and row.scale_sizes and numel not in _scale_sizes(row, shape):
+        if scale == "weight_scale" and row.scale_sizes and numel not in sizes:
             raise CheckpointError(f"{path}: {shown(key)} has {numel} elements, not {row.scale_sizes}.")
     return {weight, *beside}
-
-
-def _scale_sizes(row: Format, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (1, shape[0]) if row.scale_sizes == "1 or N" else (1,)
 
 
 def read_marker(path: Path | str, name: str, content: Tensor | None) -> dict[str, Any]:
@@ -254,10 +252,6 @@ def read_marker(path: Path | str, name: str, content: Tensor | None) -> dict[str
     except ValueError:
         values = None
     return _checked(path, name, values)
-
-
-def _is_marker(stored: Stored) -> bool:
-    return stored.dtype == "U8" and stored.nbytes <= _MAX_MARKER_BYTES
 
 
 def _from_metadata(path: Path, text: str, source: Source) -> LayerSettings:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -51,10 +51,19 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read or used for this purpose; the message is one sentence for its user."""
 
 
+class TensorSpec(NamedTuple):
+    """A tensor to write, by its key."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A tensor in a file: its bytes are [start, stop) of the file."""
 
+    path: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -144,19 +153,18 @@ def parse_json(text: str, fractions: bool = False) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def header_bytes(entries: Iterable[Entry], metadata: Mapping[str, str], data_start: int | None = None) -> bytes:
-    """The length and JSON header of a file; entries' offsets are relative to the data.
+def header_bytes(
+    specs: Iterable[TensorSpec], metadata: Mapping[str, str], data_start: int | None = None, offset: int = 0
+) -> bytes:
+    """The length and JSON header of a file with these tensors in their order; the first one's offset is `offset`.
 
     `data_start` pads the header with spaces, as the format allows, so that the data begin there; None takes the
     smallest aligned header.
     """
     fields: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    for entry in entries:
-        fields[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [entry.start, entry.stop],
-        }
+    for name, dtype, shape in specs:
+        start, offset = offset, offset + nbytes(dtype, shape)
+        fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, offset]}
     text = json.dumps(fields, separators=(",", ":")).encode("utf-8")
     smallest = -(-(_LENGTH_BYTES + len(text)) // _ALIGNMENT) * _ALIGNMENT
     length = (smallest if data_start is None else data_start) - _LENGTH_BYTES
@@ -164,10 +172,9 @@ def header_bytes(entries: Iterable[Entry], metadata: Mapping[str, str], data_sta
     return length.to_bytes(_LENGTH_BYTES, "little") + text.ljust(length)
 
 
-def header_room(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> int:
-    """Where the data may begin in a file of some or all of these (name, dtype, shape) tensors, before it is written."""
-    widest = 10**15
-    return len(header_bytes([Entry(*tensor, widest, widest) for tensor in tensors], metadata))
+def header_room(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> int:
+    """Where the data may begin in a file of these tensors, before it is written."""
+    return len(header_bytes(specs, metadata, offset=10**15))
 
 
 def shown(name: object) -> str:
@@ -230,7 +237,7 @@ def _checked_entry(path: Path, name: str, value: object, data_start: int) -> Ent
     start, stop = offsets
     if stop - start != nbytes(dtype, shape) or math.prod(shape) * DTYPE_BITS[dtype] % 8:
         _damaged(path, f"{shown(name)} has offsets that do not match its type and shape")
-    return Entry(name, dtype, tuple(shape), data_start + start, data_start + stop)
+    return Entry(path, name, dtype, tuple(shape), data_start + start, data_start + stop)
 
 
 def _is_sizes(value: object) -> bool:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .atomic import atomic_file
-from .safetensors_header import CheckpointError, header_room, nbytes, read_header, shown
-from .tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, TensorSpec, TensorWriter, as_bytes, itemsize, joined
+from .safetensors_header import CheckpointError, TensorSpec, header_room, nbytes, read_header, shown
+from .tensor_io import DTYPE_NAMES, TORCH_DTYPES, ChunkReader, TensorWriter, as_bytes, itemsize, joined
 
 
 @contextmanager
@@ -73,5 +73,5 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         for name, entry in header.tensors.items():
             if entry.dtype not in TORCH_DTYPES:
                 raise CheckpointError(f"{path}: {shown(name)} is {entry.dtype}, a type that is not supported.")
-            tensors[name] = reader.read(joined(name, [(header, entry)]))
+            tensors[name] = reader.read(joined(name, [entry]))
     return tensors, header.metadata

@@ -10,19 +10,21 @@ import functools
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..ops.finite import is_finite
-from .safetensors_header import DTYPE_BITS, CheckpointError, Entry, Header, header_bytes, nbytes, shown
+from .atomic import write_all
+from .safetensors_header import DTYPE_BITS, CheckpointError, Entry, TensorSpec, header_bytes, nbytes, shown
 
 # Small enough to stay in the processor's cache for hashing and writing: chunks of 8 MiB take twice the time.
 CHUNK_BYTES = 1 << 20
@@ -48,32 +50,14 @@ ProgressCallback = Callable[[int, int], None]
 leaves no file."""
 
 
-class TensorSpec(NamedTuple):
-    """A tensor to write, by its key."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A contiguous range of bytes in a file, with elements of `dtype`."""
-
-    path: Path
-    start: int
-    stop: int
-    dtype: str
-
-
 @dataclass(frozen=True)
 class Stored:
-    """A tensor on disk: the concatenated elements of its ranges, read as `dtype`."""
+    """A tensor on disk: the concatenated elements of its pieces, tensors of files, read as `dtype`."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Entry, ...]
 
     @property
     def numel(self) -> int:
@@ -85,7 +69,7 @@ class Stored:
 
     @property
     def stored_dtype(self) -> str:
-        """The dtype of the elements in the file, if all ranges share one, whatever they are read as."""
+        """The dtype of the elements in the file, if all pieces share one, whatever they are read as."""
         found = {piece.dtype for piece in self.pieces}
         return found.pop() if len(found) == 1 else self.dtype
 
@@ -98,8 +82,8 @@ class Stored:
         """The same tensor, converted to `dtype` while it is read."""
         return replace(self, dtype=dtype)
 
-    def runs(self, first: int, count: int) -> Iterator[tuple[Piece, int, int]]:
-        """The elements [first, first + count) as (range, first element in it, count)."""
+    def runs(self, first: int, count: int) -> Iterator[tuple[Entry, int, int]]:
+        """The elements [first, first + count) as (piece, first element in it, count)."""
         for piece in self.pieces:
             held = (piece.stop - piece.start) // itemsize(piece.dtype)
             here = min(held - first, count)
@@ -110,20 +94,19 @@ class Stored:
             first -= held
 
 
-def joined(name: str, parts: list[tuple[Header, Entry]]) -> Stored:
+def joined(name: str, parts: list[Entry]) -> Stored:
     """The tensors of a file as one, stacked along the first dimension; the widest dtype holds them all.
 
     Raises:
         ValueError: if they do not fit together.
     """
-    pieces = tuple(Piece(header.path, entry.start, entry.stop, entry.dtype) for header, entry in parts)
-    first, *others = (entry for _, entry in parts)
+    first, *others = parts
     if not others:
-        return Stored(name, first.dtype, first.shape, pieces)
+        return Stored(name, first.dtype, first.shape, (first,))
     if any(other.shape[1:] != first.shape[1:] or not other.shape for other in others):
         raise ValueError(f"The q, k and v of {shown(name)} have different shapes: the model is damaged.")
-    rows = sum(entry.shape[0] for _, entry in parts)
-    return Stored(name, _widest(name, {entry.dtype for _, entry in parts}), (rows, *first.shape[1:]), pieces)
+    rows = sum(part.shape[0] for part in parts)
+    return Stored(name, _widest(name, {part.dtype for part in parts}), (rows, *first.shape[1:]), tuple(parts))
 
 
 def _widest(name: str, dtypes: set[str]) -> str:
@@ -169,12 +152,14 @@ class ChunkReader:
     def chunks(self, stored: Stored) -> Iterator[memoryview]:
         """The tensor's bytes, as `stored.dtype`; a chunk stays valid until the second one after it is requested.
 
-        Tensors of one shape and dtype have the same chunk borders, whatever their ranges are.
+        Tensors of one shape and dtype have the same chunk borders, whatever their pieces are.
         """
         per_chunk = CHUNK_BYTES // itemsize(stored.dtype)
         for first in range(0, stored.numel, per_chunk):
             count = min(per_chunk, stored.numel - first)
-            buffer = self._next_buffer()[: count * itemsize(stored.dtype)]
+            self.finish_hashing(pending=1)
+            self._buffers.rotate(-1)
+            buffer = self._buffers[0][: count * itemsize(stored.dtype)]
             self._fill(buffer, stored, first, count)
             yield as_bytes(buffer)
 
@@ -193,11 +178,6 @@ class ChunkReader:
         while len(self._hashing) > pending:
             self._hashing.popleft().result()
 
-    def _next_buffer(self) -> Tensor:
-        self.finish_hashing(pending=1)
-        self._buffers.rotate(-1)
-        return self._buffers[0]
-
     def _fill(self, out: Tensor, stored: Stored, first: int, count: int) -> None:
         """Read the elements [first, first + count) into the bytes `out`."""
         filled = 0
@@ -210,8 +190,8 @@ class ChunkReader:
                 self._convert(piece, offset, out[filled : filled + size].view(TORCH_DTYPES[stored.dtype]))
             filled += size
 
-    def _convert(self, piece: Piece, first: int, out: Tensor) -> None:
-        """Read the elements of a range from `first` on into `out`, in its dtype."""
+    def _convert(self, piece: Entry, first: int, out: Tensor) -> None:
+        """Read the elements of a piece from `first` on into `out`, in its dtype."""
         width = itemsize(piece.dtype)
         for part in out.split(CHUNK_BYTES // width):
             raw = self._scratch[: len(part) * width]
@@ -241,28 +221,25 @@ class TensorWriter:
         broken: the first tensor with NaN or infinity in it, found while writing.
     """
 
-    def __init__(self, file: FileIO, specs: Iterable[TensorSpec], data_start: int):
-        self._file, self._data_start, self._stop = file, data_start, 0
-        self._entries: list[Entry] = []
-        for name, dtype, shape in specs:
-            start, self._stop = self._stop, self._stop + nbytes(dtype, shape)
-            self._entries.append(Entry(name, dtype, shape, start, self._stop))
-        self.places = {entry.name: entry.start for entry in self._entries}
+    def __init__(self, file: FileIO, specs: Sequence[TensorSpec], data_start: int):
+        self._file, self._specs, self._data_start = file, specs, data_start
+        *self._starts, self._stop = accumulate((nbytes(dtype, shape) for _, dtype, shape in specs), initial=0)
+        self.places = {spec.name: start for spec, start in zip(specs, self._starts, strict=True)}
         self.broken: str | None = None
 
     def write(self, position: int, data: memoryview) -> None:
         """Write bytes, whole elements of one tensor or of several of a dtype, within the `places`."""
         if data and self.broken is None:
-            entry = self._entries[bisect_right(self._entries, position, key=lambda entry: entry.start) - 1]
-            dtype = STORED_DTYPES.get(entry.dtype)
+            spec = self._specs[bisect_right(self._starts, position) - 1]
+            dtype = STORED_DTYPES.get(spec.dtype)
             if dtype and dtype.is_floating_point and not is_finite(torch.frombuffer(data, dtype=dtype)):
-                self.broken = entry.name
+                self.broken = spec.name
         _write_at(self._file, self._data_start + position, data)
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Write the header."""
         self._file.truncate(self._data_start + self._stop)
-        _write_at(self._file, 0, memoryview(header_bytes(self._entries, metadata, self._data_start)))
+        _write_at(self._file, 0, memoryview(header_bytes(self._specs, metadata, self._data_start)))
 
 
 def copy_tensor(reader: ChunkReader, stored: Stored, writer: TensorWriter, position: int, digest: Any = None) -> None:
@@ -301,5 +278,4 @@ def converted(chunk: memoryview, dtype: str, new_dtype: str) -> memoryview:
 def _write_at(file: FileIO, position: int, data: memoryview) -> None:
     if file.tell() != position:
         file.seek(position)
-    while data:
-        data = data[file.write(data) :]
+    write_all(file, data)

@@ -145,8 +145,7 @@ def allocations(sizes: Sequence[int]) -> list[list[int]]:
     left = list(sizes)
     while left:
         room = 1 << (sum(left).bit_length() - 1)
-        ends = list(accumulate(left))
-        count = max(1, sum(end <= room for end in ends))
+        count = max(1, sum(end <= room for end in accumulate(left)))
         groups.append(left[:count])
         left = left[count:]
     return groups

@@ -73,11 +73,10 @@ def compile_blocks(model: nn.Module, **settings: Any) -> None:
         elif isinstance(module, FrozenLinear):
             module.traced = isinstance(module.place, DeviceTensor) and _reads_float8(module.device)
             module.product = torch.compiler.disable(module.product)  # type: ignore[method-assign]
+        elif isinstance(module, DetailerHead):
+            module.compiled = torch.compile(module.whole, **settings)
     for _, block in model.blocks() if isinstance(model, Backbone) else ():
         block.compile(**settings)
-    for module in model.modules():
-        if isinstance(module, DetailerHead):
-            module.compiled = torch.compile(module.whole, **settings)
 
 
 def _reads_float8(device: torch.device) -> bool:

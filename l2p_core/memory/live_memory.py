@@ -47,20 +47,16 @@ def trace(function: Callable[..., Any], inputs: Sequence[Any], weights: Iterable
         weights: all that it uses. Their gradients count while they are computed and are released when complete.
     """
     inputs = [torch.empty_like(x).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in inputs]
-    weights, complete = list(weights), [0]
-
-    def add(elements: int) -> None:
-        complete[0] += elements
-
+    weights, complete = list(weights), list[int]()
     live = LiveMemory([*(x for x in inputs if isinstance(x, Tensor)), *weights])
-    with consumed(weights, add), live:
+    with consumed(weights, complete.append), live:
         made = function(*inputs)
         outputs = tree_leaves(made)
         size, retained = storage_bytes(outputs), live.now
         torch.autograd.backward(outputs, [torch.empty_like(output) for output in outputs])
         peak = live.peak
     like = tree_map(lambda output: torch.empty_like(output, requires_grad=False), made)
-    return Traced(min(size, retained), retained, peak, complete[0], lambda: tree_map(torch.empty_like, like))
+    return Traced(min(size, retained), retained, peak, sum(complete), lambda: tree_map(torch.empty_like, like))
 
 
 @contextmanager

@@ -126,7 +126,6 @@ def fused_stage(x: Tensor, skip: Tensor, up: nn.Conv2d, dec: nn.Conv2d, fusion: 
     if up not in fusion.of_pass:
         fusion.of_pass[up] = fusion.weights.of(up, dec)
     weight, bias = fusion.of_pass[up]
-    # Channels last in memory; rows and columns within a cell are ordered as `compose` has them.
-    coarse = F.conv2d(x, weight, padding=1)
-    through = rearrange(coarse, "b (p q c) h w -> b (h p) (w q) c", p=2, q=2).permute(0, 3, 1, 2)
-    return through, F.conv2d(skip, dec.weight[:, up.out_channels :], bias, padding=1)
+    # Ordered as `compose` has them, channels last in memory.
+    through = rearrange(F.conv2d(x, weight, padding=1), "b (p q c) h w -> b (h p) (w q) c", p=2, q=2)
+    return through.permute(0, 3, 1, 2), F.conv2d(skip, dec.weight[:, up.out_channels :], bias, padding=1)

@@ -40,11 +40,7 @@ def make(parameters: Mapping[str, Tensor], config: TrainingConfig, source: Sourc
     """AdamW over two groups, layers that conversion initialised and layers of the source, with moments of zero.
 
     Each group has the key "scale", its factor on the learning rate.
-
-    Raises:
-        ValueError: if bitsandbytes is needed and missing.
     """
-    check_installed(config)
     new = [p for name, p in parameters.items() if is_new(name, source)]
     known = [p for name, p in parameters.items() if not is_new(name, source)]
     groups = [{"params": new, "scale": 1.0}, {"params": known, "scale": config.backbone_lr_scale}]

@@ -77,7 +77,7 @@ def load(path: str | Path, state: Mapping[str, Tensor], *, config: TrainingConfi
     with ChunkReader() as reader:
         for name, entry in header.tensors.items():
             assert TORCH_DTYPES[entry.dtype] == state[name].dtype
-            fill(state[name], reader.read(joined(name, [(header, entry)])))
+            fill(state[name], reader.read(joined(name, [entry])))
     return step
 
 

@@ -26,8 +26,8 @@ from ...l2p_core.checkpoint import open_checkpoint
 from ...l2p_core.config import ModelConfig
 from ...l2p_core.device.process_memory import peak_memory
 from ...l2p_core.files.model_file import model_file
-from ...l2p_core.files.safetensors_header import nbytes
-from ...l2p_core.files.tensor_io import ChunkReader, TensorSpec, as_bytes
+from ...l2p_core.files.safetensors_header import TensorSpec, nbytes
+from ...l2p_core.files.tensor_io import ChunkReader, as_bytes
 from ...l2p_core.files.units import bytes_text
 from ...l2p_core.freeze import trainable_names
 from ...l2p_core.model import key_shapes
