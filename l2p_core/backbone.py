@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .config import ModelConfig
-from .ops.memory_saving import scaled_norm
+from .ops.memory_saving import Recomputing, scaled_norm
 from .ops.precision import LACKED, computed_in, product
 
 Runs = tuple[tuple[int, int], ...]
@@ -70,7 +69,7 @@ class RefinedCaptions:
 Captions = Sequence[Caption] | RefinedCaptions
 
 
-class Backbone(nn.Module):
+class Backbone(Recomputing):
     """The contract of a source's network, from patches to hidden states; its class is named by the source's row.
 
     `gradient_checkpointing` recomputes each block (and, in L2PModel, each stage of the head) in the backward pass, but
@@ -83,7 +82,6 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
         self.kept_blocks: frozenset[int] = frozenset()
         self.always_pad = False
         self.read_part: Callable[[nn.Module, str], None] | None = None
@@ -120,11 +118,6 @@ class Backbone(nn.Module):
     def refined(self, captions: Sequence[Caption]) -> Captions:
         """Compute once what is the same for captions in all steps; captions as for `hidden_states`."""
         return captions
-
-    def _run(self, block: nn.Module, *inputs: Any) -> Any:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return block(*inputs)
 
     def _run_trunk(self, number: int, block: nn.Module, *inputs: Any) -> Any:
         """`_run` a block of the trunk, unless it keeps its activations."""

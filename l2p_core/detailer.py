@@ -14,16 +14,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .config import PIXEL_CHANNELS, HeadConfig, HeadStage, variant_row
 from .ops.fused_decoder import ComposedWeights, Fusion, fused_from, fused_stage
 from .ops.head_tiles import countable, pixels_at_once
+from .ops.memory_saving import Recomputing
 from .ops.precision import unwidened
 from .ops.region import Region, StageRegions, stage_regions
 
 
-class DetailerHead(nn.Module):
+class DetailerHead(Recomputing):
     """Predicts x0 - noise from the noisy pixels and the backbone's last hidden states.
 
     Args:
@@ -39,7 +39,6 @@ class DetailerHead(nn.Module):
         self.stages, self._config, self._dim = config.stages, config, dim
         # A host's layers cast, offload or patch their weights when called.
         self.plain = operations is nn
-        self.gradient_checkpointing = False
         self.compiled: Callable[[Tensor, Tensor], Tensor] | None = None  # `whole`, by `compile_blocks`
         self.fused: bool | None = None  # decoder stages; None fuses where measurements show a gain
         self._composed = ComposedWeights()
@@ -163,11 +162,6 @@ class DetailerHead(nn.Module):
         layer = self.get_submodule(f"{part}{stage.name}.{1 if part == 'up' else 0}")
         assert isinstance(layer, nn.Conv2d)
         return layer
-
-    def _run(self, function: Any, *args: Any) -> Any:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-        return function(*args)
 
 
 def velocity_of(output: Tensor) -> Tensor:

@@ -138,10 +138,8 @@ def levels(stages: Sequence[Stage], *, image: bool = False, space_shift: float =
         raise ValueError("Hybrid sampling needs at least one stage.")
     found: list[tuple[float, float]] = []
     for number, stage in enumerate(stages, 1):
-        if number == 1:
-            start = _first_level(stage, image)
-        else:
-            start = _handed_over(number, stages[number - 2], stage, space_shift)
+        before = stages[number - 2] if number > 1 else None
+        start = _handed_over(number, before, stage, space_shift) if before else _first_level(stage, image)
         if not 0 <= stage.end < start <= 1:
             raise ValueError(
                 f"Stage {number} starts at noise level {start:.3g} and cannot end at {stage.end:.3g}:"

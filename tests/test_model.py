@@ -104,8 +104,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_from_many_segments(monk
         segments.append(function)
         return checkpoint(function, *args, **kwargs)
 
-    monkeypatch.setattr("comfyui_l2p.l2p_core.backbone.checkpoint", counting)
-    monkeypatch.setattr("comfyui_l2p.l2p_core.detailer.checkpoint", counting)
+    monkeypatch.setattr("comfyui_l2p.l2p_core.ops.memory_saving.checkpoint", counting)
     model = tiny_models.pixel_model()
     pixels, sigma, caption = torch.randn(1, 3, 32, 48), torch.tensor([0.6]), tiny_models.captions(9)
     gradients = []

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,12 +206,7 @@ def _missing() -> list[str]:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """The numbers at the start of a version: (2, 13, 0) for "2.13.0+cpu"."""
-    numbers = []
-    for part in version.split("+")[0].split("."):
-        if not part.isdecimal():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+    return tuple(map(int, takewhile(str.isdecimal, version.split("+")[0].split("."))))
 
 
 def _gigabytes(size: int) -> str:

@@ -92,8 +92,5 @@ def _marked(table: Iterable[tuple[str, str]], keys: Collection[str]) -> str | No
 def unknown_prefix(keys: Collection[str]) -> str | None:
     """An unknown prefix before the key names of a source; None if there is none."""
     landmarks = {landmark for source in SOURCES.values() for landmark in source.landmarks}
-    for key in keys:
-        for landmark in landmarks:
-            if key.endswith(f".{landmark}"):
-                return key.removesuffix(landmark)
-    return None
+    found = (key.removesuffix(landmark) for key in keys for landmark in landmarks if key.endswith(f".{landmark}"))
+    return next(found, None)

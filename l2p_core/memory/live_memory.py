@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -88,15 +88,7 @@ def computing_in(model: Backbone, dtype: torch.dtype) -> None:
     inside = {module for block in blocks for module in block.modules()}
     layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     for module in [*blocks, *(layer for layer in layers if layer not in inside)]:
-        module.forward = _within(mode, module.forward)
-
-
-def _within(mode: TorchFunctionMode, function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **named: Any) -> Any:
-        with mode:
-            return function(*args, **named)
-
-    return run
+        module.forward = mode(module.forward)
 
 
 class LiveMemory(TorchDispatchMode):
@@ -165,7 +157,7 @@ def _padded_bytes(x: Tensor) -> int:
     return x.numel() // x.shape[1] * padded_size(x.shape[1], CHANNEL_MULTIPLE) * x.itemsize
 
 
-class _Cast(TorchFunctionMode):
+class _Cast(TorchFunctionMode, ContextDecorator):
     def __init__(self, dtype: torch.dtype):
         super().__init__()
         self._dtype = dtype

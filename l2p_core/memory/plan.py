@@ -88,7 +88,11 @@ class _Planner:
         self.compute = training.compute_dtype.itemsize
 
     def plan(self) -> MemoryPlan:
-        device, ram = self._weights()
+        device = placement.device_bytes(self.weights)
+        ram = {"trained weights": 4 * self.elements} if self.training.offload else {}
+        homes = placement.streamed_bytes(self.weights)
+        if homes:
+            ram["streamed weights"] = pinned_bytes(homes) if has_own_memory(self.device_type) else sum(homes)
         step = activations.step_of(self.config, self.training, self.work)
         trunk = list(source_of(self.config).blocks(self.config, trunk=True))
         kept = {trunk[number] for number in kept_blocks(self.config, self.training)}
@@ -138,14 +142,6 @@ class _Planner:
             return 2 * (elements + 4 * -(-elements // _EIGHT_BIT_BLOCK))
 
         return sum(size(weight.elements) for weight in self.trained.values())
-
-    def _weights(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Bytes of the weights in use, on the device and in RAM."""
-        ram = {"trained weights": 4 * self.elements} if self.training.offload else {}
-        homes = placement.streamed_bytes(self.weights)
-        if homes:
-            ram["streamed weights"] = pinned_bytes(homes) if has_own_memory(self.device_type) else sum(homes)
-        return placement.device_bytes(self.weights), ram
 
     def _largest_block(self) -> int:
         sizes: dict[str, int] = {}

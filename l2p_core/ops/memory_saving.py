@@ -7,14 +7,27 @@ A compiler decides by itself what to keep and what to fuse, so it gets the plain
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from .precision import unwidened
+
+
+class Recomputing(nn.Module):
+    """A module whose parts may be recomputed in the backward pass, if `gradient_checkpointing` is set."""
+
+    gradient_checkpointing = False
+
+    def _run(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return part(*inputs)
 
 
 def scaled_norm(x: Tensor, weight: Tensor, factor: Tensor | None, eps: float) -> Tensor:
