@@ -25,7 +25,6 @@ from comfyui_l2p.l2p_core.dataset.image_folder import open_folder
 from comfyui_l2p.l2p_core.dataset.loader import Loader
 from comfyui_l2p.l2p_core.deep_images import exr, frames, tiff
 from comfyui_l2p.l2p_core.deep_images.common import BrokenImage, to_levels
-from comfyui_l2p.l2p_core.deep_images.resize import fitted
 from comfyui_l2p.l2p_core.deep_images.stated_bits import stated_bits
 from comfyui_l2p.l2p_core.run import source_images
 from comfyui_l2p.l2p_core.run.data import RunData
@@ -188,8 +187,8 @@ def test_resizing_is_pillows(tmp_path: Path, size: tuple[int, int]) -> None:
 
 def test_a_crop_without_scaling_copies() -> None:
     pixels = pixels_of(COLOURS)
-    assert torch.equal(fitted(pixels, SIDE, 63), pixels[:, 96:159])
-    assert torch.equal(fitted(pixels, 33, SIDE), pixels[:, :, 111:144])
+    assert torch.equal(images.fitted(pixels, SIDE, 63), pixels[:, 96:159])
+    assert torch.equal(images.fitted(pixels, 33, SIDE), pixels[:, :, 111:144])
 
 
 def test_a_large_deep_image_is_reduced_in_bounded_time(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ nothing else in the core needs it. Colour profiles are ignored, as in published 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -19,9 +19,8 @@ from torch import Tensor
 from ..deep_images import reading
 from ..deep_images.common import KEEP_DEPTH as KEEP_DEPTH
 from ..deep_images.common import BrokenImage as BrokenImage
-from ..deep_images.common import ImageInfo, check_size
+from ..deep_images.common import ImageInfo, check_size, damaged, one_error, turned
 from ..deep_images.dicom import WINDOW
-from ..deep_images.resize import fitted
 from ..deep_images.stated_bits import stated_bits
 from . import formats
 from .formats import pillow as pillow
@@ -91,9 +90,8 @@ def load(path: Path, width: int, height: int, frame: int = 0, window: str = WIND
         shown = (height, width) if orientation in _TURNED else (width, height)
         _draft(image, shown)
         with decoding():
-            pixels = _on_white(_resized(_plain(image), shown))
-    pixels = _upright(pixels, orientation)
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+            pixels = _on_white(_fitted(_plain(image), shown))
+    return _upright(pixels, orientation).contiguous()
 
 
 def load_whole(path: Path, frame: int = 0, window: str = WINDOW) -> tuple[Tensor, Tensor | None]:
@@ -108,9 +106,23 @@ def load_whole(path: Path, frame: int = 0, window: str = WINDOW) -> tuple[Tensor
     with opened(path) as image:
         orientation = _orientation(image)
         with decoding():
-            values = np.asarray(_upright(_plain(image), orientation))
-    channels = torch.from_numpy(values.astype(np.float32)).div_(255).permute(2, 0, 1)
+            channels = _upright(_plain(image), orientation).float().div_(255)
     return channels[:3].contiguous(), channels[3].contiguous() if channels.shape[0] == 4 else None
+
+
+def fitted(pixels: Tensor, width: int, height: int) -> Tensor:
+    """(C, H, W) float32, cropped centrally to a shape and resized to it, (C, height, width), like images of 8 bits.
+
+    At scale 1 pixels are copied, not filtered. No value leaves [-1, 1] unless the image does.
+    """
+    across, down = pixels.shape[2] - width, pixels.shape[1] - height
+    if min(across, down) == 0:
+        top, left = down // 2, across // 2
+        return pixels[:, top : top + height, left : left + width].contiguous()
+    lowest, highest = pixels.aminmax()
+    images = (_fitted(pillow().fromarray(channel.numpy()), (width, height)) for channel in pixels)
+    result = torch.stack([torch.from_numpy(np.array(image)) for image in images])
+    return result.clamp_(lowest.clamp(max=-1), highest.clamp(min=1))
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -165,30 +177,22 @@ def _orientation_of(path: Path, name: str) -> int:
         return _orientation(image)
 
 
-@contextmanager
-def decoding(wanted: Sequence[str] = ()) -> Iterator[None]:
-    """Turns Pillow's various errors within the block into one class, except those of the disk and of memory, which say
-    nothing about the image.
+def decoding(wanted: Sequence[str] = ()) -> AbstractContextManager[None]:
+    """Turns Pillow's errors within the block into one class, see `one_error`.
 
     Args:
         wanted: the formats that the image may have, for the message.
-
-    Raises:
-        BrokenImage: for all others.
     """
     module = pillow()
-    try:
-        yield
-    except (BrokenImage, MemoryError):
-        raise
-    except (module.DecompressionBombError, module.DecompressionBombWarning) as error:
-        raise BrokenImage("it has more pixels than are safe to decode: make it smaller") from error
-    except module.UnidentifiedImageError as error:
-        raise BrokenImage(f"{_UNKNOWN} ({', '.join(wanted)})") from error
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise BrokenImage(f"it is damaged or truncated ({str(error)[:100] or type(error).__name__})") from error
+
+    def verdict(error: Exception) -> BrokenImage:
+        if isinstance(error, module.DecompressionBombError | module.DecompressionBombWarning):
+            return BrokenImage("it has more pixels than are safe to decode: make it smaller")
+        if isinstance(error, module.UnidentifiedImageError):
+            return BrokenImage(f"{_UNKNOWN} ({', '.join(wanted)})")
+        return damaged(error)
+
+    return one_error(verdict)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -217,8 +221,7 @@ def _shown_size(image: Image.Image) -> tuple[int, int]:
 
 def _draft(image: Image.Image, wanted: tuple[int, int]) -> None:
     """Make a JPEG much larger than requested decode at 1/2, 1/4 or 1/8."""
-    box = _box(image.size, wanted)
-    scale = min((box[2] - box[0]) / wanted[0], (box[3] - box[1]) / wanted[1]) / _DRAFT_GAP
+    scale = min(image.width / wanted[0], image.height / wanted[1]) / _DRAFT_GAP
     if scale >= 2:
         image.draft(image.mode, (int(image.width / scale), int(image.height / scale)))
 
@@ -236,16 +239,10 @@ def _plain(image: Image.Image) -> Image.Image:
     return image if image.mode == wanted else image.convert(wanted)
 
 
-def _resized(image: Image.Image, wanted: tuple[int, int]) -> Image.Image:
-    return image.resize(wanted, pillow().Resampling.LANCZOS, box=_box(image.size, wanted))
+def _fitted(image: Image.Image, wanted: tuple[int, int]) -> Image.Image:
+    from PIL import ImageOps
 
-
-def _box(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest central part of an image with the requested shape: left, top, right, bottom."""
-    scale = min(size[0] / wanted[0], size[1] / wanted[1])
-    width, height = min(size[0], wanted[0] * scale), min(size[1], wanted[1] * scale)
-    left, top = (size[0] - width) / 2, (size[1] - height) / 2
-    return left, top, left + width, top + height
+    return ImageOps.fit(image, wanted, pillow().Resampling.LANCZOS)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -255,15 +252,6 @@ def _on_white(image: Image.Image) -> Image.Image:
     return pillow().alpha_composite(white, image).convert("RGB")
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = pillow().Transpose
-    method = {
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }.get(orientation)
-    return image if method is None else image.transpose(method)
+def _upright(image: Image.Image, orientation: int) -> Tensor:
+    """The values of an image, (C, H, W), turned from its EXIF orientation."""
+    return turned(torch.from_numpy(np.array(image)).permute(2, 0, 1), orientation)

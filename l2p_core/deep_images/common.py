@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -38,6 +40,33 @@ class ImageInfo(NamedTuple):
     height: int
     frames: int = 1
     rounded: int = 0
+
+
+@contextmanager
+def one_error(verdict: Callable[[Exception], BrokenImage], chained: bool = True) -> Iterator[None]:
+    """Turns a library's various errors within the block into one class, except those of the disk and of memory, which
+    say nothing about the image.
+
+    Args:
+        verdict: the error to raise for another one.
+        chained: whether the traceback shows that one as well.
+
+    Raises:
+        BrokenImage: for all others.
+    """
+    try:
+        yield
+    except (BrokenImage, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise verdict(error) from (error if chained else None)
+
+
+def damaged(error: Exception) -> BrokenImage:
+    """The verdict on a file that a library cannot decode, with the library's words."""
+    return BrokenImage(f"it is damaged or truncated ({str(error)[:100] or type(error).__name__})")
 
 
 def library(package: str, files: str) -> ModuleType:
@@ -115,12 +144,12 @@ def to_colours(image: Values) -> tuple[Tensor, Tensor | None]:
     return _in_three(colours), alpha
 
 
-def to_levels(pixels: Tensor, top: int = 65535) -> np.ndarray:
-    """(3, H, W) in [-1, 1] as integers (H, W, 3) from 0 to `top`, rounded to the nearest and clamped."""
+def to_levels(pixels: Tensor) -> np.ndarray:
+    """(3, H, W) in [-1, 1] as integers (H, W, 3) from 0 to 65535, rounded to the nearest and clamped."""
     levels = torch.empty(*pixels.shape[1:], 3)
     for channel in range(3):
-        levels[..., channel] = ((pixels[channel].float() + 1) * (top / 2)).round_().clamp_(0, top)
-    return levels.numpy().astype(np.uint16 if top > 255 else np.uint8)
+        levels[..., channel] = ((pixels[channel].float() + 1) * 32767.5).round_().clamp_(0, 65535)
+    return levels.numpy().astype(np.uint16)
 
 
 def to_floats(pixels: Tensor) -> np.ndarray:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 
-from .common import BrokenImage, ImageInfo, Values, check_size, library
+from .common import BrokenImage, ImageInfo, Values, check_size, library, one_error
 
 FILES = "DICOM files"
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -33,9 +32,6 @@ _TAGS = [
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _PALETTE = "PALETTE COLOR"
-
-_Given = ParamSpec("_Given")
-_Result = TypeVar("_Result")
 
 
 def check_window(window: str) -> str | tuple[float, float]:
@@ -57,29 +53,10 @@ def check_window(window: str) -> str | tuple[float, float]:
     return centre, width
 
 
-def _quietly(work: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """Wraps a reader of files: pydicom's own messages may contain data about the patient.
-
-    Anything wrong with the file becomes a BrokenImage; an OSError of the disk passes.
-    """
-
-    @functools.wraps(work)
-    def quiet(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
-        try:
-            return work(*args, **kwargs)
-        except (BrokenImage, MemoryError):
-            raise
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            raise BrokenImage("it is damaged or truncated") from None
-        except Exception as error:
-            raise _verdict(error) from None
-
-    return quiet
-
-
 def _verdict(error: Exception) -> BrokenImage:
+    """pydicom's own messages may contain data about the patient."""
+    if isinstance(error, OSError):
+        return BrokenImage("it is damaged or truncated")
     if type(error).__name__ == "InvalidDicomError":
         return BrokenImage("it is not a DICOM file")
     said = str(error)
@@ -95,7 +72,7 @@ def _verdict(error: Exception) -> BrokenImage:
     return BrokenImage(f"it is damaged or truncated ({type(error).__name__})")
 
 
-@_quietly
+@one_error(_verdict, chained=False)
 def look(path: Path) -> ImageInfo:
     """The size and the number of frames.
 
@@ -111,7 +88,7 @@ def look(path: Path) -> ImageInfo:
     return ImageInfo(int(header.Columns), int(header.Rows), _frames(header))
 
 
-@_quietly
+@one_error(_verdict, chained=False)
 def decode(path: Path, frame: int, window: str) -> Values:
     """A frame's values after the modality's rescaling, between black and white.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..version import __version__
-from .common import BrokenImage, ImageInfo, Values, check_size, library
+from .common import BrokenImage, ImageInfo, Values, check_size, damaged, library, one_error
 
 FILES = "TIFF files with more than 8 bits per channel"
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -84,34 +84,25 @@ def encode(image: np.ndarray, text: Mapping[str, str]) -> bytes:
 
 @contextmanager
 def _page(path: Path) -> Iterator[Any]:
-    """The one page of a file, checked; tifffile's various errors as one class."""
+    """The one page of a file, checked."""
     tifffile = library("tifffile", FILES)
-    try:
-        with tifffile.TiffFile(path) as file:
-            pages = [page for page in file.pages if not int(page.subfiletype) & _NOT_AN_IMAGE]
-            count = max(len(pages), int((file.imagej_metadata or {}).get("images", 1)))
-            if count != 1:
-                raise BrokenImage(f"it has {count} pages: save each in its own file" if count else "it has no pixels")
-            page = pages[0].aspage()
-            check_size(page.imagewidth, page.imagelength)
-            _check_whole(page, path)
-            # Raises KeyError where a package is missing, which is to be known before a run begins.
-            _ = tifffile.TIFF.DECOMPRESSORS[page.compression], tifffile.TIFF.UNPREDICTORS[page.predictor]
-            yield page
-    except (BrokenImage, MemoryError):
-        raise
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise _verdict(error) from error
-    except Exception as error:
-        raise _verdict(error) from error
+    with one_error(_verdict), tifffile.TiffFile(path) as file:
+        pages = [page for page in file.pages if not int(page.subfiletype) & _NOT_AN_IMAGE]
+        count = max(len(pages), int((file.imagej_metadata or {}).get("images", 1)))
+        if count != 1:
+            raise BrokenImage(f"it has {count} pages: save each in its own file" if count else "it has no pixels")
+        page = pages[0].aspage()
+        check_size(page.imagewidth, page.imagelength)
+        _check_whole(page, path)
+        # Raises KeyError where a package is missing, which is to be known before a run begins.
+        _ = tifffile.TIFF.DECOMPRESSORS[page.compression], tifffile.TIFF.UNPREDICTORS[page.predictor]
+        yield page
 
 
 def _verdict(error: Exception) -> BrokenImage:
     if "imagecodecs" in str(error):
         return BrokenImage("its compression needs the package imagecodecs: install it, or save the file uncompressed")
-    return BrokenImage(f"it is damaged or truncated ({str(error)[:100] or type(error).__name__})")
+    return damaged(error)
 
 
 def _check_whole(page: Any, path: Path) -> None:
