@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from comfyui_l2p.l2p_core.model import LatentModel
-from comfyui_l2p.l2p_core.tiny.scenes import captions, judge, load_autoencoder
+from comfyui_l2p.l2p_core.tiny.scenes import AUTOENCODER_PATH, captions, judge
+from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder
 from comfyui_l2p.l2p_core.tiny.scenes.content import (
     CANVAS,
     CLARITY,
@@ -108,7 +109,8 @@ def test_reconstructions_are_right_and_lose_the_weave(
     drawn: tuple[Scenes, list[Content], list[str], Tensor],
 ) -> None:
     _, _, texts, images = drawn
-    restored = load_autoencoder().decode(load_autoencoder().encode(images[:32])).detach()
+    autoencoder = TrainedAutoencoder.load(AUTOENCODER_PATH)
+    restored = autoencoder.decode(autoencoder.encode(images[:32])).detach()
     assert judge.score(restored, texts[:32]).whole >= 0.95
     assert fine_detail(restored) < 0.6 * fine_detail(images[:32])
 
@@ -139,7 +141,7 @@ def test_one_wrong_attribute_costs_that_attribute_and_the_whole(
     }
     scenes = random_scenes(len(changes), torch.Generator().manual_seed(2), list(changes.values()))
     for row, wrong in enumerate(changes):
-        scores = judge.score(render(rows(scenes, slice(row, row + 1))), [text]).as_dict()
+        scores = judge.score(render(rows(scenes, slice(row, row + 1))), [text])._asdict()
         assert {name for name, value in scores.items() if not value} == {wrong, "whole"}
 
 

@@ -14,11 +14,13 @@ from comfyui_l2p.l2p_core.config import ModelConfig
 from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
 from comfyui_l2p.l2p_core.model import LatentModel
 from comfyui_l2p.l2p_core.tiny import generate, scenes
+from comfyui_l2p.l2p_core.tiny.autoencoder import reconstruction_loss
 from comfyui_l2p.l2p_core.tiny.scenes import captions
-from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import CHANNELS, TrainedAutoencoder, training_loss
+from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import CHANNELS, TrainedAutoencoder
 from comfyui_l2p.l2p_core.tiny.scenes.content import COLOURS, KINDS, random_scenes
 from comfyui_l2p.l2p_core.tiny.scenes.words import PhraseWords
 from comfyui_l2p.l2p_core.tiny.words import CAPTION_DIM
+from comfyui_l2p.l2p_core.tiny.worlds import SCENES
 from comfyui_l2p.train.benchmark.transfer_arms import GROUPS
 from comfyui_l2p.train.scenes import __main__ as scenes_command
 from comfyui_l2p.train.scenes.__main__ import main
@@ -129,7 +131,7 @@ def test_latents_are_normalised_and_both_halves_are_trained(autoencoder: Trained
     latents = autoencoder.train().encode(pixels)
     assert latents.shape == (4, CHANNELS, 16, 16)
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(CHANNELS), atol=0.01)
-    training_loss(autoencoder, pixels, torch.zeros(1)).backward()
+    reconstruction_loss(autoencoder, pixels, torch.zeros(1)).backward()
     autoencoder.eval()
     assert all(parameter.grad is not None for parameter in autoencoder.parameters())
 
@@ -184,12 +186,12 @@ def test_the_probe_is_taught_what_covers_each_token() -> None:
 
 
 def test_the_bundled_source_belongs_to_its_autoencoder(tmp_path: Path) -> None:
-    encoder = scenes.load_autoencoder().encoder_identity()
+    encoder = TrainedAutoencoder.load(scenes.AUTOENCODER_PATH).encoder_identity()
     begun = SourceTraining(RECIPE, tmp_path, CPU, encoder, scenes.SOURCE_PATH)
     assert begun.images > 0
     texts = captions.evaluation_captions(2)
     images = generate(
-        scenes.load_source(), scenes.load_autoencoder(), scenes.load_words(), texts, range(2), steps=2, size=128
+        SCENES.load_source(), SCENES.load_autoencoder(), SCENES.load_words(), texts, range(2), steps=2, size=128
     )
     assert images.shape == (2, 3, 128, 128)
     assert not torch.equal(images[0], images[1])
@@ -207,7 +209,7 @@ def test_pixel_models_are_compared_on_the_folders_own_source(tmp_path: Path, mon
         scenes.AUTOENCODER_PATH,
         scenes.WORDS_PATH,
     )
-    assert compared["world"].load_source().config == scenes.load_source().config
+    assert compared["world"].load_source().config == SCENES.load_source().config
     assert (tmp_path / "scenes.png").is_file()
 
 

@@ -137,7 +137,7 @@ def score_reconstructions(model: Autoencoder, count: int = 512) -> dict[str, flo
     restored = model.decode(latents)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     noisy = judge.score(model.decode(latents + 0.3 * noise), captions)
-    scores = {name: round(value, 4) for name, value in judge.score(restored, captions).as_dict().items()}
+    scores = {name: round(value, 4) for name, value in judge.score(restored, captions)._asdict().items()}
     return {**scores, "psnr": round(psnr(restored, pixels), 2), "whole_at_noise_0.3": round(noisy.whole, 4)}
 
 
@@ -222,7 +222,7 @@ def score_source(
     captions = shapes.evaluation_captions(count)
     with torch.autocast("cpu", torch.bfloat16):
         images = generate(model, autoencoder, words, captions, range(count), steps=steps, cfg=cfg)
-    return {name: round(value, 4) for name, value in judge.score(images, captions).as_dict().items()}
+    return {name: round(value, 4) for name, value in judge.score(images, captions)._asdict().items()}
 
 
 def save_source(model: LatentModel, path: Path, recipe: SourceRecipe) -> None:

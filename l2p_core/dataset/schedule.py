@@ -69,11 +69,13 @@ class Schedule:
         buckets = range(len(self.counts))
         repeats = torch.tensor([self._due(bucket, epoch + 1) - self._due(bucket, epoch) for bucket in buckets])
         turns = torch.arange(len(self.counts)).repeat_interleave(repeats)
-        return turns[self._shuffled(len(turns), f"turns of epoch {epoch}")]
+        return turns[shuffled(len(turns), f"turns of epoch {epoch}", self.seed)]
 
     def _make_order(self, bucket: int, epoch: int) -> Tensor:
-        return self._shuffled(self.counts[bucket], f"order of bucket {bucket} in epoch {epoch}")
+        return shuffled(self.counts[bucket], f"order of bucket {bucket} in epoch {epoch}", self.seed)
 
-    def _shuffled(self, count: int, purpose: str) -> Tensor:
-        digest = hashlib.sha256(f"{purpose}, seed {self.seed}".encode()).digest()
-        return torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
+
+def shuffled(count: int, purpose: str, seed: int) -> Tensor:
+    """The indices below `count` in an order of their own for each purpose and seed."""
+    digest = hashlib.sha256(f"{purpose}, seed {seed}".encode()).digest()
+    return torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))

@@ -78,8 +78,6 @@ class Autoencoder(nn.Module):
         deviations = variances[-self.channels :].sqrt()
         components = directions[:, -self.channels :].T  # (channels, c i j)
         analysis, synthesis = components / deviations[:, None], components * deviations[:, None]
-        last = self.correction[-2]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
         assert self.encoder.bias is not None and self.inverse.bias is not None
         self.encoder.weight.copy_(analysis.reshape(self.encoder.weight.shape))
         self.encoder.bias.copy_(-analysis @ mean)
@@ -87,8 +85,7 @@ class Autoencoder(nn.Module):
         self.inverse.weight.copy_(synthesis.reshape(self.inverse.weight.shape))
         # One bias a colour cannot hold the mean of each pixel of a block, but blocks have no preferred pixel.
         self.inverse.bias.copy_(mean.reshape(3, -1).mean(1))
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        set_zero(self.correction[-2])
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 8 -> (B, channels, H/8, W/8)."""
@@ -136,14 +133,18 @@ class Autoencoder(nn.Module):
 
 
 def reconstruction_loss(model: Autoencoder, pixels: Tensor, latent_noise: Tensor) -> Tensor:
-    """Absolute and squared error of the images decoded from latents with noise (B, 16, h, w) added; a scalar.
+    """Absolute and squared error of the images decoded from latents with noise (B, channels, h, w) added; a scalar.
 
     The noise makes the decoder tolerate the small errors of a diffusion model.
     """
-    with torch.no_grad():
-        latents = model.encode(pixels)
-    error = model.decode_unclamped(latents + latent_noise).float() - pixels
+    error = model.decode_unclamped(model.encode(pixels) + latent_noise).float() - pixels
     return error.abs().mean() + error.square().mean()
+
+
+def set_zero(layer: nn.Module) -> None:
+    """Let a layer return zeros until it is trained."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _channels_last(x: Tensor) -> Tensor:

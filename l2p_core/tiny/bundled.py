@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from .. import flow, tiny
 from ..checkpoint import open_checkpoint
-from ..config import ModelConfig
+from ..config import PIXEL_CHANNELS, ModelConfig
 from ..files.tensor_io import ProgressCallback
 from ..model import L2PModel, LatentModel
 from .autoencoder import Autoencoder
-from .generate import CFG, STEPS
+from .generate import CFG, STEPS, in_batches
 from .shapes import IMAGE_SIZE
 from .words import Words
 from .worlds import SHAPES, TinyWorld
@@ -98,26 +97,10 @@ def pixel_images(
     captions: Sequence[str],
     seeds: Sequence[int],
     steps: int = STEPS,
-    cfg: float = CFG,
-    batch: int = 64,
     side: int = IMAGE_SIZE,
     progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Images of a tiny pixel model, with its source's settings: (B, 3, side, side) in [-1, 1], on the CPU."""
-    device = model.embedder_weight.device
-    noise = torch.stack([torch.randn(3, side, side, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    features, empty = [encoder.encode(caption).to(device) for caption in captions], encoder.encode("").to(device)
-    images = torch.empty_like(noise)
-    for start in range(0, len(noise), batch):
-        rows = slice(start, min(start + batch, len(noise)))
-        images[rows] = flow.sample(
-            model,
-            noise[rows].to(device),
-            features[rows],
-            sigmas=flow.sigmas(steps),
-            cfg=cfg,
-            negative=[empty] * (rows.stop - start),
-        )
-        if progress:
-            progress(rows.stop, len(noise))
-    return images
+    draw = partial(flow.sample, model, sigmas=flow.sigmas(steps), cfg=CFG)
+    shape = PIXEL_CHANNELS, side, side
+    return in_batches(draw, model.embedder_weight.device, encoder, captions, seeds, shape, progress)

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from .. import flow
+from ..files.tensor_io import ProgressCallback
 from ..model import LatentModel
 from ..ops.finite import cause, check_finite, weights_of
-from .autoencoder import DOWNSCALE, LATENT_CHANNELS, Autoencoder
+from .autoencoder import DOWNSCALE, Autoencoder
 from .shapes import IMAGE_SIZE
 from .words import Words
 
 STEPS = 20
 CFG = 2.0
+BATCH = 64
+"""Images at a time."""
 
 
 @torch.no_grad()
@@ -29,8 +32,7 @@ def generate(
     steps: int = STEPS,
     cfg: float = CFG,
     size: int = IMAGE_SIZE,
-    batch: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Sample latents from seeded noise and decode them.
 
@@ -41,7 +43,6 @@ def generate(
         steps: Euler steps of the shift-3 schedule.
         cfg: guidance against the empty caption; 1 disables it and halves the time.
         size: pixels of a side.
-        batch: images at a time.
         progress: called with (images done, total images) after every batch.
 
     Returns:
@@ -53,24 +54,44 @@ def generate(
     """
     if len(captions) != len(seeds):
         raise ValueError(f"{len(captions)} captions came with {len(seeds)} seeds; give one seed for each caption.")
-    device = source.embedder_weight.device
-    features = [words.encode(text).to(device) for text in captions]
-    empty = words.encode("").to(device)
-    images = torch.empty(len(captions), 3, size, size)
-    for start in range(0, len(captions), batch):
-        rows = slice(start, min(start + batch, len(captions)))
-        noise = torch.stack([seeded_noise(seed, size, autoencoder.channels) for seed in seeds[rows]]).to(device)
-        latents, _ = flow.integrate(
-            source, noise, features[rows], sigmas=flow.sigmas(steps), cfg=cfg, negative=[empty] * len(noise)
+
+    def draw(noise: Tensor, features: Sequence[Tensor], *, negative: Sequence[Tensor]) -> Tensor:
+        sigmas = flow.sigmas(steps)
+        latents, _ = flow.integrate(source, noise, features, sigmas=sigmas, cfg=cfg, negative=negative)
+        images = autoencoder.decode(latents)
+        check_finite(images, lambda: cause([*weights_of(source), *weights_of(autoencoder)]))
+        return images
+
+    shape = autoencoder.channels, size // DOWNSCALE, size // DOWNSCALE
+    return in_batches(draw, source.embedder_weight.device, words, captions, seeds, shape, progress)
+
+
+def in_batches(
+    draw: Callable[..., Tensor],
+    device: torch.device,
+    words: Words,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    progress: ProgressCallback | None,
+) -> Tensor:
+    """Images of captions on the CPU, each drawn from its own seed's standard normal noise of a shape (C, h, w).
+
+    Args:
+        draw: called with noise, the captions' features and, as `negative`, those of the empty caption, on the device.
+        device: of the model.
+        words: encode the captions.
+        captions, seeds, progress: see `generate`.
+    """
+    features, empty = [words.encode(text).to(device) for text in captions], words.encode("").to(device)
+    images = []
+    for start in range(0, len(captions), BATCH):
+        rows = slice(start, min(start + BATCH, len(captions)))
+        # On the CPU, so that a seed produces the same image on every machine.
+        noise = torch.stack(
+            [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds[rows]]
         )
-        images[rows] = autoencoder.decode(latents)
-        check_finite(images[rows], lambda: cause([*weights_of(source), *weights_of(autoencoder)]))
+        images.append(draw(noise.to(device), features[rows], negative=[empty] * len(noise)).cpu().contiguous())
         if progress:
             progress(rows.stop, len(captions))
-    return images
-
-
-def seeded_noise(seed: int, size: int = IMAGE_SIZE, channels: int = LATENT_CHANNELS) -> Tensor:
-    """The standard normal latent noise of one image, (channels, size / 8, size / 8)."""
-    side = size // DOWNSCALE
-    return torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed))
+    return torch.cat(images)

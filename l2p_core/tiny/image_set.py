@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..dataset.images import from_uint8, to_uint8
+from ..dataset.schedule import shuffled
 from ..files.metadata import KIND as KIND_KEY
 from ..files.tensor_file import load_tensors, save
 from ..files.tensor_io import ProgressCallback
@@ -58,7 +58,9 @@ class Batches:
         self.batch_size = batch_size
         self._features = {caption: encode(caption) for caption in dict.fromkeys(images.captions)}
         # A batch touches two epochs at most, more only for sets smaller than a batch.
-        self._order = functools.lru_cache(maxsize=2)(functools.partial(_order, len(images.captions), seed))
+        self._order = functools.lru_cache(maxsize=2)(
+            lambda epoch: shuffled(len(images.captions), f"order of epoch {epoch}", seed)
+        )
 
     def batch(self, number: int) -> Batch:
         """The micro-batch `number`, counted from 0 over the whole run."""
@@ -75,11 +77,6 @@ class Batches:
     def _row(self, sample: int) -> int:
         epoch, position = divmod(sample, len(self.images.captions))
         return int(self._order(epoch)[position])
-
-
-def _order(count: int, seed: int, epoch: int) -> Tensor:
-    digest = hashlib.sha256(f"order of epoch {epoch}, seed {seed}".encode()).digest()
-    return torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
 
 
 def caption_of(number: int, seed: int = 0) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ _SIZES = (10.0, 11.0, 12.0, 13.0, 14.0)  # pixels
 _CHUNK = 32  # images at a time: bounds the table of distances to some 30 MB
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """Shares of images that show what their caption says, each in [0, 1]; ``whole`` needs all four attributes.
 
     ``residual`` is the root mean square distance to the nearest clean rendering, in units of the pixel range
@@ -40,9 +39,6 @@ class Score:
     background: float
     whole: float
     residual: float
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 @functools.cache

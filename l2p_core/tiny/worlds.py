@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +17,9 @@ from .autoencoder import Autoencoder
 from .scenes import captions as scene_captions
 from .scenes import judge as scene_judge
 from .scenes import rendering as scene_rendering
+from .scenes.autoencoder import TrainedAutoencoder
 from .scenes.content import Scenes, random_scenes
+from .scenes.words import PhraseWords
 from .words import Words
 
 
@@ -30,7 +31,7 @@ class TinyWorld:
         name: in commands and results.
         side: of the images that the source generates, in pixels.
         files: the source's weights, the autoencoder's and the words'.
-        load_source, load_autoencoder, load_words: read them, in float32.
+        autoencoder, words: the classes of the latter two.
         attributes: what the judge scores beside the whole caption, in the order of tables.
         captions: the first n of the fixed list that models are scored by.
         score: shares in [0, 1] of images (B, 3, H, H) in [-1, 1] that show what their captions say: ``whole`` and each
@@ -42,9 +43,8 @@ class TinyWorld:
     name: str
     side: int
     files: tuple[Path, Path, Path]
-    load_source: Callable[[], LatentModel]
-    load_autoencoder: Callable[[], Autoencoder]
-    load_words: Callable[[], Words]
+    autoencoder: type[Autoencoder]
+    words: type[Words]
     attributes: tuple[str, ...]
     captions: Callable[[int], list[str]]
     score: Callable[[Tensor, Sequence[str]], dict[str, float]]
@@ -55,6 +55,18 @@ class TinyWorld:
     def source(self) -> Path:
         """The source's file."""
         return self.files[0]
+
+    def load_source(self) -> LatentModel:
+        """The latent model in float32; errors as for `checkpoint.load_latent`."""
+        return tiny.load_source(self.source)
+
+    def load_autoencoder(self) -> Autoencoder:
+        """The autoencoder in float32; errors as for `Autoencoder.load`."""
+        return self.autoencoder.load(self.files[1])
+
+    def load_words(self) -> Words:
+        """The caption encoder; errors as for `Words.load`."""
+        return self.words.load(self.files[2])
 
     def identity(self) -> str:
         """Eight characters that change when the source, its autoencoder or its words do."""
@@ -78,12 +90,11 @@ SHAPES = TinyWorld(
     "shapes",
     shapes.IMAGE_SIZE,
     (tiny.SOURCE_PATH, tiny.AUTOENCODER_PATH, tiny.WORDS_PATH),
-    tiny.load_source,
-    tiny.load_autoencoder,
-    tiny.load_words,
+    Autoencoder,
+    Words,
     ("shape", "colour", "place", "background"),
     shapes.evaluation_captions,
-    lambda images, texts: judge.score(images, texts).as_dict(),
+    lambda images, texts: judge.score(images, texts)._asdict(),
     image_set.caption_of,
     image_set.rendered,
 )
@@ -95,12 +106,11 @@ def scenes_of(source: Path, autoencoder: Path, words: Path) -> TinyWorld:
         "scenes",
         scene_rendering.IMAGE_SIZE,
         (source, autoencoder, words),
-        partial(scenes.load_source, source),
-        partial(scenes.load_autoencoder, autoencoder),
-        partial(scenes.load_words, words),
+        TrainedAutoencoder,
+        PhraseWords,
         ("kind", "colour", "texture", "relation"),
         scene_captions.evaluation_captions,
-        lambda images, texts: scene_judge.score(images, texts).as_dict(),
+        lambda images, texts: scene_judge.score(images, texts)._asdict(),
         _scene_caption,
         _rendered_scenes,
     )

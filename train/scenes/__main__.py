@@ -23,7 +23,7 @@ import torch
 
 from ...l2p_core.dataset.pictures import montage, picture
 from ...l2p_core.device import accelerator
-from ...l2p_core.tiny import scenes
+from ...l2p_core.tiny import load_source, scenes
 from ...l2p_core.tiny.scenes import captions
 from ...l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder
 from ...l2p_core.tiny.scenes.content import random_scenes
@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
         train_autoencoder(AutoencoderRecipe(), arguments.minutes, device, log).save(out / "autoencoder.safetensors")
         PhraseWords.make().save(out / "words.safetensors")
         return
-    autoencoder = scenes.load_autoencoder(_own(out, scenes.AUTOENCODER_PATH)).to(device)
-    words = scenes.load_words(_own(out, scenes.WORDS_PATH))
+    autoencoder = TrainedAutoencoder.load(_own(out, scenes.AUTOENCODER_PATH)).to(device)
+    words = PhraseWords.load(_own(out, scenes.WORDS_PATH))
     if arguments.stage in ("source", "all"):
         recipe = dataclasses.replace(SourceRecipe(), batch=arguments.batch)
         start = scenes.SOURCE_PATH if scenes.SOURCE_PATH.exists() and not arguments.anew else None
@@ -97,9 +97,7 @@ def write_picture(
     rendered = render(random_scenes(SHOWN, generator, [captions.parse(text) for text in texts]).to(device))
     with torch.no_grad():
         restored = autoencoder.decode(autoencoder.encode(rendered))
-    made = source_images(
-        scenes.load_source(source).to(device), autoencoder, words, SHOWN, SCORED_STEPS[0], SourceRecipe.cfg
-    )
+    made = source_images(load_source(source).to(device), autoencoder, words, SHOWN, SCORED_STEPS[0], SourceRecipe.cfg)
     sheet = montage(torch.cat([rendered.cpu(), restored.cpu(), made]), SHOWN)
     picture(sheet).save(out / "scenes.png")
     print("\n".join(texts))
@@ -114,7 +112,7 @@ def write_scores(
     count: int,
 ) -> None:
     """Score the averaged weights at each number of steps, with the standard error of the whole caption's score."""
-    model = scenes.load_source(source).to(device)
+    model = load_source(source).to(device)
     log = RunLog(out / "source_scores.jsonl")
     cfg = SourceRecipe.cfg
     for steps in SCORED_STEPS:

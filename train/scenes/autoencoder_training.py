@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...l2p_core.tiny.autoencoder import DOWNSCALE
+from ...l2p_core.tiny.autoencoder import DOWNSCALE, reconstruction_loss
 from ...l2p_core.tiny.scenes import captions, judge
-from ...l2p_core.tiny.scenes.autoencoder import CHANNELS, TrainedAutoencoder, training_loss
+from ...l2p_core.tiny.scenes.autoencoder import CHANNELS, TrainedAutoencoder
 from ...l2p_core.tiny.scenes.content import Content, random_scenes
 from ...l2p_core.tiny.scenes.rendering import IMAGE_SIZE, render
 from ..make_tiny_source import RunLog, psnr
@@ -54,7 +54,7 @@ def train_autoencoder(
         factor = min((step + 1) / recipe.warmup, (1 + torch.cos(torch.tensor(share * torch.pi)).item()) / 2)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * factor
-        loss = training_loss(model, pixels, noise)
+        loss = reconstruction_loss(model, pixels, noise)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -94,7 +94,7 @@ def score_reconstructions(model: TrainedAutoencoder, count: int) -> dict[str, fl
         noisy += judged(model.decode(latents + 0.3 * torch.randn(latents.shape, generator=generator).to(device)), said)
         errors.append(psnr(restored, pixels))
         details.append(fine_detail(restored) / fine_detail(pixels))
-    scores = judge.Score(*torch.tensor(right).double().mean(0).tolist()).as_dict()
+    scores = judge.Score(*torch.tensor(right).double().mean(0).tolist())._asdict()
     model.train(training)
     return {
         **{name: round(value, 4) for name, value in scores.items()},

@@ -342,5 +342,5 @@ def score_source(
 ) -> dict[str, float]:
     """The judge's scores of those images."""
     images = source_images(model, autoencoder, words, count, steps, cfg)
-    scores = judge.score(images, captions.evaluation_captions(count)).as_dict()
+    scores = judge.score(images, captions.evaluation_captions(count))._asdict()
     return {name: round(value, 4) for name, value in scores.items()}

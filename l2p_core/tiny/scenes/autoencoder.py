@@ -12,7 +12,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from ..autoencoder import DOWNSCALE, Autoencoder, ResidualBlock
+from ..autoencoder import DOWNSCALE, Autoencoder, ResidualBlock, set_zero
 
 CHANNELS = 8
 """Half the first world's: a small source learns fewer values a token from fewer images."""
@@ -41,10 +41,7 @@ class TrainedAutoencoder(Autoencoder):
         """As for the first world, but the encoder is trained on, and corrected from zero like the decoder."""
         super().fit_components(pixels)
         self.encoder.requires_grad_(True)
-        last = self.refinement[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        set_zero(self.refinement[-1])
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of 8 -> (B, 8, H/8, W/8)."""
@@ -57,9 +54,3 @@ class TrainedAutoencoder(Autoencoder):
             for tensor in part.state_dict().values():
                 digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def training_loss(model: TrainedAutoencoder, pixels: Tensor, noise: Tensor) -> Tensor:
-    """Absolute and squared error of images decoded from their latents with noise (B, 8, h, w) added; a scalar."""
-    error = model.decode_unclamped(model.encode(pixels) + noise) - pixels
-    return error.abs().mean() + error.square().mean()

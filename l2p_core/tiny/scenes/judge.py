@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -45,8 +44,7 @@ class Found(NamedTuple):
     centre: Tensor
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """Shares of images that show what their caption says, each in [0, 1].
 
     ``objects`` counts images of exactly two objects; ``kind``, ``colour`` and ``texture`` need them of both, as far as
@@ -59,9 +57,6 @@ class Score:
     texture: float
     relation: float
     whole: float
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def score(images: Tensor, captions: Sequence[str]) -> Score:

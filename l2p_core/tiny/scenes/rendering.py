@@ -55,13 +55,10 @@ def _draw(image: Tensor, scenes: Scenes, number: int) -> None:
     size = image.shape[-1]
     pixel = CANVAS / size
     side = min(size, math.ceil(2 * REACH * RADIUS[1] / pixel) + 4)
-    centre, radius = scenes.centre[:, number], scenes.radius[:, number].view(-1, 1, 1)
-    corner = (centre / pixel - side / 2).round().long().clamp(0, size - side)
+    corner = (scenes.centre[:, number] / pixel - side / 2).round().long().clamp(0, size - side)
     columns, rows = (corner[:, :, None] + torch.arange(side, device=image.device)).unbind(1)
     x, y = ((columns + 0.5) * pixel)[:, None], ((rows + 0.5) * pixel)[:, :, None]
-    u, v = _turned(x, y, centre, scenes.angle[:, number])
-    distance = _distance(scenes.kind[:, number], u / radius, v / radius) * radius
-    mask = (0.5 - distance / pixel).clamp(0, 1)
+    mask = _mask(scenes, number, x, y, pixel)
     light = 1 - (1 - SHADE) * _darkness(scenes, number, x, y)
     colours = torch.tensor(list(COLOURS.values()), device=image.device)[scenes.colour[:, number]]
     at = (torch.arange(len(image), device=image.device)[:, None, None], slice(None), rows[:, :, None], columns[:, None])
@@ -75,27 +72,28 @@ def coverage(scenes: Scenes, cells: int) -> Tensor:
     points = 4 * cells
     pixel = CANVAS / points
     grid = (torch.arange(points, device=scenes.kind.device) + 0.5) * pixel
-    masks = []
-    for number in range(scenes.kind.shape[1]):
-        radius = scenes.radius[:, number].view(-1, 1, 1)
-        x, y = grid.view(1, 1, -1), grid.view(1, -1, 1)
-        u, v = _turned(x, y, scenes.centre[:, number], scenes.angle[:, number])
-        distance = _distance(scenes.kind[:, number], u / radius, v / radius) * radius
-        masks.append((0.5 - distance / pixel).clamp(0, 1))
+    x, y = grid.view(1, 1, -1), grid.view(1, -1, 1)
+    masks = [_mask(scenes, number, x, y, pixel) for number in range(scenes.kind.shape[1])]
     return F.avg_pool2d(torch.stack(masks, 1), 4)
 
 
 def kind_masks(kind: Tensor, angle: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Where objects of B kinds and angles (B,) are, of points u, v (1, rows, columns) in radii from their centre."""
-    cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
-    return (_distance(kind, cos * u + sin * v, cos * v - sin * u) < 0).float()
+    return (_distance(kind, *_turned(u, v, angle)) < 0).float()
 
 
-def _turned(x: Tensor, y: Tensor, centre: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates (B, H, W) from a centre, along an object's own axes."""
-    dx, dy = x - centre[:, 0].view(-1, 1, 1), y - centre[:, 1].view(-1, 1, 1)
+def _mask(scenes: Scenes, number: int, x: Tensor, y: Tensor, pixel: float) -> Tensor:
+    """How much of each pixel, of so many units, an object covers: (B, H, W) in [0, 1]."""
+    centre, radius = scenes.centre[:, number, :, None, None], scenes.radius[:, number].view(-1, 1, 1)
+    u, v = _turned(x - centre[:, 0], y - centre[:, 1], scenes.angle[:, number])
+    distance = _distance(scenes.kind[:, number], u / radius, v / radius) * radius
+    return (0.5 - distance / pixel).clamp(0, 1)
+
+
+def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates (B, H, W) along axes turned by B angles."""
     cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
-    return cos * dx + sin * dy, cos * dy - sin * dx
+    return cos * x + sin * y, cos * y - sin * x
 
 
 def _distance(kind: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -151,10 +149,7 @@ def _darkness(scenes: Scenes, number: int, x: Tensor, y: Tensor) -> Tensor:
         rows = (texture == TEXTURES.index(name)).nonzero()[:, 0]
         if len(rows):
             direction, first, second = (part.view(-1, 1, 1) for part in scenes.pattern[rows, number].unbind(-1))
-            along, across = (
-                direction.cos() * x[rows] + direction.sin() * y[rows],
-                direction.cos() * y[rows] - direction.sin() * x[rows],
-            )
+            along, across = _turned(x[rows], y[rows], direction)
             dark[rows] = wave(along, across, first, second).clamp(0, 1)
     return dark
 
