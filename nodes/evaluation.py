@@ -14,25 +14,17 @@ from torch import Tensor
 from ..l2p_core.dataset.pictures import picture
 from ..l2p_core.evaluate import report
 from ..l2p_core.evaluate.compare import compare
-from ..l2p_core.evaluate.pairs import Pair, of_folders
+from ..l2p_core.evaluate.pairs import Pair, Picture, of_folders
 
 
-class BatchPicture:
-    """An image of an IMAGE batch, converted to 8 bits on access.
-
-    Args:
-        image: (H, W, C) in [0, 1], C 3 or more.
-        name: for messages.
-    """
-
-    def __init__(self, image: Tensor, name: str):
-        self._image, self.name = image, name
-        self.size = int(image.shape[1]), int(image.shape[0])
+def of_batch(image: Tensor, name: str) -> Picture:
+    """An image (H, W, C) of an IMAGE batch, C 3 or more, converted to 8 bits on access; transparency is dropped."""
 
     @contextmanager
-    def opened(self) -> Iterator[Any]:
-        """The image as a picture; transparency is dropped."""
-        yield picture(self._image[..., :3].movedim(-1, 0).float() * 2 - 1)
+    def opened() -> Iterator[Any]:
+        yield picture(image[..., :3].movedim(-1, 0).float() * 2 - 1)
+
+    return Picture(name, (int(image.shape[1]), int(image.shape[0])), opened)
 
 
 def of_batches(source: Tensor, pixel: Tensor) -> list[Pair]:
@@ -49,8 +41,8 @@ def of_batches(source: Tensor, pixel: Tensor) -> list[Pair]:
     return [
         Pair(
             f"image {number + 1}",
-            BatchPicture(a, f"source image {number + 1}"),
-            BatchPicture(b, f"pixel image {number + 1}"),
+            of_batch(a, f"source image {number + 1}"),
+            of_batch(b, f"pixel image {number + 1}"),
         )
         for number, (a, b) in enumerate(zip(source, pixel, strict=True))
     ]

@@ -135,7 +135,9 @@ class CaptionCache:
                     progress(start + len(batch), len(missing))
         finally:
             del encoder
-            _free_memory()
+            # Release the encoder's memory now: training needs as much next.
+            gc.collect()
+            accelerator.empty_cache(accelerator.default_device())
         return len(missing)
 
     def read(self, caption: str) -> Tensor:
@@ -187,12 +189,6 @@ class CaptionCache:
             # On Windows a file that another process has open cannot be replaced; it then has the same content.
             if not self._is_there(caption):
                 raise
-
-
-def _free_memory() -> None:
-    """Release an encoder's memory now: training needs as much next."""
-    gc.collect()
-    accelerator.empty_cache(accelerator.default_device())
 
 
 def _short(caption: str) -> str:

@@ -12,40 +12,28 @@ from typing import Any, NamedTuple
 from ..deep_images.dicom import SUFFIXES as DICOM_SUFFIXES
 from ..deep_images.reading import DICOM, EXR, PACKAGES
 
-SUFFIXES = {
-    ".png": "PNG",
-    ".apng": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".mpo": "JPEG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".dib": "DIB",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".gif": "GIF",
-    ".avif": "AVIF",
-    ".jp2": "JPEG2000",
-    ".j2k": "JPEG2000",
-    ".jpx": "JPEG2000",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".pbm": "PPM",
-    ".pnm": "PPM",
-    ".qoi": "QOI",
-    ".tga": "TGA",
-    ".heic": "HEIF",
-    ".heif": "HEIF",
-    ".hif": "HEIF",
-    ".jxl": "JXL",
-    ".exr": EXR,
-    **dict.fromkeys(DICOM_SUFFIXES, DICOM),
+_SUFFIXES = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "QOI": (".qoi",),
+    "TGA": (".tga",),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "JXL": (".jxl",),
+    EXR: (".exr",),
+    DICOM: DICOM_SUFFIXES,
 }
+SUFFIXES = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in suffixes}
 """A file's suffix and its format; of animations, the first image is read."""
 
-FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
+FORMATS = tuple(_SUFFIXES)
 """No other formats are opened: some that Pillow knows run programs (EPS) or contain no pixels."""
 
 UNMARKED = "TGA"

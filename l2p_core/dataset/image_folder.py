@@ -7,10 +7,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..deep_images.common import ImageInfo
 from ..files.tensor_io import ProgressCallback
+from ..files.units import counted
 from . import buckets, headers, problems
 from .buckets import ImageSize
 from .problems import Problem, some
@@ -19,6 +21,8 @@ from .readers import Listing, Sample, read
 MAX_UPSCALE = 1.5
 """Images that are enlarged by more than this are named in the notes."""
 _LARGE_CROP = 0.25
+
+_images = partial(counted, noun="image")
 
 
 @dataclass(frozen=True)
@@ -178,15 +182,10 @@ def _of_other_trainers(listing: Listing) -> list[str]:
         kinds = [f"{count} {suffix}" for suffix, count in listing.skipped.most_common()]
         notes.append(f"Files that are not read: {some(kinds)}.")
     if listing.unused:
-        count = "1 text file" if listing.unused == 1 else f"{listing.unused} text files"
-        notes.append(f"Skipped {count} without an image.")
+        notes.append(f"Skipped {counted(listing.unused, 'text file')} without an image.")
     if listing.repeat_folders:
         notes.append(
             f"Folder names such as {some(listing.repeat_folders)} set repeats in other trainers; here every image is "
             "shown equally often."
         )
     return notes
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"

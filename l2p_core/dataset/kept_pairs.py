@@ -32,7 +32,7 @@ class KeptPairs:
 
     def __init__(self, folder: Path, empty: PatchPairs):
         self._path, self._saved, self._changed = folder / FILE, time.monotonic(), False
-        self._pairs = _of_earlier_runs(self._path, empty) or empty
+        self._pairs = _of_earlier_runs(self._path, empty)
 
     def __enter__(self) -> KeptPairs:
         return self
@@ -77,8 +77,7 @@ def pair_earlier_images(
     """
     width, height = int(made.settings["width"]), int(made.settings["height"])
     path, each = made.folder / FILE, (width // pairs.side) * (height // pairs.side)
-    there = _of_earlier_runs(path, pairs)
-    if not each or (there.count if there else 0) >= min(len(made.done) * each, ENOUGH):
+    if not each or _of_earlier_runs(path, pairs).count >= min(len(made.done) * each, ENOUGH):
         return
     todo = made.done[: -(-ENOUGH // each)]
     for start in range(0, len(todo), batch):
@@ -89,13 +88,13 @@ def pair_earlier_images(
     pairs.save(path)
 
 
-def _of_earlier_runs(path: Path, empty: PatchPairs) -> PatchPairs | None:
-    """The pairs of a file; None if there is none, or it is damaged or of another latent space."""
+def _of_earlier_runs(path: Path, empty: PatchPairs) -> PatchPairs:
+    """The pairs of a file; `empty` if there is none, or it is damaged or of another latent space."""
     with suppress(CheckpointError):
         found = PatchPairs.load(path)
         if found.space == empty.space:
             return found
-    return None
+    return empty
 
 
 def _pixels(path: Path, width: int, height: int) -> Tensor:

@@ -17,7 +17,7 @@ MAX_PIXELS = 178_956_970
 """Pillow's guard against decompression bombs, which holds for its formats; a square of 10240 pixels is 105 million."""
 FARTHEST = (-1.0, 2.0)
 """If black is 0 and white is 1, values beyond these limits are not overshoot but another unit."""
-_NOT_FINITE = "it holds values that are not finite (NaN or infinity): replace them"
+NOT_FINITE = "it holds values that are not finite (NaN or infinity): replace them"
 
 
 KEEP_DEPTH = "save it as PNG or TIFF with 16 bits to keep them"
@@ -187,7 +187,7 @@ def _channels(image: Values) -> tuple[Tensor, Tensor | None]:
         return colours, None
     alpha = torch.from_numpy(_scaled(values[..., -1], 0.0, image.alpha)).clamp_(0, 1)
     if not alpha.isfinite().all():
-        raise BrokenImage(_NOT_FINITE)
+        raise BrokenImage(NOT_FINITE)
     return colours, alpha
 
 
@@ -210,7 +210,7 @@ def _check_values(colours: Tensor, values: np.ndarray) -> None:
         return
     lowest, highest = (float(value) for value in colours.aminmax())
     if not np.isfinite([lowest, highest]).all():
-        raise BrokenImage(_NOT_FINITE)
+        raise BrokenImage(NOT_FINITE)
     least, most = FARTHEST
     if lowest < least or highest > most:
         raise BrokenImage(

@@ -236,7 +236,10 @@ def _header(path: Path) -> Any:
 
 def _frame(path: Path, header: Any, frame: int) -> np.ndarray:
     pixel_array = library("pydicom.pixels", FILES).pixel_array
-    values: np.ndarray = pixel_array(path if _has_places(header) else _whole_file(path), index=frame)
+    source = path
+    if not _has_places(header):
+        source = library("pydicom", FILES).dcmread(path, specific_tags=[*_TAGS, "PixelData"])
+    values: np.ndarray = pixel_array(source, index=frame)
     return values
 
 
@@ -248,7 +251,3 @@ def _has_places(header: Any) -> bool:
         return True
     encoded = (syntax.is_implicit_VR, syntax.is_little_endian)
     return not syntax.is_deflated and header.original_encoding == encoded
-
-
-def _whole_file(path: Path) -> Any:
-    return library("pydicom", FILES).dcmread(path, specific_tags=[*_TAGS, "PixelData"])

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from . import frames
-from .common import BrokenImage, ImageInfo, Values, check_size, read_bytes, to_floats
+from .common import NOT_FINITE, BrokenImage, ImageInfo, Values, check_size, read_bytes, to_floats
 
 FILES = "EXR files"
 MAGIC = b"v/1\x01"
@@ -89,7 +89,7 @@ def decode(path: Path, on_white: bool = True) -> Values:
             raise BrokenImage("it is damaged or truncated")
     light = frames.decode("exr", content, FILES)
     if not np.isfinite(light).all():
-        raise BrokenImage("it holds values that are not finite (NaN or infinity): replace them")
+        raise BrokenImage(NOT_FINITE)
     colours = light.shape[2] - (light.shape[2] in (2, 4))
     if light.shape[2] == colours:
         return Values(to_srgb(light.clip(0, 1)))
@@ -123,11 +123,10 @@ def to_light(srgb: np.ndarray) -> np.ndarray:
 
 
 def _info(layout: _Layout) -> ImageInfo:
+    check_size(layout.width, layout.height)
     left, top, right, bottom = layout.display
     check_size(right - left + 1, bottom - top + 1)
-    left, top, right, bottom = layout.data
-    check_size(right - left + 1, bottom - top + 1)
-    return ImageInfo(layout.display[2] - layout.display[0] + 1, layout.display[3] - layout.display[1] + 1)
+    return ImageInfo(right - left + 1, bottom - top + 1)
 
 
 def _layout(content: bytes) -> _Layout:

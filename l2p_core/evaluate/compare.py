@@ -66,16 +66,6 @@ class Comparison:
     repeats: tuple[list[tuple[int, int]], list[tuple[int, int]]]
     difference: Array
 
-    @property
-    def spectra(self) -> tuple[Array, Array]:
-        """The mean spectra of both sides."""
-        return self.means(lambda one: one.spectrum)
-
-    @property
-    def grids(self) -> tuple[Array, Array]:
-        """The mean squared differences by position in a patch of both sides."""
-        return self.means(lambda one: one.grid)
-
     def means(self, value: Callable[[ImageStatistics], Any]) -> tuple[Any, Any]:
         """A statistic's mean over the images of each side."""
         first, second = (np.mean([value(one) for one in side], 0) for side in (self.source, self.pixel))
@@ -84,10 +74,11 @@ class Comparison:
     @property
     def rows(self) -> list[ComparedStatistic]:
         """The table of statistics."""
-        fine = [float(spectrum[self.frequencies >= FINE].mean()) for spectrum in self.spectra]
+        spectra, grids = self.means(lambda one: one.spectrum), self.means(lambda one: one.grid)
+        fine = [float(spectrum[self.frequencies >= FINE].mean()) for spectrum in spectra]
         colours, spreads = self.means(lambda one: one.colour), self.means(lambda one: one.spread)
         return [
-            _kept(f"Grid of {self.patch} pixels", [grid_ratio(grid) for grid in self.grids], _GRID, ".3f"),
+            _kept(f"Grid of {self.patch} pixels", [grid_ratio(grid) for grid in grids], _GRID, ".3f"),
             _kept(
                 "Fine detail", fine, "mean power of structures of 4 pixels and less; less is blur, more is noise", ".3g"
             ),

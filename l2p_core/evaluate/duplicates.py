@@ -11,14 +11,13 @@ LIMIT = 4 / 255
 _BLOCK = 1024  # images compared at a time with all others: 20,000 thumbnails make tables of 80 MB
 
 
-def near_duplicates(thumbnails: Array, limit: float = LIMIT) -> list[tuple[int, int]]:
+def near_duplicates(thumbnails: Array) -> list[tuple[int, int]]:
     """For each image with a near-duplicate before it, the pair (that earlier image, this one).
 
     The number of pairs is the number of images that could go without a kind of image being lost, give or take chains.
 
     Args:
         thumbnails: (N, values) in [0, 1], see `ImageStatistics.thumbnail`.
-        limit: see `LIMIT`.
     """
     found = []
     count, values = thumbnails.shape
@@ -28,7 +27,7 @@ def near_duplicates(thumbnails: Array, limit: float = LIMIT) -> list[tuple[int, 
     for start in range(0, count, _BLOCK):
         rows = slice(start, min(start + _BLOCK, count))
         distance = squares[rows, None] + squares[None, : rows.stop] - 2 * centred[rows] @ centred[: rows.stop].T
-        near = distance < values * limit**2
+        near = distance < values * LIMIT**2
         for row in range(rows.stop - start):
             earlier = np.flatnonzero(near[row, : start + row])
             if len(earlier):

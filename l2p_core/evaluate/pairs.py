@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..dataset import formats
 from ..dataset.images import BrokenImage, opened
@@ -19,49 +20,21 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class Picture(Protocol):
-    """An image that is decoded on access."""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        ...
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        ...
-
-    def opened(self) -> Any:
-        """A context manager that returns the image."""
-        ...
-
-
 @dataclass(frozen=True)
-class FilePicture:
-    """An image file.
+class Picture:
+    """An image that is decoded on access.
 
     Attributes:
-        path: of the file.
-        name: its path in its folder, with forward slashes.
+        name: for messages.
         size: (width, height) in pixels, as stored.
+        opened: returns a context with the image; it raises ValueError, naming the image, if it cannot be read.
         about: prompt, seed and settings that our own files state; empty for others.
     """
 
-    path: Path
     name: str
     size: tuple[int, int]
-    about: dict[str, Any]
-
-    @contextmanager
-    def opened(self) -> Iterator[Image.Image]:
-        """The image, closed again after the block.
-
-        Raises:
-            ValueError: naming the file, if it cannot be read.
-        """
-        with named(self.path), opened(self.path) as image:
-            yield image
+    opened: Callable[[], AbstractContextManager[Image.Image]]
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,17 +45,6 @@ class Pair:
     source: Picture
     pixel: Picture
     prompt: str = ""
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Adds the file's name to errors about an image."""
-    try:
-        yield
-    except BrokenImage as error:
-        raise ValueError(f"{path} cannot be compared: {error}.") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def of_folders(source: Path, pixel: Path) -> tuple[list[Pair], str]:
@@ -147,9 +109,21 @@ def _pair(name: str, source: Path, pixel: Path) -> Pair:
     return Pair(name, a, b, str(a.about.get("prompt", b.about.get("prompt", ""))))
 
 
-def _read(path: Path) -> FilePicture:
-    with named(path), opened(path) as image:
-        return FilePicture(path, path.name, image.size, _about(image.info.get(TEXT_KEY)))
+def _read(path: Path) -> Picture:
+    with _opened(path) as image:
+        return Picture(path.name, image.size, partial(_opened, path), _about(image.info.get(TEXT_KEY)))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image in a file, whose name is in every error about it."""
+    try:
+        with opened(path) as image:
+            yield image
+    except BrokenImage as error:
+        raise ValueError(f"{path} cannot be compared: {error}.") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _about(text: object) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..dataset.pictures import enlarged
 from ..files.atomic import write_bytes
+from ..files.units import counted
 from ..run.chart import chart
 from ..run.page import jpeg_url, page, spread, table, text
 from .compare import ComparedStatistic, Comparison
@@ -50,11 +51,10 @@ def table_rows(found: Comparison) -> list[tuple[str, str, str, str]]:
 
 def summary(found: Comparison) -> str:
     """What was compared, in a sentence."""
-    count = len(found.pairs)
     size = " x ".join(map(str, found.pairs[0].source.size))
     same = len({pair.source.size for pair in found.pairs}) == 1
     sizes = f"of {size} pixels" if same else "of several sizes"
-    return f"{count} {'pair' if count == 1 else 'pairs'} of images {sizes}, the source's and the pixel model's."
+    return f"{counted(len(found.pairs), 'pair')} of images {sizes}, the source's and the pixel model's."
 
 
 def _kept(row: ComparedStatistic) -> str:
@@ -89,7 +89,7 @@ def _spectrum(found: Comparison) -> str:
     percent = [round(200 * float(f)) for f in found.frequencies[::every]]
     lines = {
         name: [float(value) or float("nan") for value in _means(spectrum, every)]
-        for name, spectrum in zip(("source", "pixel model"), found.spectra, strict=True)
+        for name, spectrum in zip(("source", "pixel model"), found.means(lambda one: one.spectrum), strict=True)
     }
     return chart("Power by frequency, % of the finest", percent, lines, logarithmic=True)
 
@@ -101,7 +101,7 @@ def _means(values: np.ndarray, every: int) -> np.ndarray:
 def _grid(found: Comparison) -> str:
     """Differences by position in a patch, over their mean: a peak at 0 is a grid."""
     lines = {}
-    for name, grid in zip(("source", "pixel model"), found.grids, strict=True):
+    for name, grid in zip(("source", "pixel model"), found.means(lambda one: one.grid), strict=True):
         mean = float(grid.mean())
         lines[name] = [float(value) / mean if mean > 0 else float("nan") for value in grid]
     return chart(f"Differences by position in {found.patch} pixels", list(range(found.patch)), lines)
