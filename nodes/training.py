@@ -147,7 +147,7 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
         if live.is_empty:
             _begin(live, folder, result.step + 1)
         run_files.publish(folder.delta, target)
-        if card.write(target, card.run_details(folder, recipes.load(folder.recipe), result.saved)) is None:
+        if card.write(target, card.RunDetails(folder, recipes.load(folder.recipe), result.saved)) is None:
             live.note(f"{card.path_of(target).name} is a model card of your own and was kept.")
     except comfy.model_management.InterruptProcessingException:
         if live.state["status"] != "stopped":

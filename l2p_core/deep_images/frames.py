@@ -1,4 +1,4 @@
-"""PyAV's frames as arrays, plane by plane: its own conversions between formats round."""
+"""PyAV's frames as arrays, plane by plane: of some formats it makes none, and its conversions between formats round."""
 
 from __future__ import annotations
 
@@ -53,17 +53,11 @@ def decode(codec: str, content: bytes, files: str) -> np.ndarray:
 def encode(codec: str, pixels: np.ndarray, settings: dict[str, str], files: str) -> bytes:
     """An RGB image (H, W, 3), uint16 or float32, as a file's content."""
     av = library("av", files)
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb48be" if pixels.dtype == np.uint16 else "gbrpf32le")
     context = av.CodecContext.create(codec, "w")
-    context.height, context.width = pixels.shape[:2]
-    context.pix_fmt = "rgb48be" if pixels.dtype == np.uint16 else "gbrpf32le"
+    context.width, context.height, context.pix_fmt = frame.width, frame.height, frame.format.name
     context.time_base = context.sample_aspect_ratio = Fraction(1, 1)
     context.options = settings
-    frame = av.VideoFrame(context.width, context.height, context.pix_fmt)
-    if context.pix_fmt == "rgb48be":
-        _fill(frame.planes[0], pixels.astype(">u2").reshape(context.height, -1))
-    else:
-        for plane, channel in zip(frame.planes, (1, 2, 0), strict=True):
-            _fill(plane, np.ascontiguousarray(pixels[..., channel], "<f4"))
     frame.pts, frame.time_base = 0, context.time_base
     return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
 
@@ -85,10 +79,3 @@ def _rows(plane: Any, kind: str, height: int, count: int) -> np.ndarray:
     rows = np.frombuffer(plane, np.uint8, height * plane.line_size).reshape(height, plane.line_size)
     values = np.ascontiguousarray(rows[:, : count * number.itemsize]).view(number)
     return values.astype(number.newbyteorder("="))
-
-
-def _fill(plane: Any, rows: np.ndarray) -> None:
-    width = plane.line_size // rows.itemsize
-    padded = np.zeros((rows.shape[0], width), rows.dtype)
-    padded[:, : rows.shape[1]] = rows
-    plane.update(padded)

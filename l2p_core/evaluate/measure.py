@@ -101,8 +101,7 @@ def measure(image: Image.Image, patch: int = PATCH, window: int = WINDOW) -> Ima
     sums = _Sums(patch, window)
     for band in _bands(image):
         sums.add(band)
-    thumbnail = image.resize((THUMBNAIL, THUMBNAIL), pillow().Resampling.BOX)
-    return sums.result((width, height), np.asarray(thumbnail, dtype=np.float32).reshape(-1) / 255)
+    return sums.result(image)
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -125,10 +124,9 @@ class _Sums:
 
     def __init__(self, patch: int, window: int):
         self.patch, self.window = patch, window
-        self.pixels = self.row = self.windows = 0
+        self.row = self.windows = 0
         self.chroma = 0.0
-        self.first, self.second, self.laplacian = np.zeros(3), np.zeros(3), np.zeros(3)
-        self.luma, self.limits = np.zeros(2), np.zeros(2, dtype=np.int64)
+        self.luma, self.laplacian = np.zeros(2), np.zeros(3)
         self.energy, self.borders, self.power = np.zeros(patch), np.zeros(patch), np.zeros((window, window))
         self.above: Array | None = None  # the last rows of luma of the band before
         edge = np.hanning(window + 2)[1:-1]
@@ -137,13 +135,8 @@ class _Sums:
 
     def add(self, band: NDArray[np.uint8]) -> None:
         """Add rows (rows, width, 3) below those added before."""
-        self.limits += [int((band == 0).sum()), int((band == 255).sum())]
         self.chroma += float((band.max(2) - band.min(2)).sum(dtype=np.float64)) / 255
-        values = band.astype(np.float32) / 255
-        self.pixels += values.shape[0] * values.shape[1]
-        self.first += values.sum((0, 1), dtype=np.float64)
-        self.second += np.square(values).sum((0, 1), dtype=np.float64)
-        luma = values @ _LUMA
+        luma = band.astype(np.float32) / 255 @ _LUMA
         self.luma += [luma.sum(dtype=np.float64), np.square(luma).sum(dtype=np.float64)]
         self._add_spectrum(luma)
         self._add_grid(np.square(np.diff(luma, axis=1)).sum(0, dtype=np.float64), 1, len(luma))
@@ -180,25 +173,28 @@ class _Sums:
             self.power += np.square(np.abs(np.fft.fft2((tile - tile.mean()) * self.taper))) / side**2
         self.windows += len(tiles)
 
-    def result(self, size: tuple[int, int], thumbnail: Array) -> ImageStatistics:
-        """The statistics of all bands."""
-        mean, variance = self.first / self.pixels, self.second / self.pixels
-        spread = np.sqrt(np.maximum(variance - mean**2, 0))
+    def result(self, image: Image.Image) -> ImageStatistics:
+        """The statistics of the image whose bands were added."""
+        pixels = image.width * image.height
+        counts, levels = np.array(image.histogram()).reshape(3, 256), np.arange(256) / 255
+        mean = counts @ levels / pixels
+        spread = np.sqrt(np.maximum(counts @ levels**2 / pixels - mean**2, 0))
+        thumbnail = image.resize((THUMBNAIL, THUMBNAIL), pillow().Resampling.BOX)
         count, total, squares = self.laplacian
-        brightness = float(self.luma[0] / self.pixels)
+        brightness = float(self.luma[0] / pixels)
         return ImageStatistics(
-            size=size,
+            size=image.size,
             colour=tuple(mean.tolist()),
             spread=tuple(spread.tolist()),
             brightness=brightness,
-            contrast=math.sqrt(max(float(self.luma[1]) / self.pixels - brightness**2, 0)),
-            chroma=self.chroma / self.pixels,
+            contrast=math.sqrt(max(float(self.luma[1]) / pixels - brightness**2, 0)),
+            chroma=self.chroma / pixels,
             sharpness=math.sqrt(max(squares / count - (total / count) ** 2, 0)),
-            black=int(self.limits[0]) / (3 * self.pixels),
-            white=int(self.limits[1]) / (3 * self.pixels),
+            black=int(counts[:, 0].sum()) / (3 * pixels),
+            white=int(counts[:, -1].sum()) / (3 * pixels),
             grid=(self.energy / np.maximum(self.borders, 1)).astype(np.float32),
             spectrum=_radial(self.power / max(self.windows, 1)),
-            thumbnail=thumbnail,
+            thumbnail=np.asarray(thumbnail, dtype=np.float32).reshape(-1) / 255,
         )
 
 

@@ -19,11 +19,12 @@ def beside_source(folder: RunFolder, path: Path) -> str:
     found = source_images.geometry(folder)
     if found is None:
         return ""
-    side, corners = montage.places(found.count, found.side)
-    columns = min(PAIRS, found.count)
+    count = found[0]
+    side, corners = montage.places(*found)
+    columns = min(PAIRS, count)
     shown = min(side, (WIDEST - (columns - 1) * _BETWEEN) // (2 * columns) - _WITHIN)
     across, down = 2 * shown + _WITHIN + _BETWEEN, shown + _BETWEEN
-    rows = -(-found.count // columns)
+    rows = -(-count // columns)
     sheet = pillow().new("RGB", (columns * across - _BETWEEN, rows * down - _BETWEEN), "white")
     with opened(folder.source_images, ("PNG",)) as source, opened(path, ("PNG",)) as model:
         if source.size != model.size:

@@ -37,26 +37,19 @@ class RunDetails:
     """What a run knows about its delta.
 
     Attributes:
-        recipe: TOML, without this machine's folders.
-        prompts: captions of the montage in reading order.
-        montage: PNG file of the last one; None without one.
+        folder, recipe: of the run.
         step: of the save.
-        steps: of the whole run.
     """
 
-    recipe: str
-    prompts: list[str]
-    montage: Path | None
+    folder: RunFolder
+    recipe: Recipe
     step: int
-    steps: int
 
-
-def run_details(folder: RunFolder, recipe: Recipe, step: int) -> RunDetails:
-    """The sections of a run's card that its delta cannot provide."""
-    montages = [path for path in folder.montages() if montage_step(path) <= step]
-    last = montages[-1] if montages else None
-    text = recipes.to_toml(recipes.without_folders(recipe))
-    return RunDetails(text, recipe.watch.prompts, last, step, recipe.training.steps)
+    @property
+    def montage(self) -> Path | None:
+        """The last montage before the save, if there is one."""
+        montages = [path for path in self.folder.montages() if montage_step(path) <= self.step]
+        return montages[-1] if montages else None
 
 
 def path_of(delta: Path) -> Path:
@@ -123,8 +116,9 @@ def _lines(delta: Path, run: RunDetails | None, picture: str) -> Iterator[str]:
     if author := _first(known, _AUTHORS):
         yield f"\nAuthor: {author}"
     if run:
-        yield from ("", "## Recipe", "", f"Trained for {run.step} of {run.steps} steps.", "", "```toml")
-        yield from (run.recipe.strip(), "```")
+        steps = f"Trained for {run.step} of {run.recipe.training.steps} steps."
+        yield from ("", "## Recipe", "", steps, "", "```toml")
+        yield from (recipes.to_toml(recipes.without_folders(run.recipe)).strip(), "```")
 
 
 def _front_matter(licence: str) -> Iterator[str]:
@@ -137,7 +131,7 @@ def _front_matter(licence: str) -> Iterator[str]:
 def _montage(run: RunDetails | None, picture: str) -> Iterator[str]:
     if run and run.montage:
         yield from ("", f"![Montage of step {run.step}](<{picture}>)", "", "In reading order:", "")
-        yield from (f"- {_plain(prompt)}" for prompt in run.prompts)
+        yield from (f"- {_plain(prompt)}" for prompt in run.recipe.watch.prompts)
     elif run:
         yield from ("", "The run has drawn no montage.")
     else:

@@ -114,13 +114,30 @@ def prepare(
     Raises:
         ValueError: if the data cannot be read, or the captions do not fit the model.
     """
-    if recipe.data.kind == "folder":
-        return _prepare_folder(recipe, config, index, captions, working, check_disk)
-    found = RunData(tiny_images(recipe.data, images, working))
-    _check_width(found.features, config, f"Data of kind {recipe.data.kind!r} has the tiny model's captions")
-    for prompt in recipe.watch.prompts:
-        found.features(prompt)  # unknown words are reported now, not at the first montage
-    return found
+    if recipe.data.kind != "folder":
+        found = RunData(tiny_images(recipe.data, images, working))
+        _check_width(found.features, config, f"Data of kind {recipe.data.kind!r} has the tiny model's captions")
+        for prompt in recipe.watch.prompts:
+            found.features(prompt)  # unknown words are reported now, not at the first montage
+        return found
+    if captions is None:
+        raise ValueError(
+            f"This model takes captions of {config.caption_dim} values per token: name their text encoder, "
+            f"{source_of(config).encoder.title}, under [captions] encoder, as a folder or file."
+        )
+    folder = open_folder(
+        recipe.data.path,
+        area=image_side(recipe, config) ** 2,
+        multiple=config.size_multiple,
+        max_bad_share=recipe.data.max_bad_share,
+        index=index,
+        progress=partial(working, "looking at images"),
+    )
+    texts = [*folder.captions, *recipe.watch.prompts]
+    check_disk(captions.folder, captions.bytes_to_encode(texts, config.caption_dim))
+    cache = captions.fill(texts, partial(working, "encoding captions"))
+    _check_width(cache.read, config, f"The text encoder makes captions ({captions.identity})")
+    return RunData(folder, cache.read, _of_cut(cache.cut(texts), len(set(texts)), cache.max_tokens))
 
 
 def tiny_images(section: DataSection, folder: Path, working: Working, world: TinyWorld = SHAPES) -> ImageSet:
@@ -168,34 +185,6 @@ def image_side(recipe: Recipe, config: PixelConfig) -> int:
     if recipe.data.kind != "folder":
         return IMAGE_SIZE
     return recipe.data.size or VARIANTS[config.variant].pixels
-
-
-def _prepare_folder(
-    recipe: Recipe,
-    config: PixelConfig,
-    index: Path,
-    captions: CaptionSource | None,
-    working: Working,
-    check_disk: CheckDisk,
-) -> RunData:
-    if captions is None:
-        raise ValueError(
-            f"This model takes captions of {config.caption_dim} values per token: name their text encoder, "
-            f"{source_of(config).encoder.title}, under [captions] encoder, as a folder or file."
-        )
-    folder = open_folder(
-        recipe.data.path,
-        area=image_side(recipe, config) ** 2,
-        multiple=config.size_multiple,
-        max_bad_share=recipe.data.max_bad_share,
-        index=index,
-        progress=partial(working, "looking at images"),
-    )
-    texts = [*folder.captions, *recipe.watch.prompts]
-    check_disk(captions.folder, captions.bytes_to_encode(texts, config.caption_dim))
-    cache = captions.fill(texts, partial(working, "encoding captions"))
-    _check_width(cache.read, config, f"The text encoder makes captions ({captions.identity})")
-    return RunData(folder, cache.read, _of_cut(cache.cut(texts), len(set(texts)), cache.max_tokens))
 
 
 def _of_cut(cut: Mapping[str, int], total: int, max_tokens: int) -> list[str]:

@@ -80,8 +80,9 @@ class DiskPlan:
 
     def complaint(self, processes: int = 1) -> str:
         """The problem with the disks and what to do, as a sentence; empty if there is enough space."""
-        free, copy = _free(self.folder), self._copy_elsewhere()
-        if copy:
+        free = _free(self.folder)
+        if self.published and "its published copy" not in self.parts:
+            copy = self.published.parent
             there = _free(copy)
             size = self.parts_of(self.training)["delta"]
             if size > there:
@@ -116,10 +117,6 @@ class DiskPlan:
         parts = {"initialisation": self.parts["initialisation"]} | saves
         parts |= {what: size for what, size in self.parts.items() if what not in parts}
         return parts | ({"its published copy": delta} if "its published copy" in self.parts else {})
-
-    def _copy_elsewhere(self) -> Path | None:
-        """The target of the delta's copy if it is on another disk."""
-        return self.published.parent if self.published and "its published copy" not in self.parts else None
 
     def _smaller(self, processes: int) -> Iterator[tuple[str, int]]:
         """Changes that need less space, the smallest first: their description, and the bytes needed then."""

@@ -169,10 +169,6 @@ class RunFolder:
             raise
         return target
 
-    def check(self, what: str, fingerprint: str) -> None:
-        """Check that a resumed run has its original source or data, at any location; errors as for `identify`."""
-        self._check_identity({what: fingerprint})
-
     def is_made_from(self, source: str) -> bool:
         """Whether the initialisation here was made from this source, by its fingerprint."""
         return self.init.exists() and self._identity().get("source") == source
@@ -186,10 +182,11 @@ class RunFolder:
         Raises:
             ValueError: if they differ from those that the folder's run began with.
         """
-        self._check_identity(identity)
+        self.check(identity)
         write_bytes(self.identity, json.dumps(self._identity() | identity, indent=1).encode())
 
-    def _check_identity(self, identity: Mapping[str, str]) -> None:
+    def check(self, identity: Mapping[str, str]) -> None:
+        """Check that a resumed run has its original model and data; arguments and errors as for `identify`."""
         before = self._identity() if self.state.exists() else {}
         for what, now in identity.items():
             # Version 0.1 did not record sources.

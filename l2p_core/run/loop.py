@@ -264,7 +264,7 @@ class Run:
     def _write_card(self) -> None:
         """The model card of the last save's delta."""
         if self.ranks.first and self.saves.step:
-            card.write(self.folder.delta, card.run_details(self.folder, self.recipe, self.saves.step))
+            card.write(self.folder.delta, card.RunDetails(self.folder, self.recipe, self.saves.step))
 
     def _montage_is_due(self, finished: bool) -> bool:
         due = finished or self.trainer.step % self.recipe.watch.montage_every == 0

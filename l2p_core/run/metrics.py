@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -61,9 +60,8 @@ class Clock:
         now = time.perf_counter()
         took, self._last = now - self._last, now
         self._seconds = took if self._seconds is None else took + _MEMORY * (self._seconds - took)
-        own = {field.name: getattr(metrics, field.name) for field in dataclasses.fields(metrics)}
         return RunMetrics(
-            **own,
+            **vars(metrics),
             steps=self._steps,
             images_per_second=metrics.images / max(self._seconds, 1e-9),
             seconds_left=(self._steps - metrics.step) * self._seconds,

@@ -107,16 +107,15 @@ def _raise_together(wrong: ValueError | None, ranks: Ranks) -> None:
         raise found if ranks.first else SystemExit(1)
 
 
-def file_content(pixels: Tensor, columns: int = COLUMNS) -> bytes:
+def file_content(pixels: Tensor) -> bytes:
     """A montage as a PNG file; tiny images are enlarged by repeating pixels."""
-    return png(enlarged(picture(montage(pixels, columns)), _scale(pixels.shape[-1])))
+    return png(enlarged(picture(montage(pixels, COLUMNS)), _scale(pixels.shape[-1])))
 
 
 def shape(count: int, side: int) -> tuple[int, int]:
     """(width, height) of a file with `count` images, 1 or more, of `side` pixels each."""
-    columns = min(COLUMNS, count)
-    rows = -(-count // columns)
-    return _scale(side) * (columns * (side + GAP) - GAP), _scale(side) * (rows * (side + GAP) - GAP)
+    shown, corners = places(count, side)
+    return max(left for left, _ in corners) + shown, corners[-1][1] + shown
 
 
 def places(count: int, side: int) -> tuple[int, list[tuple[int, int]]]:

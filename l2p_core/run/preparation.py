@@ -94,7 +94,7 @@ def _prepared(
     run_data = prepare_data(recipe, folder, config, captions, hooks, check_disk)
     if ranks.first:
         if not fresh:
-            folder.check("data", run_data.fingerprint)
+            folder.check({"data": run_data.fingerprint})
         _begin(recipe, folder, begin_anew, hooks)
         write_bytes(folder.plan, f"{needs}\n".encode())
     start = _initialisation(recipe, folder, run_data, hooks, ranks)
@@ -134,7 +134,7 @@ def _began_otherwise(recipe: Recipe, folder: RunFolder) -> bool:
     if source is None:
         return False
     if folder.state.exists():
-        folder.check("source", source)
+        folder.check({"source": source})
         return False
     return not folder.is_made_from(source)
 

@@ -6,7 +6,6 @@ captions are sampled if that needs no further files: the bundled source is compl
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,14 +28,6 @@ _NONE = (
     "both."
 )
 _FROM_DATA, _SAMPLED = "taken from the data set", "sampled from the source with the montage's seeds"
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The layout of the file, which is a montage: the number of images and their side in pixels."""
-
-    count: int
-    side: int
 
 
 def write(folder: RunFolder, recipe: Recipe, data: RunData, side: int) -> None:
@@ -72,12 +63,12 @@ def said(folder: RunFolder) -> str:
     return str(_read(folder).get("said", ""))
 
 
-def geometry(folder: RunFolder) -> Geometry | None:
-    """The layout of the images in the file; None if there are none."""
+def geometry(folder: RunFolder) -> tuple[int, int] | None:
+    """The layout of the file, which is a montage: the number of images and their side in pixels; None without one."""
     found = _read(folder)
     if not any(found.get("there", [])) or not folder.source_images.is_file():
         return None
-    return Geometry(len(found["there"]), found["key"]["side"])
+    return len(found["there"]), found["key"]["side"]
 
 
 def _read(folder: RunFolder) -> dict[str, Any]:
