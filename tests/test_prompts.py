@@ -181,7 +181,7 @@ def test_near_duplicates_are_found_among_many() -> None:
         changed = text.replace("while", "as").replace("a ", "one ", 1)
         assert seen.check(changed) == (reasons.NEAR, text)
         assert seen.check(text.upper()) == (reasons.SAME, text)
-    assert seen.check(prompt(1000)) is None and len(seen) == 300
+    assert seen.check(prompt(1000)) is None
 
 
 def test_half_the_word_pairs_make_a_near_duplicate() -> None:

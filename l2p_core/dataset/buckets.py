@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_ASPECT = 2.0
+"""Maximum ratio of a bucket's longer side to its shorter one."""
 _STEPS = 16
 """A square's side divided by the step between the buckets' sides, about: 64 pixels at 1024, as in SDXL (arXiv
 2307.01952)."""
@@ -30,27 +31,24 @@ class ImageSize(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
-def sizes(area: int, multiple: int, max_aspect: float = MAX_ASPECT) -> list[ImageSize]:
+def sizes(area: int, multiple: int) -> list[ImageSize]:
     """The buckets for images of about `area` pixels, from the widest to the tallest.
 
     Args:
         area: maximum pixels of a bucket.
         multiple: of both sides; `ModelConfig.size_multiple`, the least common multiple of patch size and 2^stages.
-        max_aspect: maximum ratio of a bucket's longer side to its shorter one; 1 allows only the square.
 
     Raises:
-        ValueError: if the area is smaller than one multiple squared, or the aspect below 1.
+        ValueError: if the area is smaller than one multiple squared.
     """
     side = math.isqrt(area) // multiple * multiple
     if multiple < 1 or side < 1:
         raise ValueError(f"The size must be at least {multiple} pixels, the multiple that the model's patches need.")
-    if max_aspect < 1:
-        raise ValueError(f"max_aspect must be 1 or more, not {max_aspect}.")
     step = multiple * max(1, round(side / _STEPS / multiple))
     wide = {side: side}  # height -> the longest width
     for width in range(side + step, area // multiple + 1, step):
         height = area // width // step * step
-        if height < multiple or width > max_aspect * height:
+        if height < multiple or width > MAX_ASPECT * height:
             break
         if height < side:
             wide[height] = width  # a later width is larger and uses more of the area

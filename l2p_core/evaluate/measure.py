@@ -38,7 +38,6 @@ class ImageStatistics:
     """The statistics of an image; values of pixels are in [0, 1].
 
     Attributes:
-        size: (width, height) in pixels.
         colour: means of red, green and blue.
         spread: standard deviations of red, green and blue.
         brightness: mean luma.
@@ -52,7 +51,6 @@ class ImageStatistics:
         thumbnail: the image averaged to 16 x 16, (768,).
     """
 
-    size: tuple[int, int]
     colour: tuple[float, float, float]
     spread: tuple[float, float, float]
     brightness: float
@@ -183,7 +181,6 @@ class _Sums:
         count, total, squares = self.laplacian
         brightness = float(self.luma[0] / pixels)
         return ImageStatistics(
-            size=image.size,
             colour=tuple(mean.tolist()),
             spread=tuple(spread.tolist()),
             brightness=brightness,

@@ -93,13 +93,17 @@ class Journal:
         if not lines:
             append(self.path, _line({_KIND: FORMAT, **settings}))
             return
-        _check_settings(self.path, _parsed(self.path, 1, lines[0]), settings)
-        for number, line in enumerate(lines[1:], start=2):
-            values = _parsed(self.path, number, line)
+        for number, line in enumerate(lines, start=1):
             try:
-                self.entries.append(JournalEntry(**values))
-            except TypeError as error:
-                raise _damaged(self.path, number) from error
+                values = dict(json.loads(line))
+                if number > 1:
+                    self.entries.append(JournalEntry(**values))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ValueError(
+                    f"Line {number} of {self.path} is damaged: repair or remove it, or choose another folder."
+                ) from error
+            if number == 1:
+                _check_settings(self.path, values, settings)
 
 
 def written(folder: Path) -> set[str]:
@@ -121,20 +125,6 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, number) from error
-    if not isinstance(values, dict):
-        raise _damaged(path, number)
-    return values
-
-
-def _damaged(path: Path, number: int) -> ValueError:
-    return ValueError(f"Line {number} of {path} is damaged: repair or remove it, or choose another folder.")
 
 
 def _check_settings(path: Path, there: Mapping[str, Any], wanted: FolderSettings) -> None:

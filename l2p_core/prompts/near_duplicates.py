@@ -37,9 +37,6 @@ class Seen:
         self._known: list[tuple[str, frozenset[str]]] = []
         self._exact: dict[str, str] = {}
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def check(self, text: str) -> tuple[str, str] | None:
         """(reason, the earlier prompt) if the same or nearly the same prompt exists; None if it is new."""
         key = _plain(text)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ..dataset.synthesis import FolderSettings
 from ..run.chart import chart
-from ..run.page import facts, page, table, text
+from ..run.page import facts, page, spread, table, text
 from . import checking, journal, reasons
 from .journal import JournalEntry
 from .scheme import LONGEST, SHORTEST, SUB_CLASSES, Slot
@@ -79,10 +79,7 @@ def _classes(slots: Sequence[Slot], prompts: Sequence[JournalEntry], rejected: S
     there = Counter((entry.of, entry.kind) for entry in prompts)
     bad = Counter((entry.of, entry.kind) for entry in rejected)
     yield "<h2>Classes</h2>"
-    rows = []
-    for kind in SUB_CLASSES:
-        key = (kind.of, kind.name)
-        rows.append([kind.of, kind.name, str(there[key]), str(wanted[key]), str(bad[key])])
+    rows = [[*key, str(there[key]), str(wanted[key]), str(bad[key])] for key in ((k.of, k.name) for k in SUB_CLASSES)]
     yield table(["class", "sub-class", "prompts", "wanted", "rejected texts"], rows, numbers=(2, 3, 4))
 
 
@@ -110,10 +107,9 @@ def _pairs(pairs: Sequence[tuple[str, str]]) -> Iterable[str]:
 def _some(prompts: Sequence[JournalEntry]) -> Iterable[str]:
     """Some prompts, evenly spaced."""
     if prompts:
-        step = max(1, len(prompts) // SHOWN)
-        rows = [[entry.kind or entry.short, entry.text] for entry in prompts[::step][:SHOWN]]
+        some = (prompts[i] for i in spread(len(prompts), SHOWN))
         yield "<h2>Some of the prompts</h2>"
-        yield table(["of", "prompt"], rows)
+        yield table(["of", "prompt"], [[entry.kind or entry.short, entry.text] for entry in some])
 
 
 def _cut(long: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..dataset.synthesis import FolderSettings
 from ..files.atomic import write_bytes
 from ..files.lock import LOCK, held
-from . import checks, instructions, journal, outputs, reasons
+from . import checks, instructions, journal, outputs, reasons, report
 from .journal import Journal, JournalEntry
 from .near_duplicates import Seen
 from .scheme import Slot
@@ -47,7 +47,6 @@ class PromptsResult:
     """What a run left.
 
     Attributes:
-        folder: with `outputs.TABLE`, `outputs.REPORT` and the journal.
         prompts: in the order of the slots.
         wanted: slots in all.
         now: prompts written by this run.
@@ -55,7 +54,6 @@ class PromptsResult:
         stopped: whether it was told to stop.
     """
 
-    folder: Path
     prompts: list[str]
     wanted: int
     now: int
@@ -127,7 +125,7 @@ def write(
 
 def _written(work: _Writing, writer: Writer) -> list[str]:
     try:
-        return writer.write([work.request(slot) for slot in work.next(writer.at_once)])
+        return writer.write([work.request(slot) for slot in islice(work.waiting, writer.at_once)])
     except ValueError as error:
         many = work.progress()
         raise ValueError(
@@ -159,10 +157,6 @@ class _Writing:
                 self._note(slot, JournalEntry(slot.key, 0, text, "", short=slot.short))
         self.waiting = deque(slot for slot in self.waiting if slot.key not in self._kept)
 
-    def next(self, count: int) -> list[Slot]:
-        """The slots to write for now."""
-        return list(islice(self.waiting, count))
-
     def request(self, slot: Slot) -> Request:
         """The request to the model for a slot: a new text, or the last one with its length corrected."""
         last = self._last.get(slot.key)
@@ -170,7 +164,7 @@ class _Writing:
         return instructions.request(slot, self.seed, last.attempt + 1 if last else 0, correct)
 
     def take(self, answers: Sequence[str]) -> None:
-        """Judge and record the answers for the slots of `next`."""
+        """Judge and record the answers for the first of the waiting slots."""
         slots = [self.waiting.popleft() for _ in answers]
         again = []
         for slot, answer in zip(slots, answers, strict=True):
@@ -201,12 +195,13 @@ class _Writing:
         """What there is now."""
         counts = Counter(entry.reason for entry in self._record.entries if entry.reason)
         texts = [entry.text for entry in self._prompts()]
-        return PromptsResult(self.folder, texts, len(self.slots), self._now, dict(counts.most_common()), stopped)
+        return PromptsResult(texts, len(self.slots), self._now, dict(counts.most_common()), stopped)
 
     def publish(self, settings: FolderSettings) -> None:
         """Write table and report."""
         outputs.write_table(self.folder, self._prompts())
-        outputs.write_report(self.folder, self.slots, self._record.entries, settings)
+        page = report.of_work(self.folder.resolve().name, self.slots, self._record.entries, settings)
+        write_bytes(self.folder / outputs.REPORT, page)
 
     def _prompts(self) -> list[JournalEntry]:
         return [self._kept[slot.key] for slot in self.slots if slot.key in self._kept]

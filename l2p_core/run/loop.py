@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..dataset.problems import count
 from ..device import accelerator
 from ..device.determinism import deterministic
 from ..distributed.ranks import Ranks
@@ -89,6 +90,8 @@ def train(
         MemoryRanOut: when the device has less memory than planned; the last save stays.
     """
     hooks, ranks = hooks or Hooks(), ranks or Ranks()
+    if not ranks.first:
+        hooks = Hooks(should_stop=hooks.should_stop, working=hooks.working)
     run_folder = RunFolder(folder)
     exact = deterministic(recipe.training.deterministic)
     with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad(), exact:
@@ -146,9 +149,9 @@ class Run:
         self.watch = self._divergence_watch()
         self.saves = Saves(self.trainer, base, folder, self.watch, self.ranks, self.hooks, recipe.delta)
         self._events = Events(folder.events, self.trainer.step)
-        if self.ranks.first and not self._events.available:
+        if not self._events.available:
             self.hooks.note("TensorBoard is not installed, so no event files are written; see report.html.")
-        if self.trainer.step and self.ranks.first:
+        if self.trainer.step:
             self.hooks.note(self._resumed())
 
     def _resume(self) -> None:
@@ -238,8 +241,7 @@ class Run:
         with stream.block:
             done = self.trainer.fit_head(stream.batches, self.hooks.working)
         unfitted = "The Detailer Head starts unfitted: fitting needs the 1k variant, a wider head and one process."
-        if self.ranks.first:
-            self.hooks.note(done.summary() if done else unfitted)
+        self.hooks.note(done.summary() if done else unfitted)
         self._to_fit = False
 
     def _report_step(self, metrics: RunMetrics) -> None:
@@ -298,8 +300,7 @@ class Run:
         return True
 
     def _montage_step(self, done: int, steps: int) -> None:
-        if self.ranks.first:
-            self.hooks.sampling(done, steps)
+        self.hooks.sampling(done, steps)
         if self.ranks.any(self.hooks.should_stop()):
             raise _Stopped
 
@@ -323,5 +324,4 @@ class Run:
         problems = stream.problems()
         if problems and self.ranks.first:
             write_bytes(self.folder.problems, "".join(f"{problem}\n" for problem in problems).encode())
-            left_out = sum(problem.count for problem in problems)
-            self.hooks.note(f"{left_out} samples were skipped; {self.folder.problems} lists them.")
+            self.hooks.note(f"{count(problems)} samples were skipped; {self.folder.problems} lists them.")

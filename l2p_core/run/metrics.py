@@ -90,14 +90,13 @@ def loss_by_sigma(steps: Sequence[dict[str, Any]], window: int) -> tuple[list[in
     A range without samples in a window is NaN there.
     """
     ends = list(range(window, len(steps) + 1, window))
-    curves: dict[str, list[float]] = {}
-    for i, name in enumerate(SIGMA_RANGES):
-        curve = []
-        for end in ends:
-            rows = steps[end - window : end]
-            count = sum(row["sigma_count"][i] for row in rows)
-            curve.append(sum(row["sigma_loss"][i] for row in rows) / count if count else math.nan)
-        curves[name] = curve
+    windows = [steps[end - window : end] for end in ends]
+
+    def mean(rows: Sequence[dict[str, Any]], i: int) -> float:
+        count = sum(row["sigma_count"][i] for row in rows)
+        return sum(row["sigma_loss"][i] for row in rows) / count if count else math.nan
+
+    curves = {name: [mean(rows, i) for rows in windows] for i, name in enumerate(SIGMA_RANGES)}
     return [steps[end - 1]["step"] for end in ends], curves
 
 

@@ -58,8 +58,6 @@ def prepare(
 
     Arguments and errors are those of `loop.train`.
     """
-    if not ranks.first:
-        hooks = Hooks(should_stop=hooks.should_stop, working=hooks.working)
     found = ranks.first_then_others(lambda: _prepared(recipe, folder, captions, hooks, ranks, restart, published))
     return replace(found, recipe=replace(recipe, training=_agreed(recipe.training, found.recipe.training, ranks)))
 

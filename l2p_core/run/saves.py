@@ -42,7 +42,7 @@ class Saves:
         delta: DeltaSection,
     ):
         self._trainer, self._base, self._folder = trainer, base, folder
-        self._watch, self._ranks, self._hooks = watch, ranks, hooks
+        self._watch, self._ranks, self._note = watch, ranks, hooks.note
         self._section = delta
         self.step = trainer.step
 
@@ -102,10 +102,6 @@ class Saves:
 
     def _last(self) -> str:
         return f"The save of step {self.step} remains the last." if self.step else "There is no save yet."
-
-    def _note(self, sentence: str) -> None:
-        if self._ranks.first:
-            self._hooks.note(sentence)
 
     def restore_delta(self) -> None:
         """Write the delta of the last save again if it was deleted; errors as `make`."""

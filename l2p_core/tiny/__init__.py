@@ -40,11 +40,11 @@ def load_source(path: Path = SOURCE_PATH) -> LatentModel:
     return load_latent(path, dtype=torch.float32).eval()
 
 
-def load_autoencoder(path: Path = AUTOENCODER_PATH) -> Autoencoder:
+def load_autoencoder() -> Autoencoder:
     """The autoencoder in float32; errors as for `Autoencoder.load`."""
-    return Autoencoder.load(path)
+    return Autoencoder.load(AUTOENCODER_PATH)
 
 
-def load_words(path: Path = WORDS_PATH) -> Words:
+def load_words() -> Words:
     """The caption encoder; errors as for `Words.load`."""
-    return Words.load(path)
+    return Words.load(WORDS_PATH)

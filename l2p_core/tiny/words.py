@@ -58,22 +58,22 @@ class Words:
         nn.init.orthogonal_(table, gain=CAPTION_DIM**0.5, generator=torch.Generator().manual_seed(seed))
         return cls(vocabulary, table)
 
-    def encode(self, text: str, ignore_unknown: bool = False) -> Tensor:
+    def encode(self, text: str) -> Tensor:
         """Features of a caption, (1 + number of words, 64).
 
         Raises:
-            ValueError: for a word that is not in the vocabulary, unless unknown words are skipped.
+            ValueError: for a word that is not in the vocabulary.
         """
-        return self.table[[0, *(self._index[word] for word in self._known(text, ignore_unknown))]]
+        return self.table[[0, *(self._index[word] for word in self._known(text))]]
 
-    def _known(self, text: str, ignore_unknown: bool) -> list[str]:
-        """The words of a text that are in the vocabulary."""
+    def _known(self, text: str) -> list[str]:
+        """The words of a text, all of which must be in the vocabulary."""
         words = _split(text)
         unknown = [word for word in words if word not in self._index]
-        if unknown and not ignore_unknown:
+        if unknown:
             known = ", ".join(word for word in self.vocabulary if word.isalnum())
             raise ValueError(f"The tiny model does not know the word {unknown[0]!r}; use only: {known}.")
-        return [word for word in words if word in self._index]
+        return words
 
     def knows(self, text: str) -> bool:
         """Whether every word of a caption is in the vocabulary."""

@@ -34,12 +34,12 @@ class PhraseWords(Words):
         known = [*ARTICLES, *COLOURS, *TEXTURES, *FIGURES, "letter", *letters, *_RELATED]
         return cls.of([START, FIRST, SECOND, *known], seed)
 
-    def encode(self, text: str, ignore_unknown: bool = False) -> Tensor:
+    def encode(self, text: str) -> Tensor:
         """Features of a caption; errors as for `Words.encode`."""
         rows: list[tuple[int, ...]] = [(self._index[START],)]
         phrase: list[int] = []
         place, relation = FIRST, list[int]()
-        for word in self._known(text, ignore_unknown):
+        for word in self._known(text):
             index = self._index[word]
             if word in ARTICLES and relation:
                 place, phrase, relation = SECOND, relation, []
