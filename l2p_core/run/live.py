@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from ..training.step_metrics import HIGH_SIGMA, SIGMA_RANGES
 from .metrics import RunMetrics, duration
@@ -18,45 +20,36 @@ class LossCurves:
     constant."""
 
     def __init__(self) -> None:
-        self._window = 1
-        self._points: list[_Point] = []
+        self._window, self._added = 1, 0
+        self._steps: list[int] = []  # the last of each window
+        self._totals: list[np.ndarray] = []  # of each window, the sums and counts of each range
 
     def add(self, step: int, sums: list[float], counts: list[int]) -> None:
         """Add a step's errors; arguments as in `step_metrics.StepMetrics`."""
-        if not self._points or self._points[-1].steps == self._window:
-            if len(self._points) == POINTS:
-                pairs = zip(self._points[::2], self._points[1::2], strict=True)
-                self._points = [first.with_(second) for first, second in pairs]
+        if self._added % self._window == 0:
+            if len(self._steps) == POINTS:
+                self._steps = self._steps[1::2]
+                self._totals = [a + b for a, b in zip(self._totals[::2], self._totals[1::2], strict=True)]
                 self._window *= 2
-            self._points.append(_Point(step, 0, [0.0] * len(SIGMA_RANGES), [0] * len(SIGMA_RANGES)))
-        self._points[-1] = self._points[-1].with_(_Point(step, 1, sums, counts))
+            self._steps.append(step)
+            self._totals.append(np.zeros((2, len(SIGMA_RANGES))))
+        self._added += 1
+        self._steps[-1] = step
+        self._totals[-1] += [sums, counts]
 
     def as_json(self) -> dict[str, Any]:
         """`steps`, the last of each window, and `ranges`, each with its `name`, whether it is `high` (sigma above 0.6)
         and its `values`, None if a window has no samples of the range or no finite loss."""
         ranges = [
-            {"name": name, "high": low >= HIGH_SIGMA, "values": [point.mean(i) for point in self._points]}
+            {"name": name, "high": low >= HIGH_SIGMA, "values": [_mean(*total[:, i]) for total in self._totals]}
             for i, (name, low) in enumerate(SIGMA_RANGES.items())
         ]
-        return {"steps": [point.step for point in self._points], "ranges": ranges}
+        return {"steps": list(self._steps), "ranges": ranges}
 
 
-class _Point(NamedTuple):
-    """The errors of some steps: the last step, the number of steps, and sums and counts of each range."""
-
-    step: int
-    steps: int
-    sums: list[float]
-    counts: list[int]
-
-    def with_(self, later: _Point) -> _Point:
-        sums = [a + b for a, b in zip(self.sums, later.sums, strict=True)]
-        counts = [a + b for a, b in zip(self.counts, later.counts, strict=True)]
-        return _Point(later.step, self.steps + later.steps, sums, counts)
-
-    def mean(self, i: int) -> float | None:
-        value = self.sums[i] / self.counts[i] if self.counts[i] else math.nan
-        return float(f"{value:.5g}") if math.isfinite(value) else None
+def _mean(total: float, count: float) -> float | None:
+    value = total / count if count else math.nan
+    return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def sentence(metrics: RunMetrics) -> str:

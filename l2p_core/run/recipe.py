@@ -266,10 +266,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return value
         # Exactly the type: in Python True is an int, but steps = true is a mistake.
         if type(value) is option:
-            if isinstance(value, str) and any(ord(letter) < 32 for letter in value):
-                # "C:\new\train" is valid TOML, with a line break and a tab.
-                raise ValueError(f"{where} holds a control character, {value!r}; {BACKSLASHES}")
             if isinstance(value, str):
+                if any(ord(letter) < 32 for letter in value):
+                    # "C:\new\train" is valid TOML, with a line break and a tab.
+                    raise ValueError(f"{where} holds a control character, {value!r}; {BACKSLASHES}")
                 _check_whole(value, where)
             return value
     expected = _TYPE_NAMES[next(option for option in options if option is not types.NoneType)]
