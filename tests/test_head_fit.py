@@ -347,7 +347,7 @@ def test_only_the_first_of_several_processes_says_that_they_do_not_fit(tmp_path:
         folder = RunFolder(tmp_path / str(ranks.rank))
         folder.path.mkdir()
         found = preparation.prepare(recipe(tmp_path, 1), folder, None, Hooks(), Ranks())
-        run = Run(found.recipe, folder, found.base, found.data, hooks=Hooks(note=notes.append))
+        run = Run(found.recipe, folder, found.base, found.data, hooks=Hooks(note=notes.append).of(ranks))
         run.ranks = run.trainer.ranks = ranks
         run.fit_head()
         assert any(note.startswith("The Detailer Head starts unfitted") for note in notes) == ranks.first

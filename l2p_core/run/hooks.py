@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..distributed.ranks import Ranks
 from .metrics import RunMetrics
 
 
@@ -16,7 +17,8 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """Callbacks of a run; with several processes only the first calls them, except `should_stop`.
+    """Callbacks of a run; with several processes only the first calls them, except `should_stop` and
+    `working`.
 
     Attributes:
         progress: called after every step with its metrics.
@@ -38,3 +40,7 @@ class Hooks:
     forecast: Callable[[str], None] = _ignore
     working: Callable[[str, int, int], None] = _ignore
     sampling: Callable[[int, int], None] = _ignore
+
+    def of(self, ranks: Ranks) -> Hooks:
+        """Those that this process calls."""
+        return self if ranks.first else Hooks(should_stop=self.should_stop, working=self.working)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -89,16 +89,17 @@ def train(
             save is left to resume from.
         MemoryRanOut: when the device has less memory than planned; the last save stays.
     """
-    hooks, ranks = hooks or Hooks(), ranks or Ranks()
-    if not ranks.first:
-        hooks = Hooks(should_stop=hooks.should_stop, working=hooks.working)
+    ranks = ranks or Ranks()
+    hooks = (hooks or Hooks()).of(ranks)
     run_folder = RunFolder(folder)
     exact = deterministic(recipe.training.deterministic)
     with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad(), exact:
         ranks.first_only(lambda: stack.enter_context(run_folder.held(hooks.note)))
         try:
-            found = preparation.prepare(recipe, run_folder, captions, hooks, ranks, restart, published)
-            recipe = found.recipe
+            found = ranks.first_then_others(
+                lambda: preparation.prepare(recipe, run_folder, captions, hooks, ranks, restart, published)
+            )
+            recipe = replace(recipe, training=preparation.agreed(recipe.training, found.recipe.training, ranks))
             run = Run(recipe, run_folder, found.base, found.data, ranks, hooks, found.pace)
             finished = run.go()
         except RuntimeError as error:

@@ -54,24 +54,11 @@ def prepare(
     restart: bool = False,
     published: Path | None = None,
 ) -> PreparedRun:
-    """Check and create everything that a run needs; the first process does so, then the others find the files.
+    """Check and create everything that a run needs, in the order of the checks: nothing is moved or created before all
+    have passed. Of several processes the first does so, then the others find the files.
 
     Arguments and errors are those of `loop.train`.
     """
-    found = ranks.first_then_others(lambda: _prepared(recipe, folder, captions, hooks, ranks, restart, published))
-    return replace(found, recipe=replace(recipe, training=_agreed(recipe.training, found.recipe.training, ranks)))
-
-
-def _prepared(
-    recipe: Recipe,
-    folder: RunFolder,
-    captions: CaptionSource | None,
-    hooks: Hooks,
-    ranks: Ranks,
-    restart: bool,
-    published: Path | None,
-) -> PreparedRun:
-    """One process's preparation, in the order of its checks: nothing is moved or created before all have passed."""
     folder.path.mkdir(parents=True, exist_ok=True)
     ranks.part(recipe.training.accumulate, recipe.data.batch_size)
     check_possible(recipe.training, ranks)
@@ -102,7 +89,7 @@ def _prepared(
     return PreparedRun(replace(recipe, training=training), start, run_data, pace_key)
 
 
-def _agreed(requested: TrainingConfig, own: TrainingConfig, ranks: Ranks) -> TrainingConfig:
+def agreed(requested: TrainingConfig, own: TrainingConfig, ranks: Ranks) -> TrainingConfig:
     """The settings that suit all processes, given those that this process decided on; another may have less memory."""
     if ranks.any(own.parallel == "fsdp"):
         check_shards(requested, ranks.device)
