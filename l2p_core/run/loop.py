@@ -148,7 +148,7 @@ class Run:
             self._resume()
         self.ranks.first_only(lambda: folder.rewind(self.trainer.step))
         self.watch = self._divergence_watch()
-        self.saves = Saves(self.trainer, base, folder, self.watch, self.ranks, self.hooks, recipe.delta)
+        self.saves = Saves(self.trainer, base, folder, self.watch, self.hooks, recipe.delta)
         self._events = Events(folder.events, self.trainer.step)
         if not self._events.available:
             self.hooks.note("TensorBoard is not installed, so no event files are written; see report.html.")

@@ -5,27 +5,33 @@ An existing run in the folder is not touched before recipe, base, memory, disk a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ..config import PixelConfig
+from ..dataset.image_folder import open_folder
 from ..distributed.ranks import Ranks
 from ..distributed.sharding import check_shards
 from ..files.atomic import remove, write_bytes
 from ..memory.checkpointing import kept_sentence
 from ..memory.plan import gigabytes
 from ..patch_pairs import in_folder
+from ..sources import source_of
 from ..tiny.bundled import is_tiny
 from ..training.trainer import check_possible
 from ..training_config import TrainingConfig
 from . import base, data, disk, pace
 from .caption_source import CaptionSource, of_words
-from .data import CheckDisk, RunData
+from .data import Features, RunData
 from .folder import RunFolder
 from .hooks import Hooks
 from .memory_plan import planned
 from .recipe import Recipe
+
+CheckDisk = Callable[[Path, int], None]
+"""Called with a folder and how many bytes will be written there, to refuse them."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +194,67 @@ def prepare_data(
     hooks: Hooks,
     check_disk: CheckDisk = _check_disk,
 ) -> RunData:
-    """A run's data with all caption features in their cache; arguments and errors as for `loop.train`."""
+    """A run's data, its images opened or made and its captions without features encoded.
+
+    Args:
+        recipe: with absolute paths.
+        folder: of the run.
+        config: of the pixel model.
+        captions: for data of the kind "folder"; None uses the tiny model's words.
+        hooks: to watch and stop it.
+        check_disk: called before captions are encoded, to check the disk space.
+
+    Raises:
+        ValueError: if the data cannot be read, or the captions do not fit the model.
+    """
+    if recipe.data.kind != "folder":
+        found = RunData(data.tiny_images(recipe.data, folder.images, hooks.working))
+        _check_width(found.features, config, f"Data of kind {recipe.data.kind!r} has the tiny model's captions")
+        for prompt in recipe.watch.prompts:
+            found.features(prompt)  # unknown words are reported now, not at the first montage
+        return found
     if captions is None and is_tiny(config):
         captions = of_words(caption_folder(recipe, folder.path))
-    found = data.prepare(recipe, config, folder.images, folder.index, captions, hooks.working, check_disk)
-    for note in found.notes:
+    if captions is None:
+        raise ValueError(
+            f"This model takes captions of {config.caption_dim} values per token: name their text encoder, "
+            f"{source_of(config).encoder.title}, under [captions] encoder, as a folder or file."
+        )
+    images = open_folder(
+        recipe.data.path,
+        area=data.image_side(recipe, config) ** 2,
+        multiple=config.size_multiple,
+        max_bad_share=recipe.data.max_bad_share,
+        index=folder.index,
+        progress=partial(hooks.working, "looking at images"),
+    )
+    texts = [*images.captions, *recipe.watch.prompts]
+    check_disk(captions.folder, captions.bytes_to_encode(texts, config.caption_dim))
+    cache = captions.fill(texts, partial(hooks.working, "encoding captions"))
+    _check_width(cache.read, config, f"The text encoder makes captions ({captions.identity})")
+    for note in images.notes:
         hooks.note(note)
-    return found
+    if cut := cache.cut(texts):
+        hooks.note(_of_cut(cut, len(set(texts)), cache.max_tokens))
+    return RunData(images, cache.read)
+
+
+def _of_cut(cut: Mapping[str, int], total: int, max_tokens: int) -> str:
+    """A sentence on captions that are too long."""
+    longest = max(cut, key=lambda caption: cut[caption])
+    return (
+        f"{len(cut)} of {total} captions are longer than the {max_tokens} tokens that the model takes and are cut "
+        f"there; the longest, {longest[:60]!r}..., has {cut[longest]}."
+    )
+
+
+def _check_width(features: Features, config: PixelConfig, whose: str) -> None:
+    width = features("").shape[-1]
+    if width != config.caption_dim:
+        raise ValueError(
+            f"{whose}, {width} values per token, but the model takes {config.caption_dim}: use the text encoder that "
+            "it was trained with."
+        )
 
 
 def caption_folder(recipe: Recipe, folder: Path) -> Path:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from .. import delta
 from ..distributed import sharding
-from ..distributed.ranks import Ranks
 from ..training.soundness import flaw
 from ..training.trainer import Trainer, TrainingDiverged
 from .delta_section import DELTA_DTYPES, DeltaSection
@@ -19,11 +18,11 @@ class Saves:
     """The saves of one run.
 
     Args:
-        trainer: to be saved; if the folder has a state, it has been resumed from it.
+        trainer: to be saved; if the folder has a state, it has been resumed from it. Its processes all make the calls
+            of this class at the same points.
         base: the L2P file that training starts from.
         folder: target of the saves.
         watch: of the run.
-        ranks: the processes of the run; all make the calls of this class at the same points.
         hooks: are told why a save is skipped.
         delta: the recipe's section about the delta.
 
@@ -37,12 +36,11 @@ class Saves:
         base: Path,
         folder: RunFolder,
         watch: DivergenceWatch,
-        ranks: Ranks,
         hooks: Hooks,
         delta: DeltaSection,
     ):
         self._trainer, self._base, self._folder = trainer, base, folder
-        self._watch, self._ranks, self._note = watch, ranks, hooks.note
+        self._watch, self._ranks, self._note = watch, trainer.ranks, hooks.note
         self._section = delta
         self.step = trainer.step
 
