@@ -52,15 +52,10 @@ def check_share(problems: Sequence[Problem], total: int, max_share: float) -> No
     bad = count(problems)
     if bad <= max_share * total:
         return
-    lines = [f"  {problem}" for problem in problems[:SHOWN]]
+    lines = [
+        f"{bad} of {total} samples are bad, more than {max_share:.0%}: repair or remove them, or allow a larger share.",
+        *(f"  {problem}" for problem in problems[:SHOWN]),
+    ]
     if len(problems) > SHOWN:
         lines.append(f"  and {len(problems) - SHOWN} more")
-    raise TooManyProblems(
-        "\n".join(
-            [
-                f"{bad} of {total} samples are bad, more than {max_share:.0%}: repair or remove them, "
-                "or allow a larger share.",
-                *lines,
-            ]
-        )
-    )
+    raise TooManyProblems("\n".join(lines))

@@ -184,10 +184,8 @@ class _Reading:
             self.listing.unlisted += 1
         else:
             text = PurePosixPath(name).with_suffix(".txt").name
-            empty = f"{text} is empty"
-            missing = f"there is no {text} beside it and no table names it"
-            reason = f"it has no caption: {missing if caption is None else empty}"
-            self.listing.problems.append(Problem(name, reason))
+            wrong = f"there is no {text} beside it and no table names it" if caption is None else f"{text} is empty"
+            self.listing.problems.append(Problem(name, f"it has no caption: {wrong}"))
 
     def _text_beside(self, image: str) -> str | None:
         try:

@@ -146,10 +146,8 @@ def to_colours(image: Values) -> tuple[Tensor, Tensor | None]:
 
 def to_levels(pixels: Tensor) -> np.ndarray:
     """(3, H, W) in [-1, 1] as integers (H, W, 3) from 0 to 65535, rounded to the nearest and clamped."""
-    levels = torch.empty(*pixels.shape[1:], 3)
-    for channel in range(3):
-        levels[..., channel] = ((pixels[channel].float() + 1) * 32767.5).round_().clamp_(0, 65535)
-    return levels.numpy().astype(np.uint16)
+    levels = ((pixels.float() + 1) * 32767.5).round_().clamp_(0, 65535)
+    return np.ascontiguousarray(levels.permute(1, 2, 0).numpy(), np.uint16)
 
 
 def to_floats(pixels: Tensor) -> np.ndarray:

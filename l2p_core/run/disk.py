@@ -30,8 +30,10 @@ class DiskPlan:
 
     Attributes:
         folder: of the run.
-        parts: on the run folder's disk, by purpose.
-        present: bytes of these that exist already.
+        initialisation: its bytes.
+        others: bytes of what is not saved at intervals, by purpose, on the run folder's disk.
+        copied: whether a copy of the delta goes to that disk as well.
+        present: bytes of all these that exist already.
         published: where a copy of the delta goes; None if it is not copied.
         config: of the L2P model.
         training: how it is trained; fixed for a resumed run.
@@ -40,13 +42,20 @@ class DiskPlan:
     """
 
     folder: Path
-    parts: dict[str, int]
+    initialisation: int
+    others: dict[str, int]
+    copied: bool
     present: int
     published: Path | None
     config: PixelConfig
     training: TrainingConfig
     resumed: bool
     captions: tuple[Path, int] | None = None
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes on the run folder's disk, by purpose."""
+        return self.parts_of(self.training)
 
     @property
     def bytes(self) -> int:
@@ -65,8 +74,8 @@ class DiskPlan:
     def with_captions(self, folder: Path, size: int) -> DiskPlan:
         """The plan including caption features still to be encoded into a folder, which may be on another disk."""
         same = _disk(folder) == _disk(self.folder)
-        parts = {**self.parts, CAPTIONS: size} if same else self.parts
-        return dataclasses.replace(self, parts=parts, captions=(folder, size))
+        others = {**self.others, CAPTIONS: size} if same else self.others
+        return dataclasses.replace(self, others=others, captions=(folder, size))
 
     def refuse_if_too_much(self, processes: int = 1) -> None:
         """Check the plan against the free space.
@@ -81,7 +90,7 @@ class DiskPlan:
     def complaint(self, processes: int = 1) -> str:
         """The problem with the disks and what to do, as a sentence; empty if there is enough space."""
         free = _free(self.folder)
-        if self.published and "its published copy" not in self.parts:
+        if self.published and not self.copied:
             copy = self.published.parent
             there = _free(copy)
             size = self.parts_of(self.training)["delta"]
@@ -90,7 +99,7 @@ class DiskPlan:
                     f"The disk of {copy}, where the delta is copied after training, has only {gigabytes(there)} GB "
                     f"free, and {gigabytes(size)} GB are needed: make room there."
                 )
-        if self.captions and CAPTIONS not in self.parts:
+        if self.captions and CAPTIONS not in self.others:
             complaint = captions_complaint(*self.captions)
             if complaint:
                 return complaint
@@ -100,7 +109,7 @@ class DiskPlan:
         words, size = next(fitting, ("", 0))
         if words:
             advice = f"It would fit with {words}: then about {gigabytes(size)} GB. Or make"
-        elif self.missing - self.parts[extras.MONTAGES] <= free:
+        elif self.missing - self.others[extras.MONTAGES] <= free:
             advice = "It would fit with fewer or smaller montages ([watch] montage_every, size). Or make"
         else:
             advice = "Make"
@@ -113,10 +122,8 @@ class DiskPlan:
         """`parts` with the saves of another training configuration."""
         state, delta = saved_sizes(self.config, training)
         saves = {"state": state, "the state before it, until a save succeeds": state, "delta": delta}
-        # The largest come first.
-        parts = {"initialisation": self.parts["initialisation"]} | saves
-        parts |= {what: size for what, size in self.parts.items() if what not in parts}
-        return parts | ({"its published copy": delta} if "its published copy" in self.parts else {})
+        copy = {"its published copy": delta} if self.copied else {}
+        return {"initialisation": self.initialisation, **saves, **copy, **self.others}  # the largest come first
 
     def _smaller(self, processes: int) -> Iterator[tuple[str, int]]:
         """Changes that need less space, the smallest first: their description, and the bytes needed then."""
@@ -165,10 +172,9 @@ def planned(
     else:
         init = base.bytes_to_convert(recipe.model) if initialisation is None else initialisation
     copied = published is not None and _disk(published) == _disk(folder.path)
-    parts = {"initialisation": init} | ({"its published copy": 0} if copied else {}) | extra
     present = sum(path.stat().st_size for path in there) + extra_there
-    plan = DiskPlan(folder.path, parts, present, published, config, training, resumed=folder.state in there)
-    return dataclasses.replace(plan, parts=plan.parts_of(training))
+    resumed = folder.state in there
+    return DiskPlan(folder.path, init, extra, copied, present, published, config, training, resumed)
 
 
 def captions_complaint(folder: Path, size: int) -> str:

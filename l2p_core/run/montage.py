@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -54,13 +56,11 @@ def sample(
     empty = features("").to(ranks.device)
     batches = _batches(len(watch.prompts), side)
     rounds = -(-len(batches) // ranks.count)
-    done = 0
+    done = itertools.count(1)
 
     def step(*_: object) -> None:
-        nonlocal done
-        done += 1
         if progress:
-            progress(done, steps * rounds)
+            progress(next(done), steps * rounds)
 
     def images(numbers: range) -> Tensor:
         # On the CPU, so that a seed produces the same image on every machine.
