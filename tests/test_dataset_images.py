@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +235,3 @@ def test_pixels_survive_eight_bits() -> None:
     assert torch.equal(images.to_uint8(images.from_uint8(values)), values)
     assert images.from_uint8(values).aminmax() == (-1, 1)
     assert images.to_uint8(torch.tensor([-2.0, 2.0])).tolist() == [0, 255]
-
-
-def test_a_missing_pillow_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ValueError, match="needs Pillow: install it"):
-        images.pillow()

@@ -6,8 +6,9 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
+
+from PIL import Image
 
 from ..deep_images.dicom import SUFFIXES as DICOM_SUFFIXES
 from ..deep_images.reading import DICOM, EXR, PACKAGES
@@ -59,31 +60,17 @@ PLUGINS = {
 """Used if they are installed and Pillow does not support the format itself."""
 
 
-def pillow() -> ModuleType:
-    """Pillow's module of images.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ValueError("Reading images needs Pillow: install it with 'pip install pillow'.") from error
-    return Image
-
-
 @functools.cache
 def known() -> frozenset[str]:
     """The formats of FORMATS that can be read here."""
-    module = pillow()
-    module.init()
+    Image.init()
     for name, plugin in PLUGINS.items():
-        if name not in module.OPEN:
+        if name not in Image.OPEN:
             try:
                 plugin.register(importlib.import_module(plugin.module))
             except ImportError:
                 continue
-    return frozenset(name for name in FORMATS if name in module.OPEN)
+    return frozenset(name for name in FORMATS if name in Image.OPEN)
 
 
 def of_suffix(suffix: str) -> tuple[str, ...]:

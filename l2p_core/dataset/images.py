@@ -1,8 +1,8 @@
 """Image files as pixels of a requested size.
 
 Headers are read without decoding; an image is decoded once, directly to the requested size. Files with more than 8 bits
-a channel are read without rounding by `deep_images`, all others by Pillow, which is imported on first use, because
-nothing else in the core needs it. Colour profiles are ignored, as in published trainers: pixels are treated as sRGB.
+a channel are read without rounding by `deep_images`, all others by Pillow. Colour profiles are ignored, as in published
+trainers: pixels are treated as sRGB.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..deep_images import reading
@@ -23,10 +24,6 @@ from ..deep_images.common import ImageInfo, check_size, damaged, one_error, turn
 from ..deep_images.dicom import WINDOW
 from ..deep_images.stated_bits import stated_bits
 from . import formats
-from .formats import pillow as pillow
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _WIDTH_TAG, _HEIGHT_TAG, _BITS_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0102, 0x0112
 _TURNED = (5, 6, 7, 8)
@@ -120,7 +117,7 @@ def fitted(pixels: Tensor, width: int, height: int) -> Tensor:
         top, left = down // 2, across // 2
         return pixels[:, top : top + height, left : left + width].contiguous()
     lowest, highest = pixels.aminmax()
-    images = (_fitted(pillow().fromarray(channel.numpy()), (width, height)) for channel in pixels)
+    images = (_fitted(Image.fromarray(channel.numpy()), (width, height)) for channel in pixels)
     result = torch.stack([torch.from_numpy(np.array(image)) for image in images])
     return result.clamp_(lowest.clamp(max=-1), highest.clamp(min=1))
 
@@ -140,7 +137,7 @@ def as_pixels(loaded: Tensor) -> Tensor:
     return from_uint8(loaded) if loaded.dtype == torch.uint8 else loaded
 
 
-def opened(file: Path | IO[bytes], wanted: Sequence[str] | None = None) -> Image.Image:
+def opened(file: Path | IO[bytes], wanted: tuple[str, ...] | None = None) -> Image.Image:
     """An image with its header read, a context manager.
 
     Args:
@@ -155,8 +152,7 @@ def opened(file: Path | IO[bytes], wanted: Sequence[str] | None = None) -> Image
     if wanted is None:
         wanted = formats.of_suffix(file.suffix if isinstance(file, Path) else "")
     with decoding(wanted):
-        image: Image.Image = pillow().open(file, formats=wanted)
-    return image
+        return Image.open(file, formats=wanted)
 
 
 def _is_deep_tiff(path: Path) -> bool:
@@ -183,12 +179,11 @@ def decoding(wanted: Sequence[str] = ()) -> AbstractContextManager[None]:
     Args:
         wanted: the formats that the image may have, for the message.
     """
-    module = pillow()
 
     def verdict(error: Exception) -> BrokenImage:
-        if isinstance(error, module.DecompressionBombError | module.DecompressionBombWarning):
+        if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
             return BrokenImage("it has more pixels than are safe to decode: make it smaller")
-        if isinstance(error, module.UnidentifiedImageError):
+        if isinstance(error, UnidentifiedImageError):
             return BrokenImage(f"{_UNKNOWN} ({', '.join(wanted)})")
         return damaged(error)
 
@@ -201,7 +196,7 @@ def _orientation(image: Image.Image) -> int:
         return 1  # Pillow turns these itself when it decodes
     try:
         # The base class's method: that of PNG would decode the whole image to read what follows it.
-        value = pillow().Image.getexif(image).get(_ORIENTATION_TAG, 1)
+        value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     except MemoryError:
         raise
     except Exception:
@@ -233,23 +228,21 @@ def _plain(image: Image.Image) -> Image.Image:
         raise BrokenImage("it holds floating point numbers: save it with 8 bits per channel")
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).clip(0, 65535).astype(np.uint16) // _WORD
-        return pillow().fromarray(values.astype(np.uint8)).convert("RGB")
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     wanted = "RGBA" if transparent else "RGB"
     return image if image.mode == wanted else image.convert(wanted)
 
 
 def _fitted(image: Image.Image, wanted: tuple[int, int]) -> Image.Image:
-    from PIL import ImageOps
-
-    return ImageOps.fit(image, wanted, pillow().Resampling.LANCZOS)
+    return ImageOps.fit(image, wanted, Image.Resampling.LANCZOS)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode != "RGBA":
         return image
-    white = pillow().new("RGBA", image.size, "white")
-    return pillow().alpha_composite(white, image).convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _upright(image: Image.Image, orientation: int) -> Tensor:

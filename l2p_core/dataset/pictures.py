@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .images import pillow, to_uint8
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .images import to_uint8
 
 GAP = 2  # pixels between the images of a montage
 
 
 def picture(pixels: Tensor) -> Image.Image:
     """One image (3, H, W) in [-1, 1]."""
-    image: Image.Image = pillow().fromarray(to_uint8(pixels).permute(1, 2, 0).contiguous().cpu().numpy())
-    return image
+    return Image.fromarray(to_uint8(pixels).permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def montage(pixels: Tensor, columns: int) -> Tensor:
@@ -39,13 +36,11 @@ def enlarged(image: Image.Image, scale: int) -> Image.Image:
     """The image with every pixel repeated `scale` times, for viewing tiny images."""
     if scale == 1:
         return image
-    return image.resize((image.width * scale, image.height * scale), pillow().Resampling.NEAREST)
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
 def png(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
     """The image as the content of a PNG file, with `text` in the file's text fields."""
-    from PIL.PngImagePlugin import PngInfo
-
     content, fields = io.BytesIO(), PngInfo()
     for key, value in (text or {}).items():
         fields.add_text(key, value)

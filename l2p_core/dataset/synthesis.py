@@ -16,16 +16,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from ..files.atomic import append, make_folder, write_bytes
 from .formats import FROM_MACHINES
 from .images import BrokenImage, decoding, opened
 from .pictures import png
 from .tables import csv_bytes, decoded
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 TABLE = "metadata.csv"
 COLUMNS = ("image", "prompt", "seed")

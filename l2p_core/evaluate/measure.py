@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from ..dataset.images import BrokenImage, decoding, pillow
-
-if TYPE_CHECKING:
-    from PIL import Image
+from ..dataset.images import BrokenImage, decoding
 
 Array = NDArray[np.floating[Any]]
 
@@ -177,7 +175,7 @@ class _Sums:
         counts, levels = np.array(image.histogram()).reshape(3, 256), np.arange(256) / 255
         mean = counts @ levels / pixels
         spread = np.sqrt(np.maximum(counts @ levels**2 / pixels - mean**2, 0))
-        thumbnail = image.resize((THUMBNAIL, THUMBNAIL), pillow().Resampling.BOX)
+        thumbnail = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         count, total, squares = self.laplacian
         brightness = float(self.luma[0] / pixels)
         return ImageStatistics(

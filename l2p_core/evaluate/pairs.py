@@ -8,16 +8,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from ..dataset import formats
 from ..dataset.images import BrokenImage, opened
 from ..dataset.problems import some
 from ..dataset.synthesis import TEXT_KEY
 from ..files import paths
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 @dataclass(frozen=True)

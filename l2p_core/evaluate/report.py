@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageChops
 
 from ..dataset.pictures import enlarged
 from ..files.atomic import write_bytes
@@ -15,9 +15,6 @@ from ..run.chart import chart
 from ..run.page import jpeg_url, page, spread, table, text
 from .compare import ComparedStatistic, Comparison
 from .pairs import Pair, Picture
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 SHOWN = 12
 """Pairs shown of the whole set, evenly spread."""
@@ -132,8 +129,6 @@ def _image(picture: Picture, alt: str) -> str:
 
 
 def _difference(pair: Pair) -> str:
-    from PIL import ImageChops
-
     image = ImageChops.difference(_small(pair.source), _small(pair.pixel))
     return f'<img alt="difference" src="{_url(image)}">'
 
@@ -143,8 +138,7 @@ def _small(picture: Picture) -> Image.Image:
     with picture.opened() as image:
         shown = image if image.mode == "RGB" else image.convert("RGB")
         shown.thumbnail((_SIDE, _SIDE))
-        small: Image.Image = shown.copy()
-    return small
+        return shown.copy()
 
 
 def _url(image: Image.Image) -> str:

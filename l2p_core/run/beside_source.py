@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..dataset.images import opened, pillow
+from PIL import Image
+
+from ..dataset.images import opened
 from . import montage, source_images
 from .folder import RunFolder
 from .page import WIDEST, picture_url
@@ -25,7 +27,7 @@ def beside_source(folder: RunFolder, path: Path) -> str:
     shown = min(side, (WIDEST - (columns - 1) * _BETWEEN) // (2 * columns) - _WITHIN)
     across, down = 2 * shown + _WITHIN + _BETWEEN, shown + _BETWEEN
     rows = -(-count // columns)
-    sheet = pillow().new("RGB", (columns * across - _BETWEEN, rows * down - _BETWEEN), "white")
+    sheet = Image.new("RGB", (columns * across - _BETWEEN, rows * down - _BETWEEN), "white")
     with opened(folder.source_images, ("PNG",)) as source, opened(path, ("PNG",)) as model:
         if source.size != model.size:
             return ""  # of other prompts or another size, before the run was resumed with these

@@ -7,13 +7,11 @@ import html
 import io
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from ..dataset.images import opened
 from ..dataset.pictures import png
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 WIDEST = 1536
 """Pixels that pictures are shrunk to."""

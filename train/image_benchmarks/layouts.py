@@ -13,16 +13,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ...l2p_core.dataset.images import opened, pillow
+from PIL import Image
+
+from ...l2p_core.dataset.images import opened
 from ...l2p_core.dataset.pictures import png
 from ...l2p_core.dataset.synthesis import TEXT_KEY, FolderSettings, is_whole
 from ...l2p_core.files.atomic import make_folder, remove, write_bytes
 from .benchmarks import PER_PROMPT, Benchmark, Prompt, Shot
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _SUFFIX = "-run"
 _SINGLE = "single"
@@ -180,7 +178,7 @@ class DpgFolder(BenchmarkFolder):
         sheet = None
         for number, single in enumerate(singles):
             with opened(single, ("PNG",)) as image:
-                sheet = sheet or pillow().new("RGB", (2 * image.width, 2 * image.height))
+                sheet = sheet or Image.new("RGB", (2 * image.width, 2 * image.height))
                 sheet.paste(image, (number % 2 * image.width, number // 2 * image.height))
         assert sheet is not None
         write_bytes(self.finished(shot), png(sheet, {TEXT_KEY: self._text(shot)}))
