@@ -234,7 +234,7 @@ def test_room_that_is_left_over_keeps_activations() -> None:
     assert keeping_what_fits(Z_IMAGE, PUBLISHED, AT_1024, Room(200 * GB)) == PUBLISHED
     found, training = planned(recipe(keep_activations=-1), SMALL, Ranks(device=torch.device("cpu")))
     assert training.keep_activations == SMALL.n_layers
-    assert found == plan(SMALL, training, workload(recipe(), SMALL), device_type="cpu")
+    assert found == plan(SMALL, training, workload(recipe(), SMALL, Ranks()), device_type="cpu")
 
 
 def test_frozen_blocks_keep_theirs_first_and_of_these_the_last() -> None:
@@ -296,7 +296,7 @@ def test_what_is_refused_is_refused_at_once(batch: int, size: int) -> None:
 def test_processes_are_replicas_where_these_fit() -> None:
     ranks = Ranks(0, 2, torch.device("cpu"))
     config = TrainingConfig(accumulate=1)
-    work = workload(recipe(), SMALL, 2)
+    work = workload(recipe(), SMALL, ranks)
     assert work == Workload(2, 96, 96, 512)
     replica, shard = (
         plan(SMALL, dataclasses.replace(config, parallel=kind), work, device_type="cpu", processes=2).device_bytes
@@ -312,7 +312,7 @@ def test_processes_are_replicas_where_these_fit() -> None:
 @pytest.mark.parametrize("choice", [{"compile": True}, {"optimiser_bits": 8}], ids=str)
 def test_what_shards_cannot_do_is_refused_where_auto_comes_to_them(choice: dict[str, Any]) -> None:
     ranks, asked = Ranks(0, 2, torch.device("cpu")), recipe(**choice)
-    work = workload(asked, SMALL, 2)
+    work = workload(asked, SMALL, ranks)
     training = dataclasses.replace(asked.training, parallel="ddp")
     replica = plan(SMALL, training, work, device_type="cpu", processes=2).device_bytes
     assert planned(asked, SMALL, ranks, limit=replica)[1].parallel == "ddp"

@@ -21,6 +21,7 @@ from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_latent, load_m
 from comfyui_l2p.l2p_core.config import VARIANTS, ModelConfig, PixelConfig, Sampling
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.deltas.low_rank import adapted_layers
+from comfyui_l2p.l2p_core.distributed.ranks import Ranks
 from comfyui_l2p.l2p_core.files.metadata import stored_config
 from comfyui_l2p.l2p_core.freeze import is_new, trainable_names
 from comfyui_l2p.l2p_core.layouts import to_comfy, to_diffusers
@@ -262,9 +263,9 @@ def test_a_pixel_model_has_a_variant_and_a_head_by_its_type() -> None:
 def test_captions_are_planned_and_sampled_as_the_row_says() -> None:
     config = CONFIG.with_head("1k", 0.125)
     recipe = parse({"model": {"base": "m"}, "data": {"kind": "folder", "path": "d", "size": 64}})
-    assert workload(recipe, config).caption_tokens == OTHER.encoder.max_tokens == 7
-    assert workload(recipe, Lumina2Config().with_head("1k")).caption_tokens == 256
-    assert workload(recipe, ModelConfig().with_head("1k")).caption_tokens == 512
+    assert workload(recipe, config, Ranks()).caption_tokens == OTHER.encoder.max_tokens == 7
+    assert workload(recipe, Lumina2Config().with_head("1k"), Ranks()).caption_tokens == 256
+    assert workload(recipe, ModelConfig().with_head("1k"), Ranks()).caption_tokens == 512
     assert sampling_of(config) == Sampling(steps=3, cfg=1.5, shift=2.0)
     assert sampling_of(ModelConfig().with_head("4k")) == VARIANTS["4k"]
     assert sampling_of(Lumina2Config().with_head("4k")).shift == 6.0

@@ -50,7 +50,7 @@ def plan_command(name: str, paths: PathOverrides, gpu_memory: float | None, card
     recipe, folder = read_recipe(name, None, paths)
     config = _config(name, recipe, folder, given=paths.base is not None)
     check_together(recipe.training, processes, _GPU)
-    work = workload(recipe, config, _parts(recipe, processes))
+    work = workload(recipe, config, Ranks(count=processes, device=CPU))
     if cards:
         print(card_table(config, recipe, processes))
     elif gpu_memory is None:
@@ -78,11 +78,6 @@ def _print_disk_and_time(
         print(time)
 
 
-def _parts(recipe: Recipe, processes: int) -> int:
-    """The number of parts that each micro-batch of a step is divided into; errors as for `Ranks.part`."""
-    return Ranks(count=processes, device=CPU).part(recipe.training.accumulate, recipe.data.batch_size)[1]
-
-
 def _ways(training: TrainingConfig, processes: int) -> list[TrainingConfig]:
     """The methods by which the processes may train together: both if the GPU's memory would decide."""
     if processes == 1 or training.parallel != "auto":
@@ -107,7 +102,7 @@ def _of_the_disk(config: PixelConfig, training: TrainingConfig, recipe: Recipe, 
 def card_table(config: PixelConfig, recipe: Recipe, processes: int = 1) -> str:
     """The changes to a recipe for each common GPU, and each process's memory then, as a Markdown table."""
     rows = []
-    work = workload(recipe, config, _parts(recipe, processes))
+    work = workload(recipe, config, Ranks(count=processes, device=CPU))
     for card in CARDS:
         room = Room(card * GB, processes=processes)
         training = dataclasses.replace(recipe.training, parallel="ddp")

@@ -21,7 +21,7 @@ def read(path: Path) -> list[str]:
     Raises:
         ValueError: if the file does not exist, has another suffix, has an unreadable row, or contains no prompt.
     """
-    return _each_once(read_all(path))
+    return list(dict.fromkeys(read_all(path)))
 
 
 def read_all(path: Path) -> list[str]:
@@ -29,12 +29,16 @@ def read_all(path: Path) -> list[str]:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} is not a list of prompts: give a file of the kind {', '.join(SUFFIXES)}.")
     if path.suffix.lower() == ".txt":
-        return _some([line for line in _lines(tables.decoded(path)) if not _is_comment(line)], path)
-    table = tables.read_captions(path)
-    if table.problems:
-        named = "; ".join(str(problem) for problem in table.problems[:_SHOWN])
-        raise ValueError(f"{len(table.problems)} rows of {path} cannot be read: {named}.")
-    return _some([row.caption for row in table.rows], path)
+        found = _prompts(tables.decoded(path))
+    else:
+        table = tables.read_captions(path)
+        if table.problems:
+            named = "; ".join(str(problem) for problem in table.problems[:_SHOWN])
+            raise ValueError(f"{len(table.problems)} rows of {path} cannot be read: {named}.")
+        found = [row.caption for row in table.rows if row.caption]
+    if not found:
+        raise ValueError(f"{path} contains no prompt: write one per line.")
+    return found
 
 
 def from_text(text: str) -> list[str]:
@@ -45,7 +49,7 @@ def from_text(text: str) -> list[str]:
     """
     if not tables.is_text(text):
         raise ValueError("The prompts contain half a character (a lone surrogate): type them again.")
-    return _each_once(line for line in _lines(text) if not _is_comment(line))
+    return list(dict.fromkeys(_prompts(text)))
 
 
 def comments(text: str) -> list[str]:
@@ -71,12 +75,5 @@ def _is_comment(line: str) -> bool:
     return line.lstrip().startswith("#")
 
 
-def _each_once(prompts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(prompt.strip() for prompt in prompts if prompt.strip()))
-
-
-def _some(prompts: Iterable[str], path: Path) -> list[str]:
-    found = [prompt.strip() for prompt in prompts if prompt.strip()]
-    if not found:
-        raise ValueError(f"{path} contains no prompt: write one per line.")
-    return found
+def _prompts(text: str) -> list[str]:
+    return [line.strip() for line in _lines(text) if line.strip() and not _is_comment(line)]

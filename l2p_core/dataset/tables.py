@@ -208,16 +208,11 @@ def _read_lines(text: str, needed: Mapping[str, Sequence[str]]) -> Table:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError):
-            table.problems.append(Problem(f"line {number}", _json_fault(line)))
+            advice = "remove the comma at its end" if line.endswith(",") else "write one object in braces per line"
+            table.problems.append(Problem(f"line {number}", f"{_NOT_JSON}: {advice}"))
             continue
         _add_object(table, number, values, needed)
     return table
-
-
-def _json_fault(line: str) -> str:
-    if line.endswith(","):
-        return f"{_NOT_JSON}: remove the comma at its end"
-    return f"{_NOT_JSON}: write one object in braces per line"
 
 
 def _read_json(text: str, needed: Mapping[str, Sequence[str]]) -> Table:

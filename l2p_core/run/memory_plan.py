@@ -42,9 +42,10 @@ class MemoryRanOut(RuntimeError):
     """A device's memory ran out although the plan fitted; the message says what to change."""
 
 
-def workload(recipe: Recipe, config: PixelConfig, parts: int = 1) -> Workload:
-    """A process's largest micro-batch, one of `parts` of the recipe's: no bucket is larger than the square, and no
-    caption longer than the encoder's limit."""
+def workload(recipe: Recipe, config: PixelConfig, ranks: Ranks) -> Workload:
+    """A process's largest micro-batch: no bucket is larger than the square, and no caption longer than the encoder's
+    limit. Errors as for `Ranks.part`, and if no device can hold it."""
+    _, parts = ranks.part(recipe.training.accumulate, recipe.data.batch_size)
     multiple = config.size_multiple
     side = max(multiple, image_side(recipe, config) // multiple * multiple)
     of_words = recipe.data.kind != "folder" or is_tiny(config)
@@ -75,7 +76,7 @@ def planned(
         ValueError: if the run cannot fit into GPU memory or RAM, with the change that would make it fit, or has to be
             sharded but requests a setting that does not work with sharding.
     """
-    training, work = recipe.training, _work(recipe, config, ranks)
+    training, work = recipe.training, workload(recipe, config, ranks)
     kind = ranks.device.type
     memory = free_memory_and_swap() // ranks.on_machine
     free = limit or free_memory(ranks.device)
@@ -111,7 +112,7 @@ def after_running_out(recipe: Recipe, config: PixelConfig, ranks: Ranks) -> Memo
         config: of the L2P model.
         ranks: the processes of the run.
     """
-    training, work = recipe.training, _work(recipe, config, ranks)
+    training, work = recipe.training, workload(recipe, config, ranks)
     room = Room(0, total_memory_and_swap() // ranks.on_machine, ranks.device.type, ranks.count)
     plan = room.plan(config, training, work)
     less = dataclasses.replace(room, device=round(_LESS * plan.device_bytes))
@@ -138,7 +139,3 @@ def _may_resume(change: MemoryChange, training: TrainingConfig, work: Workload, 
     fields = (field.name for field in dataclasses.fields(training))
     changed = {name for name in fields if getattr(change.training, name) != getattr(training, name)}
     return change.work == work and changed <= set(MAY_CHANGE)
-
-
-def _work(recipe: Recipe, config: PixelConfig, ranks: Ranks) -> Workload:
-    return workload(recipe, config, ranks.part(recipe.training.accumulate, recipe.data.batch_size)[1])
