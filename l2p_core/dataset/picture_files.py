@@ -25,14 +25,6 @@ class PictureWriter(NamedTuple):
     package: str
     encode: Encode
 
-    def check(self) -> None:
-        """Raises ValueError if the package that writes the format is missing."""
-        if importlib.util.find_spec(self.package) is None:
-            raise ValueError(
-                f"{self.suffixes[0]} files of this depth need the package {self.package}: install it, or choose "
-                "another format."
-            )
-
 
 WRITERS = (
     PictureWriter((".png",), "8", "PIL", lambda pixels, text: pictures.png(pictures.picture(pixels), text)),
@@ -58,9 +50,13 @@ def writer(name: str, depth: str | None = None) -> PictureWriter:
     of_format = [writer for writer in WRITERS if suffix in writer.suffixes]
     if not of_format:
         raise ValueError(f"{name} is not the name of an image that is written: end it in .png, .tif or .exr.")
-    found = [writer for writer in of_format if depth in (None, writer.depth)]
-    if not found:
+    found = next((writer for writer in of_format if depth in (None, writer.depth)), None)
+    if found is None:
         depths = " or ".join(writer.depth for writer in of_format)
         raise ValueError(f"{suffix} files have a depth of {depths}, not {depth}: choose that, or another format.")
-    found[0].check()
-    return found[0]
+    if importlib.util.find_spec(found.package) is None:
+        raise ValueError(
+            f"{found.suffixes[0]} files of this depth need the package {found.package}: install it, or choose another "
+            "format."
+        )
+    return found
