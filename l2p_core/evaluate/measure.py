@@ -95,8 +95,8 @@ def measure(image: Image.Image, patch: int = PATCH, window: int = WINDOW) -> Ima
     if min(width, height) < least:
         raise BrokenImage(f"it is {width} x {height} pixels, and {least} are the least to measure")
     sums = _Sums(patch, window)
-    for band in _bands(image):
-        sums.add(band)
+    for top in range(0, height, WINDOW):
+        sums.add(np.asarray(image.crop((0, top, width, min(top + WINDOW, height)))))
     return sums.result(image)
 
 
@@ -107,12 +107,6 @@ def _plain(image: Image.Image) -> Image.Image:
     with decoding():
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _bands(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
-    """The rows of an image from the top, `WINDOW` at a time, (rows, width, 3)."""
-    for top in range(0, image.height, WINDOW):
-        yield np.asarray(image.crop((0, top, image.width, min(top + WINDOW, image.height))))
 
 
 class _Sums:

@@ -7,6 +7,8 @@ as the first object, and the words of the second object know the relation.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,8 @@ class PhraseWords(Words):
 
     def __init__(self, vocabulary: list[str], table: Tensor):
         super().__init__(vocabulary, table)
-        self._vectors: dict[tuple[int, ...], Tensor] = {}
+        # The sum of these rows of the table, kept: there are few different ones in all captions.
+        self._vector = functools.cache(lambda rows: self.table[list(rows)].sum(0))
 
     @classmethod
     def make(cls, seed: int = 0) -> PhraseWords:
@@ -49,10 +52,3 @@ class PhraseWords(Words):
             if word not in ARTICLES:
                 phrase = [*phrase, index]
         return torch.stack([self._vector(row) for row in rows])
-
-    def _vector(self, row: tuple[int, ...]) -> Tensor:
-        """The sum of these rows of the table, kept: there are few different ones in all captions."""
-        found = self._vectors.get(row)
-        if found is None:
-            found = self._vectors[row] = self.table[list(row)].sum(0)
-        return found
