@@ -30,7 +30,7 @@ from comfyui_l2p.l2p_core.run import montage
 from comfyui_l2p.l2p_core.run.recipe import WatchSection
 from comfyui_l2p.l2p_core.sources.next_dit import Block
 from comfyui_l2p.l2p_core.training import loading as training_model
-from comfyui_l2p.l2p_core.training.batch import Batch, BatchShare, BatchSource
+from comfyui_l2p.l2p_core.training.batch import Batch, BatchSource
 from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.l2p_core.training_config import TrainingConfig
 
@@ -66,12 +66,26 @@ def scene_config(name: str) -> TrainingConfig:
     return dataclasses.replace(CONFIG, **special)  # type: ignore[arg-type]
 
 
+class Share:
+    """One process's part of each of a source's micro-batches: part `index` of `count`."""
+
+    def __init__(self, batches: BatchSource, index: int, count: int):
+        self.batches, self.index, self.count = batches, index, count
+
+    def batch(self, number: int) -> Batch:
+        """The part of micro-batch `number`."""
+        whole = self.batches.batch(number)
+        size = len(whole.numbers) // self.count
+        own = slice(self.index * size, (self.index + 1) * size)
+        return Batch(whole.pixels[own], whole.captions[own], whole.numbers[own], whole.seeds[own])
+
+
 def batches_of(name: str, ranks: Ranks) -> BatchSource:
     """The data of a scene: both processes together see what one process sees."""
     if "unpadded" in name or name in ("fsdp", "fsdp_read"):
         return Unpadded()
     if "part" in name:
-        return BatchShare(RandomBatches(batch_size=4), *ranks.part(1, 4))
+        return Share(RandomBatches(batch_size=4), *ranks.part(1, 4))
     return RandomBatches(batch_size=2)
 
 

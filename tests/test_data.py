@@ -24,8 +24,8 @@ def image_set(count: int = 7) -> data.ImageSet:
     return data.ImageSet(pixels, [f"image {i}" for i in range(count)], list(range(100, 100 + count)))
 
 
-def batches(seed: int = 0, batch_size: int = 3) -> data.Batches:
-    return data.Batches(image_set(), lambda text: torch.tensor([[float(text.split()[1])]]), batch_size, seed)
+def batches(seed: int = 0, batch_size: int = 3, **process: int) -> data.Batches:
+    return data.Batches(image_set(), lambda text: torch.tensor([[float(text.split()[1])]]), batch_size, seed, **process)
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -46,6 +46,14 @@ def test_a_batch_depends_on_its_number_and_the_seed_alone() -> None:
     assert [numbers(backwards.batch(number)) for number in reversed(range(9))] == expected[::-1]
     other = batches(seed=1)
     assert [numbers(other.batch(number)) for number in range(9)] != expected
+
+
+def test_processes_share_the_batches_of_one() -> None:
+    whole, parts = batches(batch_size=6), [batches(batch_size=2, rank=rank, world_size=3) for rank in range(3)]
+    for number in range(5):
+        found = [part.batch(number) for part in parts]
+        assert [row for part in found for row in numbers(part)] == numbers(whole.batch(number))
+        assert [sample for part in found for sample in part.numbers] == whole.batch(number).numbers
 
 
 def test_captions_seeds_and_pixels_stay_together() -> None:

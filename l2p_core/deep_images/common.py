@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -91,11 +90,6 @@ def check_size(width: int, height: int) -> None:
         raise BrokenImage("it has no pixels")
     if width * height > MAX_PIXELS:
         raise BrokenImage("it has more pixels than are safe to decode: make it smaller")
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's content; a separate function so that tests can make it fail."""
-    return path.read_bytes()
 
 
 class Values(NamedTuple):

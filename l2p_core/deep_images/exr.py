@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from . import frames
-from .common import NOT_FINITE, BrokenImage, ImageInfo, Values, check_size, read_bytes, to_floats
+from .common import NOT_FINITE, BrokenImage, ImageInfo, Values, check_size, to_floats
 
 FILES = "EXR files"
 MAGIC = b"v/1\x01"
@@ -79,7 +79,7 @@ def decode(path: Path, on_white: bool = True) -> Values:
         path: the file.
         on_white: transparent pixels lie on white, mixed as light; otherwise the image keeps its alpha channel.
     """
-    content = read_bytes(path)
+    content = path.read_bytes()
     layout = _layout(content)
     _info(layout)
     # FFmpeg leaves black what it cannot decode.

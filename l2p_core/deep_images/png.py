@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import frames
-from .common import BrokenImage, Values, read_bytes, to_levels
+from .common import BrokenImage, Values, to_levels
 
 FILES = "PNG files with 16 bits per channel"
 _START = b"\x89PNG\r\n\x1a\n"
@@ -28,7 +28,7 @@ def is_deep(start: bytes) -> bool:
 
 def decode(path: Path) -> Values:
     """The pixels; errors as for `frames.decode`."""
-    content = read_bytes(path)
+    content = path.read_bytes()
     values = frames.decode("png", content, FILES)
     if not _is_whole(content):
         raise BrokenImage("it is damaged or truncated")

@@ -22,7 +22,7 @@ from ..tiny import bundled, image_set
 from ..tiny.image_set import ImageSet
 from ..tiny.shapes import IMAGE_SIZE
 from ..tiny.worlds import SHAPES, TinyWorld
-from ..training.batch import BatchShare, BatchSource
+from ..training.batch import BatchSource
 from ..training.trainer import Working
 from .recipe import DataSection, Recipe
 
@@ -53,14 +53,14 @@ class RunData:
     def stream(self, recipe: Recipe, ranks: Ranks) -> Stream:
         """Batches of this process's part."""
         index, parts = ranks.part(recipe.training.accumulate, recipe.data.batch_size)
+        size, seed = recipe.data.batch_size // parts, recipe.data.seed
         if isinstance(self.images, ImageSet):
-            whole = image_set.Batches(self.images, self.features, recipe.data.batch_size, recipe.data.seed)
-            return Stream(BatchShare(whole, index, parts))
+            return Stream(image_set.Batches(self.images, self.features, size, seed, index, parts))
         loader = Loader(
             self.images,
             self.features,
-            batch_size=recipe.data.batch_size // parts,
-            seed=recipe.data.seed,
+            batch_size=size,
+            seed=seed,
             rank=index,
             world_size=parts,
             workers=recipe.data.workers,

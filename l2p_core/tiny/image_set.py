@@ -49,13 +49,22 @@ class Batches:
     Args:
         images: at least one.
         encode: caption to features (L, caption_dim); called once per caption.
-        batch_size: images of a micro-batch.
+        batch_size: images of this process's micro-batch.
         seed: of the shuffling.
+        rank, world_size: this process's rank and the number of processes, see `dataset.loader.Loader`.
     """
 
-    def __init__(self, images: ImageSet, encode: Callable[[str], Tensor], batch_size: int, seed: int):
+    def __init__(
+        self,
+        images: ImageSet,
+        encode: Callable[[str], Tensor],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
         self.images = images
-        self.batch_size = batch_size
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self._features = {caption: encode(caption) for caption in dict.fromkeys(images.captions)}
         # A batch touches two epochs at most, more only for sets smaller than a batch.
         self._order = functools.lru_cache(maxsize=2)(
@@ -64,7 +73,7 @@ class Batches:
 
     def batch(self, number: int) -> Batch:
         """The micro-batch `number`, counted from 0 over the whole run."""
-        first = number * self.batch_size
+        first = (number * self.world_size + self.rank) * self.batch_size
         numbers = list(range(first, first + self.batch_size))
         rows = [self._row(sample) for sample in numbers]
         return Batch(

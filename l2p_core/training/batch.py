@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -32,28 +32,3 @@ class BatchSource(Protocol):
     def batch(self, number: int) -> Batch:
         """This process's part of the micro-batch `number`, counted from 0 over the whole run."""
         ...
-
-
-class BatchShare:
-    """One process's share of a batch source in memory: a part of each of its micro-batches.
-
-    Args:
-        batches: returns whole micro-batches.
-        index, count: which of how many equal parts, see `ranks.Ranks.part`.
-    """
-
-    def __init__(self, batches: BatchSource, index: int, count: int):
-        self.batches, self.index, self.count = batches, index, count
-
-    def batch(self, number: int) -> Batch:
-        """The part of micro-batch `number`."""
-        batch = self.batches.batch(number)
-        size = len(batch.numbers) // self.count
-        own = slice(self.index * size, (self.index + 1) * size)
-        return replace(
-            batch,
-            pixels=batch.pixels[own],
-            captions=batch.captions[own],
-            numbers=batch.numbers[own],
-            seeds=batch.seeds[own],
-        )
