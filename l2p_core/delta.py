@@ -216,7 +216,7 @@ def cast(
         The keys of the tensors written.
 
     Raises:
-        CheckpointError: if the delta is damaged, or the file cannot be written.
+        CheckpointError: if the delta is damaged or not finite, or the file cannot be written.
     """
     target, old = Path(target), open_checkpoint(delta)
     assert old.is_delta, "only deltas have no whole model to be checked against"
@@ -230,7 +230,7 @@ def cast(
         raise CheckpointError(f"{delta} is damaged: not all of its tensors are floating-point numbers.")
     counter = ByteCounter(sum(stored.nbytes for stored in order), progress)
     with ChunkReader() as reader:
-        return _write(target, order, {**old.metadata, **(about or {})}, overwrite, reader, counter)
+        return _write(target, order, {**old.metadata, **(about or {})}, overwrite, reader, counter, delta)
 
 
 def load_model(

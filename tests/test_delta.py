@@ -17,6 +17,7 @@ from comfyui_l2p.l2p_core.checkpoint import CheckpointError, load_model, load_te
 from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.files import atomic, tensor_io
 from comfyui_l2p.l2p_core.layouts import to_comfy, to_diffusers
+from comfyui_l2p.l2p_core.quantise import BF16, FORMATS, quantise
 from comfyui_l2p.train.cli import main
 
 TRAINED_PARTS = (
@@ -294,6 +295,21 @@ def test_values_that_are_not_finite_numbers(
 
     report = convert(files.source, tmp_path / "sound.safetensors", head_width=HEAD_WIDTH)
     assert report.broken is None and "Warning" not in report.summary()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_quantised_file_has_values_that_are_not_finite_numbers(format: str, tmp_path: Path, unflushed: None) -> None:
+    """Nor in tensors that the format leaves in bf16, nor if it stays a delta."""
+    files, target, key = Files(tmp_path), tmp_path / "target.safetensors", "local_decoder.out_conv.weight"
+    ruined = {**files.state, key: torch.full_like(files.state[key], torch.inf)}
+    with pytest.raises(CheckpointError, match=f"model.safetensors is broken: '{key}' has values that are not finite"):
+        quantise(write(ruined, tmp_path / "model.safetensors"), target, format)
+    delta.extract(files.trained, files.init, files.delta)
+    changed, about = load_tensors(files.delta)
+    broken = write({**changed, key: ruined[key]}, tmp_path / "broken.safetensors", about)
+    with pytest.raises(CheckpointError, match=f"broken.safetensors is broken: '{key}' has values that are not finite"):
+        quantise(broken, target, format, base=None if format == BF16 else files.source)
+    assert not target.exists() and not list(tmp_path.glob("*.part"))
 
 
 def test_a_dtype_too_narrow_for_a_weight_is_named(tmp_path: Path, unflushed: None) -> None:

@@ -86,10 +86,7 @@ class Rounded:
             reader.hash(digest, as_bytes(weight))
         rounded = _adapted(weight, self.adapter)
         if not is_finite(rounded):
-            raise CheckpointError(
-                f"{self.stored.pieces[0].path} is broken: '{self.stored.name}' has values that are not finite numbers, "
-                "so its images would be black. Download the file again, or use an earlier save of the training."
-            )
+            raise not_finite(self.stored)
         for key, tensor in self.eight_bits.tensors(self.stored.name, rounded).items():
             writer.write(places[key], as_bytes(tensor.contiguous()))
         reader.finish_hashing()
@@ -122,6 +119,14 @@ class Quantised:
 
 WeightWriter = Plain | Rounded | Quantised
 """One weight on its way into a file."""
+
+
+def not_finite(stored: Stored) -> CheckpointError:
+    """The error about a weight with NaN or infinity in it."""
+    return CheckpointError(
+        f"{stored.pieces[0].path} is broken: '{stored.name}' has values that are not finite numbers, so its images "
+        "would be black. Download the file again, or use an earlier save of the training."
+    )
 
 
 def _adapted(weight: Tensor, adapter: LowRank | None) -> Tensor:

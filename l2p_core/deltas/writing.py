@@ -14,7 +14,7 @@ from ..files.tensor_io import ByteCounter, ChunkReader, ProgressCallback, Stored
 from ..model import key_shapes
 from .delta_on_base import Merged, other_base
 from .unchanged_tensors import DIGEST_LENGTH, UnchangedTensor, unchanged_text
-from .weight_writers import Plain, Quantised, Rounded, WeightWriter
+from .weight_writers import Plain, Quantised, Rounded, WeightWriter, not_finite
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def write_model(
     """Write the model; with a rounding, its metadata list the tensors that were rounded (`metadata.ORIGINALS`).
 
     Returns:
-        The first tensor with NaN or infinity in it, if any.
+        The first tensor with NaN or infinity in it, if any; never with a rounding, which refuses it.
 
     Raises:
         CheckpointError: if the base is not the delta's, a weight to be rounded is not finite, or the target is one of
@@ -77,6 +77,8 @@ def write_model(
         for weight in weights:
             name = weight.stored.name
             digest = weight.write(reader, writer, places)
+            if rounding and writer.broken:
+                raise not_finite(weight.stored)
             if digest and name in expected and digest != expected[name].digest:
                 base = weight.stored.pieces[0].path
                 raise other_base(checkpoint.path, base, f"its '{name}' has other values")

@@ -57,7 +57,7 @@ def cause(
     Args:
         weights: of the model with their names, as it computes with them.
         inputs: captions and an image to start from, with their names in messages.
-        adapters: weights of LoRAs on it, with the names of the weights that they change.
+        adapters: weights of LoRAs on it and of models merged into it, with the names of the weights that they change.
         adapted: whether LoRAs are on it, whose weights may be in `weights` already.
     """
     given = _first_broken(inputs)
@@ -67,7 +67,10 @@ def cause(
         )
     adapter = _first_broken(adapters)
     if adapter:
-        return f"a LoRA is broken: its part for the weight '{adapter}' is not finite. Remove that LoRA."
+        return (
+            f"a LoRA, or a model merged into this one, is broken: its part for the weight '{adapter}' is not finite. "
+            "Remove it."
+        )
     weight = _first_broken(weights)
     if weight and adapted:
         return (

@@ -216,7 +216,7 @@ def check_numbers_that_are_none_end_in_a_sentence(tmp_path: Path) -> None:
     broken = kit.load_model(str(tmp_path / "nan.safetensors"), weight_dtype="fp32")
     for model, at_fault in (
         (broken, "its weight 'layers.0.ffn_norm1.weight'"),
-        (adapted, "a LoRA is broken: its part for the weight 'layers.0.attention.out.weight'"),
+        (adapted, "is broken: its part for the weight 'layers.0.attention.out.weight'"),
     ):
         with pytest.raises(ValueError, match=f"values that are not finite numbers.*{at_fault}") as caught:
             kit.ksample(model)
