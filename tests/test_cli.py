@@ -256,6 +256,20 @@ def test_mistakes_are_one_line(tmp_path: Path, source: Path, pixel: Path, capsys
     assert not target.exists()
 
 
+def test_each_bad_image_has_its_own_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.psd").write_bytes(b"8BPS")
+        (tmp_path / f"{name}.txt").write_text("a red circle", encoding="utf-8")
+    Image.new("RGB", (64, 64)).save(tmp_path / "c.png")
+    (tmp_path / "c.txt").write_text("a red circle", encoding="utf-8")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[model]\nbase = "tiny"\n[data]\nkind = "folder"\npath = "."\nsize = 64\n', encoding="utf-8")
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.splitlines()[-3:]
+    assert "2 of 3 samples are bad" in lines[0]
+    assert [line.strip().partition(":")[0] for line in lines[1:]] == ["a.psd", "b.psd"]
+
+
 @pytest.mark.parametrize("moment", ["train.cli.build_parser", "train.inspect_file.open_checkpoint"])
 def test_interrupt_is_one_line(
     moment: str, monkeypatch: pytest.MonkeyPatch, source: Path, capsys: pytest.CaptureFixture[str]

@@ -307,6 +307,25 @@ def test_a_list_with_commas_beside_the_images_is_named_with_its_fault(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("name", "written", "fault"),
+    [
+        ("metadata.json", b'[{"file_name": "a.png", "text": "a f', "line 1: it is not valid JSON: export it again"),
+        ("captions.csv", "image,prompt\na.png,caf\xe9".encode("latin-1"), "it is not UTF-8 text: save it as UTF-8"),
+        ("captions.jsonl", b"\xff\xfe\x00", "it is not UTF-8 text: save it as UTF-8"),
+    ],
+)
+def test_captions_that_cannot_be_read_are_named_with_their_fault(
+    tmp_path: Path, name: str, written: bytes, fault: str
+) -> None:
+    images(tmp_path, "a.png", "b.png")
+    (tmp_path / name).write_bytes(written)
+    with pytest.raises(ValueError, match=re.escape(f"{name} ({fault}) is not read; a.png: it has no caption")):
+        read(tmp_path)
+    (tmp_path / "b.txt").write_text("a hare", encoding="utf-8")
+    assert read(tmp_path).skipped == {f"{name} ({fault})": 1}
+
+
+@pytest.mark.parametrize(
     "path", ["../outside.png", "sub/../../outside.png", "..\\outside.png", "C:\\x.png", "C:x.png", "\\\\host\\x.png"]
 )
 def test_paths_that_lead_out_are_refused(tmp_path: Path, path: str) -> None:

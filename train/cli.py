@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ..l2p_core.dataset.problems import TooManyProblems
 from ..l2p_core.files.paths import typed
 from ..l2p_core.ranges import SEED
 from ..l2p_core.version import __version__
@@ -67,12 +68,12 @@ def _run(args: argparse.Namespace) -> int:
             return _reader_has_gone()
         if args.debug:
             raise
-        return _complain(_one_line(error), EXIT_MISTAKE)
+        return _complain(_message(error), EXIT_MISTAKE)
     except RuntimeError as error:
         # Torch reports full memory, and the trainer a diverged run, in this way; other errors are bugs of ours.
         if args.debug or not _is_failure_of_the_run(error):
             raise
-        return _complain(_one_line(error), EXIT_FAILURE)
+        return _complain(_message(error), EXIT_FAILURE)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -299,9 +300,11 @@ def _reader_has_gone() -> int:
     return 0
 
 
-def _one_line(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}."
+    if isinstance(error, TooManyProblems):
+        return str(error)  # a list, which would be unreadable in one line
     return " ".join(str(error).split())
 
 

@@ -121,7 +121,7 @@ class _Reading:
         """Add a table's samples; another kind of table is skipped, unless this one is required."""
         content = tables.read(table, required)
         if not content.known:
-            self.listing.skipped[f"{table.name} ({content.not_json})" if content.not_json else table.name] += 1
+            self._skip(table, content, table.name)
             return
         self._covered.add(name_below(self.listing.folder, table.parent))
         self._add_problems(table, content)
@@ -132,7 +132,7 @@ class _Reading:
         """Add the samples of kohya's metadata, for images that have no other caption, as before it was supported."""
         content = tables.read(table, required=False)
         if not content.known:
-            self.listing.skipped[table.suffix.lower()] += 1
+            self._skip(table, content, table.suffix.lower())
             return
         self._add_problems(table, content)
         for row in content.rows:
@@ -151,6 +151,10 @@ class _Reading:
             elif path.name != PAIRS:
                 self.listing.skipped[path.suffix.lower() or path.name] += 1
         self.listing.unused = self.files.unused
+
+    def _skip(self, table: Path, content: tables.Table, otherwise: str) -> None:
+        """Report a table that is not read: by its name and its fault, or as `otherwise` if nothing is wrong with it."""
+        self.listing.skipped[f"{table.name} ({content.fault})" if content.fault else otherwise] += 1
 
     def _add_problems(self, table: Path, content: tables.Table) -> None:
         where = name_below(self.listing.folder, table)

@@ -36,17 +36,18 @@ class TableRow:
 
 @dataclass
 class Table:
-    """The rows of a table, its invalid lines, and whether it has the required columns."""
+    """The rows of a table, its invalid lines, whether it has the required columns, and why it is not text."""
 
     rows: list[TableRow] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     known: bool = False
+    unreadable: str | None = None
 
     @property
-    def not_json(self) -> Problem | None:
-        """The first problem of a table of which no line is valid JSON; None for others."""
+    def fault(self) -> str | None:
+        """What is wrong with a table that is not text or of which no line is valid JSON; None for others."""
         wrong = self.problems and not self.known and all(p.reason.startswith(_NOT_JSON) for p in self.problems)
-        return self.problems[0] if wrong else None
+        return str(self.problems[0]) if wrong else self.unreadable
 
 
 def read(path: Path, required: bool) -> Table:
@@ -57,10 +58,10 @@ def read(path: Path, required: bool) -> Table:
     """
     try:
         text = decoded(path)
-    except ValueError:
+    except ValueError as error:
         if required:
             raise
-        return Table()
+        return Table(unreadable="it " + str(error).removeprefix(f"{path} ").rstrip("."))
     table = _READERS.get(path.suffix.lower(), _read_csv)(text, _OF_IMAGES)
     if required:
         images, captions = ", ".join(IMAGE_COLUMNS), ", ".join(CAPTION_COLUMNS)
@@ -84,8 +85,8 @@ def _complain(path: Path, table: Table, lacks: str) -> None:
     """Refuse a file that is not a table of the required kind, with the reason."""
     if table.known:
         return
-    if table.not_json:
-        raise ValueError(f"{path} cannot be read: {table.not_json}.")
+    if table.fault:
+        raise ValueError(f"{path} cannot be read: {table.fault}.")
     where = "its first line" if path.suffix.lower() in (".csv", ".tsv") else "every line"
     raise ValueError(f"{path} has {lacks}: name them in {where}.")
 
