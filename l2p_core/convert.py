@@ -140,12 +140,9 @@ def convert(
     shapes = key_shapes(config)
     specs = _specs(checkpoint, fates, shapes, DTYPE_NAMES[dtype] if dtype else None)
     report = ConversionReport(source, target, variant, seed, _NO_HASH, fates)
-    stated = inherited(checkpoint.metadata) | dict(about or {})
+    about = _metadata(config, report, init) | inherited(checkpoint.metadata) | dict(about or {})
     with (
-        model_file(target, specs.values(), config, _metadata(config, report, init) | stated, layout, overwrite) as (
-            writer,
-            places,
-        ),
+        model_file(target, specs.values(), config, about, layout, overwrite) as (writer, places),
         ChunkReader() as reader,
     ):
         new = [specs[key] for key in report.keys("initialised")]
@@ -158,7 +155,7 @@ def convert(
             chunks = random_values(spec.name, shapes, seed, init) if known is None else [known]
             _write_new(spec, places[spec.name], chunks, writer, counter)
         report = replace(report, source_sha256=_combined(hashes), broken=writer.broken)
-        writer.finish(_metadata(config, report, init) | stated)
+        writer.finish(about | {metadata.SOURCE_SHA256: report.source_sha256})
     return report
 
 

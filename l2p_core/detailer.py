@@ -7,6 +7,7 @@ full-resolution stages only a single extra pixel.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -152,7 +153,7 @@ class DetailerHead(Recomputing):
         output = _cropped(output, at.merged, at.decoded)
         output += _cropped(through, coarse.doubled(), at.decoded)
         for edge in at.image_edges():
-            strip = at.narrowed(edge)
+            strip = dataclasses.replace(at, decoded=edge)
             part = _cropped(x, coarse, strip.upsampled.halved())
             output[edge.within(at.decoded).index] = self._unfused(stage, strip, part, skip)
         return output

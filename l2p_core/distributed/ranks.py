@@ -7,10 +7,10 @@ module holds the process group and the few messages that the processes exchange 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +54,7 @@ class Ranks:
     device: torch.device = field(default_factory=accelerator.default_device)
     on_machine: int = 1
     _store: Store | None = field(default=None, repr=False)
-    _turns: Iterator[int] = field(default_factory=lambda: iter(range(sys.maxsize)), repr=False)
+    _turns: Iterator[int] = field(default_factory=itertools.count, repr=False)
 
     @property
     def first(self) -> bool:

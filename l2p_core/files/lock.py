@@ -98,8 +98,10 @@ def _taken(path: Path) -> tuple[FileIO, bool]:
             if error.errno not in _HELD:
                 return file, False
             with file:
+                file.seek(0)
+                holder = file.read(256).decode(errors="replace").strip() or "another process works"
                 raise FolderInUse(
-                    f"{path.parent} is in use: {_holder(file)} there. Wait until it ends, or choose another folder; "
+                    f"{path.parent} is in use: {holder} there. Wait until it ends, or choose another folder; "
                     "nothing was touched."
                 ) from error
         attempts -= 1
@@ -145,12 +147,6 @@ def _name_holder(file: FileIO, does: str) -> None:
     except OSError:
         # On a full disk the holder cannot be named, which is no reason not to work.
         file.truncate(0)
-
-
-def _holder(file: FileIO) -> str:
-    file.seek(0)
-    said = file.read(256).decode(errors="replace").strip()
-    return said or "another process works"
 
 
 if sys.platform == "win32":

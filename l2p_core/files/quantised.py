@@ -9,7 +9,6 @@ unscaled if its scale is missing, and only logs a scale that belongs to nothing,
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -119,12 +118,15 @@ def layer_settings(path: Path, tensors: Mapping[str, Stored], metadata: Mapping[
 def unmarked_settings(tensors: Mapping[str, Stored], marked: Collection[str]) -> LayerSettings:
     """Float8 layers with one scale and no marker: in the older spelling, or with their marker lost."""
     found: LayerSettings = {}
+    # An old marker of two elements asks for exact products.
+    exact = OLD_MARKER not in tensors or tensors[OLD_MARKER].numel == 2
+    products = {"full_precision_matrix_mult": True} if exact else {}
     for key, scale in tensors.items():
         weight = tensors.get(f"{layer_of(key)}.weight")
         if weight is None or leaf_of(key) not in ("scale_weight", "weight_scale") or layer_of(key) in marked:
             continue
         if weight.stored_dtype in FLOAT8_FORMATS and scale.numel == 1:
-            found[layer_of(key)] = _unmarked(tensors.get(OLD_MARKER), weight.stored_dtype)
+            found[layer_of(key)] = {"format": FLOAT8_FORMATS[weight.stored_dtype], **products}
     return found
 
 
@@ -269,12 +271,6 @@ def _checked(path: Path | str, name: str, values: object) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(values.get("format"), str):
         raise CheckpointError(f"{path} is damaged: {shown(name)} does not say how its layer is quantised.")
     return values
-
-
-def _unmarked(marker: Stored | None, dtype: str) -> dict[str, Any]:
-    """The settings of a float8 layer with only a scale; an old marker of two elements asks for exact products."""
-    exact = marker is None or math.prod(marker.shape) == 2
-    return {"format": FLOAT8_FORMATS[dtype], **({"full_precision_matrix_mult": True} if exact else {})}
 
 
 def settings_text(settings: LayerSettings) -> str:

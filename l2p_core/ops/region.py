@@ -33,13 +33,13 @@ class Region:
             for left in range(self.left, self.right, side):
                 yield Region(top, min(top + side, self.bottom), left, min(left + side, self.right))
 
-    def grown(self, margin: int, frame: Region) -> Region:
-        """The region with `margin` more cells on every side, clipped to `frame`."""
+    def grown(self, frame: Region) -> Region:
+        """The region with one more cell on every side, clipped to `frame`."""
         return Region(
-            max(self.top - margin, frame.top),
-            min(self.bottom + margin, frame.bottom),
-            max(self.left - margin, frame.left),
-            min(self.right + margin, frame.right),
+            max(self.top - 1, frame.top),
+            min(self.bottom + 1, frame.bottom),
+            max(self.left - 1, frame.left),
+            min(self.right + 1, frame.right),
         )
 
     def halved(self) -> Region:
@@ -66,11 +66,20 @@ class StageRegions:
     """
 
     frame: Region
-    encoder_reads: Region
     encoded: Region
-    upsampled: Region
-    merged: Region
     decoded: Region
+
+    @property
+    def encoder_reads(self) -> Region:
+        return self.encoded.grown(self.frame)
+
+    @property
+    def merged(self) -> Region:
+        return self.decoded.grown(self.frame)
+
+    @property
+    def upsampled(self) -> Region:
+        return self.merged.grown(self.frame)
 
     def image_edges(self) -> Iterator[Region]:
         """The rows and columns of `decoded` that lie on the image's border, one cell wide."""
@@ -84,11 +93,6 @@ class StageRegions:
         if inside.right == frame.right:
             yield dataclasses.replace(inside, left=inside.right - 1)
 
-    def narrowed(self, decoded: Region) -> StageRegions:
-        """The decoder's regions for a part of its output; the skip's stay unchanged."""
-        merged = decoded.grown(1, self.frame)
-        return dataclasses.replace(self, upsampled=merged.grown(1, self.frame), merged=merged, decoded=decoded)
-
 
 def stage_regions(wanted: Region, image: Region, n_stages: int) -> tuple[list[StageRegions], Region]:
     """Walk the U-Net backwards from the `wanted` output.
@@ -96,24 +100,15 @@ def stage_regions(wanted: Region, image: Region, n_stages: int) -> tuple[list[St
     Returns:
         Each stage's regions, full resolution first, and the region of the bottleneck.
     """
-    frames = [image]
+    decoders = []
+    frame, decoded = image, wanted
     for _ in range(n_stages):
-        frames.append(frames[-1].halved())
-
-    decoder = []
-    decoded = wanted
-    for frame in frames[:-1]:
-        merged = decoded.grown(1, frame)
-        upsampled = merged.grown(1, frame)
-        decoder.append((upsampled, merged, decoded))
-        decoded = upsampled.halved()
-    bottleneck = decoded
+        decoders.append((frame, decoded))
+        frame, decoded = frame.halved(), decoded.grown(frame).grown(frame).halved()
+    bottleneck = pooled = decoded
 
     stages: list[StageRegions] = []
-    pooled = bottleneck
-    for frame, (upsampled, merged, decoded) in reversed(list(zip(frames, decoder, strict=False))):
-        encoded = pooled.doubled()
-        encoder_reads = encoded.grown(1, frame)
-        stages.append(StageRegions(frame, encoder_reads, encoded, upsampled, merged, decoded))
-        pooled = encoder_reads
+    for frame, decoded in reversed(decoders):
+        stages.append(StageRegions(frame, pooled.doubled(), decoded))
+        pooled = stages[-1].encoder_reads
     return stages[::-1], bottleneck

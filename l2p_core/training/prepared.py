@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from ..backbone import Caption, each_tensor
 from ..device import accelerator
-from ..ops.sample_randomness import Draw, draw
+from ..ops.sample_randomness import draw
 from ..training_config import TrainingConfig
-from .batch import Batch, BatchSource
+from .batch import BatchSource
 
 _AHEAD = 1
 """Micro-batches that are prepared in addition to the next one."""
@@ -69,8 +70,11 @@ class Preparation:
     def __call__(self, number: int) -> Prepared:
         """The micro-batch `number`, counted from 0 over the whole run."""
         batch = self.batches.batch(number)
-        noise = self._empty(batch.pixels.shape)
-        draws = [self._draw(batch, sample, noise[sample]) for sample in range(len(batch.numbers))]
+        config, noise = self.config, self._empty(batch.pixels.shape)
+        seeds = batch.seeds if config.noise == "seeded" else [None] * len(batch.seeds)
+        of_sample = partial(draw, config.seed, levels=len(self.sigmas), dropout=config.caption_dropout)
+        samples = zip(batch.numbers, noise, seeds, strict=True)
+        draws = [of_sample(number, row.shape, out=row, own_seed=seed) for number, row, seed in samples]
         captions = [
             self.empty_caption if drawn.drop_caption and self.empty_caption is not None else caption
             for drawn, caption in zip(draws, batch.captions, strict=True)
@@ -78,18 +82,6 @@ class Preparation:
         sigma = self.sigmas[[drawn.sigma_index for drawn in draws]]
         pinned = [each_tensor(caption, self._pinned) for caption in captions]
         return Prepared(self._pinned(batch.pixels.float()), noise, self._pinned(sigma), pinned)
-
-    def _draw(self, batch: Batch, sample: int, noise: Tensor) -> Draw:
-        config = self.config
-        return draw(
-            config.seed,
-            batch.numbers[sample],
-            noise.shape,
-            out=noise,
-            levels=len(self.sigmas),
-            dropout=config.caption_dropout,
-            own_seed=batch.seeds[sample] if config.noise == "seeded" else None,
-        )
 
     def _empty(self, shape: Sequence[int]) -> Tensor:
         pins = self._pins(torch.Size(shape).numel() * torch.float32.itemsize)

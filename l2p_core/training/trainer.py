@@ -254,16 +254,17 @@ class Trainer:
                 errors.append(self._backward(batch, len(own)))
             levels += batch.sigma.tolist()
         clipped, needed = self._stepping.clip(), self._needed()
+        used = torch.stack(list(needed.values())) if needed else torch.empty(0)
         # The step's only wait for the device.
-        *own_errors, (norm,), tokens = _read([*errors, clipped, _stacked(needed)])
+        *own_errors, (norm,), tokens = _read([*errors, clipped, used])
         error, sigma = self._of_all([value for values in own_errors for value in values]), self._of_all(levels)
         if not math.isfinite(norm) or not bool(error.isfinite().all()):
             self._weights.drop_gradients()
             raise TrainingDiverged(
                 f"Training diverged at step {self.step + 1}: the loss or its gradient is no longer a finite number."
             )
-        for name, used in zip(needed, tokens, strict=True):
-            if not used:  # excluded from the step, including its weight decay
+        for name, token in zip(needed, tokens, strict=True):
+            if not token:  # excluded from the step, including its weight decay
                 self.parameters[name].grad = None
         self._stepping.step()
         self.step += 1
@@ -323,10 +324,6 @@ class Trainer:
             done = (self.step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
             factor = COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * done)) / 2
         return config.lr * factor
-
-
-def _stacked(tensors: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(list(tensors.values())) if tensors else torch.empty(0)
 
 
 def _read(tensors: Sequence[Tensor]) -> list[list[float]]:
