@@ -147,7 +147,7 @@ def test_streamed_weights_are_counted_exactly(offload: bool, frozen: str) -> Non
     config = TrainingConfig(blocks=1, stream=True, offload=offload, frozen=frozen)
     model = Trainer(tiny_models.pixel_model(), config).model
     layer: Any = model.get_submodule("layers.1.attention.qkv")
-    slots = sum(len(slot) for slot in layer._place._stream._slots)
+    slots = sum(len(slot) for slot in layer.place._stream._slots)
     found = plan(SMALL, config, SMALL_WORK, device_type="cpu").device["streamed weights"]
     assert found == pytest.approx(block_store.bytes_in_ram(model) + slots, rel=0.01)  # places are aligned
     assert bool(block_store.trained_linears(model)) == offload

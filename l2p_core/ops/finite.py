@@ -15,7 +15,7 @@ _FIRST_BROKEN = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
 """The bits of the smallest positive float8 that is not a finite number: NaN, and infinity."""
 
 
-def check_finite(images: Tensor, cause: Callable[[], str] | None = None) -> None:
+def check_finite(images: Tensor, cause: Callable[[], str] = lambda: _UNKNOWN) -> None:
     """Refuse images that contain NaN or infinity, with one pass over the finished pixels.
 
     Args:
@@ -27,8 +27,7 @@ def check_finite(images: Tensor, cause: Callable[[], str] | None = None) -> None
     """
     if is_finite(images):
         return
-    why = cause() if cause else _UNKNOWN
-    raise ValueError(f"An image contains values that are not finite numbers and would be black: {why}")
+    raise ValueError(f"An image contains values that are not finite numbers and would be black: {cause()}")
 
 
 def is_finite(tensor: Tensor) -> bool:
