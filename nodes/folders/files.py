@@ -132,11 +132,14 @@ def _path(name: str, *folders: str) -> Path | None:
 
         return SOURCE_PATH
     name = index_of(name) or name
-    for folder in folders or (FOLDER,):
-        if path := folder_paths.get_full_path(folder, name):
-            return Path(path)
     found = ((root, paths.inside(root, name)) for root in roots(*folders))
-    return next((path for root, path in found if path and path != root and path.is_dir()), None)
+    # The host warns of a link to a folder that it "doesn't link anywhere".
+    if path := next((path for root, path in found if path and path != root and path.is_dir()), None):
+        return path
+    for folder in folders or (FOLDER,):
+        if full := folder_paths.get_full_path(folder, name):
+            return Path(full)
+    return None
 
 
 def _files(model: Path) -> list[Path]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 import comfy.cli_args
+import comfy.options
 import comfyui_version
 
 from ...l2p_core.device.doctor import as_text, examine
@@ -14,14 +17,19 @@ def report() -> str:
 
 
 def _options() -> list[str]:
-    """Options that differ from their defaults; for paths and addresses only that they are set."""
+    """Options that the user gave and that differ from their defaults; for paths and addresses only that they are set.
+
+    Parsed anew: the host changes its own, such as `fast` and `cuda_malloc`, while it starts.
+    """
     parser = comfy.cli_args.parser
+    given, _ = parser.parse_known_args(sys.argv[1:] if comfy.options.args_parsing else [])
     options = []
-    for name, value in sorted(vars(comfy.cli_args.args).items()):
+    for name, value in sorted(vars(given).items()):
         if value == parser.get_default(name):
             continue
-        told = f" {value.name if hasattr(value, 'name') else value}" if _is_plain(value) else ""
-        options.append(f"--{name.replace('_', '-')}{told}")
+        parts = value if isinstance(value, list) else [value]
+        words = [str(getattr(part, "name", part)) for part in parts if _is_plain(part)]
+        options.append(" ".join((f"--{name.replace('_', '-')}", *words)))
     return options
 
 

@@ -100,6 +100,7 @@ def test_what_a_bug_report_needs_is_at_an_address(server: Server) -> None:
     version = server.get("/system_stats")["system"]["comfyui_version"]
     assert f"host:\n  ComfyUI: {version}\n" in text and "  options: --" in text and "  RAM: " in text
     assert f"--port {server.port}" in text and "--base-directory" in text, "options are named"
+    assert "--fast" not in text and "--cuda-malloc" not in text, "which the host sets itself"
     assert str(server.base) not in text and str(Path.home()) not in text
 
 

@@ -96,6 +96,20 @@ def check_shards_are_offered_once_and_loaded(base: Path, monkeypatch: pytest.Mon
         read_state(files.existing(folder), None)
 
 
+@LINKS
+def check_a_link_to_a_folder_of_shards_is_loaded_without_a_warning(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The host warns that one "doesn't link anywhere"."""
+    snapshot = base / "hub"
+    write_shards(weights(pixel_config()), snapshot)
+    (base / "models" / "diffusion_models" / "linked").symlink_to(snapshot)
+    assert files.choices() == ["linked"]
+    state = read_state(files.existing("linked", *files.WHOLE_MODELS), None)
+    assert state.keys() == dict(open_checkpoint(snapshot).tensors).keys()
+    assert files.fingerprint("linked") and caplog.text == ""
+
+
 def check_many_images_are_not_looked_at_for_the_list(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(50):
         (base / "datasets" / "set" / f"{number}").mkdir(parents=True)
