@@ -113,10 +113,10 @@ def test_two_processes_share_the_samples_of_one(folder: Path) -> None:  # noqa: 
     run.begin(recipe)
     data = preparation.prepare_data(recipe, run, pixel_config(recipe.model, run.init), None, Hooks())
     cpu = torch.device("cpu")
-    streams = [data.stream(recipe, Ranks(rank, count, cpu)) for rank, count in ((0, 1), (0, 2), (1, 2))]
-    with streams[0].block, streams[1].block, streams[2].block:
+    one, first, second = [data.stream(recipe, Ranks(rank, count, cpu)) for rank, count in ((0, 1), (0, 2), (1, 2))]
+    with one as (all_batches, _), first as (upper, _), second as (lower, _):
         for number in range(6):
-            whole, *parts = [stream.batches.batch(number) for stream in streams]
+            whole, *parts = [batches.batch(number) for batches in (all_batches, upper, lower)]
             assert torch.equal(whole.pixels, torch.cat([part.pixels for part in parts]))
             assert whole.numbers == [n for part in parts for n in part.numbers]
             assert whole.seeds == [seed for part in parts for seed in part.seeds]

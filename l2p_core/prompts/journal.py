@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..dataset.synthesis import FolderSettings
-from ..files.atomic import append
+from ..files.atomic import append, write_bytes
 
 NAME = "journal.jsonl"
 FORMAT = 1
@@ -68,31 +67,9 @@ class Journal:
     def __init__(self, folder: Path, settings: FolderSettings):
         self.path = folder / NAME
         self.entries: list[JournalEntry] = []
-        if self.path.exists():
-            self._read(settings)
-        else:
-            append(self.path, _line({_KIND: FORMAT, **settings}))
-
-    def add(self, entry: JournalEntry) -> None:
-        """Append a text, and wait until it is on disk.
-
-        Raises:
-            ValueError: if the disk is full or the system refuses to write; nothing of it is then in the file.
-        """
-        append(self.path, _line(dataclasses.asdict(entry)))
-        self.entries.append(entry)
-
-    def _read(self, settings: FolderSettings) -> None:
-        content = _content(self.path)
-        whole, _, cut = content.rpartition(b"\n")
-        lines = whole.split(b"\n") if whole else []
-        if not lines and cut[: len(_START)] != _START[: len(cut)]:
-            raise ValueError(f"{self.path} is not a journal of prompts: choose another folder.")
-        if cut:  # a power failure within the last line
-            _truncate(self.path, len(content) - len(cut))
+        lines = self._lines() if self.path.exists() else []
         if not lines:
             append(self.path, _line({_KIND: FORMAT, **settings}))
-            return
         for number, line in enumerate(lines, start=1):
             try:
                 values = dict(json.loads(line))
@@ -104,6 +81,25 @@ class Journal:
                 ) from error
             if number == 1:
                 _check_settings(self.path, values, settings)
+
+    def add(self, entry: JournalEntry) -> None:
+        """Append a text, and wait until it is on disk.
+
+        Raises:
+            ValueError: if the disk is full or the system refuses to write; nothing of it is then in the file.
+        """
+        append(self.path, _line(dataclasses.asdict(entry)))
+        self.entries.append(entry)
+
+    def _lines(self) -> list[bytes]:
+        """The file's complete lines; the rest of a last one is removed."""
+        content = _content(self.path)
+        whole, _, cut = content.rpartition(b"\n")
+        if not whole and cut[: len(_START)] != _START[: len(cut)]:
+            raise ValueError(f"{self.path} is not a journal of prompts: choose another folder.")
+        if cut:  # a power failure within the last line
+            write_bytes(self.path, content.removesuffix(cut))
+        return whole.split(b"\n") if whole else []
 
 
 def written(folder: Path) -> set[str]:
@@ -140,13 +136,6 @@ def _check_settings(path: Path, there: Mapping[str, Any], wanted: FolderSettings
 
 def _line(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
-
-
-def _truncate(path: Path, size: int) -> None:
-    try:
-        os.truncate(path, size)
-    except OSError as error:
-        raise ValueError(f"{path} could not be written: {error.strerror}.") from error
 
 
 def kept(entries: Sequence[JournalEntry]) -> dict[str, JournalEntry]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,13 +50,15 @@ class RunData:
         """A fingerprint of the samples and their order, besides the recipe."""
         return self.images.fingerprint if isinstance(self.images, ImageFolder) else ""
 
-    def stream(self, recipe: Recipe, ranks: Ranks) -> Stream:
-        """Batches of this process's part."""
+    @contextmanager
+    def stream(self, recipe: Recipe, ranks: Ranks) -> Iterator[tuple[BatchSource, Callable[[], list[Problem]]]]:
+        """Batches of this process's part, to be used within the block, and what returns the samples skipped so far."""
         index, parts = ranks.part(recipe.training.accumulate, recipe.data.batch_size)
         size, seed = recipe.data.batch_size // parts, recipe.data.seed
         if isinstance(self.images, ImageSet):
-            return Stream(image_set.Batches(self.images, self.features, size, seed, index, parts))
-        loader = Loader(
+            yield image_set.Batches(self.images, self.features, size, seed, index, parts), list
+            return
+        with Loader(
             self.images,
             self.features,
             batch_size=size,
@@ -66,17 +68,8 @@ class RunData:
             workers=recipe.data.workers,
             max_bad_share=recipe.data.max_bad_share,
             window=recipe.data.dicom,
-        )
-        return Stream(loader, loader, lambda: loader.problems)
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Batches, the context in which to use them, and the samples skipped so far."""
-
-    batches: BatchSource
-    block: AbstractContextManager[object] = field(default_factory=nullcontext)
-    problems: Callable[[], list[Problem]] = list
+        ) as loader:
+            yield loader, lambda: loader.problems
 
 
 def tiny_images(section: DataSection, folder: Path, working: Working, world: TinyWorld = SHAPES) -> ImageSet:

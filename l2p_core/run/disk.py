@@ -38,7 +38,6 @@ class DiskPlan:
         config: of the L2P model.
         training: how it is trained; fixed for a resumed run.
         resumed: whether the run is resumed.
-        captions: the folder of caption features and bytes of those still to be encoded; None before they are counted.
     """
 
     folder: Path
@@ -50,7 +49,6 @@ class DiskPlan:
     config: PixelConfig
     training: TrainingConfig
     resumed: bool
-    captions: tuple[Path, int] | None = None
 
     @property
     def parts(self) -> dict[str, int]:
@@ -72,10 +70,16 @@ class DiskPlan:
         return f"Needs about {gigabytes(self.bytes)} GB of disk space: {listed(self.parts)}{there}."
 
     def with_captions(self, folder: Path, size: int) -> DiskPlan:
-        """The plan including caption features still to be encoded into a folder, which may be on another disk."""
-        same = _disk(folder) == _disk(self.folder)
-        others = {**self.others, CAPTIONS: size} if same else self.others
-        return dataclasses.replace(self, others=others, captions=(folder, size))
+        """The plan including caption features still to be encoded into a folder, if it is on the same disk.
+
+        Raises:
+            ValueError: if it is on another disk, which has too little space.
+        """
+        if _disk(folder) == _disk(self.folder):
+            return dataclasses.replace(self, others={**self.others, CAPTIONS: size})
+        if complaint := captions_complaint(folder, size):
+            raise ValueError(f"{self.sentence()} {complaint}")
+        return self
 
     def refuse_if_too_much(self, processes: int = 1) -> None:
         """Check the plan against the free space.
@@ -99,10 +103,6 @@ class DiskPlan:
                     f"The disk of {copy}, where the delta is copied after training, has only {gigabytes(there)} GB "
                     f"free, and {gigabytes(size)} GB are needed: make room there."
                 )
-        if self.captions and CAPTIONS not in self.others:
-            complaint = captions_complaint(*self.captions)
-            if complaint:
-                return complaint
         if self.missing <= free:
             return ""
         fitting = ((words, size) for words, size in self._smaller(processes) if size - self.present <= free)

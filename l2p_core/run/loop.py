@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..dataset.problems import count
+from ..dataset.problems import Problem, count
 from ..device import accelerator
 from ..device.determinism import deterministic
 from ..distributed.ranks import Ranks
@@ -194,7 +194,6 @@ class Run:
         return finished
 
     def _go(self, after_step: AfterStep | None) -> bool:
-        stream = self.data.stream(self.recipe, self.ranks)
         total = self.recipe.training.steps
         self.fit_head()
         clock = Clock(total, self.ranks.device, self._pace)
@@ -205,8 +204,8 @@ class Run:
         if self.trainer.step and not finished:
             # Until the next save the report would say that the run has stopped.
             self._write_report(f"Running: resumed after step {self.trainer.step} of {total}.")
-        with stream.block:
-            for plain in self.trainer.run(stream.batches):
+        with self.data.stream(self.recipe, self.ranks) as (batches, problems):
+            for plain in self.trainer.run(batches):
                 metrics = clock.add(plain)
                 self._report_step(metrics)
                 if after_step:
@@ -227,7 +226,7 @@ class Run:
                 if saved and not finished:
                     left = duration(metrics.seconds_left)
                     self._write_report(f"Running: step {metrics.step} of {total}, about {left} left.")
-        self._name_problems(stream)
+        self._name_problems(problems())
         return finished
 
     def fit_head(self) -> None:
@@ -238,9 +237,8 @@ class Run:
         """
         if self.trainer.step or not self._to_fit:
             return
-        stream = self.data.stream(self.recipe, self.ranks)
-        with stream.block:
-            done = self.trainer.fit_head(stream.batches, self.hooks.working)
+        with self.data.stream(self.recipe, self.ranks) as (batches, _):
+            done = self.trainer.fit_head(batches, self.hooks.working)
         unfitted = "The Detailer Head starts unfitted: fitting needs the 1k variant, a wider head and one process."
         self.hooks.note(done.summary() if done else unfitted)
         self._to_fit = False
@@ -320,9 +318,8 @@ class Run:
             f"{watch.factor:g} times its best, {watch.best:.4f}, for {watch.steps_above} steps."
         )
 
-    def _name_problems(self, stream: data.Stream) -> None:
+    def _name_problems(self, problems: Sequence[Problem]) -> None:
         """Count the skipped samples and list them in the run folder."""
-        problems = stream.problems()
         if problems and self.ranks.first:
             write_bytes(self.folder.problems, "".join(f"{problem}\n" for problem in problems).encode())
             self.hooks.note(f"{count(problems)} samples were skipped; {self.folder.problems} lists them.")

@@ -77,12 +77,7 @@ def all_attributes() -> list[Attributes]:
 def random_scene(rng: random.Random, attributes: Attributes | None = None) -> Scene:
     """A scene with the given attributes (default: drawn too), its position and size drawn uniformly."""
     if attributes is None:
-        attributes = Attributes(
-            rng.choice(SHAPES),
-            rng.choice(list(COLOURS)),
-            rng.choice(list(PLACES)),
-            rng.choice(list(BACKGROUNDS)),
-        )
+        attributes = Attributes(*(rng.choice(list(names)) for names in (SHAPES, COLOURS, PLACES, BACKGROUNDS)))
     dx, dy = (rng.uniform(-POSITION_JITTER, POSITION_JITTER) for _ in range(2))
     return Scene(attributes, dx, dy, rng.uniform(*SIZE_RANGE))
 
