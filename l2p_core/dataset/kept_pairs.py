@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ _SECONDS = 60.0
 """Between saves."""
 
 
-class KeptPairs:
+class KeptPairs(AbstractContextManager["KeptPairs"]):
     """The pairs in a data set's folder, added to while its images are made; a context that saves them at its end.
 
     A kill loses those of the last minute, see `pair_earlier_images`. A damaged file, or one of another latent space, is
@@ -33,9 +33,6 @@ class KeptPairs:
     def __init__(self, folder: Path, empty: PatchPairs):
         self._path, self._saved, self._changed = folder / FILE, time.monotonic(), False
         self._pairs = _of_earlier_runs(self._path, empty)
-
-    def __enter__(self) -> KeptPairs:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._changed:

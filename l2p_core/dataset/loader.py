@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ _READ_TRIES = 3
 _SECONDS_BETWEEN_TRIES = 1.0
 
 
-class Loader:
+class Loader(AbstractContextManager["Loader"]):
     """Shuffled micro-batches of a data folder, each from one bucket; a `batch.BatchSource`, and a context manager.
 
     `world_size` processes with batches of b together see the samples that one process with batches of world_size * b
@@ -125,9 +126,6 @@ class Loader:
         for number in list(self._ahead):
             self._cancel(number)
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Loader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..dataset.images import BrokenImage
 from ..files.tensor_io import ProgressCallback
-from .duplicates import LIMIT, distances, near_duplicates
+from .duplicates import LIMIT, near_duplicates
 from .measure import PATCH, Array, ImageStatistics, grid_ratio, measure, radial_frequencies, window_for
 from .pairs import Pair, Picture, check_sizes
 
@@ -126,7 +126,7 @@ def compare(pairs: Sequence[Pair], patch: int = PATCH, progress: ProgressCallbac
         radial_frequencies(window),
         *sides,
         repeats=(near_duplicates(thumbnails[0]), near_duplicates(thumbnails[1])),
-        difference=distances(*thumbnails),
+        difference=np.sqrt(np.square(thumbnails[0] - thumbnails[1]).mean(1)),
     )
 
 

@@ -33,8 +33,3 @@ def near_duplicates(thumbnails: Array) -> list[tuple[int, int]]:
             if len(earlier):
                 found.append((int(earlier[0]), start + row))
     return found
-
-
-def distances(first: Array, second: Array) -> Array:
-    """Root mean square differences of the thumbnails of each pair, (N,)."""
-    return np.sqrt(np.square(first - second).mean(1))

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..config import PixelConfig
@@ -50,7 +51,7 @@ class DiskPlan:
     training: TrainingConfig
     resumed: bool
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, int]:
         """Bytes on the run folder's disk, by purpose."""
         return self.parts_of(self.training)
