@@ -38,14 +38,14 @@ def float8(weight: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Te
     return (weight.float() / scale).to(dtype), scale
 
 
-def scaled_fp8(state: Mapping[str, Tensor]) -> State:
+def scaled_fp8(state: Mapping[str, Tensor], dtype: torch.dtype = torch.float8_e4m3fn) -> State:
     """The older spelling: one marker a file."""
 
     def make(weight: Tensor) -> State:
-        stored, scale = float8(weight)
+        stored, scale = float8(weight, dtype)
         return {"weight": stored, "scale_weight": scale, "scale_input": torch.ones(())}
 
-    return {**per_layer(state, make), "scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}
+    return {**per_layer(state, make), "scaled_fp8": torch.zeros(2).to(dtype)}
 
 
 def unmarked_fp8(state: Mapping[str, Tensor]) -> State:

@@ -153,10 +153,14 @@ def test_a_key_more_or_less_in_a_training_state(tmp_path: Path) -> None:
                 training_state.load(path, state, config=config)
 
 
-@pytest.mark.parametrize("key", ["norm_final.weight", "layers.0.attention.comfy_attention.config"])
-def test_what_may_be_there_is_on_a_list(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "dtype"),
+    [("norm_final.weight", torch.float32), ("layers.0.attention.comfy_attention.config", torch.uint8)],
+)
+def test_what_may_be_there_is_on_a_list(key: str, dtype: torch.dtype, tmp_path: Path) -> None:
     assert recognise.is_unused(key)
-    path = write({**LATENT, key: torch.zeros(64)}, tmp_path / "model.safetensors")
+    path = write({**LATENT, key: torch.zeros(64, dtype=dtype)}, tmp_path / "model.safetensors")
+    assert open_checkpoint(path).quantisation is None
     assert same(load_any(path).state_dict(), LATENT)
     assert key in convert(path, tmp_path / "pixels.safetensors", head_width=0.125).keys("dropped")
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..config import COMFY_PREFIX
 from ..sources.recognition import nearest_source
 from ..sources.source import Source
+from .recognise import ATTENTION_SETTING
 from .safetensors_header import CheckpointError, parse_json, shown
 from .tensor_io import ChunkReader, Stored, as_bytes
 
@@ -144,7 +145,8 @@ def summary(tensors: Mapping[str, Stored], settings: LayerSettings) -> str | Non
             return f"{FLOAT8_FORMATS[stored.stored_dtype]} without scales"
     if any(is_quantisation_key(key) for key in tensors):
         return "in a format that it does not name"
-    others = {piece.dtype for stored in tensors.values() for piece in stored.pieces} - {*FLOAT_DTYPES}
+    weights = [stored for key, stored in tensors.items() if not key.endswith(ATTENTION_SETTING)]
+    others = {piece.dtype for stored in weights for piece in stored.pieces} - {*FLOAT_DTYPES}
     return f"{min(others)} without scales" if others else None
 
 

@@ -161,7 +161,8 @@ def refuse_if_too_much(
     wanted = room.plan(config, training, work)
     if room.holds(wanted):
         return wanted
-    sentence = f"{wanted.sentence(room.device_type)} There are {room}."
+    each = f" for each of {room.processes} processes" if room.processes > 1 else ""
+    sentence = f"{wanted.sentence(room.device_type)} There are {room}{each}."
     found = fitting(config, training, work, room)
     if found is None:
         raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import comfy.ldm.modules.attention
 import comfy.quant_ops
+import torch
 from torch import Tensor
 
 from ...l2p_core.files.quantised import (
@@ -49,8 +50,17 @@ def settings_of(state: Mapping[str, Tensor]) -> LayerSettings:
 
 
 def mark_unmarked(state: dict[str, Tensor]) -> None:
-    """Mark float8 layers that have only a scale, which the host would treat as plain weights, in place."""
-    mark_layers(state, unmarked_settings(described(state), settings_of(state)))
+    """Mark float8 layers that have only a scale, which the host would treat as plain weights, in place.
+
+    The host marks all layers of the older spelling as float8_e4m3fn (comfy/utils.py, convert_old_quants); those of the
+    other float8 are marked as what they are.
+    """
+    settings = settings_of(state)
+    mark_layers(state, unmarked_settings(described(state), settings))
+    for layer, values in settings.items():
+        weight = state.get(f"{layer}.weight")
+        if values.get("format") == "float8_e4m3fn" and weight is not None and weight.dtype == torch.float8_e5m2:
+            state[f"{layer}.{MARKER}"] = marker(values | {"format": "float8_e5m2"})
 
 
 def described(state: Mapping[str, Tensor]) -> dict[str, Stored]:

@@ -32,6 +32,7 @@ State = dict[str, Tensor]
 
 KINDS: dict[str, Callable[[State], State]] = {
     "scaled_fp8": quantised.scaled_fp8,
+    "scaled_fp8, float8_e5m2": lambda state: quantised.scaled_fp8(state, torch.float8_e5m2),
     "unmarked": quantised.unmarked_fp8,
     "fp8": quantised.fp8,
     "float8_e5m2": lambda state: quantised.fp8(state, torch.float8_e5m2),
