@@ -173,7 +173,10 @@ def header_bytes(
 
 
 def header_room(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> int:
-    """Where the data may begin in a file of these tensors, before it is written."""
+    """Where the data may begin in a file of these tensors, before it is written.
+
+    There is room for offsets of 16 digits, as in earlier versions: the same weights give the same file.
+    """
     return len(header_bytes(specs, metadata, offset=10**15))
 
 

@@ -20,9 +20,9 @@ class LeastSquares:
         """Add rows."""
         x, y = inputs.float().cpu(), outputs.float().cpu()
         if not self.count:
-            (i, o), self._origin = (x.shape[1], y.shape[1]), x.mean(0)
-            self.xx, self.xy = torch.zeros(i, i), torch.zeros(i, o)
-            self.x, self.y = torch.zeros(i, dtype=torch.float64), torch.zeros(o, dtype=torch.float64)
+            self._origin = x.mean(0)
+            self.xx, self.xy = torch.zeros(x.shape[1], x.shape[1]), torch.zeros(x.shape[1], y.shape[1])
+            self.x, self.y = (torch.zeros(rows.shape[1], dtype=torch.float64) for rows in (x, y))
         x = x - self._origin
         self.xx.addmm_(x.T, x)
         self.xy.addmm_(x.T, y)
