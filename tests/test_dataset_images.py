@@ -38,7 +38,7 @@ def corners(pixels: Tensor) -> list[tuple[int, ...]]:
 def test_pixels_pass_unchanged_at_their_own_size(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 32, 3), np.uint8)
     path = saved(tmp_path / "a.png", pixels)
-    assert images.size(path) == (32, 48)
+    assert images.look(path)[:2] == (32, 48)
     loaded = images.load(path, 32, 48)
     assert loaded.dtype == torch.uint8
     assert loaded.is_contiguous()
@@ -82,7 +82,7 @@ def test_exif_orientation_as_pillow_applies_it(tmp_path: Path, orientation: int,
     path = saved(tmp_path / f"a.{suffix}", quadrants(), exif=exif.tobytes(), **options)
     with Image.open(path) as image:
         expected = torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
-    width, height = images.size(path)
+    width, height = images.look(path)[:2]
     assert (height, width) == tuple(expected.shape[1:])
     loaded = images.load(path, width, height)
     assert torch.equal(loaded, expected)
@@ -98,7 +98,7 @@ def test_sizes_come_from_headers_alone(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8), exif=exif)
     raw = path.read_bytes()
     path.write_bytes(raw[: raw.index(b"IDAT") + 40])
-    assert images.size(path) == (64, 96)
+    assert images.look(path)[:2] == (64, 96)
     with pytest.raises(images.BrokenImage, match="damaged or truncated"):
         images.load(path, 64, 96)
 
@@ -112,7 +112,7 @@ def test_orientation_behind_the_pixels_counts_nowhere(tmp_path: Path) -> None:
     stop = start + 12 + int.from_bytes(raw[start : start + 4], "big")
     end = raw.index(b"IEND") - 4
     (tmp_path / "a.png").write_bytes(raw[:start] + raw[stop:end] + raw[start:stop] + raw[end:])
-    assert images.size(tmp_path / "a.png") == (32, 16)
+    assert images.look(tmp_path / "a.png")[:2] == (32, 16)
     assert torch.equal(images.load(tmp_path / "a.png", 32, 16), torch.from_numpy(quadrants()).permute(2, 0, 1))
 
 
@@ -171,7 +171,7 @@ def test_an_image_of_10240_pixels_passes(tmp_path: Path) -> None:
     image = Image.new("1", (10240, 10240), 0)
     image.paste(1, (0, 0, 5120, 10240))
     image.save(tmp_path / "large.png")
-    assert images.size(tmp_path / "large.png") == (10240, 10240)
+    assert images.look(tmp_path / "large.png")[:2] == (10240, 10240)
     loaded = images.load(tmp_path / "large.png", 160, 160)
     assert (loaded[:, :, :76] == 255).all()
     assert (loaded[:, :, 84:] == 0).all()
@@ -181,7 +181,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (14000, 14000)).save(path)
     with pytest.raises(images.BrokenImage, match="more pixels than are safe"):
-        images.size(path)
+        images.look(path)
     with pytest.raises(images.BrokenImage, match="more pixels than are safe"):
         images.load(path, 64, 64)
 
@@ -197,7 +197,7 @@ def test_broken_files_say_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     for name in ("text.png", "empty.png"):
         with pytest.raises(images.BrokenImage, match="not an image of a known format"):
-            images.size(tmp_path / name)
+            images.look(tmp_path / name)
 
 
 def test_a_flipped_bit_in_a_png_is_noticed(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_programs_in_disguise_are_no_images(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path, format="EPS")
     with pytest.raises(images.BrokenImage, match="not an image of a known format"):
-        images.size(path)
+        images.look(path)
 
 
 def test_a_bomb_in_a_text_chunk_is_refused(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def refused(path: Path) -> str:
 @pytest.mark.parametrize(("name", "depth"), [("a.png", "16"), ("a.tif", "16"), ("a.tiff", "float"), ("a.exr", "float")])
 def test_every_level_of_16_bits_survives_a_file(tmp_path: Path, name: str, depth: str) -> None:
     path = written(tmp_path / name, pixels_of(COLOURS), depth)
-    assert images.size(path) == (SIDE, SIDE)
+    assert images.look(path)[:2] == (SIDE, SIDE)
     loaded = images.load(path, SIDE, SIDE)
     assert loaded.dtype == torch.float32 and loaded.shape == (3, SIDE, SIDE)
     assert (to_levels(loaded) == COLOURS).all()
@@ -147,7 +147,7 @@ def test_tiff_of_other_programs(
     tmp_path: Path, values: np.ndarray, options: dict[str, Any], expected: np.ndarray
 ) -> None:
     tifffile.imwrite(tmp_path / "a.tif", values, **options)
-    assert images.size(tmp_path / "a.tif") == (SIDE, SIDE)
+    assert images.look(tmp_path / "a.tif")[:2] == (SIDE, SIDE)
     assert (to_levels(images.load(tmp_path / "a.tif", SIDE, SIDE)) == expected[..., None]).all()
 
 
@@ -166,8 +166,8 @@ def test_deep_tiff_is_turned_upright_as_a_shallow_one(tmp_path: Path, orientatio
     tag = [(274, "H", 1, orientation, True)]
     tifffile.imwrite(tmp_path / "8.tif", values, photometric="rgb", extratags=tag)
     tifffile.imwrite(tmp_path / "16.tif", values.astype(np.uint16) * 257, photometric="rgb", extratags=tag)
-    assert images.size(tmp_path / "16.tif") == images.size(tmp_path / "8.tif")
-    size = images.size(tmp_path / "8.tif")
+    assert images.look(tmp_path / "16.tif")[:2] == images.look(tmp_path / "8.tif")[:2]
+    size = images.look(tmp_path / "8.tif")[:2]
     shallow, deep = (images.load(tmp_path / name, *size) for name in ("8.tif", "16.tif"))
     assert deep.dtype == torch.float32 and torch.equal(images.as_pixels(shallow), deep)
 
@@ -194,7 +194,7 @@ def test_a_crop_without_scaling_copies() -> None:
 def test_a_large_deep_image_is_reduced_in_bounded_time(tmp_path: Path) -> None:
     """The long side of the largest variant."""
     tifffile.imwrite(tmp_path / "a.tif", np.tile(np.arange(10240, dtype=np.uint16), (64, 1)))
-    assert images.size(tmp_path / "a.tif") == (10240, 64)
+    assert images.look(tmp_path / "a.tif")[:2] == (10240, 64)
     loaded = images.load(tmp_path / "a.tif", 1600, 10)
     middle = (loaded[0, 5, 20:-20] + 1) * 32767.5
     assert (middle - (torch.arange(1600) * 6.4 + 2.7)[20:-20]).abs().max() < 0.5
@@ -287,9 +287,9 @@ def test_bombs_and_empty_images_are_refused_from_their_headers(tmp_path: Path) -
     (tmp_path / "bomb.tif").write_bytes(raw)
     for name in ("bomb.png", "bomb.exr", "bomb.tif"):
         with pytest.raises(BrokenImage, match="more pixels than are safe"):
-            images.size(tmp_path / name)
+            images.look(tmp_path / name)
     with pytest.raises(BrokenImage, match="no pixels"):
-        images.size(tmp_path / "zero.exr")
+        images.look(tmp_path / "zero.exr")
 
 
 @pytest.mark.parametrize(("name", "package"), [("a.png", "av"), ("a.tif", "tifffile"), ("a.exr", "av")])
@@ -297,7 +297,7 @@ def test_a_missing_package_is_named(tmp_path: Path, name: str, package: str, mon
     written(tmp_path / name, pixels_of(NOISE), "float" if name == "a.exr" else "16")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(BrokenImage, match=f"need the package {package}: install it"):
-        images.size(tmp_path / name)
+        images.look(tmp_path / name)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is not None, reason="imagecodecs decodes it")
@@ -307,7 +307,7 @@ def test_compressed_tiff_names_its_package(tmp_path: Path) -> None:
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
         file.pages[0].tags["Compression"].overwrite(5)
     with pytest.raises(BrokenImage, match="needs the package imagecodecs"):
-        images.size(tmp_path / "a.tif")
+        images.look(tmp_path / "a.tif")
 
 
 def test_shallow_tiff_needs_no_further_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,4 +281,4 @@ def test_without_pydicom_files_are_reported(monkeypatch: pytest.MonkeyPatch, tmp
     assert formats.unreadable(".dcm") is None
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(BrokenImage, match="need the package pydicom: install it"):
-        images.size(changed(tmp_path / "a.dcm"))
+        images.look(changed(tmp_path / "a.dcm"))

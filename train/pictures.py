@@ -48,7 +48,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         ValueError: if the file is missing or not an image.
     """
     with _named(path):
-        return images.size(path)
+        return images.look(path)[:2]
 
 
 def reading_notes(path: Path) -> list[str]:

@@ -55,11 +55,6 @@ def look(path: Path) -> ImageInfo:
         return ImageInfo(width, height, rounded=bits if bits > 8 else 0)
 
 
-def size(path: Path) -> tuple[int, int]:
-    """The displayed (width, height) of an image file; errors as for `look`."""
-    return look(path)[:2]
-
-
 def load(path: Path, width: int, height: int, frame: int = 0, window: str = WINDOW) -> Tensor:
     """Decode an image, rotate it upright, crop it centrally to the requested shape and resize: (3, height, width),
     uint8; of a file with more than 8 bits per channel float32 in [-1, 1], see `as_pixels`.

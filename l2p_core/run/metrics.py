@@ -60,22 +60,17 @@ class Clock:
         now = time.perf_counter()
         took, self._last = now - self._last, now
         self._seconds = took if self._seconds is None else took + _MEMORY * (self._seconds - took)
+        device = self._device
+        held = module(device).max_memory_allocated(device) if has_own_memory(device.type) else peak_memory()
         return RunMetrics(
             **vars(metrics),
             steps=self._steps,
             images_per_second=metrics.images / max(self._seconds, 1e-9),
             seconds_left=(self._steps - metrics.step) * self._seconds,
-            memory_bytes=_held(self._device),
+            memory_bytes=held,
             device=self._name,
             pace=self._pace,
         )
-
-
-def _held(device: torch.device) -> int:
-    """This process's peak memory in bytes, on its GPU or in RAM."""
-    if has_own_memory(device.type):
-        return module(device).max_memory_allocated(device)
-    return peak_memory()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

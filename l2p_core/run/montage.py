@@ -54,7 +54,8 @@ def sample(
     row = sampling_of(model.config)
     steps, cfg = watch.steps or row.steps, row.cfg if watch.cfg is None else watch.cfg
     empty = features("").to(ranks.device)
-    batches = _batches(len(watch.prompts), side)
+    count, together = len(watch.prompts), max(1, _BATCH_PIXELS // side**2)
+    batches = [range(start, min(start + together, count)) for start in range(0, count, together)]
     rounds = -(-len(batches) // ranks.count)
     done = itertools.count(1)
 
@@ -89,22 +90,11 @@ def sample(
         else:
             if batch < len(batches):
                 made[batch] = pixels
-    _raise_together(wrong, ranks)
+    first_wrong = next(filter(None, ranks.gather(wrong)), None)
+    if first_wrong is not None:
+        raise first_wrong if ranks.first else SystemExit(1)  # the first reports it
     found = {number: pixels for of_one in ranks.gather_on_first(made) for number, pixels in of_one.items()}
     return torch.cat([found[number] for number in sorted(found)]) if found else torch.empty(0, 3, side, side)
-
-
-def _batches(prompts: int, side: int) -> list[range]:
-    """The numbers of the prompts that are sampled together."""
-    together = max(1, _BATCH_PIXELS // side**2)
-    return [range(start, min(start + together, prompts)) for start in range(0, prompts, together)]
-
-
-def _raise_together(wrong: ValueError | None, ranks: Ranks) -> None:
-    """If one of the processes has an error, raise it in the first, which reports it."""
-    found = next(filter(None, ranks.gather(wrong)), None)
-    if found is not None:
-        raise found if ranks.first else SystemExit(1)
 
 
 def file_content(pixels: Tensor) -> bytes:

@@ -71,7 +71,9 @@ class Saves:
             return False
         if self._watch.rising:
             self._note("The loss was rising at the end: look at the montages before using the delta.")
-        self._write()
+        self._write_delta()
+        self._trainer.save(self._folder.state)  # last, because a run is resumed from it
+        self.step = self._trainer.step
         return True
 
     def resumable(self) -> str:
@@ -107,12 +109,6 @@ class Saves:
         if self._ranks.any(missing):
             self._note("The delta is missing from the run's folder: writing it again from the saved state.")
             self._write_delta()
-
-    def _write(self) -> None:
-        """Write delta and state atomically; the state last, because a run is resumed from it."""
-        self._write_delta()
-        self._trainer.save(self._folder.state)
-        self.step = self._trainer.step
 
     def _write_delta(self) -> None:
         sharding.write_from_first(
