@@ -172,12 +172,17 @@ def fill(tensor: Tensor, values: Tensor) -> None:
 
 @torch.no_grad()
 def exchange(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
-    """Swap the values of tensors of the same names; needs the memory of one more tensor."""
+    """Swap the values of tensors of the same names; if they are sharded, it needs the memory of one more tensor."""
     for name, other in others.items():
-        mine, yours = local(tensors[name].detach()), local(other)
-        kept = mine.clone()
-        mine.copy_(yours)
-        yours.copy_(kept)
+        tensor = tensors[name]
+        if is_sharded(tensor):
+            # FSDP2 does not share the memory of its parameters, so only elements can be exchanged.
+            mine, yours = local(tensor.detach()), local(other)
+            kept = mine.clone()
+            mine.copy_(yours)
+            yours.copy_(kept)
+        else:
+            tensor.data, other.data = other.data, tensor.data
 
 
 class Gathered:

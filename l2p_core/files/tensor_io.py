@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from io import FileIO
 from itertools import accumulate
@@ -130,7 +131,7 @@ class ByteCounter:
             self.callback(self.done, self.total)
 
 
-class ChunkReader:
+class ChunkReader(AbstractContextManager["ChunkReader"]):
     """Reads stored tensors chunk by chunk, and hashes chunks in a thread."""
 
     def __init__(self) -> None:
@@ -140,9 +141,6 @@ class ChunkReader:
         self._scratch = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
         self._worker = ThreadPoolExecutor(max_workers=1)
         self._hashing: deque[Future[None]] = deque()
-
-    def __enter__(self) -> ChunkReader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._worker.shutdown()

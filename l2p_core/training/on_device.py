@@ -45,23 +45,12 @@ class OnDevice:
 
     @contextmanager
     def averages_in_place(self, averages: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within the block, the model computes with these averages, if there are any."""
-        if averages and sharding.is_sharded(next(iter(self.masters.values()))):
-            # FSDP2 does not share the memory of its parameters, so only elements can be exchanged.
-            sharding.exchange(self.masters, averages)
-            try:
-                yield
-            finally:
-                sharding.exchange(self.masters, averages)
-            return
-        own = {name: self.masters[name].data for name in averages}
-        for name, average in averages.items():
-            self.masters[name].data = average
+        """Within the block, the model computes with these averages, if there are any; they hold the weights then."""
+        sharding.exchange(self.masters, averages)
         try:
             yield
         finally:
-            for name, data in own.items():
-                self.masters[name].data = data
+            sharding.exchange(self.masters, averages)
 
 
 def when_complete(parameter: Tensor, name: str, take: Take) -> None:
