@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 from comfy_api.latest import io
 
+from .folders import results
 from .messages.errors import plain_errors
 from .options import TIFF_DEPTHS
 
@@ -32,7 +34,7 @@ class SaveTIFF(io.ComfyNode):
                 "16 位",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("images", tooltip="The images to save; an alpha channel is dropped."),
                 io.String.Input(
@@ -59,11 +61,16 @@ class SaveTIFF(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, filename_prefix: str | None = None, **settings: Any) -> Any:
+        return results.fingerprint(cls, filename_prefix)
+
+    @classmethod
     @plain_errors()
     def execute(cls, images: io.Image.Type, filename_prefix: str, depth: str) -> io.NodeOutput:
         from .previews import preview_of
-        from .saving import save_tiff
+        from .saving import save_tiff, saved_paths
 
         saved = save_tiff(images, filename_prefix, depth, cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        results.remember(cls, filename_prefix, *saved_paths(saved))
         # Browsers show no TIFF.
         return io.NodeOutput(images, ui={**preview_of(images, cls), "files": saved})

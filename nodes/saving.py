@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,12 @@ def save_tiff(
             raise ValueError(str(error).replace(os.path.join(root, ""), "output/")) from error
         saved.append({"filename": file, "subfolder": subfolder, "type": "output"})
     return saved
+
+
+def saved_paths(saved: Iterable[Mapping[str, str]]) -> list[Path]:
+    """Where `save_tiff` wrote the files that it returned."""
+    root = Path(folder_paths.get_output_directory())
+    return [root / file["subfolder"] / file["filename"] for file in saved]
 
 
 def _content(image: Tensor, depth: str, text: Mapping[str, str]) -> bytes:

@@ -1,9 +1,10 @@
 """Selects the files in the models folders that suit an input: its choices and its default. Only headers are read, each
-once while its file stays unchanged.
+once while its file stays unchanged; whether it did is looked up once for all inputs of a request.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,10 @@ from . import files
 
 DELTA, INITIAL, PIXEL, LATENT, OTHER = "delta", "pixel-init", "pixel", "latent", "other"
 
+_FRESH = 1.0
+"""Seconds for which a file is not looked at again: the host asks some forty inputs for their choices in a request."""
+_recent: dict[tuple[str, tuple[Path, ...]], tuple[float, str]] = {}
+"""Until when each file's kind holds, and the kind, by its name and folders."""
 _KIND_KEY = "l2p.kind"
 _PIXEL_KEY = "local_decoder.out_conv.weight"
 
@@ -45,8 +50,13 @@ def first(*kinds: str, folders: tuple[str, ...] = ()) -> str | None:
 
 def _kinds(*folders: str) -> Iterator[tuple[str, str]]:
     """The name and kind of each file."""
+    now, roots = time.monotonic(), tuple(files.roots(*folders))
     for name in files.choices(*folders):
-        yield name, _kind(name, folders, *files.fingerprint(name))
+        until, kind = _recent.get((name, roots), (0.0, OTHER))
+        if now >= until:
+            kind = _kind(name, folders, *files.fingerprint(name))
+            _recent[name, roots] = now + _FRESH, kind
+        yield name, kind
 
 
 @lru_cache(maxsize=4096)

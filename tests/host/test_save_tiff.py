@@ -85,6 +85,18 @@ def test_a_ramp_of_16_bits_comes_out_bit_for_bit_outside_the_mask(ramp: Server) 
     assert (np.rint(tifffile.imread(floats)[kept].astype(np.float64) * 65535) == RAMP[kept][:, None]).all()
 
 
+def test_a_deleted_file_is_saved_again_and_no_other(ramp: Server) -> None:
+    graph = loading("ramp.png")
+    paths = [saved(ramp, ramp.run(graph), node) for node in ("2", "4")]
+    before = [path.stat().st_mtime_ns for path in paths]
+    ramp.run(graph)
+    assert [path.stat().st_mtime_ns for path in paths] == before, "nothing changed, so the host's cache answers"
+    count = len(list(paths[0].parent.glob("*.tif")))
+    paths[0].unlink()
+    ramp.run(graph)
+    assert len(list(paths[0].parent.glob("*.tif"))) == count and paths[1].stat().st_mtime_ns == before[1]
+
+
 @pytest.mark.parametrize("image", ["colours.png", "colours/floats.tif"])
 def test_colours_of_16_bits_come_out_bit_for_bit_outside_the_mask(ramp: Server, image: str) -> None:
     kept = np.ones((64, 64), bool)

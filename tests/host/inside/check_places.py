@@ -10,11 +10,13 @@ from typing import Any
 import data_folders
 import folder_paths
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny_checkpoints import pixel_config, weights, write_shards
 
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.files import paths
-from comfyui_l2p.nodes.folders import datasets, files, results, run_files
+from comfyui_l2p.nodes.folders import datasets, files, kinds, results, run_files
 from comfyui_l2p.nodes.model.loading import read_state
 
 LINKS = pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
@@ -32,6 +34,23 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
     return tmp_path
+
+
+def check_a_request_looks_at_each_model_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = base / "models" / "diffusion_models"
+    for name in ("a", "b"):
+        save_file(weights(pixel_config()), folder / f"{name}.safetensors")
+    looked, clock = list[str](), 100.0
+    fingerprint = files.fingerprint
+    monkeypatch.setattr(kinds.files, "fingerprint", lambda name: [*fingerprint(name), looked.append(name)][:-1])
+    monkeypatch.setattr(kinds.time, "monotonic", lambda: clock)
+    for _ in range(40):
+        assert kinds.whole_files() == ["a.safetensors", "b.safetensors"] and kinds.deltas() == []
+        assert kinds.first(kinds.PIXEL) == "a.safetensors"
+    assert looked == ["a.safetensors", "b.safetensors"]
+    save_file({"x": torch.zeros(1)}, folder / "a.safetensors", {"l2p.kind": "delta"})
+    clock += 2
+    assert kinds.deltas() == ["a.safetensors"], "a file that was replaced since"
 
 
 @LINKS
