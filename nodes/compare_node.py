@@ -69,7 +69,7 @@ class CompareL2P(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance of the source; 1 is no guidance.",
+                    tooltip="Guidance of the source; 1 disables it.",
                 ),
                 io.Int.Input(
                     "pixel_steps",

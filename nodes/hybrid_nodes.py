@@ -161,6 +161,6 @@ def _steps_and_cfg(prefix: str, whose: str, steps: str, cfg: str) -> list[io.Inp
             max=100.0,
             step=0.1,
             round=0.01,
-            tooltip=f"Guidance of {whose}; 1 is none and twice as fast. -1 uses the published value ({cfg}).",
+            tooltip=f"Guidance of {whose}; 1 disables it and is twice as fast. -1 uses the published value ({cfg}).",
         ),
     ]

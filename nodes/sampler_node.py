@@ -64,8 +64,8 @@ class PixelSampler(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance; -1 uses the model's published value (1k: 2, larger: 4). 1 is no guidance and "
-                    "twice as fast.",
+                    tooltip="Guidance; -1 uses the model's published value (1k: 2, larger: 4). 1 disables guidance "
+                    "and is twice as fast.",
                 ),
                 io.Combo.Input(
                     "sampler_name",

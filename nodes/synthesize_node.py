@@ -82,8 +82,8 @@ class SynthesizeDataset(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance; 1 is no guidance and twice as fast. Distilled models such as Z-Image-Turbo take "
-                    "1.",
+                    tooltip="Guidance; 1 disables guidance and is twice as fast. Distilled models such as "
+                    "Z-Image-Turbo take 1.",
                 ),
                 io.Combo.Input(
                     "sampler_name",

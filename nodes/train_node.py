@@ -14,7 +14,7 @@ from .messages.errors import plain_errors
 from .options import POLICIES
 from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
-GO_ON, ANEW = "go on where it stopped", "begin anew"
+RESUME, ANEW = "go on where it stopped", "begin anew"
 _RECIPES = [AUTO, *bundled()]
 
 
@@ -72,8 +72,8 @@ class TrainL2P(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "start",
-                    options=[GO_ON, ANEW],
-                    default=GO_ON,
+                    options=[RESUME, ANEW],
+                    default=RESUME,
                     tooltip="What to do with an existing run of that name: resume from its last save, or begin anew, "
                     "which moves it into a subfolder.",
                 ),

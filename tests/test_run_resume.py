@@ -1,4 +1,4 @@
-"""Runs that are killed, moved, or meet a full disk: they go on bit for bit."""
+"""Runs that are killed, moved, or meet a full disk: they resume bit for bit."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _notes(args: argparse.Namespace, cfg: float) -> list[str]:
     """Sentences about options that have no effect or are adjusted, and levels that are lost."""
     notes = []
     if args.negative is not None and cfg == 1:
-        notes.append("--negative has no effect with --cfg 1, which is no guidance: raise --cfg above 1.")
+        notes.append("--negative has no effect with --cfg 1, which disables guidance: raise --cfg above 1.")
     if args.tile and args.tile < LEAST_TILE:
         notes.append(f"Tiles of {args.tile} pixels are raised to {LEAST_TILE}: smaller ones are much slower.")
     return notes + (reading_notes(args.init) if args.init else [])

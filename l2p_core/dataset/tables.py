@@ -121,7 +121,7 @@ def _encoding(raw: bytes) -> str:
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     # UTF-16 without a mark: text has no NUL characters, and the high byte of common letters is zero. In Chinese only
-    # spaces and line ends have one, but its bytes are not UTF-8; a stray NUL in a damaged UTF-8 text is no letter.
+    # spaces and line ends have one, but its bytes are not UTF-8; a stray NUL in a damaged UTF-8 text is not a letter.
     sample = raw[:_SAMPLE]
     if len(raw) % 2 == 0 and b"\0" in sample:
         even, odd = sample[::2].count(0), sample[1::2].count(0)

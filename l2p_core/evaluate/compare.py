@@ -19,7 +19,7 @@ FINE = 0.25
 """Cycles per pixel from which a spectrum's power counts as fine detail: structures of 4 pixels and less."""
 
 _COLOURS = ("Red", "Green", "Blue")
-_GRID = "energy of differences across the borders of patches over that inside them; 1 is no grid"
+_GRID = "energy of differences across the borders of patches over that inside them; 1 means no grid"
 _CHROMA = "mean of a pixel's largest minus its smallest value"
 _LIMITS = "share of all values that are {} that are cut off"
 _ALIKE = f"images that look like an earlier one of their folder (thumbnails within {LIMIT * 255:.0f} of 255)"

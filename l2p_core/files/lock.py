@@ -145,7 +145,7 @@ def _name_holder(file: FileIO, does: str) -> None:
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()} {does}\n".encode())
     except OSError:
-        # On a full disk the holder cannot be named, which is no reason not to work.
+        # On a full disk the holder cannot be named, but the work can go ahead.
         file.truncate(0)
 
 

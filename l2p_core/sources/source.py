@@ -21,7 +21,7 @@ class Stack:
     Attributes:
         name: the prefix of their keys, "name.<number>.".
         count: the field of the configuration that says how many there are.
-        linears: the layers of a block that low-rank adapters go on, and that may be stored in 8 bits.
+        linears: the layers of a block that may have low-rank adapters, and that may be stored in 8 bits.
         trunk: whether they are joint blocks, of which shallow training takes the first and the last (arXiv 2605.12013
             section 3.2); others always train.
     """

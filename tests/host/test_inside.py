@@ -1,4 +1,4 @@
-"""The checks in `inside/`, which the host's own interpreter runs while the other tests go on, see conftest.py."""
+"""The checks in `inside/`, which the host's own interpreter runs while the other tests run, see conftest.py."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...l2p_core.model import LatentModel
+from ...l2p_core.sources import source_of
 from ...l2p_core.tiny.scenes.content import COLOURS, KINDS, TEXTURES, Scenes
 from ...l2p_core.tiny.scenes.rendering import coverage
 
@@ -24,14 +25,15 @@ class Probe(nn.Module):
     """Reads the scene from the hidden states behind the middle block of the model's last pass with gradients.
 
     Args:
-        model: of which the layer `n_layers // 2`, counted from 1, is read.
+        model: of which the middle block of the trunk is read.
     """
 
     def __init__(self, model: LatentModel):
         super().__init__()
         self.linear = nn.Linear(model.config.dim, OBJECTS + len(KINDS) + len(COLOURS) + len(TEXTURES))
         self._hidden: Tensor | None = None
-        model.layers[model.config.n_layers // 2 - 1].register_forward_hook(self._keep)
+        trunk = list(source_of(model.config).blocks(model.config, trunk=True))
+        model.get_submodule(trunk[len(trunk) // 2 - 1]).register_forward_hook(self._keep)
 
     def _keep(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
         self._hidden = output
