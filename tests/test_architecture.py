@@ -113,11 +113,11 @@ def imports(path: Path) -> set[tuple[str, ...]]:
             base = package[: len(package) - node.level + 1] + module if node.level else module
             found |= {(*base, alias.name) for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            module = node.args[0]
-            if isinstance(module, ast.Constant):
-                named = module.value.lstrip(".")
-                level = len(module.value) - len(named)
-                found.add((*package[: len(package) - level + 1], *named.split(".")) if level else (*named.split("."),))
+            named = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+            if isinstance(named, str) and named:
+                parts = tuple(named.lstrip(".").split("."))
+                level = len(named) - len(named.lstrip("."))
+                found.add((*package[: len(package) - level + 1], *parts) if level else parts)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,8 +43,13 @@ def check_a_request_looks_at_each_model_once(base: Path, monkeypatch: pytest.Mon
         save_file(weights(pixel_config()), folder / f"{name}.safetensors")
     looked, clock = list[str](), 100.0
     fingerprint = files.fingerprint
-    monkeypatch.setattr(kinds.files, "fingerprint", lambda name: [*fingerprint(name), looked.append(name)][:-1])
-    monkeypatch.setattr(kinds.time, "monotonic", lambda: clock)
+
+    def look(name: str) -> object:
+        looked.append(name)
+        return fingerprint(name)
+
+    monkeypatch.setattr(files, "fingerprint", look)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
     for _ in range(40):
         assert kinds.whole_files() == ["a.safetensors", "b.safetensors"] and kinds.deltas() == []
         assert kinds.first(kinds.PIXEL) == "a.safetensors"
