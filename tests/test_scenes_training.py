@@ -27,10 +27,15 @@ from comfyui_l2p.train.scenes.__main__ import main
 from comfyui_l2p.train.scenes.autoencoder_training import rendered
 from comfyui_l2p.train.scenes.muon import orthogonal
 from comfyui_l2p.train.scenes.probe import OBJECTS, what_is_shown
-from comfyui_l2p.train.scenes.source_training import SourceRecipe, SourceTraining, padded_captions, stratified_sigmas
+from comfyui_l2p.train.scenes.source_training import (
+    SceneSourceRecipe,
+    SourceTraining,
+    padded_captions,
+    stratified_sigmas,
+)
 
 CPU = torch.device("cpu")
-RECIPE = SourceRecipe(batch=2, warmup=2)
+RECIPE = SceneSourceRecipe(batch=2, warmup=2)
 
 
 SMALL = ModelConfig(
@@ -119,7 +124,7 @@ def test_mistakes_are_one_sentence(
 
 
 def test_training_stops_at_the_images_of_its_recipe(autoencoder: TrainedAutoencoder, tmp_path: Path) -> None:
-    run = SourceTraining(SourceRecipe(batch=2, images=4, report_steps=1), tmp_path, CPU, "one", None, SMALL)
+    run = SourceTraining(SceneSourceRecipe(batch=2, images=4, report_steps=1), tmp_path, CPU, "one", None, SMALL)
     run.train(autoencoder, PhraseWords.make(), minutes=5, finish=True)
     assert run.images == 4
     assert (tmp_path / "state.safetensors").exists()

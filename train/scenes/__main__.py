@@ -33,8 +33,8 @@ from ...l2p_core.tiny.worlds import scenes_of
 from ..benchmark.transfer import benchmark_transfer
 from ..benchmark.transfer_arms import GROUPS
 from ..make_tiny_source import RunLog
-from .autoencoder_training import AutoencoderRecipe, train_autoencoder
-from .source_training import SourceRecipe, SourceTraining, score_source, source_images
+from .autoencoder_training import SceneAutoencoderRecipe, train_autoencoder
+from .source_training import SceneSourceRecipe, SourceTraining, score_source, source_images
 
 SCORED_CAPTIONS = 480
 SCORED_STEPS = (30, 4)
@@ -64,13 +64,15 @@ def run(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if arguments.stage == "autoencoder":
         log = RunLog(out / "autoencoder_run.jsonl")
-        train_autoencoder(AutoencoderRecipe(), arguments.minutes, device, log).save(out / "autoencoder.safetensors")
+        train_autoencoder(SceneAutoencoderRecipe(), arguments.minutes, device, log).save(
+            out / "autoencoder.safetensors"
+        )
         PhraseWords.make().save(out / "words.safetensors")
         return
     autoencoder = TrainedAutoencoder.load(_own(out, scenes.AUTOENCODER_PATH)).to(device)
     words = PhraseWords.load(_own(out, scenes.WORDS_PATH))
     if arguments.stage in ("source", "all"):
-        recipe = dataclasses.replace(SourceRecipe(), batch=arguments.batch)
+        recipe = dataclasses.replace(SceneSourceRecipe(), batch=arguments.batch)
         start = scenes.SOURCE_PATH if scenes.SOURCE_PATH.exists() and not arguments.anew else None
         ahead = 1 if device.type == "cpu" else AHEAD
         identity = autoencoder.encoder_identity()
@@ -97,7 +99,9 @@ def write_picture(
     rendered = render(random_scenes(SHOWN, generator, [captions.parse(text) for text in texts]).to(device))
     with torch.no_grad():
         restored = autoencoder.decode(autoencoder.encode(rendered))
-    made = source_images(load_source(source).to(device), autoencoder, words, SHOWN, SCORED_STEPS[0], SourceRecipe.cfg)
+    made = source_images(
+        load_source(source).to(device), autoencoder, words, SHOWN, SCORED_STEPS[0], SceneSourceRecipe.cfg
+    )
     sheet = montage(torch.cat([rendered.cpu(), restored.cpu(), made]), SHOWN)
     picture(sheet).save(out / "scenes.png")
     print("\n".join(texts))
@@ -114,7 +118,7 @@ def write_scores(
     """Score the averaged weights at each number of steps, with the standard error of the whole caption's score."""
     model = load_source(source).to(device)
     log = RunLog(out / "source_scores.jsonl")
-    cfg = SourceRecipe.cfg
+    cfg = SceneSourceRecipe.cfg
     for steps in SCORED_STEPS:
         scores = score_source(model, autoencoder, words, count, steps, cfg)
         error = math.sqrt(scores["whole"] * (1 - scores["whole"]) / count)
@@ -153,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or another of torch's")
     parser.add_argument(
-        "--batch", type=_above_zero(int), default=SourceRecipe.batch, help="images of a step of the source"
+        "--batch", type=_above_zero(int), default=SceneSourceRecipe.batch, help="images of a step of the source"
     )
     parser.add_argument("--captions", type=_above_zero(int), default=SCORED_CAPTIONS, help="that a score is of")
     parser.add_argument("--finish", action="store_true", help="let the learning rate fall to 0 by the end")

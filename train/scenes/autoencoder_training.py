@@ -18,7 +18,7 @@ from ..make_tiny_source import RunLog, psnr
 
 
 @dataclass(frozen=True)
-class AutoencoderRecipe:
+class SceneAutoencoderRecipe:
     """How the autoencoder is trained, but for how long."""
 
     fit_images: int = 512  # for the principal components
@@ -32,7 +32,7 @@ class AutoencoderRecipe:
 
 
 def train_autoencoder(
-    recipe: AutoencoderRecipe, minutes: float, device: torch.device, log: RunLog
+    recipe: SceneAutoencoderRecipe, minutes: float, device: torch.device, log: RunLog
 ) -> TrainedAutoencoder:
     """Train for some minutes; the learning rate falls to 0 along half a cosine over that time."""
     torch.manual_seed(recipe.seed)
@@ -94,7 +94,7 @@ def score_reconstructions(model: TrainedAutoencoder, count: int) -> dict[str, fl
         noisy += judged(model.decode(latents + 0.3 * torch.randn(latents.shape, generator=generator).to(device)), said)
         errors.append(psnr(restored, pixels))
         details.append(fine_detail(restored) / fine_detail(pixels))
-    scores = judge.Score(*torch.tensor(right).double().mean(0).tolist())._asdict()
+    scores = judge.SceneScore(*torch.tensor(right).double().mean(0).tolist())._asdict()
     model.train(training)
     return {
         **{name: round(value, 4) for name, value in scores.items()},

@@ -58,7 +58,7 @@ IMAGE_CELLS = 8
 
 
 @dataclass(frozen=True)
-class SourceRecipe:
+class SceneSourceRecipe:
     """How the source is trained, but for how long."""
 
     images: int = 700_000
@@ -101,7 +101,7 @@ class SourceTraining:
 
     def __init__(
         self,
-        recipe: SourceRecipe,
+        recipe: SceneSourceRecipe,
         out: Path,
         device: torch.device,
         encoder: str,
@@ -283,7 +283,7 @@ class Drawn(NamedTuple):
 
 @torch.no_grad()
 def drawn(
-    recipe: SourceRecipe,
+    recipe: SceneSourceRecipe,
     autoencoder: TrainedAutoencoder,
     words: PhraseWords,
     steps: Sequence[int],

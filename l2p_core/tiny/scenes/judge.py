@@ -44,7 +44,7 @@ class Found(NamedTuple):
     centre: Tensor
 
 
-class Score(NamedTuple):
+class SceneScore(NamedTuple):
     """Shares of images that show what their caption says, each in [0, 1].
 
     ``objects`` counts images of exactly two objects; ``kind``, ``colour`` and ``texture`` need them of both, as far as
@@ -59,7 +59,7 @@ class Score(NamedTuple):
     whole: float
 
 
-def score(images: Tensor, captions: Sequence[str]) -> Score:
+def score(images: Tensor, captions: Sequence[str]) -> SceneScore:
     """How well images (B, 3, S, S) in [-1, 1], of 64, 128 or 256 pixels, show what their captions say.
 
     Raises:
@@ -69,11 +69,11 @@ def score(images: Tensor, captions: Sequence[str]) -> Score:
         raise ValueError(f"{len(images)} images came with {len(captions)} captions; give one caption per image.")
     wanted = [world.parse(text) for text in captions]
     right = [fits(found, content) for found, content in zip(recognise(images), wanted, strict=True)]
-    return Score(*torch.tensor(right).double().mean(0).tolist())
+    return SceneScore(*torch.tensor(right).double().mean(0).tolist())
 
 
 def fits(found: Found, content: Content) -> tuple[bool, ...]:
-    """The parts of a content that an image shows, in the order of `Score`; either object may be the first."""
+    """The parts of a content that an image shows, in the order of `SceneScore`; either object may be the first."""
     if len(found.objects) != 2:
         return (False,) * 6
     relation = RELATIONS[int(relation_of(found.centre[None]))]
