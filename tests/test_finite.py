@@ -83,7 +83,7 @@ NAN, WEIGHT = torch.full((2, 2), float("nan")), ("layers.0.weight", torch.ones(2
     ({"weights": [WEIGHT, ("out.weight", NAN)]}, "the model's file is broken: its weight 'out.weight' is not finite"),
     ({"weights": [WEIGHT, ("out.weight", NAN)], "adapted": True}, "'out.weight' is not finite with the applied LoRAs"),
     ({"weights": [("q.weight", NAN.to(torch.float8_e4m3fn))]}, "'q.weight' is not finite"),
-    ({"weights": [WEIGHT]}, "all weights are finite, so they overflow"),
+    ({"weights": [WEIGHT]}, "all weights are finite, so values overflow"),
     ({"weights": [WEIGHT], "adapted": True}, "at a lower strength"),
     ({"weights": [("out.weight", NAN)], "adapters": [("q.weight", NAN)]}, "its part for the weight 'q.weight'"),
     ({"weights": [("out.weight", NAN)], "inputs": [("the prompt", NAN)]}, "the prompt already has values"),

@@ -79,7 +79,10 @@ def cause(
     if weight:
         return f"the model's file is broken: its weight '{weight}' is not finite. Download or make it again."
     lower = " or with the LoRAs at a lower strength" if adapted else ""
-    return f"all weights are finite, so they overflow in their dtype. Try with the weights in bf16 or fp32{lower}."
+    return (
+        f"all weights are finite, so values overflow on the way: try with the weights in bf16 or fp32{lower}, or with "
+        "another sampler or guider."
+    )
 
 
 def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
