@@ -35,7 +35,7 @@ def host_captions(clip: Any, folder: Path, config: ModelConfig) -> CaptionSource
     published = source_of(config).encoder
     text = _as_typed if HOST_ROWS[config.source].has_template else published.text
     identity = identity_of(clip, text)
-    make = partial(ClipEncoder, clip, identity, published.max_tokens, text)
+    make = partial(ClipEncoder, clip, identity, text)
     return HostCaptions(folder, identity, make, clip, max_tokens=published.max_tokens)
 
 
@@ -71,16 +71,15 @@ class ClipEncoder:
     Args:
         clip: the host's.
         identity: see `identity_of`.
-        max_tokens: at which captions are cut.
         text: the text to encode for a caption.
     """
 
-    def __init__(self, clip: Any, identity: str, max_tokens: int, text: Callable[[str], str]):
+    def __init__(self, clip: Any, identity: str, text: Callable[[str], str]):
         self.identity = identity
-        self._clip, self._max_tokens, self._text = clip, max_tokens, text
+        self._clip, self._text = clip, text
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """Features of each caption, (L_i, caption_dim), on the CPU, cut.
+        """Features of each caption, (L_i, caption_dim), on the CPU, whole.
 
         Raises:
             ValueError: if the CLIP does not encode a caption as one sequence of vectors.
@@ -88,10 +87,10 @@ class ClipEncoder:
         with torch.inference_mode():
             features = [self._features(caption) for caption in captions]
         # Copies made outside inference mode are ordinary tensors, which can be used in training.
-        return [matrix[: self._max_tokens].clone() for matrix in features]
+        return [matrix.clone() for matrix in features]
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
-        """Tokens of each caption in its template, before it is cut."""
+        """Tokens of each caption in its template; 1 where the CLIP's encoder splits the text itself."""
         tokens = [self._tokens(caption) for caption in captions]
         return [max(sum(map(len, parts)) for parts in of_caption.values()) for of_caption in tokens]
 

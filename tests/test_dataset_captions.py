@@ -222,6 +222,18 @@ def test_long_captions_are_cut_and_counted(tmp_path: Path) -> None:
         assert found.read(long).shape == (MAX_TOKENS, 2) == found.read(full).shape
 
 
+def test_captions_are_counted_where_the_tokenizer_does_not_split_them(tmp_path: Path) -> None:
+    class Whole(Letters):
+        def lengths(self, captions: Sequence[str]) -> list[int]:
+            return [1] * len(captions)
+
+    long = "x" * (MAX_TOKENS + 9)
+    CaptionCache(tmp_path, "letters", MAX_TOKENS).fill([long, "fox"], Whole)
+    found = CaptionCache(tmp_path, "letters", MAX_TOKENS)
+    found.fill([long, "fox"], never)
+    assert found.cut([long, "fox"]) == {long: MAX_TOKENS + 10}
+
+
 def test_longer_features_of_version_0_1_are_cut_too(tmp_path: Path) -> None:
     cache = CaptionCache(tmp_path, "letters", MAX_TOKENS)
     said = {"l2p.kind": "caption", "l2p.encoder": "letters", "l2p.caption": "fox"}

@@ -71,7 +71,7 @@ def test_what_is_measured_is_within_15_percent_of_the_plan(settings: dict[str, o
 @pytest.mark.parametrize(("choices", "advice"), [
     ({"keep_activations": 30}, "start again with keep_activations = 0 to resume"),
     ({"offload": True}, "start again with stream = true to resume"),
-    ({"offload": True, "stream": True}, "restart the run with size = "),
+    ({"offload": True, "stream": True}, "begin the run anew with size = "),
 ], ids=["activations kept", "offloaded", "offloaded and streamed"])  # fmt: skip
 def test_after_memory_has_run_out_the_least_change_is_proposed(
     choices: dict[str, object], advice: str, monkeypatch: pytest.MonkeyPatch

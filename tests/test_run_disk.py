@@ -218,6 +218,7 @@ def test_a_disk_that_fills_up_while_training_costs_nothing_that_was_saved(
     assert main(arguments(folder, made.path)) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "state.safetensors needs" in said and "free some space" in said
+    assert said.endswith("The save of step 2 remains the last.")
     assert load_tensors(made.state)[1]["l2p.step"] == "2" and not list(small.rglob("*.part"))
     load_tensors(made.delta)
     monkeypatch.undo()

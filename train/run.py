@@ -62,7 +62,7 @@ def train(
     Args:
         name: a recipe file, a bundled recipe's name, or a run folder to resume.
         output: the run folder; None is runs/<name of the recipe>, or the run folder that `name` is.
-        restart: start over instead of resuming; the folder's content is moved into a subfolder.
+        restart: begin anew instead of resuming; the folder's content is moved into a subfolder.
         paths: see `PathOverrides`.
         device: for training and encoding captions; None selects a GPU if there is one.
 

@@ -52,7 +52,7 @@ def add_train(commands: Commands) -> None:
     """`l2p train`."""
     parser = command(commands, "train", "train a recipe; run it again to resume from the last save")
     _add_recipe(parser)
-    parser.add_argument("--restart", action="store_true", help="start over; the existing run is moved into a subfolder")
+    parser.add_argument("--restart", action="store_true", help="begin anew; the existing run is moved into a subfolder")
     parser.add_argument("--device", default=None, help=_DEVICE)
 
     def run(args: argparse.Namespace) -> None:

@@ -58,11 +58,11 @@ class TextEncoder(Protocol):
         ...
 
     def encode(self, captions: Sequence[str]) -> list[Tensor]:
-        """Features of each caption, (L_i, caption_dim), cut, of any float type on any device."""
+        """Features of each caption, (L_i, caption_dim), cut or not, of any float type on any device."""
         ...
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
-        """Tokens of each caption before it is cut."""
+        """Tokens of each caption before it is cut; fewer than its features only if the tokenizer does not know."""
         ...
 
 
@@ -130,7 +130,7 @@ class CaptionCache:
                 with torch.no_grad():
                     features = encoder.encode(batch)
                 for caption, matrix, length in zip(batch, features, encoder.lengths(batch), strict=True):
-                    self._write(caption, matrix, length)
+                    self._write(caption, matrix, max(length, len(matrix)))
                 if progress:
                     progress(start + len(batch), len(missing))
         finally:

@@ -126,7 +126,7 @@ def _of_files(found: Mapping[str, ImageInfo], changed: Sequence[str], index: Pat
     if changed:
         notes.append(
             f"{_images(len(changed))} changed since this run last read them: {some(changed)}. Its earlier steps were "
-            "trained on the old images; restart the run to train on the new ones only."
+            "trained on the old images; begin it anew to train on the new ones only."
         )
     return notes
 

@@ -192,8 +192,8 @@ class RunFolder:
             # Version 0.1 did not record sources.
             if before.get(what, now) != now:
                 raise ValueError(
-                    f"{self.path} holds a run with other content of {_WHERE[what]}: restore what it began with, or "
-                    "start a new run in another folder."
+                    f"{self.path} holds a run with other content of {_WHERE[what]}: restore what it began with, "
+                    "begin anew, or start a run under another name."
                 )
 
     def _identity(self) -> dict[str, str]:
@@ -274,5 +274,5 @@ def _check_same(before: Recipe, now: Recipe, path: Path) -> None:
             if old[name] != new[name] and name not in free:
                 raise ValueError(
                     f"{path} holds a run with [{section}] {name} = {old[name]!r}, but the recipe says {new[name]!r}: "
-                    "restore the old value, choose another folder or restart the run."
+                    "restore the old value, begin anew, or start a run under another name."
                 )

@@ -160,7 +160,7 @@ class Run:
         if not all_finite(self.trainer):
             raise ValueError(
                 f"{self.folder.state} holds weights that are not finite numbers, so it cannot be resumed: "
-                "restart the run with a lower learning rate."
+                "begin the run anew with a lower learning rate."
             )
 
     def _resumed(self) -> str:

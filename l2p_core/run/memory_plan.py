@@ -122,7 +122,7 @@ def after_running_out(recipe: Recipe, config: PixelConfig, ranks: Ranks) -> Memo
     if kept:
         advice = f"start again with {kept.words} to resume"
     elif anew:
-        advice = f"restart the run with {anew[0].words}"
+        advice = f"begin the run anew with {anew[0].words}"
     else:
         advice = "train fewer blocks, or use a device with more memory"
     where = "The GPU's memory" if has_own_memory(ranks.device.type) else "RAM"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import delta
 from ..distributed import sharding
+from ..files.safetensors_header import CheckpointError
 from ..training.soundness import flaw
 from ..training.trainer import Trainer, TrainingDiverged
 from .delta_section import DELTA_DTYPES, DeltaSection
@@ -56,7 +57,7 @@ class Saves:
 
         Raises:
             TrainingDiverged: if the weights are worthless and further steps cannot change that.
-            ValueError: if the disk is full or refuses; the previous save stays.
+            CheckpointError: if the disk is full or refuses; the previous save stays, and the sentence says which.
         """
         if self._watch.rising and self.step and not finished:
             if stopping:
@@ -71,8 +72,12 @@ class Saves:
             return False
         if self._watch.rising:
             self._note("The loss was rising at the end: look at the montages before using the delta.")
-        self._write_delta()
-        self._trainer.save(self._folder.state)  # last, because a run is resumed from it
+        try:
+            self._write_delta()
+            self._trainer.save(self._folder.state)  # last, because a run is resumed from it
+        except CheckpointError as error:
+            error.args = (f"{error} {self._last()}",)
+            raise
         self.step = self._trainer.step
         return True
 
@@ -85,11 +90,11 @@ class Saves:
                     "It was the first step, so training is not to blame: a weight of the base, or an image, contains "
                     "values that are not finite."
                 )
-            return "Nothing was saved before that: restart the run with a lower learning rate."
+            return "Nothing was saved before that: begin the run anew with a lower learning rate."
         if self.step == step:
             return (
-                f"The last save, of step {step}, is where this step started, so it would diverge again: restart the "
-                "run with a lower learning rate."
+                f"The last save, of step {step}, is where this step started, so it would diverge again: begin "
+                "the run anew with a lower learning rate."
             )
         return (
             f"The last save, of step {self.step}, precedes that and its weights are finite: resume from it with a "

@@ -88,5 +88,5 @@ def _check_settings(path: str | Path, saved: Mapping[str, object], config: Train
         if choice.name not in MAY_CHANGE and ours != theirs:
             raise CheckpointError(
                 f"{path} was trained with {choice.name} = {theirs!r}, but now {ours!r} is set: set it back to resume, "
-                "or start a new run."
+                "or begin the run anew."
             )
