@@ -11,9 +11,10 @@ import torch
 
 from comfyui_l2p.l2p_core.backbone import RefinedCaptions
 from comfyui_l2p.l2p_core.config import ModelConfig
+from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.files.tensor_file import load_tensors
 from comfyui_l2p.l2p_core.model import LatentModel
-from comfyui_l2p.l2p_core.tiny import generate, scenes
+from comfyui_l2p.l2p_core.tiny import generate, image_set, scenes
 from comfyui_l2p.l2p_core.tiny.autoencoder import reconstruction_loss
 from comfyui_l2p.l2p_core.tiny.scenes import captions
 from comfyui_l2p.l2p_core.tiny.scenes.autoencoder import CHANNELS, TrainedAutoencoder
@@ -21,8 +22,11 @@ from comfyui_l2p.l2p_core.tiny.scenes.content import COLOURS, KINDS, random_scen
 from comfyui_l2p.l2p_core.tiny.scenes.words import PhraseWords
 from comfyui_l2p.l2p_core.tiny.words import CAPTION_DIM
 from comfyui_l2p.l2p_core.tiny.worlds import SCENES
+from comfyui_l2p.train.benchmark import transfer
+from comfyui_l2p.train.benchmark.hybrid_worlds import open_world
 from comfyui_l2p.train.benchmark.transfer_arms import GROUPS
 from comfyui_l2p.train.scenes import __main__ as scenes_command
+from comfyui_l2p.train.scenes import large_training
 from comfyui_l2p.train.scenes.__main__ import main
 from comfyui_l2p.train.scenes.autoencoder_training import rendered
 from comfyui_l2p.train.scenes.muon import orthogonal
@@ -216,6 +220,30 @@ def test_pixel_models_are_compared_on_the_folders_own_source(tmp_path: Path, mon
     )
     assert compared["world"].load_source().config == SCENES.load_source().config
     assert (tmp_path / "scenes.png").is_file()
+
+
+def test_a_pixel_model_of_larger_images_begins_with_the_smaller_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module, name, value in ((image_set, "PART", 2), (large_training, "IMAGES", 2), (large_training, "BATCH", 2)):
+        monkeypatch.setattr(module, name, value)
+    for name in ("WATCHED", "SCORES_ON_THE_WAY", "SAMPLING_STEPS"):
+        monkeypatch.setattr(transfer, name, 1)
+    pixels = tmp_path / "pixels.safetensors"
+    convert(scenes.SOURCE_PATH, pixels, head_width=1 / 16)
+    command = ["--out", str(tmp_path), "--stage", "large", "--steps", "1"]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "name its file with --pixels" in capsys.readouterr().err
+    main([*command, "--pixels", str(pixels)])
+    made = tmp_path / "large" / "large.safetensors"
+    assert f"{made} written." in capsys.readouterr().out
+    world = open_world("scenes", pixels, made)
+    assert world.large is not None and world.large_side == 256 and world.large.config.variant == "4k"
+    blocks = {name: tensor for name, tensor in world.pixels.state_dict().items() if name.startswith("layers.3.")}
+    assert blocks and all(torch.equal(world.large.state_dict()[name], tensor) for name, tensor in blocks.items())
+    monkeypatch.setattr(transfer, "Run", None)  # a finished run is not trained again
+    main([*command, "--pixels", str(pixels)])
 
 
 def test_captions_padded_to_one_length_are_those_of_the_model() -> None:

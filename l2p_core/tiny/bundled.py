@@ -98,9 +98,11 @@ def pixel_images(
     seeds: Sequence[int],
     steps: int = STEPS,
     side: int = IMAGE_SIZE,
+    cfg: float = CFG,
     progress: ProgressCallback | None = None,
 ) -> Tensor:
-    """Images of a tiny pixel model, with its source's settings: (B, 3, side, side) in [-1, 1], on the CPU."""
-    draw = partial(flow.sample, model, sigmas=flow.sigmas(steps), cfg=CFG)
+    """Images of a tiny pixel model, by default with the bundled source's settings: (B, 3, side, side) in [-1, 1], on
+    the CPU."""
+    draw = partial(flow.sample, model, sigmas=flow.sigmas(steps), cfg=cfg)
     shape = PIXEL_CHANNELS, side, side
     return in_batches(draw, model.embedder_weight.device, encoder, captions, seeds, shape, progress)

@@ -30,6 +30,7 @@ class TinyWorld:
     Attributes:
         name: in commands and results.
         side: of the images that the source generates, in pixels.
+        cfg: guidance of the images that models are scored by.
         files: the source's weights, the autoencoder's and the words'.
         autoencoder, words: the classes of the latter two.
         attributes: what the judge scores beside the whole caption, in the order of tables.
@@ -42,6 +43,7 @@ class TinyWorld:
 
     name: str
     side: int
+    cfg: float
     files: tuple[Path, Path, Path]
     autoencoder: type[Autoencoder]
     words: type[Words]
@@ -78,17 +80,19 @@ def _scene_caption(number: int, seed: int) -> str:
     return scene_captions.caption(scene_captions.contents(random_scenes(1, generator), generator)[0])
 
 
-def _rendered_scenes(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+def rendered_scenes(texts: Sequence[str], seeds: Sequence[int], side: int = scene_rendering.IMAGE_SIZE) -> Tensor:
+    """Clean images (B, 3, side, side) of the second world's captions, one for each seed; see `rendering.render`."""
     parts = [
         random_scenes(1, torch.Generator().manual_seed(seed), [scene_captions.parse(text)])
         for text, seed in zip(texts, seeds, strict=True)
     ]
-    return scene_rendering.render(Scenes.joined(parts))
+    return scene_rendering.render(Scenes.joined(parts), side)
 
 
 SHAPES = TinyWorld(
     "shapes",
     shapes.IMAGE_SIZE,
+    2.0,
     (tiny.SOURCE_PATH, tiny.AUTOENCODER_PATH, tiny.WORDS_PATH),
     Autoencoder,
     Words,
@@ -105,6 +109,7 @@ def scenes_of(source: Path, autoencoder: Path, words: Path) -> TinyWorld:
     return TinyWorld(
         "scenes",
         scene_rendering.IMAGE_SIZE,
+        4.0,
         (source, autoencoder, words),
         TrainedAutoencoder,
         PhraseWords,
@@ -112,7 +117,7 @@ def scenes_of(source: Path, autoencoder: Path, words: Path) -> TinyWorld:
         scene_captions.evaluation_captions,
         lambda images, texts: scene_judge.score(images, texts)._asdict(),
         _scene_caption,
-        _rendered_scenes,
+        rendered_scenes,
     )
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from ...l2p_core.flow import FlowModel
-from ...l2p_core.growth import Size, Space, safe_sigma
+from ...l2p_core.growth import Size, safe_sigma
 from ...l2p_core.hybrid import Stage
-from ...l2p_core.model import L2PModel, LatentModel
+from ...l2p_core.model import L2PModel
 from .hybrid_worlds import World
 
-CFG = 2.0
 STEPS = 6
 """Steps of all methods that are compared at equal evaluations."""
 SWITCHES, SHIFTS = (0.8, 0.65, 0.5, 0.35), (1.0, 3.0)
@@ -50,44 +48,47 @@ class Method:
 
 def methods_in(world: World) -> list[Method]:
     """One space alone, hand-over at several levels and maps, a finished image sampled again, and growth."""
-    latent, pixels = world.latent, world.pixels
-    own = (world.side, world.side)
-    return [
-        *_alone(latent, pixels, own),
-        *_switched(latent, pixels, own),
-        *_restored(latent, pixels, own),
-        *_grown(world),
-        *_to_large(world),
-    ]
+    return [*_alone(world), *_switched(world), *_restored(world), *_grown(world), *_to_large(world)]
 
 
-def _alone(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Method]:
-    spaces: list[tuple[str, FlowModel, Space]] = [("latents", latent, "latent"), ("pixels", pixels, "pixels")]
+def _latent(world: World, steps: int, end: float = 0.0) -> Stage:
+    return Stage(world.latent, "latent", (world.side, world.side), steps, end=end, cfg=world.cfg)
+
+
+def _pixels(
+    world: World,
+    steps: int,
+    side: int | None = None,
+    *,
+    model: L2PModel | None = None,
+    start: float | None = None,
+    end: float = 0.0,
+) -> Stage:
+    size = (side or world.side,) * 2
+    return Stage(model or world.pixels, "pixels", size, steps, start=start, end=end, cfg=world.cfg)
+
+
+def _alone(world: World) -> list[Method]:
     return [
-        Method(f"{name} only, {steps} steps", [Stage(model, space, size, steps, cfg=CFG)])
+        Method(f"{name} only, {steps} steps", [stage(world, steps)])
         for steps in (STEPS, 2 * STEPS)
-        for name, model, space in spaces
+        for name, stage in (("latents", _latent), ("pixels", _pixels))
     ]
 
 
-def _switched(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Method]:
+def _switched(world: World) -> list[Method]:
     found = []
     for switch in SWITCHES:
         first = max(1, min(STEPS - 1, round(STEPS * (1 - _even(switch)))))
-        stages = [
-            Stage(latent, "latent", size, first, end=switch, cfg=CFG),
-            Stage(pixels, "pixels", size, STEPS - first, cfg=CFG),
-        ]
+        stages = [_latent(world, first, end=switch), _pixels(world, STEPS - first)]
         found += [Method(f"latents to {switch:g}, then pixels, shift {shift:g}", stages, shift) for shift in SHIFTS]
     return found
 
 
-def _restored(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Method]:
-    finished = Stage(latent, "latent", size, STEPS - 2, cfg=CFG)
+def _restored(world: World) -> list[Method]:
     return [
         Method(
-            f"finished latents, restored from {level:g}",
-            [finished, Stage(pixels, "pixels", size, 2, start=level, cfg=CFG)],
+            f"finished latents, restored from {level:g}", [_latent(world, STEPS - 2), _pixels(world, 2, start=level)]
         )
         for level in RESTORED
     ]
@@ -95,20 +96,14 @@ def _restored(latent: LatentModel, pixels: L2PModel, size: Size) -> list[Method]
 
 def _grown(world: World) -> list[Method]:
     """Growth of the pixel model alone: from below its own size, and to twice that."""
-    latent, pixels = world.latent, world.pixels
-    half, own, double = ((side, side) for side in (world.side // 2, world.side, 2 * world.side))
-    safe = safe_sigma(own, double)
-    chain = [
-        Stage(latent, "latent", own, 2, end=0.65, cfg=CFG),
-        Stage(pixels, "pixels", own, 2, end=GROWN_AT[0], cfg=CFG),
-        Stage(pixels, "pixels", double, 2, cfg=CFG),
-    ]
+    half, own, double = world.side // 2, world.side, 2 * world.side
+    chain = [_latent(world, 2, end=0.65), _pixels(world, 2, end=GROWN_AT[0]), _pixels(world, 2, double)]
     return [
-        Method(f"from half the size, growing at {safe_sigma(half, own):.2f}", _two(pixels, half, own)),
-        Method("twice the size directly", [Stage(pixels, "pixels", double, STEPS, cfg=CFG)]),
+        Method(f"from half the size, growing at {_safe(half, own):.2f}", _two(world, half, own, _safe(half, own))),
+        Method("twice the size directly", [_pixels(world, STEPS, double)]),
         *(
-            Method(f"to twice the size, growing at {level:.2f}", _two(pixels, own, double, level=level))
-            for level in (safe, *GROWN_AT)
+            Method(f"to twice the size, growing at {level:.2f}", _two(world, own, double, level))
+            for level in (_safe(own, double), *GROWN_AT)
         ),
         Method("latents to 0.65, pixels, to twice the size at 0.35", chain),
     ]
@@ -118,24 +113,22 @@ def _to_large(world: World) -> list[Method]:
     """Growth from the pixel model into the one for large images, if there is one."""
     if world.large is None:
         return []
-    own, size = (world.side, world.side), (world.large_side, world.large_side)
+    own, large = world.side, world.large_side
     return [
-        Method("large model directly", [Stage(world.large, "pixels", size, STEPS, cfg=CFG)]),
+        Method("large model directly", [_pixels(world, STEPS, large, model=world.large)]),
         *(
-            Method(f"into the large model, growing at {level:.2f}", _two(world.pixels, own, size, world.large, level))
-            for level in (safe_sigma(own, size), *GROWN_AT)
+            Method(f"into the large model, growing at {level:.2f}", _two(world, own, large, level, world.large))
+            for level in (_safe(own, large), *GROWN_AT)
         ),
     ]
 
 
-def _two(
-    first: L2PModel, small: Size, large: Size, second: L2PModel | None = None, level: float | None = None
-) -> list[Stage]:
-    end = safe_sigma(small, large) if level is None else level
-    return [
-        Stage(first, "pixels", small, STEPS - 2, end=end, cfg=CFG),
-        Stage(second or first, "pixels", large, 2, cfg=CFG),
-    ]
+def _two(world: World, small: int, large: int, level: float, second: L2PModel | None = None) -> list[Stage]:
+    return [_pixels(world, STEPS - 2, small, end=level), _pixels(world, 2, large, model=second)]
+
+
+def _safe(small: int, large: int) -> float:
+    return safe_sigma((small, small), (large, large))
 
 
 def _grows(before: Stage, stage: Stage) -> bool:

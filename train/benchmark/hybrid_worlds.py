@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,18 @@ from ...l2p_core.tiny.scenes import judge as scene_judge
 from ...l2p_core.tiny.scenes import rendering
 from ...l2p_core.tiny.scenes.content import RELATIONS, relation_of
 from ...l2p_core.tiny.words import Words
-from ...l2p_core.tiny.worlds import WORLDS
+from ...l2p_core.tiny.worlds import WORLDS, rendered_scenes
+from .patch_distance import patch_distance
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The content of images as judged: whole captions right, in [0, 1], the mean distance to a clean rendering (NaN in
-    a world that has none), and each image's attributes by name."""
+    """Images as judged: whole captions right, in [0, 1], the distance to clean renderings, and each image's attributes
+    by name.
+
+    In the first world the distance is the mean over images to the nearest rendering; in the second, whose captions
+    leave images open, it is `patch_distance` to renderings of the same captions and size.
+    """
 
     whole: float
     distance: float
@@ -42,6 +46,7 @@ class World:
     Attributes:
         large: a pixel model for larger images, made from `pixels`, or None.
         side: of the images that `latent` and `pixels` were trained at, in pixels.
+        cfg: guidance of all methods.
         identity: changes whenever a model does.
         captions: the first n of a fixed list.
         judged: of square images (B, 3, H, H) in [-1, 1] of any size.
@@ -53,15 +58,16 @@ class World:
     pixels: L2PModel
     large: L2PModel | None
     side: int
+    cfg: float
     identity: str
     captions: Callable[[int], list[str]]
     judged: Callable[[Tensor, Sequence[str]], Judged]
 
     @property
     def large_side(self) -> int:
-        """The side of the images that `large` makes from as many tokens as `pixels` at `side`."""
+        """The side of the images that `large` makes, of 16 tokens in either world."""
         assert self.large is not None
-        return self.side * self.large.config.patch_size // self.pixels.config.patch_size
+        return 4 * self.large.config.patch_size
 
 
 def open_world(name: str, pixels: Path | None = None, large: Path | None = None) -> World:
@@ -91,6 +97,7 @@ def open_world(name: str, pixels: Path | None = None, large: Path | None = None)
         models[0],
         _larger(models),
         tiny.side,
+        tiny.cfg,
         _identity(name, [tiny.source, *files]),
         tiny.captions,
         _JUDGED[name],
@@ -132,10 +139,12 @@ def _judged_shapes(images: Tensor, captions: Sequence[str]) -> Judged:
 
 
 def _judged_scenes(images: Tensor, captions: Sequence[str]) -> Judged:
+    clean = rendered_scenes(captions, range(len(captions)), images.shape[-1])
+    distance = patch_distance(images, clean)
     images = _at(images, rendering.IMAGE_SIZE)
     return Judged(
         scene_judge.score(images, captions).whole,
-        math.nan,
+        distance,
         [_scene_attributes(found) for found in scene_judge.recognise(images)],
     )
 

@@ -95,7 +95,7 @@ def benchmark_transfer(
 
 
 def _full_part(stages: Stages, arm: Arm, write_delta: Path | None) -> report.ResultsSection:
-    source = stages.score("source", report.SOURCE, bundled.TinySource(stages.world).images, EVALUATED)
+    source = stages.score("source", report.SOURCE, stages.source_sampler(STEPS), EVALUATED)
     folder = stages.train(arm, arm.recipe)
     if write_delta:
         write_bundled_delta(folder, write_delta, stages.world)
@@ -111,8 +111,7 @@ def _compared_part(stages: Stages, arms: list[Arm], seeds: int, ends: float) -> 
 
     After the first, a seed begins only if it will be done at `ends`, should it take as long as the one before.
     """
-    source = partial(bundled.TinySource(stages.world).images, steps=SAMPLING_STEPS)
-    scored = stages.score("source-compared", report.SOURCE, source, WATCHED)
+    scored = stages.score("source-compared", report.SOURCE, stages.source_sampler(SAMPLING_STEPS), WATCHED)
     runs: dict[str, list[report.ArmRun]] = {arm.name: [] for arm in arms}
     took = 0.0
     for seed in range(seeds):
@@ -208,7 +207,12 @@ class Stages:
 
     def sampler(self, model: L2PModel, steps: int) -> ImageGenerator:
         """Generates images with a pixel model."""
-        return partial(bundled.pixel_images, model, self.world.load_words(), steps=steps, side=self.world.side)
+        world = self.world
+        return partial(bundled.pixel_images, model, world.load_words(), steps=steps, side=world.side, cfg=world.cfg)
+
+    def source_sampler(self, steps: int) -> ImageGenerator:
+        """Generates images with the world's source."""
+        return partial(bundled.TinySource(self.world).images, steps=steps, cfg=self.world.cfg)
 
     def score(self, folder: str, name: str, sampler: ImageGenerator, captions: int) -> Scored:
         """A stage's final images and scores, computed once."""

@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...l2p_core.initialise import FITTED
 from ...l2p_core.run import recipe as recipes
 from ...l2p_core.run.find import find
 from ...l2p_core.run.recipe import Recipe
-from ...l2p_core.tiny.worlds import TinyWorld
+from ...l2p_core.tiny.worlds import SHAPES, TinyWorld
 from ..demo import fitted
 
 FULL, STARTS, POLICIES, DATA, SHIFT = "full", "starts", "policies", "data", "shift"
@@ -27,7 +28,11 @@ SHIFTS = (1.0, 2.0, 4.5, 6.0)
 OF_WORLD: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "shapes": {},
     "scenes": {
-        "tiny": {"data": {"steps": 20}},
+        "tiny": {
+            "model": {"init": FITTED},
+            "data": {"steps": 20, "images": 2048, "batch_size": 16},
+            "training": {"steps": 2400, "lr": 5e-4, "precision": "fp32"},
+        },
         "demo": {"data": {"steps": 20, "cfg": 4.0, "images": 2048}},
     },
 }
@@ -71,13 +76,15 @@ class Arm:
 
 
 def world_recipe(world: TinyWorld, name: str) -> Recipe:
-    """A bundled recipe with the settings that a world's source needs.
+    """A bundled recipe with the settings that a world's source needs, and with prompts that its words know.
 
     Args:
         world: whose source is transferred.
         name: "tiny" for the full run, "demo" for the compared arms.
     """
-    return _changed(recipes.load(find(name)), **OF_WORLD[world.name].get(name, {}))
+    recipe = recipes.load(find(name))
+    watch = {} if world is SHAPES else {"prompts": world.captions(len(recipe.watch.prompts)), "cfg": world.cfg}
+    return _changed(recipe, **OF_WORLD[world.name].get(name, {}), watch=watch)
 
 
 def full_arm(recipe: Recipe, steps: int | None = None) -> Arm:

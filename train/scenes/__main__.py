@@ -2,12 +2,15 @@
 
     python -m comfyui_l2p.train.scenes --out DIR --minutes 60
     python -m comfyui_l2p.train.scenes --out DIR --minutes 9 --device cuda --batch 32 --finish --transfer 450
+    python -m comfyui_l2p.train.scenes --out DIR --stage large --pixels FILE
 
 Without --stage, the source is trained and then scored; --stage picture draws some of its images. --transfer then
 compares pixel models made from it in all groups of `l2p benchmark transfer`; the training of the source takes 0.6 of
---minutes then, and the comparison, seed by seed, the rest. The same command again resumes it. Training resumes from
-DIR, or else begins from the weights that come with the package, with fresh optimisers; --anew begins from random ones.
-The autoencoder of DIR is used, or else the package's; a new autoencoder (--stage autoencoder) needs a new source.
+--minutes then, and the comparison, seed by seed, the rest. The same command again resumes it. --stage large trains a
+pixel model for images of 256 pixels from one of 128, which `l2p benchmark transfer --world scenes --only full
+--write-delta FILE` makes. Training resumes from DIR, or else begins from the weights that come with the package, with
+fresh optimisers; --anew begins from random ones. The autoencoder of DIR is used, or else the package's; a new
+autoencoder (--stage autoencoder) needs a new source.
 """
 
 from __future__ import annotations
@@ -29,11 +32,12 @@ from ...l2p_core.tiny.scenes.autoencoder import TrainedAutoencoder
 from ...l2p_core.tiny.scenes.content import random_scenes
 from ...l2p_core.tiny.scenes.rendering import render
 from ...l2p_core.tiny.scenes.words import PhraseWords
-from ...l2p_core.tiny.worlds import scenes_of
+from ...l2p_core.tiny.worlds import SCENES, scenes_of
 from ..benchmark.transfer import benchmark_transfer
 from ..benchmark.transfer_arms import GROUPS
 from ..make_tiny_source import RunLog
 from .autoencoder_training import SceneAutoencoderRecipe, train_autoencoder
+from .large_training import STEPS, train_large
 from .source_training import SceneSourceRecipe, SourceTraining, score_source, source_images
 
 SCORED_CAPTIONS = 480
@@ -62,6 +66,11 @@ def run(arguments: argparse.Namespace) -> None:
     device = accelerator.named(arguments.device)
     torch.set_float32_matmul_precision("high")
     out.mkdir(parents=True, exist_ok=True)
+    if arguments.stage == "large":
+        if arguments.pixels is None:
+            raise ValueError("--stage large begins from a pixel model of 128 pixels: name its file with --pixels.")
+        print(f"{train_large(arguments.pixels, SCENES, out / 'large', arguments.steps)} written.")
+        return
     if arguments.stage == "autoencoder":
         log = RunLog(out / "autoencoder_run.jsonl")
         train_autoencoder(SceneAutoencoderRecipe(), arguments.minutes, device, log).save(
@@ -148,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m comfyui_l2p.train.scenes", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of state, weights and logs")
-    parser.add_argument("--stage", choices=("autoencoder", "source", "score", "picture", "all"), default="all")
+    parser.add_argument("--stage", choices=("autoencoder", "source", "score", "picture", "large", "all"), default="all")
     parser.add_argument(
         "--minutes",
         type=_above_zero(float),
@@ -165,6 +174,8 @@ def _parser() -> argparse.ArgumentParser:
         "--transfer", type=_above_zero(int), metavar="STEPS", help="compare pixel models, each trained so long"
     )
     parser.add_argument("--compile", action="store_true", help="compile the step on a CPU; needs a C++ compiler")
+    parser.add_argument("--pixels", type=Path, metavar="FILE", help="the pixel model that --stage large begins from")
+    parser.add_argument("--steps", type=_above_zero(int), default=STEPS, help=f"of --stage large (default: {STEPS})")
     parser.add_argument("--anew", action="store_true", help="begin from random weights")
     return parser
 
