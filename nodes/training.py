@@ -23,6 +23,7 @@ from ..l2p_core.dataset.images import opened
 from ..l2p_core.device.accelerator import CPU, has_own_memory
 from ..l2p_core.distributed.ranks import Ranks
 from ..l2p_core.files.units import counted
+from ..l2p_core.memory.room import DoesNotFit
 from ..l2p_core.run import card, loop
 from ..l2p_core.run import recipe as recipes
 from ..l2p_core.run.base import pixel_config
@@ -43,6 +44,10 @@ from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 
 FIXED = {"model": ("base",), "data": ("kind", "path"), "captions": ("encoder", "tokenizer", "cache")}
 """Keys that a run's changes must not contain, because the node has inputs for them."""
+_KEPT = (
+    "Models that ComfyUI keeps in RAM for other nodes count as used: Unload Models and Execution Cache, in its Edit menu, "
+    "frees them."
+)
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def train(choices: Choices, clip: Any, node_id: str) -> Trained:
         raise
     except Exception as error:
         if isinstance(error, ValueError):
-            error.args = (by_folders(str(error)),)
+            error.args = (by_folders(f"{error} {_KEPT}" if isinstance(error, DoesNotFit) else str(error)),)
         live.end("failed", str(error))
         raise
     name = files.name_of(target)

@@ -20,6 +20,10 @@ from .activations import Workload
 from .plan import DEVICE_OVERHEAD, MemoryPlan, gigabytes, plan
 
 
+class DoesNotFit(ValueError):
+    """A run needs more memory than there is; the message says what would make it fit."""
+
+
 @dataclass(frozen=True)
 class Room:
     """The memory that a process of a run may use.
@@ -156,7 +160,7 @@ def refuse_if_too_much(
     """The plan of a run that fits.
 
     Raises:
-        ValueError: if it does not fit, with the smallest change that would make it fit.
+        DoesNotFit: with the smallest change that would make it fit.
     """
     wanted = room.plan(config, training, work)
     if room.holds(wanted):
@@ -165,13 +169,13 @@ def refuse_if_too_much(
     sentence = f"{wanted.sentence(room.device_type)} There are {room}{each}."
     found = fitting(config, training, work, room)
     if found is None:
-        raise ValueError(
+        raise DoesNotFit(
             f"{sentence} No setting makes it fit: train fewer blocks, use a device or computer with more memory, or "
-            'several devices with parallel = "fsdp".'
+            'several devices with torchrun and parallel = "fsdp".'
         )
     change, smaller = found
     ram = f" and {gigabytes(smaller.ram_bytes)} GB of RAM" if smaller.ram_bytes else ""
-    raise ValueError(
+    raise DoesNotFit(
         f"{sentence} It would fit with {change.words}: then about {gigabytes(smaller.device_bytes)} GB{ram}."
     )
 

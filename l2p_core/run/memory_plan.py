@@ -73,8 +73,8 @@ def planned(
         limit: bytes of the device's memory; None uses what is free, of GPU memory or, without a GPU, of RAM and swap.
 
     Raises:
-        ValueError: if the run cannot fit into GPU memory or RAM, with the change that would make it fit, or has to be
-            sharded but requests a setting that does not work with sharding.
+        DoesNotFit: if the run cannot fit into GPU memory or RAM, with the change that would make it fit.
+        ValueError: if it has to be sharded but requests a setting that does not work with sharding.
     """
     training, work = recipe.training, workload(recipe, config, ranks)
     kind = ranks.device.type

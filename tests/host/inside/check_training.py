@@ -20,7 +20,7 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from comfyui_l2p.l2p_core.model import L2PModel
-from comfyui_l2p.l2p_core.run import disk
+from comfyui_l2p.l2p_core.run import disk, memory_plan
 from comfyui_l2p.l2p_core.run.memory_plan import MemoryRanOut
 from comfyui_l2p.l2p_core.training.trainer import Trainer, TrainingDiverged
 from comfyui_l2p.nodes import training
@@ -124,6 +124,13 @@ def check_errors_give_memory_back(
     assert is_left_alone(), "an error that is still held holds the model"
     del caught
     assert not list((host / "diffusion_models").iterdir())
+
+
+def check_a_run_that_does_not_fit_says_what_frees_the_hosts_memory(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_plan, "free_memory_and_swap", lambda: 0)
+    with pytest.raises(ValueError, match=r"Needs about .* Unload Models and Execution Cache, in its Edit menu, frees"):
+        train()
+    assert is_left_alone()
 
 
 def check_errors_of_the_core_are_sentences_without_the_name_of_a_class() -> None:
