@@ -78,10 +78,11 @@ def is_native(unet_config: Mapping[str, Any], state: Mapping[str, Any] | None, p
     without the head.
     """
     without_head = dict.fromkeys(key for key in state or () if not key.startswith(prefix + HEAD))
-    known = unet_config.get("image_model") != BACKBONE or any(
-        other.matches(unet_config, state, *handed_on) and not other.matches(unet_config, without_head, *handed_on)
-        for other in comfy.supported_models.models
-        if not issubclass(other, L2PRow)
+    others = (row for row in comfy.supported_models.models if not issubclass(row, L2PRow))
+    # The host takes the first row that matches: one behind it, such as another pack's, is never used.
+    answers = next((row for row in others if row.matches(unet_config, state, *handed_on)), None)
+    known = unet_config.get("image_model") != BACKBONE or (
+        answers is not None and not answers.matches(unet_config, without_head, *handed_on)
     )
     if known:
         logging.info("L2P: this ComfyUI supports L2P and loads the file with its own code; L2P Loader uses this pack's")

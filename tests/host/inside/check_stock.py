@@ -406,6 +406,14 @@ def check_a_hosts_own_row_wins_and_the_log_says_so(
     assert any("this ComfyUI supports L2P" in record.getMessage() for record in caplog.records)
 
 
+def check_a_row_that_the_host_never_comes_to_leaves_the_file_to_ours() -> None:
+    """As another pack may append one, behind the latent model's that takes every file of its backbone."""
+    MODELS.append(NativeByKey)
+    state = to_comfy(golden.diffusers_weights())
+    found = comfy.model_detection.model_config_from_unet_config({"image_model": "lumina2"}, state)
+    assert isinstance(found, stock.L2PRow)
+
+
 class RowOfAnOlderHost(comfy.supported_models.ZImage):
     """ComfyUI 0.15.1 asks without the prefix of the keys."""
 
