@@ -45,8 +45,8 @@ from .training_choices import AS_RECIPE, AUTO, MEMORY, Choices
 FIXED = {"model": ("base",), "data": ("kind", "path"), "captions": ("encoder", "tokenizer", "cache")}
 """Keys that a run's changes must not contain, because the node has inputs for them."""
 _KEPT = (
-    "Models that ComfyUI keeps in RAM for other nodes count as used: Unload Models and Execution Cache, in its Edit menu, "
-    "frees them."
+    "Models that ComfyUI keeps in RAM for other nodes count as used: Unload Models and Execution Cache, in its Edit "
+    "menu, frees them."
 )
 
 
