@@ -243,6 +243,19 @@ def test_an_error_is_read_in_its_node_until_the_next_run(site: Path) -> None:
     assert after == [["", 1, [300, 100]], [None, 0, [300, 100]]]
 
 
+def test_the_error_of_a_workflow_that_was_closed_touches_no_node_of_the_next(site: Path) -> None:
+    """Nodes 2.0 keeps sizes by ids, so that the node of before would give its own to the one with its id now."""
+    script = f"""
+        import "./extensions/pack/said.js"; {STATE}
+        const sizes = {{}};
+        const make = (type) => Object.assign(node(1, type), {{ setSize(size) {{ sizes[1] = [type, ...size]; }} }});
+        make("L2PConvert"); fail("1", "L2PConvert", "The file is taken.");
+        app.graph.nodes.clear(); make("L2PDemo").setSize([220, 70]); api.send("execution_start", {{}});
+        result = sizes[1];
+    """
+    assert run(site, FRONTEND + script) == ["L2PDemo", 220, 70]
+
+
 def test_what_is_wrong_with_an_l2p_file_is_read_at_the_hosts_own_loader(site: Path) -> None:
     """The server is asked about the file of a loader that failed in the host's own words, and about nothing else."""
     script = f"""

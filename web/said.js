@@ -19,8 +19,8 @@ const MOUNTED_MILLISECONDS = 200;
 const ABOVE_ALL = "10000";
 const READABLE = 0.4; // the canvas's zoom
 
-// What is on display of errors, until the next run: nodes, and messages for nodes that are out of sight.
-const shown = new Set();
+// What is on display of errors, until the next run: nodes with their ids, and messages for nodes that are out of sight.
+const shown = new Map();
 const messages = new Set();
 let run = 0;
 
@@ -88,9 +88,9 @@ function write(node, sentence, kind) {
   node.graph?.setDirtyCanvas(true, true);
 }
 
-function showError(node, sentence) {
+function showError(node, id, sentence) {
   if (shown.has(node)) return;
-  shown.add(node);
+  shown.set(node, id);
   node.l2pSizeBefore = [...node.size];
   write(node, sentence, "error");
   node.l2pSizeThen = [...node.size];
@@ -128,7 +128,8 @@ function remove(node) {
 
 function clear() {
   run += 1;
-  shown.forEach(takeBack);
+  // Nodes 2.0 keeps sizes by ids: one of a workflow that has been closed would give its size to another's node.
+  for (const [node, id] of shown) if (nodeOf(id) === node) takeBack(node);
   shown.clear();
   messages.forEach((message) => app.extensionManager?.toast?.remove?.(message));
   messages.clear();
@@ -158,7 +159,7 @@ async function show({ detail }) {
   if (!OUT_OF_MEMORY.test(detail.exception_type)) closeHint(node?.title ?? detail.node_type);
   if (node) {
     // Train L2P may show it where it shows its progress.
-    if (node.l2pTraining?.state?.text !== sentence) showError(node, sentence);
+    if (node.l2pTraining?.state?.text !== sentence) showError(node, detail.node_id, sentence);
     if (isInSight(node)) return;
   }
   tell("error", node?.title ?? detail.node_type, sentence);
