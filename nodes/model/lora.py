@@ -4,10 +4,12 @@ ones."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from comfy.weight_adapter.bypass import BypassForwardHook
 from torch import Tensor
+from torch.nn import Module
 
 from .lora_names import PREFIX, SOURCE, L2PParts
 
@@ -38,6 +40,19 @@ class FittingPatches:
         fitting, skipped = self._fitting(patches)
         applied: list[Any] = super().add_hook_patches(hook, fitting, strength_patch, strength_model)  # type: ignore[misc]
         return [*applied, *skipped]
+
+    def inject_model(self) -> None:
+        """As the host's, whose bypass nodes add a LoRA's output to a layer's own and leave the weights as they are."""
+        super().inject_model()  # type: ignore[misc]
+        modules: Iterable[tuple[str, Module]] = self.model.named_modules()  # type: ignore[attr-defined]
+        injected = {f"{name}.weight": getattr(module.forward, "__self__", None) for name, module in modules}
+        hooks = {key: hook for key, hook in injected.items() if isinstance(hook, BypassForwardHook)}
+        weights: dict[str, Tensor] = self.model.state_dict() if hooks else {}  # type: ignore[attr-defined]
+        skipped = {key: hook.adapter for key, hook in hooks.items() if not fits(key, hook.adapter, weights)}
+        for key in skipped:
+            hooks[key].eject()
+        if skipped:
+            _report(len(hooks) - len(skipped), skipped)
 
     def _fitting(self, patches: dict[Any, Any]) -> tuple[dict[Any, Any], list[Any]]:
         """The patches that fit, and the keys of the others."""

@@ -128,6 +128,27 @@ def check_a_lora_of_another_variant_is_left_out(tmp_path: Path, caplog: pytest.L
     assert torch.equal(output(model), before)
 
 
+def check_bypassing_leaves_out_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """LoRAs beside the layers, whose weights stay as they are: of a latent source's file, with its embedder."""
+    weights = to_comfy(golden.diffusers_weights())
+    model = kit.model(tmp_path)
+    shapes = {"x_embedder": (weights["x_embedder.weight"].shape[0], 64)}
+    shapes |= {
+        name: tuple(weights[f"{name}.weight"].shape) for name in ("layers.1.attention.out", "layers.1.feed_forward.w2")
+    }
+    file: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        up, down = low_rank(name, shape)
+        file |= {f"diffusion_model.{name}.lora_B.weight": up, f"diffusion_model.{name}.lora_A.weight": down}
+    bypassed, _ = comfy.sd.load_bypass_lora_for_models(model, None, file, 1.0, 0.0)
+    with caplog.at_level(logging.INFO):
+        found = output(bypassed)
+    assert "L2P: 2 weights patched; skipped, not being made for this model: x_embedder" in caplog.messages
+    expected = output(patched(model, file, caplog)[0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(found, output(model))
+
+
 def check_hooks_leave_out_the_same(tmp_path: Path) -> None:
     model = kit.model(tmp_path).clone()
     dim = model.model.l2p.dim
