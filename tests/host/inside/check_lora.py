@@ -132,7 +132,7 @@ def check_bypassing_leaves_out_the_same(tmp_path: Path, caplog: pytest.LogCaptur
     """LoRAs beside the layers, whose weights stay as they are: of a latent source's file, with its embedder."""
     weights = to_comfy(golden.diffusers_weights())
     model = kit.model(tmp_path)
-    shapes = {"x_embedder": (weights["x_embedder.weight"].shape[0], 64)}
+    shapes: dict[str, tuple[int, ...]] = {"x_embedder": (weights["x_embedder.weight"].shape[0], 64)}
     shapes |= {
         name: tuple(weights[f"{name}.weight"].shape) for name in ("layers.1.attention.out", "layers.1.feed_forward.w2")
     }
