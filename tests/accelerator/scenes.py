@@ -169,9 +169,10 @@ def precision() -> dict[str, list[str]]:
         if isinstance(module, (Block, RMSNorm)):
             kind = type(module).__name__
             module.register_forward_hook(lambda module, given, made, kind=kind: watch(kind, made))
-    head = model.local_decoder
-    merged = head._unfused
-    head._unfused = lambda *given: watch("decoder stage", merged(*given))  # type: ignore[method-assign]
+    for stage in model.local_decoder.stages:
+        # What a decoder stage's first convolution reads is the map that grew; what it makes is bfloat16 in any case.
+        first = model.get_submodule(f"local_decoder.up{stage.name}.1")
+        first.register_forward_pre_hook(lambda module, given: (watch("decoder stage", given[0]),))
     with torch.autocast(NAME, torch.bfloat16):
         pixels, sigma = torch.randn(2, 3, 32, 32), torch.tensor([0.5, 0.6])
         model(pixels.to(DEVICE), sigma.to(DEVICE), tiny_models.captions(3, 40)).sum().backward()
