@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,9 +13,19 @@ from typing import Any
 
 import golden_vectors as golden
 import pytest
+import tiny_checkpoints
 import torch
 
-from comfyui_l2p.train.benchmark import gpu, gpu_golden, gpu_measure, gpu_report, gpu_rows, gpu_worker
+from comfyui_l2p.l2p_core.memory.plan import plan
+from comfyui_l2p.train.benchmark import (
+    gpu,
+    gpu_golden,
+    gpu_measure,
+    gpu_report,
+    gpu_rows,
+    gpu_training,
+    gpu_worker,
+)
 from comfyui_l2p.train.benchmark.gpu_measure import Bench, _Event
 from comfyui_l2p.train.benchmark.gpu_scale import FULL, QUICK
 from comfyui_l2p.train.benchmark.published import published_velocity
@@ -44,12 +55,17 @@ def measured(output: Path, device: str, env: dict[str, str], *parts: str) -> dic
         check=True,
         capture_output=True,
     )
-    return json.loads((output / "gpu.json").read_text(encoding="utf-8"))["rows"]
+    found: dict[str, Any] = json.loads((output / "gpu.json").read_text(encoding="utf-8"))
+    report = (output / "gpu.md").read_text(encoding="utf-8")
+    assert all(found[name] and found[name] in report for name in ("device", "software")), "whatever the parts are"
+    return found["rows"]  # type: ignore[no-any-return]
 
 
 def check(rows: dict[str, dict[str, Any]], keys: list[str]) -> None:
     assert list(rows) == keys, "the quick check has the rows of the full run"
     assert {key: row["failed"] for key, row in rows.items() if "failed" in row} == {}
+    numbers = {name for row in rows.values() for name, value in row.items() if isinstance(value, (int, float))}
+    assert numbers <= gpu_report.UNITS.keys()
     for key, row in rows.items():
         if "fp32" in key:
             assert row["error"] < 1e-5, key
@@ -114,9 +130,11 @@ def test_a_profile_tells_how_much_copying_is_hidden() -> None:
         _Event("aten::mm", 0, 5000, False),
         _Event("aten::_local_scalar_dense", 0, 1, False),
         _Event("cudaStreamSynchronize", 0, 1, False),
+        _Event("aten::_local_scalar_dense", 2000, 2001, False),  # of a tensor in RAM
+        _Event("cudaEventSynchronize", 1990, 2010, False),  # of another thread
     ]
     found = gpu_measure.of_events(events)
-    assert (found["kernels"], found["copies"], found["waits"], found["items"]) == (2, 2, 1, 1)
+    assert (found["kernels"], found["copies"], found["waits"], found["items"]) == (2, 2, 2, 1)
     assert (found["copy_ms"], found["kernel_ms"], found["hidden"]) == (1.0, 1.2, 0.7)
     assert found["longest"][0] == {"kernel": "kernel_a", "count": 1, "ms": 1.0}
     assert "1.00 ms, 1 times: `kernel_a`" in gpu_report.markdown(
@@ -185,6 +203,19 @@ def test_a_row_that_fails_is_named_and_the_next_follows() -> None:
     assert failed and figures["failed"] == "RuntimeError: no kernel image" and "with details" in figures["details"]
 
 
+def test_a_result_that_is_not_finite_is_a_failure_and_no_number(tmp_path: Path) -> None:
+    row = gpu_rows.Measurement("card", "broken", lambda bench, made: {"ms": 1.0, "error": math.nan})
+    figures, _ = gpu_worker._figures(bench(), row, gpu_worker._Scene(bench()))
+    assert figures == {"ms": 1.0, "failed": gpu_worker.NOT_FINITE}
+
+
+def test_offloading_that_the_ram_does_not_hold_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_training, "plan", lambda *given, device_type: plan(*given, device_type="cuda"))
+    monkeypatch.setattr(gpu_training, "free_memory_and_swap", lambda: 1000)
+    with pytest.raises(ValueError, match=r"needs .* GB of RAM, and 1e-06 GB are free"):
+        gpu_training.Training("z-image-1k-16gb", accumulate=2)(bench(), None)
+
+
 def test_a_part_whose_time_is_over_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     part = gpu_rows.chosen(["card"])[0]
     assert gpu_worker._measure(bench(deadline=time.monotonic() - 1), part, {row.key for row in part.measurements})
@@ -197,7 +228,13 @@ def test_the_ratio_is_measured_over_predicted() -> None:
     assert "ratio" not in gpu_report.with_ratio({"predicted": 2})
 
 
-def test_mistakes() -> None:
+def test_mistakes(tmp_path: Path) -> None:
+    weights = tiny_checkpoints.weights(tiny_checkpoints.pixel_config())
+    del weights["layers.0.attention.qkv.weight"]
+    file = tiny_checkpoints.write(weights, tmp_path / "incomplete.safetensors")
+    with pytest.raises(ValueError, match="is incomplete: 'layers.0.attention.qkv.weight' is missing"):
+        gpu.benchmark_gpu(tmp_path / "never", parts=["card"], quick=True, model=file)
+    assert not (tmp_path / "never").exists()
     with pytest.raises(ValueError, match="warp"):
         gpu.benchmark_gpu(Path("never"), parts=["card"], device="warp")
     with pytest.raises(ValueError, match="no part 'heads'.*golden"):

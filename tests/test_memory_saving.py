@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import tiny_models
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from comfyui_l2p.l2p_core.config import NORM_EPS
 from comfyui_l2p.l2p_core.memory.live_memory import trace
 from comfyui_l2p.l2p_core.ops.memory_saving import GatedSilu, ScaledNorm
-from comfyui_l2p.l2p_core.ops.rope import image_rope
+from comfyui_l2p.l2p_core.ops.rope import image_rope, joint_rope
 from comfyui_l2p.l2p_core.sources.next_dit import Block
 from comfyui_l2p.l2p_core.sources.z_image import TRAITS
 
@@ -80,3 +82,9 @@ def test_a_frozen_block_keeps_what_its_gradients_need_and_no_more() -> None:
     # attention gives as it comes and projected, the gate and what it gates, what they become; and the output.
     of_attention, of_gate = 2 + 3 + 2 + 2, 2 * config.ffn_dim / config.dim
     assert kept <= 1.15 * width * (of_attention + of_gate + 1)
+
+
+def test_rotary_tables_of_a_trainings_captions_do_not_pile_up() -> None:
+    positions, cpu = TRAITS.positions(tiny_models.SOURCE), torch.device("cpu")
+    made = [weakref.ref(joint_rope(positions, (4, 8), (32, 32 * count), cpu)) for count in range(2, 42)]
+    assert sum(table() is not None for table in made) <= 8

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from ..patch import padded_size
 
+_KEPT = 8
+"""Tables that are kept of each kind: those of a sampling, and not one of every combination of captions that a training
+has met. For a batch of eight images of 1024 pixels with unequal captions, one takes 19 MB of the device."""
+
 Rope = Tensor
 """Cosines and sines, (B or 1, 1, tokens, head_dim / 2, 2), float32."""
 
@@ -45,7 +49,7 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     return rotated.flatten(-2).to(x.dtype)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(_KEPT)
 def caption_rope(positions: Positions, length: int, device: torch.device) -> Rope:
     """The table of a caption's tokens, for a padded length."""
     with torch.inference_mode(False), torch.no_grad():
@@ -54,7 +58,7 @@ def caption_rope(positions: Positions, length: int, device: torch.device) -> Rop
         return table[None, None]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(_KEPT)
 def image_rope(positions: Positions, grid: tuple[int, int], caption: int, device: torch.device) -> Rope:
     """The table of an image's tokens, padding included, beside a caption of the given padded length.
 
@@ -74,7 +78,7 @@ def image_rope(positions: Positions, grid: tuple[int, int], caption: int, device
         return table[None, None]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(_KEPT)
 def joint_rope(positions: Positions, grid: tuple[int, int], captions: tuple[int, ...], device: torch.device) -> Rope:
     """The table of sequences [image, caption] with captions of these padded lengths; one row if they are equal.
 

@@ -14,13 +14,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ...l2p_core.checkpoint import open_checkpoint
+from ...l2p_core.checkpoint import check_exact, open_checkpoint
 from ...l2p_core.device import accelerator
+from ...l2p_core.model import key_shapes
 from ...l2p_core.version import __version__
 from . import gpu_worker
 from .gpu_measure import Figures
@@ -55,14 +56,15 @@ def benchmark_gpu(
         The results by each row's key.
 
     Raises:
-        ValueError: for an unknown part, a missing device, a file that is not an L2P model, or a folder with a report of
-            something else or in use by another process.
+        ValueError: for an unknown part, a missing device, a file that is not a complete L2P model in plain precision,
+            or a folder with a report of something else or in use by another process.
     """
     rows = [row.key for part in chosen(parts) for row in part.measurements]
     if device is not None:
         accelerator.named(device)
     if model is not None:
-        open_checkpoint(model).pixel_config()
+        checkpoint = open_checkpoint(model)
+        check_exact(checkpoint, key_shapes(checkpoint.pixel_config()))
     FOLDER.check(output)
     about: dict[str, Any] = {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
@@ -97,7 +99,7 @@ def _measured(
                 found(row, {"failed": UNREACHED})
             break
         with _Worker(asked | {"rows": left, "seconds": seconds}) as worker:
-            worker.run(found, left)
+            worker.run(found, left, about.update)
     results = {row: results[row] for row in rows}
     print(markdown(about | {"seconds": time.monotonic() - started}, results))
     return results
@@ -132,8 +134,9 @@ class _Worker:
         with suppress(OSError):  # if it has ended, `run` says why
             print(json.dumps(request), file=self._process.stdin, flush=True)
 
-    def run(self, found: Any, left: Sequence[str]) -> None:
-        """Take results of the rows that are `left` until it ends or hangs; at least one of them is done then."""
+    def run(self, found: Any, left: Sequence[str], says: Callable[[dict[str, str]], None]) -> None:
+        """Take results of the rows that are `left` until it ends or hangs; at least one of them is done then. `says` is
+        called with what it measures on."""
         at, limit, pending, begun = "", _STARTS, list(left), False
         while True:
             try:
@@ -145,6 +148,9 @@ class _Worker:
                 return
             if message is None:
                 break
+            if "about" in message:
+                says(message["about"])
+                continue
             limit = message.get("limit", _STARTS)
             at = message.get("begins", "")
             begun = True

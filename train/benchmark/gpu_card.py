@@ -21,7 +21,8 @@ _TOGETHER = 20  # short measurements are queued so that the device is never idle
 def name(bench: Bench, _: Any) -> Figures:
     """The card, its memory and its driver."""
     if bench.gpu is None:
-        return {"value": f"CPU, {torch.get_num_threads()} threads"}
+        threads = torch.get_num_threads()
+        return {"value": f"CPU, {threads} thread{'s' if threads > 1 else ''}"}
     memory = bench.gpu.get_device_properties(bench.device).total_memory
     return {"value": f"{bench.gpu.get_device_name(bench.device)}, {memory / 1e9:.1f} GB{_driver()}", "memory": memory}
 

@@ -21,7 +21,8 @@ Figures = dict[str, Any]
 
 Interval = tuple[float, float]
 
-_WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
+_STREAM_WAITS = ("cudaStreamSynchronize", "hipStreamSynchronize")
+_WAITS = (*_STREAM_WAITS, "cudaEventSynchronize", "hipEventSynchronize")
 _COPIES = ("Memcpy HtoD", "Memcpy DtoH", "aten::copy_")
 _LONGEST = 16
 _NO_KERNELS = (*_COPIES, "Memcpy", "Memset")
@@ -137,18 +138,27 @@ def of_events(events: Sequence[_Event]) -> Figures:
     kernels = [event for event in at_work if not event.name.startswith(_NO_KERNELS)]
     copying, computing = (union((event.start, event.end) for event in some) for some in (copies, kernels))
     copy_time = length(copying)
+    items = [event for event in events if event.name == "aten::_local_scalar_dense"]
+    if at_work and at_work[0].on_device:
+        items = _reading_back(items, events)
     both = copy_time + length(computing) - length(union([*copying, *computing]))
     return {
         "longest": _longest(kernels),
         "kernels": len(kernels),
         "copies": len(copies),
         "waits": sum(event.name in _WAITS for event in events if not event.on_device),
-        "items": sum(event.name == "aten::_local_scalar_dense" for event in events),
+        "items": len(items),
         "copy_ms": copy_time / 1000,
         "kernel_ms": length(computing) / 1000,
         # The CPU's operations are nested, so all of their copying would seem hidden.
         "hidden": both / copy_time if copy_time and at_work[0].on_device else None,
     }
+
+
+def _reading_back(items: Sequence[_Event], events: Sequence[_Event]) -> list[_Event]:
+    """The reads that wait for a stream; the others read what is in RAM, such as AdamW's counters there."""
+    waits = [event for event in events if event.name in _STREAM_WAITS]
+    return [item for item in items if any(item.start <= wait.start and wait.end <= item.end for wait in waits)]
 
 
 def _longest(kernels: Sequence[_Event]) -> list[dict[str, Any]]:

@@ -42,6 +42,16 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 """The columns: each with its figure, its heading, and its format."""
 
+_BYTES = ("peak", "resident", "reserved", "beyond", "predicted", "planned", "computer", "in_computer", "memory")
+UNITS = {
+    **dict.fromkeys(("ms", "ms_all", "after", "kernel_ms", "copy_ms"), "milliseconds"),
+    **dict.fromkeys(_BYTES, "bytes"),
+    **dict.fromkeys(("rounds", "kernels", "copies", "waits", "items", "count"), "count"),
+    **dict.fromkeys(("error", "ratio", "hidden"), "fraction"),
+    "seconds": "seconds",
+}
+"""The units of the numbers in gpu.json."""
+
 _SHOWN = 8  # of the longest kernels; gpu.json has more
 
 LEGEND = """\
@@ -52,9 +62,10 @@ LEGEND = """\
   training in total; *predicted* is our own plan of the same, *ratio* is measured over predicted.
 - *relative error*: in `golden` against the reference named in the row; in `sampling` against the same step computed as
   published; for the head against its first row.
-- *kernels*, *copies*, *waits* (stream and event synchronisations) and *values read back* are of one step, from torch's
-  profiler, which slows that step down. Their *ms* are those during which at least one is running. *copying hidden* is
-  the share of copying during which a kernel runs. If no device reports kernels, the CPU's operations are counted."""
+- *kernels*, *copies*, *waits* (stream and event synchronisations) and single *values read back* from the device are of
+  one step, from torch's profiler, which slows that step down. Their *ms* are those during which at least one is
+  running. *copying hidden* is the share of copying during which a kernel runs. If no device reports kernels, the CPU's
+  operations are counted."""
 
 
 def with_ratio(figures: Figures) -> Figures:
@@ -76,7 +87,8 @@ def markdown(about: dict[str, Any], results: dict[str, Figures]) -> str:
     if about["quick"]:
         title += " (quick check, small sizes: a check that it runs, not a measurement)"
     weights = "random weights" if about["model"] is None else f"weights of {Path(about['model']).name}"
-    summary = f"{weights}, {about['seconds']:.0f} s in total"
+    where = [about[name] for name in ("device", "software") if name in about]  # unless no process could start
+    summary = "; ".join([*where, f"{weights}, {about['seconds']:.0f} s in total"])
     return "\n\n".join([title, summary, table(header, rows), LEGEND, *_longest(results)]) + "\n"
 
 
@@ -107,7 +119,7 @@ FOLDER = OwnFolder("l2p benchmark gpu", "benchmark-gpu.txt", _has_report, ("gpu.
 def write(folder: Path, about: dict[str, Any], results: dict[str, Figures]) -> None:
     """Write gpu.md and gpu.json, atomically."""
     texts = {
-        "gpu.json": json.dumps({**about, "rows": results}, indent=1) + "\n",
+        "gpu.json": json.dumps({**about, "units": UNITS, "rows": results}, indent=1) + "\n",
         "gpu.md": markdown(about, results),
     }
     for name, text in texts.items():

@@ -14,12 +14,13 @@ import torch
 
 from ...l2p_core.checkpoint import open_checkpoint
 from ...l2p_core.device.accelerator import CPU
+from ...l2p_core.device.system_memory import free_memory_and_swap
 from ...l2p_core.distributed.ranks import Ranks
 from ...l2p_core.memory import placement
 from ...l2p_core.memory.activations import Workload
 from ...l2p_core.memory.checkpointing import kept_blocks
 from ...l2p_core.memory.compiled import compile_blocks
-from ...l2p_core.memory.plan import DEVICE_OVERHEAD, plan
+from ...l2p_core.memory.plan import DEVICE_OVERHEAD, gigabytes, plan
 from ...l2p_core.memory.room import Room, free_memory, keeping_what_fits
 from ...l2p_core.run import recipe as recipes
 from ...l2p_core.run.find import find
@@ -65,6 +66,9 @@ class Training:
         memory = free_memory(bench.device) or psutil.virtual_memory().total
         training = keeping_what_fits(config, training, work, Room(memory, None, bench.device.type))
         planned = plan(config, training, work, device_type=bench.device.type)
+        left = free_memory_and_swap()
+        if planned.ram_bytes > left:  # the system would swap, or end processes
+            raise ValueError(f"It needs {gigabytes(planned.ram_bytes)} GB of RAM, and {gigabytes(left)} GB are free.")
         ranks = Ranks(device=bench.device)
         if bench.model is not None:
             model = training_model.load(bench.model, training, ranks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -18,12 +19,15 @@ from typing import Any
 import torch
 
 from ...l2p_core.device import accelerator
+from . import gpu_card
 from .gpu_measure import Bench, Figures
 from .gpu_rows import PARTS, BenchmarkPart, Measurement
 from .gpu_scale import FULL, QUICK
 
 GRACE = 30.0
 """Seconds that a measurement may overrun its part's time before the process is ended."""
+
+NOT_FINITE = "its output, or what it is compared with, has values that are not finite"
 
 CUT = "not run: its part was out of time"
 
@@ -37,6 +41,7 @@ def main() -> None:
     model = Path(request["model"]) if request["model"] else None
     bench = Bench(device, scale, model, deadline=0.0, outputs={})
     ends = time.monotonic() + request["seconds"]
+    _say(about={"device": gpu_card.name(bench, None)["value"], "software": gpu_card.software(bench, None)["value"]})
     wanted = set(request["rows"])
     left = [part for part in PARTS if any(measurement.key in wanted for measurement in part.measurements)]
     while left:
@@ -92,10 +97,17 @@ class _Scene:
 def _figures(bench: Bench, measurement: Measurement, scene: _Scene) -> tuple[Figures, bool]:
     """A measurement's figures, and whether it failed: an error must not keep the next measurement from running."""
     try:
-        return measurement.measure(bench, scene.of(measurement.scene)), False
+        return _named(measurement.measure(bench, scene.of(measurement.scene))), False
     except Exception as error:
         lines = f"{type(error).__name__}: {error}".strip().splitlines()
         return {"failed": lines[0][:300], "details": "\n".join(lines)[:4000]}, True
+
+
+def _named(figures: Figures) -> Figures:
+    """The figures; an output that is not finite is a failure, and no number."""
+    if math.isfinite(figures.get("error", 0)):
+        return figures
+    return {name: value for name, value in figures.items() if name != "error"} | {"failed": NOT_FINITE}
 
 
 def _answers(bench: Bench) -> bool:
