@@ -58,7 +58,8 @@ def measured(output: Path, device: str, env: dict[str, str], *parts: str) -> dic
     found: dict[str, Any] = json.loads((output / "gpu.json").read_text(encoding="utf-8"))
     report = (output / "gpu.md").read_text(encoding="utf-8")
     assert all(found[name] and found[name] in report for name in ("device", "software")), "whatever the parts are"
-    return found["rows"]  # type: ignore[no-any-return]
+    rows: dict[str, dict[str, Any]] = found["rows"]
+    return rows
 
 
 def check(rows: dict[str, dict[str, Any]], keys: list[str]) -> None:
