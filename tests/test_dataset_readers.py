@@ -216,8 +216,10 @@ def test_captioned_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypat
     listing = read(tmp_path)
     assert content(listing) == [("a.png", "a fox", None)]
     assert reasons(listing) == {
-        "b.heic": ".heic files need the package pillow-heif: install it, or save it as PNG or JPEG",
-        "c.jxl": ".jxl files need the package pillow-jxl-plugin: install it, or save it as PNG or JPEG",
+        "b.heic": ".heic files need the package pillow-heif: install it into the Python that runs this, or "
+        "save it as PNG or JPEG",
+        "c.jxl": ".jxl files need the package pillow-jxl-plugin: install it into the Python that runs this, or "
+        "save it as PNG or JPEG",
         "d.cr2": ".cr2 files are not read: save it as PNG or JPEG",
         "e.gif": ".gif files cannot be read by this version of Pillow: save it as PNG or JPEG",
     }

@@ -296,7 +296,7 @@ def test_bombs_and_empty_images_are_refused_from_their_headers(tmp_path: Path) -
 def test_a_missing_package_is_named(tmp_path: Path, name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path / name, pixels_of(NOISE), "float" if name == "a.exr" else "16")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(BrokenImage, match=f"need the package {package}: install it"):
+    with pytest.raises(BrokenImage, match=f"need the package {package}: install it into the Python"):
         images.look(tmp_path / name)
 
 

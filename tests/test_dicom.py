@@ -280,5 +280,5 @@ def test_a_recipe_says_how_values_become_grey() -> None:
 def test_without_pydicom_files_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert formats.unreadable(".dcm") is None
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(BrokenImage, match="need the package pydicom: install it"):
+    with pytest.raises(BrokenImage, match="need the package pydicom: install it into the Python"):
         images.look(changed(tmp_path / "a.dcm"))

@@ -80,6 +80,9 @@ def of_suffix(suffix: str) -> tuple[str, ...]:
     )
 
 
+_INSTALL = "install it into the Python that runs this"
+
+
 def unreadable(suffix: str) -> str | None:
     """Why files of this suffix cannot be read here, and what to do; None if they can."""
     name = SUFFIXES.get(suffix.lower())
@@ -87,10 +90,10 @@ def unreadable(suffix: str) -> str | None:
     if name in known() or (package and importlib.util.find_spec(package)):
         return None
     if package:
-        return f"{suffix} files need the package {package}: install it"
+        return f"{suffix} files need the package {package}: {_INSTALL}"
     advice = "save it as PNG or JPEG"
     if name in PLUGINS:
-        return f"{suffix} files need the package {PLUGINS[name].package}: install it, or {advice}"
+        return f"{suffix} files need the package {PLUGINS[name].package}: {_INSTALL}, or {advice}"
     if name:
         return f"{suffix} files cannot be read by this version of Pillow: {advice}"
     if not suffix:

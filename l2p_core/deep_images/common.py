@@ -81,7 +81,8 @@ def library(package: str, files: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise BrokenImage(f"{files} need the package {package.partition('.')[0]}: install it") from error
+        name = package.partition(".")[0]
+        raise BrokenImage(f"{files} need the package {name}: install it into the Python that runs this") from error
 
 
 def check_size(width: int, height: int) -> None:

@@ -101,7 +101,10 @@ def _page(path: Path) -> Iterator[Any]:
 
 def _verdict(error: Exception) -> BrokenImage:
     if "imagecodecs" in str(error):
-        return BrokenImage("its compression needs the package imagecodecs: install it, or save the file uncompressed")
+        return BrokenImage(
+            "its compression needs the package imagecodecs: install it into the Python that runs this, or save the "
+            "file uncompressed"
+        )
     return damaged(error)
 
 
