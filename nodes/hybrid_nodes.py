@@ -59,7 +59,7 @@ class HybridSampler(io.ComfyNode):
                     step=0.01,
                     round=0.0001,
                     tooltip="The noise level at which pixels take over or start: near 1 changes much, near 0 little. "
-                    "-1 is the task's own (fast 0.5, restore 0.3, upscale 0.5, edit 1).",
+                    "-1 is the task's own (fast 0.65, restore 0.3, upscale 0.5, edit 1).",
                 ),
                 shift_input(),
                 io.Combo.Input(

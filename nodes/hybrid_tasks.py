@@ -15,11 +15,12 @@ from .options import HYBRID_TASKS
 Start = Literal["noise", "image", "space", "growth", "on"]
 """What a stage starts from: noise alone, an image, the stage before it in the other space, smaller, or as it is."""
 
-SWITCH = 0.5
+SWITCH = 0.65
 RESTORED = 0.3
 UPSCALED = 0.5
-"""Noise levels at which latents hand over, and from which finished and enlarged images are sampled again. The first was
-best in the tiny world; the others are those of common two-stage graphs, and were not measured with real weights."""
+"""Noise levels at which latents hand over, and from which finished and enlarged images are sampled again. The first is
+where images were nearer to clean renderings than those of pixels alone in both tiny worlds, see docs/which-space.md;
+the others are those of common two-stage graphs. None was measured with real weights."""
 
 UPSCALED_SIDE = 4096
 LARGEST_GROWTH = 2.0

@@ -56,13 +56,14 @@ def draw(
         errors: their standard errors, of every model, or None.
     """
     columns = len(captions)
-    figure = Figure(figsize=(1.25 * columns + 0.8, 1.3 * len(rows) + 3.6), layout="constrained", dpi=130)
-    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.3 * len(rows) + 0.5, 2.9])[:, 0]
+    heights = 1.3 * len(rows) + 0.5, max(2.9, 0.22 * len(scores) + 0.7)
+    figure = Figure(figsize=(1.25 * columns + 0.8, sum(heights) + 0.2), layout="constrained", dpi=130)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_images(above.subplots(len(rows), columns, squeeze=False), captions, rows)
     plots = below.subplots(1, len(curves) + 1, squeeze=False)[0]
     for axes, curve in zip(plots, curves, strict=False):
         _draw_curves(axes, curve)
-    _draw_scores(plots[-1], scores, errors)
+    _draw_scores(plots[-1], scores, errors, 16 if curves else 60)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         figure.savefig(part, format="png")
@@ -97,8 +98,8 @@ def _draw_curves(axes: Axes, curves: Curves) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_scores(axes: Axes, scores: Mapping[str, float], errors: Mapping[str, float] | None) -> None:
-    names = [textwrap.fill(name, 16) for name in scores]
+def _draw_scores(axes: Axes, scores: Mapping[str, float], errors: Mapping[str, float] | None, width: int) -> None:
+    names = [textwrap.fill(name, width) for name in scores]
     widths = None if errors is None else [errors[name] for name in scores]
     bars = axes.barh(names, list(scores.values()), xerr=widths, color="tab:blue", ecolor="tab:gray", height=0.6)
     axes.bar_label(bars, [f"{value:.0%}" for value in scores.values()], fontsize=8, padding=2)

@@ -18,7 +18,7 @@ from ..benchmark.transfer_arms import FULL, Arm, world_recipe
 
 SIDE = 256
 VARIANT = "4k"
-STEPS, IMAGES, BATCH, LR = 2400, 2048, 8, 1e-3
+STEPS, IMAGES, BATCH, LR = 4500, 2048, 8, 1e-3
 
 
 def train_large(pixels: Path, world: TinyWorld, out: Path, steps: int) -> Path:

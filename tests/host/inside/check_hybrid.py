@@ -127,7 +127,7 @@ def check_hybrid_sampler_is_its_parts_bit_for_bit(
     assert [stage.space for stage in planned] == spaces.split() and [stage.size[1] for stage in planned] == sizes
     assert torch.equal(wired(loaded, planned, given.get("image"), given.get("mask")), image)
     if task == "fast":
-        assert "latents 64 x 64, noise 1.00 to 0.50, 6 steps; pixels 64 x 64, noise 0.50 to 0.00, 2 steps" in said[0]
+        assert "latents 64 x 64, noise 1.00 to 0.65, 5 steps; pixels 64 x 64, noise 0.65 to 0.00, 3 steps" in said[0]
         assert "16 evaluations in all" in said[0]
 
 
@@ -135,8 +135,8 @@ def check_the_core_makes_the_same_image(loaded: tuple[Models, Prompts]) -> None:
     words = tiny.load_words()
     models, _ = loaded
     stages = [
-        Stage(tiny.load_source(), "latent", (64, 64), 6, end=0.5, cfg=2.0),
-        Stage(delta.load_model(tiny.DELTA_PATH, tiny.SOURCE_PATH, dtype=torch.float32), "pixels", (64, 64), 2, cfg=2.0),
+        Stage(tiny.load_source(), "latent", (64, 64), 5, end=0.65, cfg=2.0),
+        Stage(delta.load_model(tiny.DELTA_PATH, tiny.SOURCE_PATH, dtype=torch.float32), "pixels", (64, 64), 3, cfg=2.0),
     ]
     wanted = hybrid.sample(
         stages, [words.encode(CAPTION)], seed=5, negative=[words.encode("")], codec=tiny.load_autoencoder()
