@@ -41,6 +41,8 @@ def test_values_arrive() -> None:
     ("values", "words"),
     [
         ({**SMALLEST, "training": {"learnign_rate_warmup": 1}}, "has no key 'learnign_rate_warmup'"),
+        ({**SMALLEST, "training": {"batch_size": 1}}, "[training] has no key 'batch_size': it belongs in [data]."),
+        ({**SMALLEST, "lr": 1e-4}, "the recipe has no key 'lr': it belongs in [training]."),
         ({**SMALLEST, "training": {"warmup_step": 1}}, "did you mean 'warmup_steps'?"),
         ({**SMALLEST, "trainin": {}}, "did you mean 'training'?"),
         ({**SMALLEST, "training": {"steps": 1.5}}, "steps must be a whole number, not 1.5"),

@@ -246,9 +246,19 @@ def _section(kind: type[_Section], values: Mapping[str, Any], where: str) -> _Se
 def _check_names(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     for name in values:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            advice = f"did you mean '{nearest[0]}'?" if nearest else f"its keys are {', '.join(known)}."
-            raise ValueError(f"{where} has no key '{name}': {advice}")
+            raise ValueError(f"{where} has no key '{name}': {_instead(name, known)}")
+
+
+def _instead(name: str, known: Mapping[str, Any]) -> str:
+    """What a key that is not among those known was probably meant to be."""
+    if sections := [f"[{section}]" for section, kind in typing.get_type_hints(Recipe).items() if _has(kind, name)]:
+        return f"it belongs in {' or '.join(sections)}."
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{nearest[0]}'?" if nearest else f"its keys are {', '.join(known)}."
+
+
+def _has(kind: Any, name: str) -> bool:
+    return dataclasses.is_dataclass(kind) and name in typing.get_type_hints(kind)
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
