@@ -19,6 +19,7 @@ from ..benchmark.transfer_arms import FULL, Arm, world_recipe
 SIDE = 256
 VARIANT = "4k"
 STEPS, IMAGES, BATCH, LR = 4500, 2048, 8, 1e-3
+HEAD_WIDTH = 0.5  # at a quarter, four channels at full resolution cannot tell noise from detail
 
 
 def train_large(pixels: Path, world: TinyWorld, out: Path, steps: int) -> Path:
@@ -61,7 +62,7 @@ def _recipe(world: TinyWorld, steps: int) -> Recipe:
     plain = world_recipe(world, "tiny")
     return dataclasses.replace(
         plain,
-        model=dataclasses.replace(plain.model, variant=VARIANT, init="scaled"),
+        model=dataclasses.replace(plain.model, variant=VARIANT, head_width=HEAD_WIDTH, init="scaled"),
         data=dataclasses.replace(plain.data, kind="renderings", images=IMAGES, batch_size=BATCH),
         training=dataclasses.replace(plain.training, steps=steps, lr=LR),
     )
