@@ -16,6 +16,7 @@ import pytest
 import tiny_checkpoints
 import torch
 
+from comfyui_l2p.l2p_core.device import accelerator
 from comfyui_l2p.l2p_core.memory.plan import plan
 from comfyui_l2p.train.benchmark import (
     gpu,
@@ -227,6 +228,13 @@ def test_a_part_whose_time_is_over_says_so(capsys: pytest.CaptureFixture[str]) -
 def test_the_ratio_is_measured_over_predicted() -> None:
     assert gpu_report.with_ratio({"beyond": 3, "predicted": 2})["ratio"] == 1.5
     assert "ratio" not in gpu_report.with_ratio({"predicted": 2})
+
+
+def test_without_a_gpu_the_large_model_is_not_measured_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "default_device", lambda: torch.device("cpu"))
+    with pytest.raises(ValueError, match="no GPU here, and the 6B model on a CPU takes hours.*--quick.*--device cpu"):
+        gpu.benchmark_gpu(tmp_path / "never", parts=["card"])
+    assert not (tmp_path / "never").exists()
 
 
 def test_mistakes(tmp_path: Path) -> None:

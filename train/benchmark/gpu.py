@@ -56,8 +56,8 @@ def benchmark_gpu(
         The results by each row's key.
 
     Raises:
-        ValueError: for an unknown part, a missing device, a file that is not a complete L2P model in plain precision,
-            or a folder with a report of something else or in use by another process.
+        ValueError: for an unknown part, a missing device, no GPU where none is named, a file that is not a complete
+            L2P model in plain precision, or a folder with a report of something else or in use by another process.
     """
     rows = [row.key for part in chosen(parts) for row in part.measurements]
     if device is not None:
@@ -66,6 +66,11 @@ def benchmark_gpu(
         checkpoint = open_checkpoint(model)
         check_exact(checkpoint, key_shapes(checkpoint.pixel_config()))
     FOLDER.check(output)
+    if device is None and not quick and accelerator.default_device().type == "cpu":
+        raise ValueError(
+            "There is no GPU here, and the 6B model on a CPU takes hours: check that the benchmark runs with --quick, "
+            "or measure the CPU all the same with --device cpu."
+        )
     about: dict[str, Any] = {
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="minutes"),
         "version": __version__,
