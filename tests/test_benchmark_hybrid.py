@@ -17,8 +17,10 @@ from comfyui_l2p.l2p_core.tiny import bundled, scenes, shapes
 from comfyui_l2p.l2p_core.tiny.scenes import captions as scene_captions
 from comfyui_l2p.l2p_core.tiny.scenes import rendering
 from comfyui_l2p.l2p_core.tiny.scenes.content import random_scenes
+from comfyui_l2p.l2p_core.tiny.worlds import WORLDS, rendered_scenes
 from comfyui_l2p.train.benchmark import hybrid, hybrid_rows
 from comfyui_l2p.train.benchmark.hybrid_worlds import open_world
+from comfyui_l2p.train.benchmark.patch_distance import patch_distance
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,16 @@ def test_the_second_world_takes_a_pixel_model_and_its_judge_counts_attributes(tm
     assert judged.whole > 0.8 and judged.distance < 0.6
     assert judged.attributes == world.judged(rendering.render(made, 256), texts).attributes
     assert {len(names) for names in judged.attributes} == {7}
+
+
+def test_the_distance_of_patches_sees_noise_and_lost_detail_but_not_other_places() -> None:
+    texts = WORLDS["scenes"].captions(16)
+    clean, others = rendered_scenes(texts, range(16)), rendered_scenes(texts, range(16, 32))
+    blurred = F.interpolate(F.avg_pool2d(others, 4), scale_factor=4.0, mode="bilinear")
+    noisy = others + 0.1 * torch.randn(others.shape, generator=torch.Generator().manual_seed(0))
+    assert patch_distance(clean, clean) == 0
+    near = patch_distance(others, clean)
+    assert patch_distance(blurred, clean) > 2 * near < patch_distance(noisy, clean)
 
 
 def test_a_model_for_large_images_has_larger_patches() -> None:
