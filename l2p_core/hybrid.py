@@ -49,14 +49,19 @@ def pixel_sigma(latent_sigma: float, shift: float = 1.0) -> float:
         raise ValueError(
             f"The space must change at a noise level from 0 to below 1, not {latent_sigma}: at 1 there is only noise."
         )
-    if not 0 < shift < math.inf:
-        raise ValueError(f"The shift between the spaces must be above 0, not {shift}; 1 keeps the noise level.")
+    _check_shift(shift)
     return shift * latent_sigma / (1 + (shift - 1) * latent_sigma)
 
 
 def latent_sigma(pixel_sigma_: float, shift: float = 1.0) -> float:
     """The inverse of `pixel_sigma`: the noise level at which latents continue from pixels."""
+    _check_shift(shift)
     return pixel_sigma(pixel_sigma_, 1 / shift)
+
+
+def _check_shift(shift: float) -> None:
+    if not 0 < shift < math.inf:
+        raise ValueError(f"The shift between the spaces must be above 0, not {shift}; 1 keeps the noise level.")
 
 
 def latents_to_pixels(latents: Tensor, sigma: float, noise: Tensor, codec: Codec) -> Tensor:
@@ -221,7 +226,7 @@ def sample(
     Args:
         stages: checked by `levels` before the first evaluation.
         captions: B captions that all models read, see `L2PModel.forward`.
-        seed: stage i, counted from 0, draws its noise with seed + i.
+        seed: stage i, counted from 0, draws its noise with seed + i, see `stage_seed`.
         negative: B captions for guidance.
         codec: the VAE, needed where a stage is latent.
         init: (B, 3, H, W) images in [-1, 1] to start from.
@@ -242,7 +247,7 @@ def sample(
     total, done = sum(stage.steps for stage in stages), 0
     state = _State(None, 0.0, init, "pixels")
     for index, (stage, (start, end)) in enumerate(zip(stages, plan, strict=True)):
-        noise = stage_noise(seed + index, len(captions), stage, codec).to(device)
+        noise = stage_noise(stage_seed(seed, index), len(captions), stage, codec).to(device)
         x, velocity = integrate(
             stage.model,
             _entered(stage, start, noise, state, codec),
@@ -261,6 +266,11 @@ def sample(
         x = codec.decode(x)
     check_finite(x, lambda: cause([item for stage in stages for item in weights_of(stage.model)]))
     return x.clamp(-1, 1)
+
+
+def stage_seed(seed: int, index: int) -> int:
+    """The seed of a stage's noise; after the largest that torch takes comes 0."""
+    return (seed + index) % 2**64
 
 
 def stage_noise(seed: int, batch: int, stage: Stage, codec: Codec | None = None) -> Tensor:

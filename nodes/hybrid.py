@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from ..l2p_core import flow
+from ..l2p_core.config import PIXEL_CHANNELS
 from ..l2p_core.growth import STILL_GOOD, grow, safe_sigma
 from ..l2p_core.hybrid import latent_sigma, pixel_sigma, resized
 from .model.dual import works_on_pixels
 from .model.limits import check_memory, check_pixels, image_bytes
 from .pixels import image_to_pixels, pixels_to_image
+from .sizes import check_sides
 
 HostLatent = dict[str, Any]
 
@@ -54,10 +56,15 @@ def latent_to_pixels(
         width, height: of the image, 0 for that of the latents.
 
     Raises:
-        ValueError: for a VAE of other latents, a model that is not L2P, or a noise level that cannot be handed over.
+        ValueError: for pixels in place of latents, a VAE of other latents, a model that is not L2P, a side of a few
+            pixels, or a noise level that cannot be handed over.
     """
     require_l2p(model)
-    check_vae(vae, denoised["samples"].shape[1])
+    check_sides(width, height, "the size of the latents' image")
+    channels = denoised["samples"].shape[1]
+    if channels == PIXEL_CHANNELS != getattr(vae, "latent_channels", channels):
+        raise ValueError("These are pixels already, not latents: continue with their model, or use Grow Pixels.")
+    check_vae(vae, channels)
     start = pixel_sigma(stopped_at(sigmas), shift)
     clean = image_to_pixels(images(vae.decode(denoised["samples"])))
     return _sized(clean, width, height, denoised), schedule(model, start, end, steps)

@@ -118,7 +118,8 @@ class HybridSampler(io.ComfyNode):
         image: io.Image.Type | None = None,
         mask: io.Mask.Type | None = None,
     ) -> io.NodeOutput:
-        from .hybrid_sampling import HybridSettings, Models, Prompts, sample_hybrid
+        from .hybrid_checks import HybridSettings, Models, Prompts
+        from .hybrid_sampling import sample_hybrid
 
         return io.NodeOutput(
             sample_hybrid(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -13,63 +12,28 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..l2p_core.hybrid import resized
+from ..l2p_core.hybrid import resized, stage_seed
 from ..l2p_core.sources import sampling_of
-from .hybrid import HostLatent, check_vae, grow_pixels, images, latent_to_pixels, require_l2p, schedule
+from .hybrid import HostLatent, grow_pixels, images, latent_to_pixels, schedule
+from .hybrid_checks import (
+    HybridSettings,
+    Models,
+    Prompts,
+    check_latents,
+    check_models,
+    check_prompts,
+    check_room,
+    check_settings,
+    far_from_trained_stage,
+)
 from .hybrid_tasks import Asked, PlannedStage, in_words, stages
-from .model.dual import works_on_pixels
-from .model.limits import check_memory
-from .options import FROM_MODEL, steps_problem
+from .options import FROM_MODEL
 from .pixels import image_to_pixels, keep_unmasked, pixels_to_image
 from .previews import Previews
 from .sizes import own_side
 
 LATENT_STEPS, LATENT_CFG = 30, 4.0
 """Settings for a latent source that states none: those that Z-Image was published with."""
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models; each may be missing. `large` samples sizes above those that `pixels` was trained at."""
-
-    latent: Any = None
-    vae: Any = None
-    pixels: Any = None
-    large: Any = None
-
-    def of(self, stage: PlannedStage) -> Any:
-        if stage.space == "latent":
-            return self.latent
-        return self.large if stage.large else self.pixels
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Conditionings; the latent model's own are None where both models read the same."""
-
-    positive: Any
-    negative: Any
-    latent_positive: Any = None
-    latent_negative: Any = None
-
-    def of(self, stage: PlannedStage) -> tuple[Any, Any]:
-        if stage.space == "pixels":
-            return self.positive, self.negative
-        return self.latent_positive or self.positive, self.latent_negative or self.negative
-
-
-@dataclass(frozen=True)
-class HybridSettings:
-    """How to sample; steps and cfg may be FROM_MODEL, the switch None for the task's own."""
-
-    seed: int
-    steps: int = FROM_MODEL
-    cfg: float = FROM_MODEL
-    latent_steps: int = FROM_MODEL
-    latent_cfg: float = FROM_MODEL
-    switch: float | None = None
-    shift: float = 1.0
-    sampler: str = "euler"
 
 
 def sample_hybrid(
@@ -86,32 +50,43 @@ def sample_hybrid(
 ) -> Tensor:
     """An IMAGE (B, H, W, 3) in [0, 1], made by the stages that `hybrid_tasks` plans.
 
-    Stage i, counted from 0, draws its noise with seed + i.
+    Stage i, counted from 0, draws its noise with seed + i, see `stage_seed`.
 
     Raises:
         ValueError: for models, prompts, images or a size that do not fit the task or each other.
     """
-    problem = steps_problem(settings.steps) or steps_problem(settings.latent_steps)
-    if problem:
-        raise ValueError(problem)
-    _check_models(models)
+    check_settings(settings, width, height)
+    check_models(models)
     planned = stages(_asked(task, models, settings, (height, width), image, mask))
-    _check_prompts(models, prompts, planned)
-    batch = 1 if image is None else image.shape[0]
-    for stage in planned:
-        if stage.space == "pixels":
-            check_memory(models.of(stage), batch, *stage.size)
+    check_latents(models, planned)
+    check_prompts(models, prompts, planned)
+    check_room(models, planned, 1 if image is None else image.shape[0])
     cfgs = [_cfg(stage, models, settings) for stage in planned]
-    tell(f"Plan: {in_words(planned, cfgs)}")
+    far = far_from_trained_stage(models, planned)
+    tell(_joined(f"Plan: {in_words(planned, cfgs)}", far))
     run = _Run(models, prompts, settings, sum(stage.steps for stage in planned), image, mask)
     for number, (stage, cfg) in enumerate(zip(planned, cfgs, strict=True)):
-        run.sample(stage, cfg, settings.seed + number)
-    tell(f"Done: {in_words(planned, cfgs)}")
+        run.sample(stage, cfg, stage_seed(settings.seed, number))
+    tell(_joined(f"Done: {in_words(planned, cfgs, run.evaluations)}", far, *run.late))
     if planned[-1].space == "latent":
         decoded = image_to_pixels(images(models.vae.decode(run.output["samples"])))
         return pixels_to_image({"samples": resized(decoded["samples"], planned[-1].size)})
     result = pixels_to_image(run.output)
     return result if image is None or mask is None else keep_unmasked(result, image, mask)
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
+
+
+class _Guider(comfy.samplers.CFGGuider):
+    """The host's guidance, which counts: some samplers evaluate the model more than once a step."""
+
+    evaluations = 0
+
+    def predict_noise(self, *given: Any, **named: Any) -> Any:
+        self.evaluations += 1 if self.cfg == 1.0 else 2
+        return super().predict_noise(*given, **named)
 
 
 class _Run:
@@ -129,6 +104,8 @@ class _Run:
         self.models, self.prompts, self.settings = models, prompts, settings
         self.image, self.mask = image, mask
         self.output: HostLatent = {}
+        self.evaluations = 0
+        self.late: list[str] = []
         self._denoised: HostLatent = {}
         self._sigmas = torch.empty(0)
         self._done, self._steps = 0, steps
@@ -141,7 +118,7 @@ class _Run:
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         # A grown image is noisy already.
         noise = torch.zeros_like(samples) if stage.begins == "growth" else comfy.sample.prepare_noise(samples, seed)
-        guider = comfy.samplers.CFGGuider(model)
+        guider = _Guider(model)
         guider.set_conds(*self.prompts.of(stage))
         guider.set_cfg(cfg)
         clean: dict[str, Tensor] = {}
@@ -160,6 +137,7 @@ class _Run:
         self._denoised = {"samples": model.model.process_latent_out(clean["x0"].cpu()), **kept}
         self._sigmas = sigmas
         self._done += stage.steps
+        self.evaluations += guider.evaluations
 
     def _entered(self, stage: PlannedStage, model: Any, seed: int) -> tuple[HostLatent, Tensor]:
         height, width = stage.size
@@ -176,7 +154,7 @@ class _Run:
                 height=height,
             )
         if stage.begins == "growth":
-            grown, sigmas, _ = grow_pixels(
+            grown, sigmas, late = grow_pixels(
                 self.output,
                 self._sigmas,
                 model,
@@ -186,6 +164,7 @@ class _Run:
                 end=stage.end,
                 seed=seed,
             )
+            self.late += [late]
             return grown, sigmas
         sigmas = schedule(model, stage.start, stage.end, stage.steps)
         if stage.begins == "image":
@@ -251,32 +230,3 @@ def _cfg(stage: PlannedStage, models: Models, settings: HybridSettings) -> float
     if stage.space == "latent":
         return LATENT_CFG if settings.latent_cfg == FROM_MODEL else settings.latent_cfg
     return sampling_of(models.of(stage).model.l2p).cfg if settings.cfg == FROM_MODEL else settings.cfg
-
-
-def _check_models(models: Models) -> None:
-    for model in (models.pixels, models.large):
-        if model is not None:
-            require_l2p(model)
-    if models.latent is None:
-        return
-    if works_on_pixels(models.latent):
-        raise ValueError("The latent model is an L2P pixel model: connect it as pixel_model, and its source here.")
-    if models.vae is None:
-        raise ValueError("A latent model needs its VAE: connect it, or disconnect the latent model.")
-    check_vae(models.vae, models.latent.get_model_object("latent_format").latent_channels)
-
-
-def _check_prompts(models: Models, prompts: Prompts, planned: list[PlannedStage]) -> None:
-    """Raises ValueError if the latent model cannot read the prompts; a pixel model's are checked when it samples."""
-    latents = [stage for stage in planned if stage.space == "latent"]
-    if not latents:
-        return
-    width = models.latent.model.model_config.unet_config.get("cap_feat_dim")
-    for conditioning in prompts.of(latents[0]):
-        given = conditioning[0][0].shape[-1] if conditioning else width
-        if width is not None and given != width:
-            raise ValueError(
-                f"The prompt has {given} values per token, and the latent model takes {width}: the two models have "
-                "different text encoders. Connect prompts of the latent model's CLIP as latent_positive and "
-                "latent_negative."
-            )

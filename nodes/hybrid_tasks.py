@@ -23,6 +23,10 @@ where images were nearer to clean renderings than those of pixels alone in both 
 the others are those of common two-stage graphs. None was measured with real weights."""
 
 UPSCALED_SIDE = 4096
+_DECIMALS = 4
+_GRID = 10**_DECIMALS
+"""Levels of growth are those that can be typed into the parts, which then make the same image."""
+
 LARGEST_GROWTH = 2.0
 """Growing to more than twice the side at once leaves a veil (SPEED)."""
 
@@ -85,18 +89,28 @@ def stages(asked: Asked) -> list[PlannedStage]:
     return _with_steps(_PLANS[task](asked), asked)
 
 
-def in_words(planned: Sequence[PlannedStage], cfgs: Sequence[float]) -> str:
-    """Describe the stages for the node: their models, sizes, noise levels and evaluations."""
+def in_words(planned: Sequence[PlannedStage], cfgs: Sequence[float], evaluations: int | None = None) -> str:
+    """Describe the stages for the node: their models, sizes, noise levels and evaluations.
+
+    Args:
+        evaluations: as counted; without it, one each step and two with guidance, as most samplers take.
+    """
     said, total = [], 0
     for stage, cfg in zip(planned, cfgs, strict=True):
-        evaluations = stage.steps * (1 if cfg == 1.0 else 2)
-        total += evaluations
+        total += stage.steps * (1 if cfg == 1.0 else 2)
         height, width = stage.size
+        space = "latents" if stage.space == "latent" else "pixels"
         said.append(
-            f"{'latents' if stage.space == 'latent' else 'pixels'} {width} x {height}, noise {stage.start:.2f} to "
-            f"{stage.end:.2f}, {counted(stage.steps, 'step')}"
+            f"{space} {width} x {height}, noise {_written(stage.start)} to {_written(stage.end)}, "
+            f"{counted(stage.steps, 'step')}"
         )
-    return f"{'; '.join(said)}. {counted(total, 'evaluation')} in all."
+    return f"{'; '.join(said)}. {counted(total if evaluations is None else evaluations, 'evaluation')} in all."
+
+
+def _written(level: float) -> str:
+    """A noise level with two decimals, or all that the inputs of the parts take."""
+    whole = f"{level:.{_DECIMALS}f}"
+    return whole[:4] + whole[4:].rstrip("0")
 
 
 def _automatic(asked: Asked) -> str:
@@ -114,17 +128,23 @@ def _check(task: str, asked: Asked) -> None:
     if not (asked.latent or asked.pixels):
         raise ValueError("No model is connected: connect a latent model with its VAE, an L2P model, or both.")
     if task not in ("fast", "custom") and not asked.pixels:
-        raise ValueError(f"The task {task} needs an L2P pixel model: connect one, or choose fast.")
-    if task in ("edit", "restore", "upscale") and not asked.image:
+        instead = "" if task in _OF_IMAGES else ", or choose fast"
+        raise ValueError(f"The task {task} needs an L2P pixel model: connect one{instead}.")
+    if task in _OF_IMAGES and not asked.image:
         raise ValueError(f"The task {task} needs an image: connect one.")
-    if task not in ("edit", "restore", "upscale") and asked.image:
+    if task not in _OF_IMAGES and asked.image:
         raise ValueError(
             f"The task {task} starts from noise: disconnect the image, or choose edit, restore or upscale."
         )
     if task == "edit" and not asked.mask:
         raise ValueError("The task edit needs a mask of what may change: connect one, or choose restore.")
+    if asked.mask and not asked.image:
+        raise ValueError("A mask needs the image to repaint: connect it, or disconnect the mask.")
     if task != "edit" and asked.mask:
-        raise ValueError(f"The task {task} changes the whole image and cannot keep a mask's: choose edit.")
+        raise ValueError(
+            f"The task {task} changes the whole image and cannot keep a mask's unpainted part: choose edit, or "
+            "disconnect the mask."
+        )
     if task == "custom" and not (asked.latent and asked.pixels):
         raise ValueError("The task custom switches from a latent model to a pixel model: connect both.")
     if task in ("edit", "restore") and asked.size not in ((0, 0), asked.image):
@@ -146,6 +166,8 @@ def _fast(asked: Asked) -> list[PlannedStage]:
 
 def _switched(asked: Asked, size: Size) -> list[PlannedStage]:
     switch = SWITCH if asked.switch is None else asked.switch
+    if not 0 < switch < 1:
+        raise ValueError(f"switch is {switch:g}: use a noise level above 0 and below 1, or -1 for the task's own.")
     return [
         PlannedStage("latent", size, "noise", 1.0, switch),
         PlannedStage("pixels", size, "space", pixel_sigma(switch, asked.shift), 0.0),
@@ -180,8 +202,9 @@ def _grown(planned: list[PlannedStage], target: Size, asked: Asked) -> list[Plan
     for left in range(times - 1, -1, -1):
         before = planned[-1]
         size = target if left == 0 else _scaled(target, ratio ** (-left / times))
-        # Where the image is grown already before its level is safe, it grows at once.
-        leave = min(safe_sigma(before.size, size, delta=delta), before.start * 0.999)
+        safe = math.ceil(safe_sigma(before.size, size, delta=delta) * _GRID) / _GRID
+        # Where the noise is below the safe level already, the image grows at once.
+        leave = safe if safe < before.start else math.floor(before.start * 0.999 * _GRID) / _GRID or before.start / 2
         planned[-1] = replace(before, end=leave)
         level = grown_sigma(leave, before.size, size)
         planned.append(PlannedStage("pixels", size, "growth", level, 0.0, large=_suits_large(size, asked)))
@@ -216,6 +239,8 @@ def _upscale(asked: Asked) -> list[PlannedStage]:
 
 def _from_image(size: Size, level: float, asked: Asked) -> PlannedStage:
     start = level if asked.switch is None else asked.switch
+    if not 0 < start <= 1:
+        raise ValueError(f"switch is {start:g}: use a noise level above 0 and up to 1, or -1 for the task's own.")
     return PlannedStage("pixels", size, "image", start, 0.0, large=_suits_large(size, asked))
 
 
@@ -224,6 +249,7 @@ def _suits_large(size: Size, asked: Asked) -> bool:
     return bool(asked.large_own) and _area(size) > asked.own * asked.large_own
 
 
+_OF_IMAGES = ("edit", "restore", "upscale")
 _PLANS: dict[str, Callable[[Asked], list[PlannedStage]]] = {
     "fast": _fast,
     "detail": _detail,

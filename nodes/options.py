@@ -60,8 +60,15 @@ ASPECTS: dict[str, tuple[int, int]] = {
 """Width to height; the area is the model's own."""
 
 
-def steps_problem(steps: int) -> str | None:
-    """The problem with a number of steps as a sentence; None if there is none."""
+def steps_problem(steps: int, name: str = "steps") -> str | None:
+    """The problem with the number of steps of an input as a sentence; None if there is none."""
     if steps >= 1 or steps == FROM_MODEL:
         return None
-    return f"steps is {steps}: use 1 or more, or {FROM_MODEL} for the model's published value."
+    return f"{name} is {steps}: use 1 or more, or {FROM_MODEL} for the model's published value."
+
+
+def cfg_problem(cfg: float, name: str = "cfg") -> str | None:
+    """The problem with the guidance of an input as a sentence; None if there is none."""
+    if cfg >= 0 or cfg == FROM_MODEL:
+        return None
+    return f"{name} is {cfg}: use 0 or more, or {FROM_MODEL} for the model's published value."

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..l2p_core.files.units import counted
 from ..l2p_core.hybrid import resized
 from ..l2p_core.ops.finite import check_finite
 from .model.limits import check_canvas
@@ -92,5 +93,6 @@ def check_mask(mask: Tensor, image: Tensor) -> None:
         )
     if mask.ndim > 2 and mask.shape[0] not in (1, image.shape[0]):
         raise ValueError(
-            f"There are {mask.shape[0]} masks for {image.shape[0]} images: give one mask, or one for each image."
+            f"There are {mask.shape[0]} masks for {counted(image.shape[0], 'image')}: give one mask, or one for each "
+            "image."
         )

@@ -18,7 +18,7 @@ from ..l2p_core.ops.finite import check_finite
 from ..l2p_core.sources import sampling_of
 from .model.dual import works_on_pixels
 from .model.limits import check_memory
-from .options import AS_TYPED, FROM_MODEL, PUBLISHED, UNTRAINED, steps_problem
+from .options import AS_TYPED, FROM_MODEL, PUBLISHED, UNTRAINED, cfg_problem, steps_problem
 from .pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
 from .previews import StepPreviews
 from .sizes import OWN_SIZE, chosen_size, far_from_trained
@@ -61,11 +61,9 @@ def sample_image(
             denoise below 1 without an image, or a size that the device's memory cannot hold.
     """
     published = published_settings(model)
-    problem = steps_problem(settings.steps)
+    problem = steps_problem(settings.steps) or cfg_problem(settings.cfg)
     if problem:
         raise ValueError(problem)
-    if settings.cfg < 0 and settings.cfg != FROM_MODEL:
-        raise ValueError(f"cfg is {settings.cfg}: use 0 or more, or {FROM_MODEL} for the model's published value.")
     if image is None:
         if mask is not None:
             raise ValueError("A mask needs an image to inpaint: connect one, or disconnect the mask.")

@@ -47,12 +47,15 @@ def chosen_size(config: PixelConfig | None, width: int, height: int, aspect: str
         multiple = config.patch_size if config else MIN_SIDE
         scale = side / math.sqrt(across * down)
         return _rounded(across * scale, multiple), _rounded(down * scale, multiple)
+    check_sides(width, height, "the model's own size")
+    return width or side, height or side
+
+
+def check_sides(width: int, height: int, of_zero: str) -> None:
+    """Raises ValueError for sides of a few pixels; `of_zero` is what 0 stands for."""
     for name, value in (("width", width), ("height", height)):
         if value != OF_MODEL and value < MIN_SIDE:
-            raise ValueError(
-                f"The {name} is {value}: use {MIN_SIDE} pixels or more, or {OF_MODEL} for the model's own size."
-            )
-    return width or side, height or side
+            raise ValueError(f"The {name} is {value}: use {MIN_SIDE} pixels or more, or {OF_MODEL} for {of_zero}.")
 
 
 def far_from_trained(config: PixelConfig, width: int, height: int) -> str:

@@ -56,7 +56,8 @@ ORDER = {
         ("model",),
         ("pixels", "previews", "clip_captions", "clip_writer", "hybrid_tasks", "file_node"),
         ("sampling", "image_loading", "saving", "synthesis", "training", "evaluation", "hybrid"),
-        ("comparison", "hybrid_sampling"),
+        ("comparison", "hybrid_checks"),
+        ("hybrid_sampling",),
         (
             "compare_node",
             "convert_nodes",

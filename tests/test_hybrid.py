@@ -62,6 +62,19 @@ def test_levels_map_there_and_back(shift: float) -> None:
     assert hybrid.pixel_sigma(0.5, 3.0) == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize("shift", [0.0, -2.0, float("inf"), float("nan")])
+def test_a_shift_is_refused_as_it_was_given(shift: float) -> None:
+    for mapped in (hybrid.pixel_sigma, hybrid.latent_sigma):
+        with pytest.raises(ValueError, match=f"must be above 0, not {shift};"):
+            mapped(0.5, shift)
+
+
+def test_stages_after_the_one_of_the_largest_seed_have_noise() -> None:
+    image = hybrid.sample(stages(), [torch.zeros(1, 8)] * 2, codec=Halving(), seed=2**64 - 1)
+    assert torch.isfinite(image).all()
+    assert hybrid.stage_seed(2**64 - 1, 1) == 0 and hybrid.stage_seed(5, 1) == 6
+
+
 def test_a_handed_over_image_has_the_level_and_the_noise_it_states() -> None:
     noise = torch.randn(2, 3, 16, 16)
     pixels = hybrid.latents_to_pixels(Halving().encode(IMAGE), 0.7, noise, Halving())

@@ -15,7 +15,7 @@ from comfyui_l2p.l2p_core.run.metrics import RunMetrics
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = (ROOT / "web" / "words.js").read_text(encoding="utf-8")
 NAMES = re.compile(
-    r"\b(L2P|KSampler|LATENT|VAE|GB|CPU|GPU|TensorBoard|NVIDIA H100|other|cfg|euler|simple|sigma|x|\dk|10k|"
+    r"\b(L2P|KSampler|LATENT|VAE|GB|CPU|GPU|TensorBoard|NVIDIA H100|other|cfg|euler|simple|sigma|x|\dk|10k|large_model|"
     r"report\.html|\w+\.safetensors)\b"
 )
 """Latin words that stay in a Chinese sentence."""
@@ -108,6 +108,9 @@ FIXED = [
     "Plan: latents 64 x 64, noise 1.00 to 0.50, 20 steps; pixels 96 x 64, noise 0.50 to 0.00, 1 step. 41 evaluations "
     "in all.",
     "Done: pixels 1024 x 1024, noise 1.00 to 0.00, 30 steps. 60 evaluations in all.",
+    "Done: pixels 150 x 150, noise 0.4132 to 0.00, 3 steps. 6 evaluations in all. 150 x 150 is much larger than the "
+    "64 x 64 pixels that this model was trained at: the image may come out wrong. Connect a model for larger images as "
+    "large_model.",
     "Growing to 2048 x 2048 at noise level 0.31: below 0.53 the image may lack fine detail.",
     "39% of the latent model's weights are shared.",
     "Values from -0.0210 to 1.0021; 0.52% lie beyond black (0) and white (1).",

@@ -127,6 +127,7 @@ const CHINESE = [
     "$1 与该模型训练时的 $2 像素相差很大",
   ],
   ["the image may come out wrong", "图像可能出错"],
+  ["Connect a model for larger images as large_model", "请将适合更大图像的模型连接到 large_model"],
   ["Width and height 0 take the model's own size", "宽和高设为 0 即采用模型自己的尺寸"],
   [
     "These are the pixels of an L2P model, not a latent: use Pixels to Image in place of VAE Decode",

@@ -32,18 +32,22 @@ def idct(coefficients: Tensor) -> Tensor:
     return x
 
 
-def resize_band(plane: Tensor, height: int, width: int) -> Tensor:
+def resize_band(plane: Tensor, height: int, width: int, out: Tensor | None = None) -> Tensor:
     """Resize a plane (h, w) and keep its low frequencies, orthonormally: higher ones are cut, or zero. Enlarging and
     then reducing restores the plane; reducing keeps white noise white.
+
+    Args:
+        out: (height, width), where the result goes; at the plane's own size and without it, the plane is returned.
     """
-    return _along_last(_along_last(plane, width).T, height).T
+    return _along_last(_along_last(plane, width).T, height, None if out is None else out.T).T
 
 
-def _along_last(plane: Tensor, size: int) -> Tensor:
+def _along_last(plane: Tensor, size: int, out: Tensor | None = None) -> Tensor:
     rows, n = plane.shape
     if n == size:
-        return plane
-    out = plane.new_empty((rows, size))
+        return plane if out is None else out.copy_(plane)
+    if out is None:
+        out = plane.new_empty((rows, size))
     at_once = max(1, ELEMENTS_AT_ONCE // max(n, size))
     for start in range(0, rows, at_once):
         kept = dct(plane[start : start + at_once])[:, :size]

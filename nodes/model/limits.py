@@ -36,8 +36,11 @@ def check_canvas(batch: int, height: int, width: int) -> None:
         )
 
 
-def check_memory(model: Any, batch: int, height: int, width: int) -> None:
+def check_memory(model: Any, batch: int, height: int, width: int, instead: str = "") -> None:
     """Refuse a size at which a sampling step cannot fit into memory.
+
+    Args:
+        instead: advice after the usual, such as ", or ...".
 
     Raises:
         ValueError: naming the size, the memory needed and the memory available.
@@ -53,7 +56,7 @@ def check_memory(model: Any, batch: int, height: int, width: int) -> None:
     if needed > there:
         raise ValueError(
             f"{batch} image(s) of {width}x{height} need about {needed / GIB:.0f} GiB for one step, but there are "
-            f"{there / GIB:.0f} GiB: choose a smaller size or batch, or a smaller head tile in L2P Loader."
+            f"{there / GIB:.0f} GiB: choose a smaller size or batch, or a smaller head tile in L2P Loader{instead}."
         )
 
 

@@ -25,7 +25,8 @@ from comfyui_l2p.l2p_core import delta, tiny
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.deltas.delta_on_base import open_merged
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
-from comfyui_l2p.nodes.hybrid_sampling import HybridSettings, Models, Prompts, sample_hybrid
+from comfyui_l2p.nodes.hybrid_checks import HybridSettings, Models, Prompts
+from comfyui_l2p.nodes.hybrid_sampling import sample_hybrid
 from comfyui_l2p.nodes.model.demo import load_demo
 from comfyui_l2p.nodes.model.demo_source import load_demo_source
 from comfyui_l2p.nodes.model.dual_loading import load_dual

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,10 +21,12 @@ from comfyui_l2p.l2p_core.tiny import judge
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
 from comfyui_l2p.nodes import hybrid_sampling
 from comfyui_l2p.nodes.hybrid import grow_pixels, latent_to_pixels, pixels_to_latent, schedule
-from comfyui_l2p.nodes.hybrid_sampling import HybridSettings, Models, Prompts, sample_hybrid
+from comfyui_l2p.nodes.hybrid_checks import HybridSettings, Models, Prompts
+from comfyui_l2p.nodes.hybrid_sampling import sample_hybrid
 from comfyui_l2p.nodes.hybrid_tasks import Asked, PlannedStage, stages
 from comfyui_l2p.nodes.model.demo import load_demo
 from comfyui_l2p.nodes.model.demo_source import load_demo_source
+from comfyui_l2p.nodes.model.dual_loading import load_dual
 from comfyui_l2p.nodes.pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
 
 CAPTION = evaluation_captions(1)[0]
@@ -269,8 +273,19 @@ def check_either_model_may_be_left_out(loaded: tuple[Models, Prompts]) -> None:
         ("upscale", {"image": torch.ones(1, 64, 64, 3), "width": 32, "height": 32}, "smaller than the image"),
         ("upscale", {"image": torch.ones(1, 64, 64, 3), "width": 96, "height": 128}, "would stretch the image"),
         ("restore", {"image": torch.ones(1, 64, 64, 3), "width": 96}, "keeps the image's size, 64 x 64"),
-        ("fast", {"switch": 1.0}, "The space must change at a noise level from 0 to below 1"),
-        ("fast", {"steps": 0}, "steps is 0"),
+        ("fast", {"switch": 1.0}, "switch is 1: use a noise level above 0 and below 1, or -1"),
+        ("large", {"switch": 0.0}, "switch is 0: use a noise level above 0 and below 1, or -1"),
+        (
+            "restore",
+            {"image": torch.ones(1, 64, 64, 3), "switch": 0.0},
+            "switch is 0: use a noise level above 0 and up",
+        ),
+        ("fast", {"steps": 0}, "^steps is 0"),
+        ("fast", {"latent_steps": 0}, "^latent_steps is 0"),
+        ("fast", {"cfg": -0.5}, "^cfg is -0.5: use 0 or more"),
+        ("detail", {"latent_cfg": -0.5}, "^latent_cfg is -0.5: use 0 or more"),
+        ("fast", {"width": 15}, "The width is 15: use 16 pixels or more"),
+        ("fast", {"mask": torch.ones(1, 64, 64)}, "A mask needs the image to repaint"),
     ],
 )
 def check_what_does_not_fit_is_a_sentence(
@@ -278,6 +293,91 @@ def check_what_does_not_fit_is_a_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         run(loaded, task, **changed)
+
+
+def check_a_model_is_named_where_it_helps(loaded: tuple[Models, Prompts]) -> None:
+    latents = Models(loaded[0].latent, loaded[0].vae)
+    with pytest.raises(ValueError, match="connect one, or choose fast"):
+        run(loaded, "detail", models=latents)
+    with pytest.raises(ValueError, match=r"restore needs an L2P pixel model: connect one\.$"):
+        run(loaded, "restore", models=latents, image=IMAGE)
+
+
+def check_nothing_is_sampled_before_all_prompts_are_checked(
+    loaded: tuple[Models, Prompts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, prompts = loaded
+    monkeypatch.setattr(comfy.samplers.CFGGuider, "sample", None)
+    other = [[torch.zeros(1, 4, 7), {}]]
+    for_latents = replace(prompts, positive=other, latent_positive=prompts.positive)
+    with pytest.raises(ValueError, match="another text encoder than this model's: it has 7"):
+        run((models, for_latents), "fast")
+    pair = load_dual(str(tiny.SOURCE_PATH), str(tiny.DELTA_PATH))
+    for latent in (models.latent, pair[0]):
+        with pytest.raises(ValueError, match="latent model takes 64: .* as latent_positive"):
+            run((replace(models, latent=latent), replace(prompts, latent_positive=other)), "fast")
+
+
+@pytest.mark.parametrize("task", ["detail", "edit", "restore", "upscale"])
+def check_pixels_alone_need_no_vae(loaded: tuple[Models, Prompts], task: str) -> None:
+    """With L2P Dual Loader a latent model is connected in any case."""
+    given: dict[str, Any] = {} if task == "detail" else {"image": IMAGE, "mask": MASK if task == "edit" else None}
+    given |= {"width": 80, "height": 80} if task == "upscale" else {}
+    alone = run(loaded, task, models=Models(pixels=loaded[0].pixels), **given)
+    assert torch.equal(run(loaded, task, models=replace(loaded[0], vae=None), **given), alone)
+
+
+@pytest.mark.parametrize(("cfg", "sampler", "evaluations"), [(2.0, "heun", 30), (1.0, "heun", 15), (2.0, "euler", 16)])
+def check_evaluations_are_those_of_the_sampler(
+    loaded: tuple[Models, Prompts], cfg: float, sampler: str, evaluations: int
+) -> None:
+    """Heun's method evaluates the model twice a step, but for a last step to noise 0."""
+    said: list[str] = []
+    run(loaded, "fast", said, cfg=cfg, latent_cfg=cfg, sampler=sampler)
+    assert said[-1].endswith(f"{evaluations} evaluations in all.")
+
+
+def check_after_the_largest_seed_comes_0(loaded: tuple[Models, Prompts]) -> None:
+    assert not torch.equal(run(loaded, "fast", seed=2**64 - 1), run(loaded, "fast", seed=2**64 - 2))
+
+
+def check_levels_of_growth_can_be_typed_as_they_are_said(loaded: tuple[Models, Prompts]) -> None:
+    """With the decimals of the parts' inputs."""
+    said: list[str] = []
+    run(loaded, "large", said, width=150, height=150)
+    for level in re.findall(r" to (0\.\d+)", said[0]):
+        assert len(level) <= 6
+    for task in (asked("large", size=(5000, 3000)), asked("large", latent=True, switch=0.01)):
+        for stage in stages(task)[:-1]:
+            assert stage.end == float(f"{stage.end:.4f}") and stage.end < stage.start
+
+
+def check_growth_that_comes_too_late_is_said(loaded: tuple[Models, Prompts]) -> None:
+    said: list[str] = []
+    run(loaded, "large", said, switch=0.2)
+    assert "Growing to 128 x 128 at noise level 0.20: below 0.33 the image may lack fine detail." in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "words"),
+    [
+        ("detail", {"width": 64, "height": 64}, ""),
+        ("detail", {"width": 120, "height": 136}, ""),
+        ("detail", {"width": 256, "height": 280}, "256 x 280 is much larger than the 64 x 64 pixels"),
+        ("fast", {"width": 130, "height": 130}, "130 x 130 is much larger than the 64 x 64 pixels"),
+        ("edit", {"image": torch.ones(1, 140, 140, 3), "mask": torch.ones(1, 140, 140)}, "140 x 140 is much larger"),
+        ("restore", {"image": torch.ones(1, 140, 140, 3)}, ""),
+        ("large", {}, ""),
+        ("large", {"width": 150, "height": 150}, "150 x 150 is much larger .* as large_model"),
+    ],
+)
+def check_sizes_far_from_the_models_own_are_said(
+    loaded: tuple[Models, Prompts], task: str, given: dict[str, Any], words: str
+) -> None:
+    said: list[str] = []
+    run(loaded, task, said, steps=1, latent_steps=1, **given)
+    for text in said:
+        assert re.search(words, text) if words else text.endswith("in all.")
 
 
 def check_models_that_do_not_fit_are_named(loaded: tuple[Models, Prompts]) -> None:
@@ -304,6 +404,18 @@ def check_models_that_do_not_fit_are_named(loaded: tuple[Models, Prompts]) -> No
         )
     with pytest.raises(ValueError, match="This VAE's latents have 4 channels and the model's 16"):
         run((Models(models.latent, SimpleNamespace(latent_channels=4), models.pixels), prompts), "fast")
+    with pytest.raises(ValueError, match="These are pixels already, not latents"):
+        latent_to_pixels(
+            empty_pixels(64, 64, 1),
+            models.vae,
+            torch.tensor([1.0, 0.5]),
+            models.pixels,
+            shift=1.0,
+            steps=2,
+            end=0.0,
+            width=0,
+            height=0,
+        )
     with pytest.raises(ValueError, match="must fall between 1 and 0"):
         schedule(models.pixels, 0.3, 0.5, 5)
     other = Prompts([[torch.zeros(1, 4, 7), {}]], prompts.negative)
