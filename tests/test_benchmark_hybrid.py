@@ -16,7 +16,7 @@ from comfyui_l2p.l2p_core.hybrid import levels
 from comfyui_l2p.l2p_core.tiny import bundled, scenes, shapes
 from comfyui_l2p.l2p_core.tiny.scenes import captions as scene_captions
 from comfyui_l2p.l2p_core.tiny.scenes import rendering
-from comfyui_l2p.l2p_core.tiny.scenes.content import random_scenes
+from comfyui_l2p.l2p_core.tiny.scenes.content import COLOURS, RELATIONS, random_scenes
 from comfyui_l2p.l2p_core.tiny.worlds import WORLDS, rendered_scenes
 from comfyui_l2p.train.benchmark import hybrid, hybrid_rows
 from comfyui_l2p.train.benchmark.hybrid_worlds import open_world
@@ -61,6 +61,7 @@ def test_shapes_are_judged_at_any_size() -> None:
         judged = world.judged(images, texts)
         assert judged.whole == 1 and judged.distance < (0.1 if factor < 1 else 0.02)
         assert judged.attributes == [(one.shape, one.colour, one.place, one.background) for one in wanted]
+        assert judged.layout == [(one.colour, one.place, one.background) for one in wanted]
 
 
 def test_the_second_world_takes_a_pixel_model_and_its_judge_counts_attributes(tmp_path: Path) -> None:
@@ -76,6 +77,8 @@ def test_the_second_world_takes_a_pixel_model_and_its_judge_counts_attributes(tm
     assert judged.whole > 0.8 and judged.distance < 0.6
     assert judged.attributes == world.judged(rendering.render(made, 256), texts).attributes
     assert {len(names) for names in judged.attributes} == {7}
+    for names, layout in zip(judged.attributes, judged.layout, strict=True):
+        assert set(layout) <= {*COLOURS, *RELATIONS} and set(layout) == set(names) & {*COLOURS, *RELATIONS}
 
 
 def test_the_distance_of_patches_sees_noise_and_lost_detail_but_not_other_places() -> None:
@@ -110,7 +113,13 @@ def test_the_benchmark_keeps_what_is_measured(
     assert all(0 <= kept <= 1 for kept in results[names[2]]["kept"]) and math.isnan(results[names[0]]["kept"][0])
     (kept,) = tmp_path.glob("shapes-*-pixels-only--6-steps-1-1.json")
     capsys.readouterr()
-    kept.write_text(json.dumps({"whole": 0.0, "distance": 1.0, "seconds": 1.0, "kept": math.nan}))
+    values = {"whole": 0.0, "distance": 1.0, "seconds": 1.0, "kept": math.nan, "kept_layout": math.nan}
+    kept.write_text(json.dumps(values))
     hybrid.benchmark_hybrid(tmp_path, captions=1, seeds=2)
     assert "50.0% ± 50.0" in (tmp_path / "results.md").read_text()
     assert "seed" not in capsys.readouterr().out.splitlines()[0].replace("seeds", "")
+    del values["kept_layout"]  # as an earlier version wrote it
+    kept.write_text(json.dumps(values))
+    hybrid.benchmark_hybrid(tmp_path, captions=1, seeds=2)
+    assert "100.0% ± 0.0" in (tmp_path / "results.md").read_text()
+    assert capsys.readouterr().out.startswith("pixels only, 6 steps, seed 1\n")

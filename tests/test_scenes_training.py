@@ -225,8 +225,9 @@ def test_pixel_models_are_compared_on_the_folders_own_source(tmp_path: Path, mon
 def test_a_pixel_model_of_larger_images_begins_with_the_smaller_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module, name, value in ((image_set, "PART", 2), (large_training, "IMAGES", 2), (large_training, "BATCH", 2)):
-        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(image_set, "PART", 2)
+    for name, value in (("IMAGES", 2), ("BATCH", 2), ("HEAD_WIDTH", 1 / 16)):
+        monkeypatch.setattr(large_training, name, value)
     for name in ("WATCHED", "SCORES_ON_THE_WAY", "SAMPLING_STEPS"):
         monkeypatch.setattr(transfer, name, 1)
     pixels = tmp_path / "pixels.safetensors"

@@ -38,9 +38,12 @@ CAPTION_TOKENS = 128
 COMPARED = "pixels only, 6 steps"
 """The method with which all others of its size and number of evaluations are compared."""
 
+MEASURED = ("whole", "distance", "seconds", "kept", "kept_layout")
+"""What each pass of a method measures: whole captions right, distance to clean renderings, seconds an image, and the
+shares of attributes and of the layout's attributes that growth kept (NaN for a method that does not grow)."""
+
 MethodScores = dict[str, list[float]]
-"""One method's values for each pass: whole captions right, distance to a clean rendering, seconds an image, and the
-share of attributes that growth kept (NaN for a method that does not grow)."""
+"""One method's values for each pass, by the names in `MEASURED`."""
 
 
 def benchmark_hybrid(
@@ -70,7 +73,7 @@ def benchmark_hybrid(
         for seed in range(seeds):
             for method in methods:
                 path = output / f"{opened.identity}-{_file_name(method.name)}-{captions}-{seed}.json"
-                if not path.exists():
+                if not _is_measured(path):
                     print(f"{method.name}, seed {seed}", flush=True)
                     write_bytes(path, json.dumps(_measure(method, opened, texts, seed)).encode())
                 for key, value in json.loads(path.read_text(encoding="utf-8")).items():
@@ -84,19 +87,27 @@ def _has_rows(output: Path) -> bool:
     return any(output.glob("*pixels-only--*.json"))
 
 
+def _is_measured(path: Path) -> bool:
+    """Whether the file has all of today's values; an earlier version's has fewer."""
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")).keys() == set(MEASURED)
+
+
 def _measure(method: Method, world: World, texts: Sequence[str], seed: int) -> dict[str, float]:
     began = time.perf_counter()
     images = _images(method, world, texts, seed)
     seconds = (time.perf_counter() - began) / len(texts)
     judged = world.judged(images, texts)
-    kept, small = math.nan, method.without_growth()
+    kept, layout, small = math.nan, math.nan, method.without_growth()
     if small is not None:
-        before = world.judged(_images(small, world, texts, seed), texts).attributes
-        pairs = [
-            pair for one, two in zip(judged.attributes, before, strict=True) for pair in zip(one, two, strict=True)
-        ]
-        kept = mean(float(one == two) for one, two in pairs)
-    return {"whole": judged.whole, "distance": judged.distance, "seconds": seconds, "kept": kept}
+        before = world.judged(_images(small, world, texts, seed), texts)
+        kept, layout = _same(judged.attributes, before.attributes), _same(judged.layout, before.layout)
+    return dict(zip(MEASURED, (judged.whole, judged.distance, seconds, kept, layout), strict=True))
+
+
+def _same(images: Sequence[tuple[str, ...]], others: Sequence[tuple[str, ...]]) -> float:
+    """The share of equal attributes of the same images."""
+    pairs = zip(images, others, strict=True)
+    return mean(float(one == two) for image, other in pairs for one, two in zip(image, other, strict=True))
 
 
 def _images(method: Method, world: World, texts: Sequence[str], seed: int) -> Tensor:
@@ -130,6 +141,7 @@ def _report(
             _with_error(found[method.name]["whole"], 100, "%"),
             _with_error(found[method.name]["distance"], 1, ""),
             _cleaner(method, methods, found),
+            _with_error(found[method.name]["kept_layout"], 100, "%"),
             _with_error(found[method.name]["kept"], 100, "%"),
             str(method.evaluations),
             f"{mean(found[method.name]['seconds']) * 1000:.0f} ms",
@@ -138,7 +150,10 @@ def _report(
     ]
     seeds = len(found[methods[0].name]["whole"])
     text = f"{len(texts)} captions, {seeds} seeds; mean and standard error of the mean over seeds.\n\n"
-    header = ["way", "size", "whole captions", "distance", "cleaner by", "attributes kept", "evaluations", "an image"]
+    header = [
+        *("way", "size", "whole captions", "distance", "cleaner by"),
+        *("layout kept", "all kept", "evaluations", "an image"),
+    ]
     text += table(header, lines)
     text += "\n\nOne evaluation of the 6B model, by shapes:\n\n" + table(
         ["space and size", "operations", "read and written at least"], _real_costs()

@@ -27,16 +27,19 @@ from .patch_distance import patch_distance
 
 @dataclass(frozen=True)
 class Judged:
-    """Images as judged: whole captions right, in [0, 1], the distance to clean renderings, and each image's attributes
-    by name.
+    """Images as judged: whole captions right, in [0, 1], the distance to clean renderings, each image's attributes by
+    name, and those that make its layout.
 
     In the first world the distance is the mean over images to the nearest rendering; in the second, whose captions
-    leave images open, it is `patch_distance` to renderings of the same captions and size.
+    leave images open, it is `patch_distance` to renderings of the same captions and size. The layout is what is where,
+    without the details of form: colour, place and background in the first world, both objects' colours and their
+    relation in the second.
     """
 
     whole: float
     distance: float
     attributes: list[tuple[str, ...]]
+    layout: list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -135,18 +138,16 @@ def _judged_shapes(images: Tensor, captions: Sequence[str]) -> Judged:
     score = judge.score(images, captions)
     seen, _ = judge.recognise(images)
     attributes: list[tuple[str, ...]] = [(one.shape, one.colour, one.place, one.background) for one in seen]
-    return Judged(score.whole, score.residual, attributes)
+    return Judged(score.whole, score.residual, attributes, [names[1:] for names in attributes])
 
 
 def _judged_scenes(images: Tensor, captions: Sequence[str]) -> Judged:
     clean = rendered_scenes(captions, range(len(captions)), images.shape[-1])
     distance = patch_distance(images, clean)
     images = _at(images, rendering.IMAGE_SIZE)
-    return Judged(
-        scene_judge.score(images, captions).whole,
-        distance,
-        [_scene_attributes(found) for found in scene_judge.recognise(images)],
-    )
+    attributes = [_scene_attributes(found) for found in scene_judge.recognise(images)]
+    layout = [(names[1], names[4], names[6]) for names in attributes]
+    return Judged(scene_judge.score(images, captions).whole, distance, attributes, layout)
 
 
 def _scene_attributes(found: scene_judge.Found) -> tuple[str, ...]:
