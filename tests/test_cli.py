@@ -203,6 +203,13 @@ def test_options_that_are_not_followed_to_the_letter_are_named(
     assert "--negative" not in capsys.readouterr().err
 
 
+def test_the_beginning_of_an_options_name_is_not_that_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--caption TEXT` was read as the file of `--caption-features`."""
+    with pytest.raises(SystemExit):
+        main(["sample", "tiny", "--caption", "a red circle"])
+    assert "unrecognized arguments: --caption" in capsys.readouterr().err
+
+
 def test_sample_explains_what_does_not_fit_before_it_reads_weights(
     tmp_path: Path, source: Path, pixel: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

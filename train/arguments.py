@@ -27,7 +27,7 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 def command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
     """A command whose help states what it does and its default values."""
     sentence = f"{text[0].upper()}{text[1:]}."
-    return commands.add_parser(name, help=text, description=sentence, formatter_class=_Defaults)
+    return commands.add_parser(name, help=text, description=sentence, formatter_class=_Defaults, allow_abbrev=False)
 
 
 def add_unchecked_base(parser: argparse.ArgumentParser) -> None:

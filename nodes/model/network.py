@@ -32,7 +32,11 @@ Patch = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class SizedNextDiT(NextDiT):
-    """The host's backbone with the sizes of a checkpoint and the traits of its source."""
+    """The host's backbone with the sizes of a checkpoint and the traits of its source.
+
+    Raises:
+        ValueError: for a timestep embedding of another width than the host's blocks of these sizes take.
+    """
 
     def __init__(self, sizes: ModelConfig, device: Any = None, dtype: Any = None, operations: Any = None):
         backbone = source_of(sizes).backbone
@@ -61,6 +65,12 @@ class SizedNextDiT(NextDiT):
             dtype=dtype,
             operations=operations,
         )
+        taken = self.layers[0].adaLN_modulation[-1].in_features
+        if sizes.t_dim != taken:
+            raise ValueError(
+                f"This model's timestep embedding has {sizes.t_dim} values, but in ComfyUI, blocks of {sizes.dim} take "
+                f"{taken}: use a model of the published sizes, or sample this one with `l2p sample`."
+            )
         # The host sizes the timestep embedder for the 6B model; smaller ones have their own.
         self.t_embedder = TimestepEmbedder(
             sizes.t_hidden_dim,

@@ -228,3 +228,16 @@ def check_previews_are_small_and_not_enlarged(tmp_path: Path) -> None:
     image = previewer.decode_latent_to_preview(pixels)
     assert image.size == (256, 512)
     assert image.getpixel((100, 100)) == (0, 191, 191)
+
+
+def check_a_timestep_embedding_that_the_hosts_blocks_cannot_take_is_named(tmp_path: Path) -> None:
+    weights = load_file(kit.write(tmp_path))
+    kept = len(weights["t_embedder.mlp.2.bias"]) // 2
+    for name, tensor in weights.items():
+        if name.startswith("t_embedder.mlp.2."):
+            weights[name] = tensor[:kept].clone()
+        elif name.endswith("adaLN_modulation.0.weight"):
+            weights[name] = tensor[:, :kept].contiguous()
+    kit.save_file(weights, tmp_path / "narrow.safetensors")
+    with pytest.raises(ValueError, match=f"timestep embedding has {kept} values, but in ComfyUI, blocks of"):
+        kit.load_model(str(tmp_path / "narrow.safetensors"))
