@@ -38,8 +38,8 @@ class Judged:
 
     whole: float
     distance: float
-    attributes: list[tuple[str, ...]]
-    layout: list[tuple[str, ...]]
+    attributes: Sequence[tuple[str, ...]]
+    layout: Sequence[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
