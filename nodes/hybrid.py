@@ -126,6 +126,10 @@ def schedule(model: Any, start: float, end: float, steps: int) -> Tensor:
     Raises:
         ValueError: for a model that is not one of flow matching, or levels that do not fall.
     """
+    if not end < start:
+        raise ValueError(
+            f"This part starts at noise level {start:.4g} and cannot stop at {end:.4g}: type a lower stop_at."
+        )
     return flow.sigmas_between(start, end, steps, _shift(model))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .hybrid import check_vae, require_l2p
-from .hybrid_tasks import UPSCALED, PlannedStage
+from .hybrid_tasks import PlannedStage
 from .model.dual import works_on_pixels
 from .model.limits import check_caption, check_memory
 from .options import FROM_MODEL, cfg_problem, steps_problem
@@ -122,17 +122,16 @@ def check_room(models: Models, planned: Sequence[PlannedStage], batch: int) -> N
             check_memory(models.of(stage), batch, *stage.size, instead=instead)
 
 
-def far_from_trained_stage(models: Models, planned: Sequence[PlannedStage]) -> str:
-    """A warning for the last stage far from the size that its model was trained at, otherwise empty.
+def far_grown(models: Models, planned: Sequence[PlannedStage]) -> str:
+    """A warning for growth to more than twice the size that the last model was trained at, otherwise empty.
 
-    Growth to twice that size is what `large` is for, and little noise leaves the layout as it is.
+    A sampling that starts at much noise brings the model's own warning.
     """
-    for stage in reversed(planned):
-        if stage.space == "latent" or (stage.begins == "image" and stage.start <= UPSCALED):
-            continue
-        config, (height, width) = models.of(stage).model.l2p, stage.size
-        grown = stage.begins == "growth"
-        if far_from_trained(config, width - grown, height - grown):
-            said = far_from_trained(config, width, height)
-            return f"{said} {LARGE_MODEL}" if grown and models.large is None else said
-    return ""
+    last = planned[-1]
+    if last.begins != "growth":
+        return ""
+    config, (height, width) = models.of(last).model.l2p, last.size
+    if not far_from_trained(config, width - 1, height - 1):
+        return ""
+    said = far_from_trained(config, width, height)
+    return said if models.large else f"{said} {LARGE_MODEL}"

@@ -34,10 +34,10 @@ class HybridSampler(io.ComfyNode):
                     options=list(HYBRID_TASKS),
                     default=HYBRID_TASKS[0],
                     tooltip="fast: latents first, pixels finish. detail: pixels throughout; an image larger "
-                    "than the model's size grows from half its size. large: layout at the model's size, then growth to "
-                    "the size typed. edit: repaints the mask and nothing else. restore: brings back what a VAE lost in "
-                    "an image. upscale: an image to 4K. custom: fast with your switch. auto: chosen by "
-                    "what is connected.",
+                    "than the model's size grows from there or from half its size. large: layout at the model's size, "
+                    "then growth to the size typed. edit: repaints the mask and nothing else. restore: brings back "
+                    "what a VAE lost in an image. upscale: an image to 4K. custom: fast with your switch. auto: chosen "
+                    "by what is connected.",
                 ),
                 io.Conditioning.Input("positive", tooltip="What the image should show, for both models."),
                 io.Conditioning.Input("negative", tooltip="What it should not show, for both models."),

@@ -24,7 +24,7 @@ from .hybrid_checks import (
     check_prompts,
     check_room,
     check_settings,
-    far_from_trained_stage,
+    far_grown,
 )
 from .hybrid_tasks import Asked, PlannedStage, in_words, stages
 from .options import FROM_MODEL
@@ -62,7 +62,7 @@ def sample_hybrid(
     check_prompts(models, prompts, planned)
     check_room(models, planned, 1 if image is None else image.shape[0])
     cfgs = [_cfg(stage, models, settings) for stage in planned]
-    far = far_from_trained_stage(models, planned)
+    far = far_grown(models, planned)
     tell(_joined(f"Plan: {in_words(planned, cfgs)}", far))
     run = _Run(models, prompts, settings, sum(stage.steps for stage in planned), image, mask)
     for number, (stage, cfg) in enumerate(zip(planned, cfgs, strict=True)):

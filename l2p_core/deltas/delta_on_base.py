@@ -144,4 +144,6 @@ def _read_adapters(delta: Checkpoint, unchanged: Mapping[str, UnchangedTensor]) 
 
 def other_base(delta: str | Path, base: str | Path, reason: str) -> CheckpointError:
     """The error for a base that the delta was not made for."""
-    return CheckpointError(f"{delta} was made for another base than {base}: {reason}.")
+    return CheckpointError(
+        f"{delta} was made for another base than {base}: {reason}. Choose the base that it was made for."
+    )

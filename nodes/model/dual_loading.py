@@ -11,6 +11,7 @@ from torch import Tensor
 from ...l2p_core.checkpoint import Checkpoint, check_exact, open_checkpoint
 from ...l2p_core.config import PixelConfig
 from ...l2p_core.deltas.delta_on_base import open_merged
+from ...l2p_core.files.metadata import KIND, PIXEL_INIT
 from ...l2p_core.model import key_shapes
 from ..messages.jobs import progress_bar
 from ..messages.sentences import by_listed_names
@@ -67,7 +68,8 @@ def load_dual(
         head_tile=tile,
         disable_dynamic=disable_dynamic,
     )
-    pixel_model.model.untrained, pixel_model.model.share = False, share
+    pixel_model.model.untrained = not pixels.is_delta and pixels.metadata.get(KIND) == PIXEL_INIT
+    pixel_model.model.share = share
     arguments = (source, trained, weight_dtype, head_tile)
     latent_model.cached_patcher_init = (load_face, (0, *arguments))
     pixel_model.cached_patcher_init = (load_face, (1, *arguments))

@@ -21,16 +21,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import nodes
-from comfyui_l2p.l2p_core import delta, tiny
+from comfyui_l2p.l2p_core import convert, delta, tiny
 from comfyui_l2p.l2p_core.checkpoint import open_checkpoint
 from comfyui_l2p.l2p_core.deltas.delta_on_base import open_merged
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
 from comfyui_l2p.nodes.hybrid_checks import HybridSettings, Models, Prompts
 from comfyui_l2p.nodes.hybrid_sampling import sample_hybrid
+from comfyui_l2p.nodes.model import patcher
 from comfyui_l2p.nodes.model.demo import load_demo
 from comfyui_l2p.nodes.model.demo_source import load_demo_source
 from comfyui_l2p.nodes.model.dual_loading import load_dual
 from comfyui_l2p.nodes.model.loading import load_model
+from comfyui_l2p.nodes.options import UNTRAINED
 
 CAPTION = evaluation_captions(1)[0]
 Faces = tuple[Any, Any]
@@ -276,6 +278,21 @@ def check_a_whole_file_shares_what_is_equal(tmp_path: Path, prompts: Prompts) ->
     )
 
 
+def check_an_initialisation_is_said_to_be_untrained(
+    tmp_path: Path, faces: Faces, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(patcher, "warn_where_running", said.append)
+    started = tmp_path / "start.safetensors"
+    convert.convert(tiny.SOURCE_PATH, started, variant="1k")
+    latent, pixel = load_dual(str(tiny.SOURCE_PATH), str(started))
+    for model, x in ((faces[0], latents()), (faces[1], pixels()), (latent, latents())):
+        ksample(model, prompts, x)
+    assert not said
+    ksample(pixel, prompts, pixels())
+    assert said == [UNTRAINED]
+
+
 def check_files_that_do_not_belong_together_are_a_sentence(tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     weights = {name: weight + 0.01 for name, weight in tiny.load_source().state_dict().items()}
@@ -284,7 +301,7 @@ def check_files_that_do_not_belong_together_are_a_sentence(tmp_path: Path) -> No
     delta.merge(tiny.DELTA_PATH, tiny.SOURCE_PATH, whole)
     with pytest.raises(ValueError, match="no block in common"):
         load_dual(str(other), str(whole))
-    with pytest.raises(ValueError, match="another base"):
+    with pytest.raises(ValueError, match="another base .* Choose the base that it was made for"):
         load_dual(str(other), str(tiny.DELTA_PATH))
     with pytest.raises(ValueError, match="choose the latent model"):
         load_dual(str(whole), str(tiny.DELTA_PATH))

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, RandomNoise, SamplerCustomAdvanced
+from hybrid_runs import CAPTION, IMAGE, MASK, Loaded, asked, load, run
 from torch import Tensor
 
-import nodes
 from comfyui_l2p.l2p_core import delta, hybrid, tiny
 from comfyui_l2p.l2p_core.hybrid import Stage
 from comfyui_l2p.l2p_core.tiny import judge
-from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
 from comfyui_l2p.nodes import hybrid_sampling
 from comfyui_l2p.nodes.hybrid import grow_pixels, latent_to_pixels, pixels_to_latent, schedule
-from comfyui_l2p.nodes.hybrid_checks import HybridSettings, Models, Prompts
-from comfyui_l2p.nodes.hybrid_sampling import sample_hybrid
+from comfyui_l2p.nodes.hybrid_checks import Models, Prompts
 from comfyui_l2p.nodes.hybrid_tasks import Asked, PlannedStage, stages
-from comfyui_l2p.nodes.model.demo import load_demo
-from comfyui_l2p.nodes.model.demo_source import load_demo_source
-from comfyui_l2p.nodes.model.dual_loading import load_dual
 from comfyui_l2p.nodes.pixels import empty_pixels, image_to_pixels, keep_unmasked, pixels_to_image
-
-CAPTION = evaluation_captions(1)[0]
-SETTINGS = HybridSettings(seed=5, steps=8, cfg=2.0, latent_steps=8, latent_cfg=2.0)
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[Models, Prompts]:
-    source, clip, vae = load_demo_source()
-    pixels, _ = load_demo()
-    encode = nodes.CLIPTextEncode().encode
-    with torch.inference_mode():
-        return Models(source, vae, pixels), Prompts(encode(clip, CAPTION)[0], encode(clip, "")[0])
-
-
-def run(loaded: tuple[Models, Prompts], task: str, said: list[str] | None = None, **changed: Any) -> Tensor:
-    models, prompts = loaded
-    size = {name: changed.pop(name, 0) for name in ("width", "height")}
-    models = changed.pop("models", models)
-    given = {name: changed.pop(name, None) for name in ("image", "mask")}
-    settings = HybridSettings(**{**vars(SETTINGS), **changed})
-    tell = (said if said is not None else []).append
-    with torch.inference_mode():
-        return sample_hybrid(task, models, prompts, settings, **size, **given, tell=tell)
+def loaded() -> Loaded:
+    return load()
 
 
 def sampled(model: Any, prompts: Prompts, latent: dict[str, Any], sigmas: Tensor, seed: int | None) -> Any:
@@ -63,9 +37,7 @@ def sampled(model: Any, prompts: Prompts, latent: dict[str, Any], sigmas: Tensor
         ).result
 
 
-def wired(
-    loaded: tuple[Models, Prompts], planned: Sequence[PlannedStage], image: Tensor | None, mask: Tensor | None
-) -> Tensor:
+def wired(loaded: Loaded, planned: Sequence[PlannedStage], image: Tensor | None, mask: Tensor | None) -> Tensor:
     """The same stages from nodes: each starts from what the sampler before it gave."""
     models, prompts = loaded
     output: dict[str, Any] = {}
@@ -94,11 +66,6 @@ def wired(
     return result if image is None or mask is None else keep_unmasked(result, image, mask)
 
 
-IMAGE = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
-MASK = torch.zeros(1, 64, 64)
-MASK[:, 20:40, 20:40] = 1
-
-
 @pytest.mark.parametrize(
     ("task", "given", "spaces", "sizes"),
     [
@@ -111,7 +78,7 @@ MASK[:, 20:40, 20:40] = 1
     ],
 )
 def check_hybrid_sampler_is_its_parts_bit_for_bit(
-    loaded: tuple[Models, Prompts],
+    loaded: Loaded,
     task: str,
     given: dict[str, Any],
     spaces: str,
@@ -135,7 +102,7 @@ def check_hybrid_sampler_is_its_parts_bit_for_bit(
         assert "16 evaluations in all" in said[0]
 
 
-def check_the_core_makes_the_same_image(loaded: tuple[Models, Prompts]) -> None:
+def check_the_core_makes_the_same_image(loaded: Loaded) -> None:
     words = tiny.load_words()
     models, _ = loaded
     stages = [
@@ -148,12 +115,6 @@ def check_the_core_makes_the_same_image(loaded: tuple[Models, Prompts]) -> None:
     image = run(loaded, "fast").movedim(-1, 1) * 2 - 1
     assert float((image - wanted).abs().mean()) < 0.01
     assert judge.score(image, [CAPTION]).whole == 1
-
-
-def asked(task: str, **changed: Any) -> Asked:
-    given = {"latent": False, "pixels": True, "own": 1024, "size": (0, 0), "image": None, "mask": False}
-    given |= {"steps": 30, "latent_steps": 8, "switch": None, "shift": 1.0}
-    return Asked(task=task, **{**given, **changed})
 
 
 def check_large_images_take_their_layout_at_the_models_size_and_double() -> None:
@@ -201,7 +162,7 @@ def check_a_10k_image_is_planned_from_the_1k_layout() -> None:
     assert [stage.size[0] for stage in planned] == [1024, 1821, 3238, 5758, 10240]
 
 
-def check_pixels_go_back_to_latents(loaded: tuple[Models, Prompts]) -> None:
+def check_pixels_go_back_to_latents(loaded: Loaded) -> None:
     models, prompts = loaded
     sigmas = schedule(models.pixels, 1.0, 0.6, 5)
     _, denoised = sampled(models.pixels, prompts, empty_pixels(64, 64, 1), sigmas, 5)
@@ -213,7 +174,7 @@ def check_pixels_go_back_to_latents(loaded: tuple[Models, Prompts]) -> None:
     assert judge.score(image, [CAPTION]).whole == 1
 
 
-def check_edit_keeps_what_is_not_painted_exactly(loaded: tuple[Models, Prompts]) -> None:
+def check_edit_keeps_what_is_not_painted_exactly(loaded: Loaded) -> None:
     image, mask = torch.rand(1, 64, 64, 3), torch.zeros(1, 64, 64)
     mask[:, 20:40, 20:40] = 1
     said: list[str] = []
@@ -223,7 +184,7 @@ def check_edit_keeps_what_is_not_painted_exactly(loaded: tuple[Models, Prompts])
     assert said[0].startswith("Plan: pixels 64 x 64, noise 1.00 to 0.00")
 
 
-def check_finished_images_are_restored_and_enlarged(loaded: tuple[Models, Prompts]) -> None:
+def check_finished_images_are_restored_and_enlarged(loaded: Loaded) -> None:
     said: list[str] = []
     image = run(loaded, "fast")
     restored = run(loaded, "auto", said, image=image)
@@ -234,7 +195,7 @@ def check_finished_images_are_restored_and_enlarged(loaded: tuple[Models, Prompt
 
 @pytest.mark.parametrize(("task", "side"), [("restore", 64), ("upscale", 96)])
 def check_levels_between_those_of_8_bits_are_sampled(
-    loaded: tuple[Models, Prompts], task: str, side: int, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, task: str, side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing between the image and the sampler, or behind it, rounds to 8 or 16 bits."""
     taken: list[Tensor] = []
@@ -256,168 +217,8 @@ def check_levels_between_those_of_8_bits_are_sampled(
         assert ((result * top - (result * top).round()).abs() > 0.05).float().mean() > 0.5, f"levels of {top}"
 
 
-def check_either_model_may_be_left_out(loaded: tuple[Models, Prompts]) -> None:
+def check_either_model_may_be_left_out(loaded: Loaded) -> None:
     models, _ = loaded
     latents = run(loaded, "auto", models=Models(models.latent, models.vae), width=60, height=50)
     pixels = run(loaded, "fast", models=Models(pixels=models.pixels), width=60, height=50)
     assert latents.shape == pixels.shape == (1, 50, 60, 3)
-
-
-@pytest.mark.parametrize(
-    ("task", "changed", "words"),
-    [
-        ("restore", {}, "needs an image"),
-        ("fast", {"image": torch.ones(1, 64, 64, 3)}, "starts from noise"),
-        ("edit", {"image": torch.ones(1, 64, 64, 3)}, "needs a mask"),
-        ("restore", {"image": torch.ones(1, 64, 64, 3), "mask": torch.ones(1, 64, 64)}, "cannot keep a mask"),
-        ("upscale", {"image": torch.ones(1, 64, 64, 3), "width": 32, "height": 32}, "smaller than the image"),
-        ("upscale", {"image": torch.ones(1, 64, 64, 3), "width": 96, "height": 128}, "would stretch the image"),
-        ("restore", {"image": torch.ones(1, 64, 64, 3), "width": 96}, "keeps the image's size, 64 x 64"),
-        ("fast", {"switch": 1.0}, "switch is 1: use a noise level above 0 and below 1, or -1"),
-        ("large", {"switch": 0.0}, "switch is 0: use a noise level above 0 and below 1, or -1"),
-        (
-            "restore",
-            {"image": torch.ones(1, 64, 64, 3), "switch": 0.0},
-            "switch is 0: use a noise level above 0 and up",
-        ),
-        ("fast", {"steps": 0}, "^steps is 0"),
-        ("fast", {"latent_steps": 0}, "^latent_steps is 0"),
-        ("fast", {"cfg": -0.5}, "^cfg is -0.5: use 0 or more"),
-        ("detail", {"latent_cfg": -0.5}, "^latent_cfg is -0.5: use 0 or more"),
-        ("fast", {"width": 15}, "The width is 15: use 16 pixels or more"),
-        ("fast", {"mask": torch.ones(1, 64, 64)}, "A mask needs the image to repaint"),
-    ],
-)
-def check_what_does_not_fit_is_a_sentence(
-    loaded: tuple[Models, Prompts], task: str, changed: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(ValueError, match=words):
-        run(loaded, task, **changed)
-
-
-def check_a_model_is_named_where_it_helps(loaded: tuple[Models, Prompts]) -> None:
-    latents = Models(loaded[0].latent, loaded[0].vae)
-    with pytest.raises(ValueError, match="connect one, or choose fast"):
-        run(loaded, "detail", models=latents)
-    with pytest.raises(ValueError, match=r"restore needs an L2P pixel model: connect one\.$"):
-        run(loaded, "restore", models=latents, image=IMAGE)
-
-
-def check_nothing_is_sampled_before_all_prompts_are_checked(
-    loaded: tuple[Models, Prompts], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models, prompts = loaded
-    monkeypatch.setattr(comfy.samplers.CFGGuider, "sample", None)
-    other = [[torch.zeros(1, 4, 7), {}]]
-    for_latents = replace(prompts, positive=other, latent_positive=prompts.positive)
-    with pytest.raises(ValueError, match="another text encoder than this model's: it has 7"):
-        run((models, for_latents), "fast")
-    pair = load_dual(str(tiny.SOURCE_PATH), str(tiny.DELTA_PATH))
-    for latent in (models.latent, pair[0]):
-        with pytest.raises(ValueError, match="latent model takes 64: .* as latent_positive"):
-            run((replace(models, latent=latent), replace(prompts, latent_positive=other)), "fast")
-
-
-@pytest.mark.parametrize("task", ["detail", "edit", "restore", "upscale"])
-def check_pixels_alone_need_no_vae(loaded: tuple[Models, Prompts], task: str) -> None:
-    """With L2P Dual Loader a latent model is connected in any case."""
-    given: dict[str, Any] = {} if task == "detail" else {"image": IMAGE, "mask": MASK if task == "edit" else None}
-    given |= {"width": 80, "height": 80} if task == "upscale" else {}
-    alone = run(loaded, task, models=Models(pixels=loaded[0].pixels), **given)
-    assert torch.equal(run(loaded, task, models=replace(loaded[0], vae=None), **given), alone)
-
-
-@pytest.mark.parametrize(("cfg", "sampler", "evaluations"), [(2.0, "heun", 30), (1.0, "heun", 15), (2.0, "euler", 16)])
-def check_evaluations_are_those_of_the_sampler(
-    loaded: tuple[Models, Prompts], cfg: float, sampler: str, evaluations: int
-) -> None:
-    """Heun's method evaluates the model twice a step, but for a last step to noise 0."""
-    said: list[str] = []
-    run(loaded, "fast", said, cfg=cfg, latent_cfg=cfg, sampler=sampler)
-    assert said[-1].endswith(f"{evaluations} evaluations in all.")
-
-
-def check_after_the_largest_seed_comes_0(loaded: tuple[Models, Prompts]) -> None:
-    assert not torch.equal(run(loaded, "fast", seed=2**64 - 1), run(loaded, "fast", seed=2**64 - 2))
-
-
-def check_levels_of_growth_can_be_typed_as_they_are_said(loaded: tuple[Models, Prompts]) -> None:
-    """With the decimals of the parts' inputs."""
-    said: list[str] = []
-    run(loaded, "large", said, width=150, height=150)
-    for level in re.findall(r" to (0\.\d+)", said[0]):
-        assert len(level) <= 6
-    for task in (asked("large", size=(5000, 3000)), asked("large", latent=True, switch=0.01)):
-        for stage in stages(task)[:-1]:
-            assert stage.end == float(f"{stage.end:.4f}") and stage.end < stage.start
-
-
-def check_growth_that_comes_too_late_is_said(loaded: tuple[Models, Prompts]) -> None:
-    said: list[str] = []
-    run(loaded, "large", said, switch=0.2)
-    assert "Growing to 128 x 128 at noise level 0.20: below 0.33 the image may lack fine detail." in said[-1]
-
-
-@pytest.mark.parametrize(
-    ("task", "given", "words"),
-    [
-        ("detail", {"width": 64, "height": 64}, ""),
-        ("detail", {"width": 120, "height": 136}, ""),
-        ("detail", {"width": 256, "height": 280}, "256 x 280 is much larger than the 64 x 64 pixels"),
-        ("fast", {"width": 130, "height": 130}, "130 x 130 is much larger than the 64 x 64 pixels"),
-        ("edit", {"image": torch.ones(1, 140, 140, 3), "mask": torch.ones(1, 140, 140)}, "140 x 140 is much larger"),
-        ("restore", {"image": torch.ones(1, 140, 140, 3)}, ""),
-        ("large", {}, ""),
-        ("large", {"width": 150, "height": 150}, "150 x 150 is much larger .* as large_model"),
-    ],
-)
-def check_sizes_far_from_the_models_own_are_said(
-    loaded: tuple[Models, Prompts], task: str, given: dict[str, Any], words: str
-) -> None:
-    said: list[str] = []
-    run(loaded, task, said, steps=1, latent_steps=1, **given)
-    for text in said:
-        assert re.search(words, text) if words else text.endswith("in all.")
-
-
-def check_models_that_do_not_fit_are_named(loaded: tuple[Models, Prompts]) -> None:
-    models, prompts = loaded
-    wrong = [
-        (Models(), "No model is connected"),
-        (Models(models.latent), "needs its VAE"),
-        (Models(models.pixels, models.vae), "connect it as pixel_model"),
-        (Models(pixels=models.latent), "This model works on latents"),
-    ]
-    for given, words in wrong:
-        with pytest.raises(ValueError, match=words):
-            run((given, prompts), "fast")
-    with pytest.raises(ValueError, match="ran to its end"):
-        grow_pixels(
-            empty_pixels(64, 64, 1),
-            torch.tensor([1.0, 0.0]),
-            models.pixels,
-            width=0,
-            height=0,
-            steps=2,
-            end=0.0,
-            seed=1,
-        )
-    with pytest.raises(ValueError, match="This VAE's latents have 4 channels and the model's 16"):
-        run((Models(models.latent, SimpleNamespace(latent_channels=4), models.pixels), prompts), "fast")
-    with pytest.raises(ValueError, match="These are pixels already, not latents"):
-        latent_to_pixels(
-            empty_pixels(64, 64, 1),
-            models.vae,
-            torch.tensor([1.0, 0.5]),
-            models.pixels,
-            shift=1.0,
-            steps=2,
-            end=0.0,
-            width=0,
-            height=0,
-        )
-    with pytest.raises(ValueError, match="must fall between 1 and 0"):
-        schedule(models.pixels, 0.3, 0.5, 5)
-    other = Prompts([[torch.zeros(1, 4, 7), {}]], prompts.negative)
-    with pytest.raises(ValueError, match="text encoder"):
-        run((models, other), "fast")
