@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -58,9 +59,11 @@ def sample_hybrid(
     check_settings(settings, width, height)
     check_models(models)
     planned = stages(_asked(task, models, settings, (height, width), image, mask))
+    size = planned[-1].size
     check_latents(models, planned)
     check_prompts(models, prompts, planned)
     check_room(models, planned, 1 if image is None else image.shape[0])
+    planned = [_of_whole_cells(stage, models) for stage in planned]
     cfgs = [_cfg(stage, models, settings) for stage in planned]
     far = far_grown(models, planned)
     tell(_joined(f"Plan: {in_words(planned, cfgs)}", far))
@@ -70,7 +73,7 @@ def sample_hybrid(
     tell(_joined(f"Done: {in_words(planned, cfgs, run.evaluations)}", far, *run.late))
     if planned[-1].space == "latent":
         decoded = image_to_pixels(images(models.vae.decode(run.output["samples"])))
-        return pixels_to_image({"samples": resized(decoded["samples"], planned[-1].size)})
+        return pixels_to_image({"samples": resized(decoded["samples"], size)})
     result = pixels_to_image(run.output)
     return result if image is None or mask is None else keep_unmasked(result, image, mask)
 
@@ -184,10 +187,17 @@ class _Run:
         return callback
 
 
+def _of_whole_cells(stage: PlannedStage, models: Models) -> PlannedStage:
+    """The stage as it is sampled: latents may cover a few pixels more than requested."""
+    cell = models.of(stage).get_model_object("latent_format").spacial_downscale_ratio
+    height, width = (-(-side // cell) * cell for side in stage.size)
+    return replace(stage, size=(height, width))
+
+
 def _empty(stage: PlannedStage, model: Any) -> Tensor:
-    """Zeros for a sampling from noise alone; latents may cover a few pixels more than requested."""
+    """Zeros for a sampling from noise alone."""
     shape = model.get_model_object("latent_format")
-    cells = [-(-side // shape.spacial_downscale_ratio) for side in stage.size]
+    cells = [side // shape.spacial_downscale_ratio for side in stage.size]
     return torch.zeros(1, shape.latent_channels, *cells, device=comfy.model_management.intermediate_device())
 
 

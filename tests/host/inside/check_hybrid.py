@@ -221,4 +221,7 @@ def check_either_model_may_be_left_out(loaded: Loaded) -> None:
     models, _ = loaded
     latents = run(loaded, "auto", models=Models(models.latent, models.vae), width=60, height=50)
     pixels = run(loaded, "fast", models=Models(pixels=models.pixels), width=60, height=50)
-    assert latents.shape == pixels.shape == (1, 50, 60, 3)
+    said: list[str] = []
+    both = run(loaded, "fast", said, width=60, height=50)
+    assert latents.shape == pixels.shape == both.shape == (1, 50, 60, 3)
+    assert "latents 64 x 56, noise" in said[-1] and "pixels 60 x 50, noise" in said[-1]
