@@ -97,10 +97,17 @@ def grow_pixels(
         width, height: of the larger image, 0 for twice the side.
 
     Raises:
-        ValueError: for a model that is not L2P, another aspect ratio, a smaller size, or a finished image.
+        ValueError: for a model that is not L2P, a mask, another aspect ratio, a smaller size, or a finished image.
     """
     require_l2p(model)
     check_pixels(pixels["samples"].shape)
+    mask = pixels.get("noise_mask")
+    if mask is not None and (mask < 1).any():
+        # The sampler would keep the noise that the half-finished image has there.
+        raise ValueError(
+            "A growing image cannot keep what its mask leaves unpainted, which exists at its own size alone: sample "
+            "without the mask, or to the end at this size."
+        )
     sigma = stopped_at(sigmas)
     samples = pixels["samples"]
     batch, _, old_height, old_width = samples.shape
@@ -110,7 +117,7 @@ def grow_pixels(
     device = _device_for(batch, height, width)
     grown, level = grow(samples.to(device, torch.float32) * (1.0 - sigma), sigma, noise.to(device))
     del noise
-    latent: HostLatent = {"samples": grown.div_(1.0 - level).cpu(), "downscale_ratio_spacial": 1, **_mask_of(pixels)}
+    latent: HostLatent = {"samples": grown.div_(1.0 - level).cpu(), "downscale_ratio_spacial": 1}
     safe = safe_sigma((old_height, old_width), (height, width), delta=STILL_GOOD)
     late = (
         f"Growing to {width} x {height} at noise level {sigma:.2f}: below {safe:.2f} the image may lack fine detail."

@@ -156,6 +156,9 @@ def check_models_that_do_not_fit_are_named(loaded: Loaded) -> None:
             end=0.0,
             seed=1,
         )
+    half = {**empty_pixels(64, 64, 1), "noise_mask": MASK}
+    with pytest.raises(ValueError, match="cannot keep what its mask leaves unpainted"):
+        grow_pixels(half, torch.tensor([1.0, 0.4]), models.pixels, width=0, height=0, steps=2, end=0.0, seed=1)
     with pytest.raises(ValueError, match="This VAE's latents have 4 channels and the model's 16"):
         run((Models(models.latent, SimpleNamespace(latent_channels=4), models.pixels), prompts), "fast")
     with pytest.raises(ValueError, match="These are pixels already, not latents"):
