@@ -194,7 +194,7 @@ def check_soft_masks_and_differential_diffusion(tmp_path: Path) -> None:
     ("changes", "sentence"),
     [
         ({"image": picture(), "mask": torch.ones(1, 32, 64)}, "The mask is 64x32, but the image is 64x48"),
-        ({"image": picture(), "mask": torch.ones(3, 48, 64)}, "There are 3 masks for 1 images"),
+        ({"image": picture(), "mask": torch.ones(3, 48, 64)}, "There are 3 masks for 1 image:"),
         ({"mask": torch.ones(1, 48, 64)}, "A mask needs an image"),
         ({"denoise": 0.5}, "which needs an image to start from"),
         ({"width": 16384, "height": 16384, "batch": 64}, "choose a smaller size or batch"),
