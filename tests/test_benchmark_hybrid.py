@@ -52,6 +52,12 @@ def test_growth_is_compared_with_the_same_stages_without_it(large: Path) -> None
     assert methods["latents to 0.5, then pixels, shift 1"].without_growth() is None
 
 
+def test_growth_keeps_what_was_seen_without_it() -> None:
+    seen = [("cross", "red"), ("", "blue"), ("", "")]
+    assert hybrid._kept([("cross", "red"), ("", "green"), ("", "")], seen) == pytest.approx(2 / 3)
+    assert math.isnan(hybrid._kept(seen, [("", "")] * 3))
+
+
 def test_shapes_are_judged_at_any_size() -> None:
     world, rng = open_world("shapes"), random.Random(0)
     wanted = [shapes.random_scene(rng).attributes for _ in range(4)]

@@ -40,7 +40,8 @@ COMPARED = "pixels only, 6 steps"
 
 MEASURED = ("whole", "distance", "seconds", "kept", "kept_layout")
 """What each pass of a method measures: whole captions right, distance to clean renderings, seconds an image, and the
-shares of attributes and of the layout's attributes that growth kept (NaN for a method that does not grow)."""
+shares of attributes and of the layout's attributes that growth kept (NaN for a method that does not grow, and where
+the judge sees none without growth)."""
 
 MethodScores = dict[str, list[float]]
 """One method's values for each pass, by the names in `MEASURED`."""
@@ -100,14 +101,15 @@ def _measure(method: Method, world: World, texts: Sequence[str], seed: int) -> d
     kept, layout, small = math.nan, math.nan, method.without_growth()
     if small is not None:
         before = world.judged(_images(small, world, texts, seed), texts)
-        kept, layout = _same(judged.attributes, before.attributes), _same(judged.layout, before.layout)
+        kept, layout = _kept(judged.attributes, before.attributes), _kept(judged.layout, before.layout)
     return dict(zip(MEASURED, (judged.whole, judged.distance, seconds, kept, layout), strict=True))
 
 
-def _same(images: Sequence[tuple[str, ...]], others: Sequence[tuple[str, ...]]) -> float:
-    """The share of equal attributes of the same images."""
+def _kept(images: Sequence[tuple[str, ...]], others: Sequence[tuple[str, ...]]) -> float:
+    """The share of the others' attributes that the same images show; "" is one that the judge cannot see."""
     pairs = zip(images, others, strict=True)
-    return mean(float(one == two) for image, other in pairs for one, two in zip(image, other, strict=True))
+    same = [one == two for image, other in pairs for one, two in zip(image, other, strict=True) if two]
+    return mean(map(float, same)) if same else math.nan
 
 
 def _images(method: Method, world: World, texts: Sequence[str], seed: int) -> Tensor:
