@@ -78,7 +78,7 @@ ORDER = {
     ),
     "train": (
         ("arguments", "console", "doctor", "figure", "image_benchmarks", "interrupt", "patch_grid", "pictures"),
-        ("host_client", "prompt_model", "prompt_server", "sample_memory", "text_encoder", "workflow"),
+        ("host_client", "prompt_model", "prompt_server", "sample_memory", "streams", "text_encoder", "workflow"),
         ("fleet", "own_folder", "run", "sample_captions", "sampler", "scores"),
         ("evaluate_images", "evaluate_scores", "files", "inspect_file", "make_tiny_source", "prompts"),
         ("demo", "evaluate_benchmark", "plan", "sample", "synth"),

@@ -23,6 +23,7 @@ from comfyui_l2p.train.benchmark.transfer_arms import (
     FULL,
     GROUPS,
     OF_WORLD,
+    PASSES,
     REFERENCE,
     compared_arms,
     full_arm,
@@ -66,6 +67,12 @@ def test_every_arm_differs_from_the_reference_in_one_thing() -> None:
     assert len({arm.folder for arm in arms}) == len(arms)
     assert [arm.name for arm in compared_arms(load(finder.find("demo")), ["data"])] == [REFERENCE, "clean renderings"]
     assert [arm.name for arm in in_group(arms, "starts")] == [REFERENCE, "scaled", "random"]
+
+
+def test_longer_arms_have_more_images() -> None:
+    recipe = load(finder.find("demo"))
+    images = {steps: compared_arms(recipe, ["starts"], steps)[0].recipe.data.images for steps in (None, 10, 9000)}
+    assert images == {None: recipe.data.images, 10: recipe.data.images, 9000: 9000 * recipe.data.batch_size // PASSES}
 
 
 def test_the_command_offers_every_group(capsys: pytest.CaptureFixture[str]) -> None:

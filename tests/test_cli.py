@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,12 +290,17 @@ def test_interrupt_is_one_line(
     assert capsys.readouterr().err == "l2p: stopped.\n"
 
 
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """A shell starts its background jobs with SIGINT ignored, and tests may be one."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell starts its background jobs with SIGINT ignored, nohup with SIGHUP, and tests may be one."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -308,6 +314,66 @@ def test_an_interrupt_that_waits_for_a_step_says_so(capfd: pytest.CaptureFixture
         ]
         signal.raise_signal(signal.SIGINT)
     assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", ENDING, ids=str)
+@pytest.mark.usefixtures("interruptible")
+def test_a_scheduler_or_a_closed_terminal_waits_for_a_step(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """They come more than once: torchrun passes on what its processes have received themselves."""
+    with deferred_interrupt() as interrupt:
+        for _ in range(3):
+            signal.raise_signal(number)
+        assert interrupt.requested and capfd.readouterr().err.count("Stopping after the current step") == 1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_signals_that_nohup_has_the_process_ignore_stay_ignored() -> None:
+    signal.signal(ENDING[-1], signal.SIG_IGN)
+    with deferred_interrupt() as interrupt:
+        signal.raise_signal(ENDING[-1])
+        assert not interrupt.requested
+    assert signal.getsignal(ENDING[-1]) == signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_command_that_is_terminated_leaves_no_partial_file(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminated(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("comfyui_l2p.l2p_core.files.atomic.os.replace", terminated)
+    before = sorted(tmp_path.iterdir())
+    assert main(["convert", str(source), str(tmp_path / "l2p.safetensors"), "--variant", "1k"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "l2p: stopped."
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell with tee")
+def test_a_run_saves_although_nobody_reads_its_output_any_more(tmp_path: Path) -> None:
+    """Ctrl-C at `l2p train … 2>&1 | tee log` ends tee at once."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        '[model]\nbase = "tiny"\nhead_width = 0.0625\n[data]\nkind = "tiny"\nimages = 2\nsteps = 1\nbatch_size = 1\n'
+        '[training]\nsteps = 100000\nprecision = "fp32"\n[watch]\nsave_every = 100000\nmontage_every = 100000\n',
+        encoding="utf-8",
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with run_cli("train", recipe, "--output", tmp_path / "run", env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        assert process.stderr and process.stdout
+        while process.poll() is None and not metrics.exists():
+            os.read(process.stderr.fileno(), 1 << 16)
+        process.stderr.close()
+        process.stdout.close()
+        seen = len(metrics.read_text(encoding="utf-8").splitlines())
+        while process.poll() is None and len(metrics.read_text(encoding="utf-8").splitlines()) < seen + 20:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 130
+    assert (tmp_path / "run" / "state.safetensors").exists()
 
 
 def test_debug_shows_where_a_mistake_arose(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ so that `l2p --help` answers quickly, without torch."""
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import os
 import sys
@@ -22,10 +21,12 @@ from .arguments import Number, add_json, check_json
 from .arguments import command as _command
 from .arguments import positive as _positive
 from .arguments import positive_number as _positive_number
+from .interrupt import terminable
+from .streams import drop_output, errors_may_be_unread, is_of_a_closed_pipe
 
 EXIT_MISTAKE = 2
 EXIT_FAILURE = 1
-EXIT_INTERRUPT = 130  # what shells report for SIGINT
+EXIT_INTERRUPT = 130  # what shells report for SIGINT; also after a signal that ends a process
 _TRANSFER = ("full", "starts", "policies", "data", "shift")
 """The groups of `benchmark.transfer_arms`, which would import torch."""
 _WORLDS = ("shapes", "scenes")
@@ -40,14 +41,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for a user's mistake, 1 for a failed run, 130 for Ctrl-C."""
+    """Run one command and return its exit code: 0, 2 for a user's mistake, 1 for a failed run, 130 if stopped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # To a file or pipe, Windows writes its old code page, which lacks most characters that a path may have.
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        return _run(build_parser().parse_args(argv))
-    except KeyboardInterrupt:
-        return _complain("stopped.", EXIT_INTERRUPT)
+    with errors_may_be_unread():
+        try:
+            with terminable():
+                return _run(build_parser().parse_args(argv))
+        except KeyboardInterrupt:
+            return _complain("stopped.", EXIT_INTERRUPT)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -56,7 +59,8 @@ def _run(args: argparse.Namespace) -> int:
         print(end="", flush=True)
         return 0
     except BrokenPipeError:
-        return _reader_has_gone()
+        drop_output(sys.stdout)
+        return 0
     except ModuleNotFoundError as error:
         if args.debug or error.name not in ("torch", "matplotlib"):
             raise
@@ -64,8 +68,9 @@ def _run(args: argparse.Namespace) -> int:
             f"this command needs {error.name}: install this package with its extra 'standalone'.", EXIT_FAILURE
         )
     except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and _is_of_a_closed_pipe(error):
-            return _reader_has_gone()
+        if isinstance(error, OSError) and is_of_a_closed_pipe(error):
+            drop_output(sys.stdout)
+            return 0
         if args.debug:
             raise
         return _complain(_message(error), EXIT_MISTAKE)
@@ -281,23 +286,6 @@ def _is_failure_of_the_run(error: RuntimeError) -> bool:
 
     ours = isinstance(error, (TrainingDiverged, ProcessLost, MemoryRanOut))
     return ours or "allocate" in str(error) or "out of memory" in str(error)
-
-
-def _is_of_a_closed_pipe(error: OSError) -> bool:
-    """Whether this error is how Windows reports that stdout's reader has closed: python/cpython#79935."""
-    if os.name != "nt" or error.errno != errno.EINVAL or error.filename:
-        return False
-    try:
-        print(flush=True)
-    except OSError:
-        return True
-    return False
-
-
-def _reader_has_gone() -> int:
-    """The reader of a pipe has closed it; without this Python would complain again when it closes stdout."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _message(error: BaseException) -> str:

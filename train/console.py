@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from ..l2p_core.distributed.ranks import speaks
+from ..l2p_core.distributed.launch import speaks
 from ..l2p_core.files.tensor_io import ProgressCallback
 from ..l2p_core.training.step_metrics import StepMetrics
 

@@ -47,7 +47,7 @@ def benchmark_command(args: argparse.Namespace, key: str) -> None:
     Raises:
         ValueError: for unusable prompts, model, workflow or hosts, or a folder with other images or in use by another
             process.
-        KeyboardInterrupt: after Ctrl-C; finished images are complete.
+        KeyboardInterrupt: after Ctrl-C or a signal that ends the process; finished images are complete.
     """
     benchmark = BENCHMARKS[key]
     _check(args)

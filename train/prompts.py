@@ -22,7 +22,7 @@ def write_command(args: argparse.Namespace) -> None:
 
     Raises:
         ValueError: for an unusable model or folder, or a model that writes no prompts.
-        KeyboardInterrupt: after Ctrl-C; the prompts so far are in the folder.
+        KeyboardInterrupt: after Ctrl-C or a signal that ends the process; the prompts so far are in the folder.
     """
     _work(args, scheme.slots(args.count))
 

@@ -68,7 +68,7 @@ def train(
 
     Raises:
         ValueError: for an invalid recipe, a missing device, or a folder that holds another run.
-        KeyboardInterrupt: after Ctrl-C, when everything is saved.
+        KeyboardInterrupt: after Ctrl-C or a signal that ends the process, when everything is saved.
     """
     with parallel.process_group(device=None if device is None else named(device)) as ranks:
         recipe, folder = read_recipe(name, output, paths or PathOverrides())
@@ -141,7 +141,7 @@ def captions_of(
 
 @contextmanager
 def shown(steps: int) -> Iterator[Hooks]:
-    """Hooks that show a run on the terminal, and save and stop it at Ctrl-C."""
+    """Hooks that show a run on the terminal, and save and stop it at Ctrl-C or a signal that ends the process."""
     with deferred_interrupt() as interrupt, ExitStack() as training, _Bars() as bars:
         show = None
 

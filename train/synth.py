@@ -36,7 +36,7 @@ def synth_command(args: argparse.Namespace) -> None:
     Raises:
         ValueError: for unusable prompts, workflow or hosts, or a folder with other images or in use by another
             process.
-        KeyboardInterrupt: after Ctrl-C; finished images are complete.
+        KeyboardInterrupt: after Ctrl-C or a signal that ends the process; finished images are complete.
     """
     tiny = str(args.source) == NAME
     _check(args, tiny)

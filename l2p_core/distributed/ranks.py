@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ..device import accelerator
+from .launch import launched
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others within a step or a save before it treats them as lost."""
 
-_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 T = TypeVar("T")
@@ -150,16 +150,6 @@ class Ranks:
         if self._store.get(turn) == b"failed":
             raise SystemExit(1)
         return work()
-
-
-def launched() -> bool:
-    """Whether torchrun, or a program that sets the same variables, started this as one of several processes."""
-    return all(name in os.environ for name in _LAUNCHED) and os.environ["WORLD_SIZE"] != "1"
-
-
-def speaks() -> bool:
-    """Whether this process shows output: the only one, or the first."""
-    return not launched() or os.environ["RANK"] == "0"
 
 
 @contextmanager

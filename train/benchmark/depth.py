@@ -71,7 +71,7 @@ def benchmark_depth(output: Path, steps: int | None = None, quick: bool = False)
 
     Raises:
         ValueError: if the folder has results of something else or of other steps, or is in use by another process.
-        KeyboardInterrupt: after Ctrl-C, when everything is saved.
+        KeyboardInterrupt: after Ctrl-C or a signal that ends the process, when everything is saved.
     """
     output = settled(output) / ("quick" if quick else "")
     FOLDER.check(output)
@@ -128,7 +128,7 @@ def train(how: Recipe, output: Path) -> RunFolder:
     """The finished run of a recipe, resumed from its last save.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C, when everything is saved.
+        KeyboardInterrupt: after Ctrl-C or a signal that ends the process, when everything is saved.
     """
     encoder = ramp.LevelEncoder()
     captions = CaptionSource(output / "captions", encoder.identity, ramp.LevelEncoder, max_tokens=ramp.TOKENS)

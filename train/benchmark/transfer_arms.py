@@ -25,6 +25,8 @@ GROUPS = {
 REFERENCE = "fitted"
 SHIFTS = (1.0, 2.0, 4.5, 6.0)
 """The shifts compared, beside the reference's 3."""
+PASSES = 10
+"""How often an arm sees an image: longer arms have more images than the recipe."""
 OF_WORLD: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "shapes": {},
     "scenes": {
@@ -102,7 +104,9 @@ def compared_arms(recipe: Recipe, groups: Collection[str] = tuple(GROUPS), steps
         groups: keys of `GROUPS`.
         steps: of every arm; None takes the recipe's.
     """
-    plain = _changed(recipe, training={"steps": steps or recipe.training.steps})
+    steps = steps or recipe.training.steps
+    images = max(recipe.data.images, steps * recipe.data.batch_size // PASSES)
+    plain = _changed(recipe, training={"steps": steps}, data={"images": images})
     reference = fitted(plain)
 
     def arm(group: str, name: str, scratch: bool = False, **changes: dict[str, Any]) -> Arm:
