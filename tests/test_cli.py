@@ -208,7 +208,8 @@ def test_the_beginning_of_an_options_name_is_not_that_option(capsys: pytest.Capt
     """`--caption TEXT` was read as the file of `--caption-features`."""
     with pytest.raises(SystemExit):
         main(["sample", "tiny", "--caption", "a red circle"])
-    assert "unrecognized arguments: --caption" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "l2p sample: unrecognized arguments: --caption" in said and "(see l2p sample --help)" in said
 
 
 def test_sample_explains_what_does_not_fit_before_it_reads_weights(

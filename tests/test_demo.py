@@ -67,10 +67,13 @@ def test_a_table_says_what_is_kept() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
-def test_a_figure_leaves_no_parts_behind(tmp_path: Path) -> None:
-    rows = [figure.ImageRow("model", torch.zeros(3, 3, 8, 8))]
-    curves = [figure.Curves([1, 2], {"sigma": [0.5, 0.4]}, "error")]
-    figure.draw(tmp_path / "figure.png", ["one", "two", "three"], rows, curves, {"model": 0.5})
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("captions", [["one", "two", "three"], ["one"]], ids=len)
+def test_a_figure_leaves_no_parts_behind(tmp_path: Path, captions: list[str]) -> None:
+    """One image is narrower than the plots below it, for which matplotlib then found no place."""
+    rows = [figure.ImageRow("model", torch.zeros(len(captions), 3, 8, 8))]
+    curves = [figure.Curves([1, 2], {"sigma": [0.5, 0.4]}, "error")] * 2
+    figure.draw(tmp_path / "figure.png", captions, rows, curves, {"model": 0.5})
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
 
 

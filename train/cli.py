@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..l2p_core.dataset.problems import TooManyProblems
 from ..l2p_core.files.paths import typed
@@ -38,6 +38,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_MISTAKE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """Complain about unknown arguments here: argparse leaves those of a command to the parser of all commands."""
+        namespace, unknown = super().parse_known_args(*args, **options)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..l2p_core.dataset.pictures import picture
 
 _CAPTION_WIDTH = 17  # characters per line
+_PLOT_WIDTH = 2.6  # inches, at least
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def draw(
     """
     columns = len(captions)
     heights = 1.3 * len(rows) + 0.5, max(2.9, 0.22 * len(scores) + 0.7)
-    figure = Figure(figsize=(1.25 * columns + 0.8, sum(heights) + 0.2), layout="constrained", dpi=130)
+    width = max(1.25 * columns + 0.8, _PLOT_WIDTH * (len(curves) + 1))
+    figure = Figure(figsize=(width, sum(heights) + 0.2), layout="constrained", dpi=130)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_images(above.subplots(len(rows), columns, squeeze=False), captions, rows)
     plots = below.subplots(1, len(curves) + 1, squeeze=False)[0]
