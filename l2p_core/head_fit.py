@@ -276,7 +276,8 @@ class _Fitter:
 
     def _inputs(self, batch: Windows, until: HeadStage | None) -> Tensor:
         """What the decoder convolution of a stage reads, or for None the output convolution."""
-        x, skips = batch.noisy, []
+        # In this order, CPUs pool several times as fast.
+        x, skips = batch.noisy.contiguous(memory_format=torch.channels_last), []
         for stage in self.head.stages:
             x = F.silu(self.head.layer("enc", stage)(x))
             skips.append(x)
