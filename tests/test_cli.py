@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from PIL import Image
 from comfyui_l2p.l2p_core import checkpoint
 from comfyui_l2p.l2p_core.checkpoint import load_tensors, save
 from comfyui_l2p.train.cli import main
-from comfyui_l2p.train.interrupt import deferred_interrupt
 from comfyui_l2p.train.sample import size_like
 
 pytestmark = pytest.mark.usefixtures("unflushed")
@@ -279,129 +275,22 @@ def test_each_bad_image_has_its_own_line(tmp_path: Path, capsys: pytest.CaptureF
     assert [line.strip().partition(":")[0] for line in lines[1:]] == ["a.psd", "b.psd"]
 
 
-@pytest.mark.parametrize("moment", ["train.cli.build_parser", "train.inspect_file.open_checkpoint"])
-def test_interrupt_is_one_line(
-    moment: str, monkeypatch: pytest.MonkeyPatch, source: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(f"comfyui_l2p.{moment}", interrupted)
-    assert main(["inspect", str(source)]) == 130
-    assert capsys.readouterr().err == "l2p: stopped.\n"
-
-
-ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """A shell starts its background jobs with SIGINT ignored, nohup with SIGHUP, and tests may be one."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_that_waits_for_a_step_says_so(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupt:
-        signal.raise_signal(signal.SIGINT)
-        assert interrupt.requested
-        assert capfd.readouterr().err.split("\n")[1:] == [
-            "Stopping after the current step. Press Ctrl-C again to stop at once.",
-            "",
-        ]
-        signal.raise_signal(signal.SIGINT)
-    assert not capfd.readouterr().err
-
-
-@pytest.mark.parametrize("number", ENDING, ids=str)
-@pytest.mark.usefixtures("interruptible")
-def test_a_scheduler_or_a_closed_terminal_waits_for_a_step(number: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """They come more than once: torchrun passes on what its processes have received themselves."""
-    with deferred_interrupt() as interrupt:
-        for _ in range(3):
-            signal.raise_signal(number)
-        assert interrupt.requested and capfd.readouterr().err.count("Stopping after the current step") == 1
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(number) == signal.SIG_DFL
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_signals_that_nohup_has_the_process_ignore_stay_ignored() -> None:
-    signal.signal(ENDING[-1], signal.SIG_IGN)
-    with deferred_interrupt() as interrupt:
-        signal.raise_signal(ENDING[-1])
-        assert not interrupt.requested
-    assert signal.getsignal(ENDING[-1]) == signal.SIG_IGN
-
-
-@pytest.mark.usefixtures("interruptible")
-def test_a_command_that_is_terminated_leaves_no_partial_file(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def terminated(*_: object) -> None:
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr("comfyui_l2p.l2p_core.files.atomic.os.replace", terminated)
-    before = sorted(tmp_path.iterdir())
-    assert main(["convert", str(source), str(tmp_path / "l2p.safetensors"), "--variant", "1k"]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "l2p: stopped."
-    assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.skipif(os.name == "nt", reason="a shell with tee")
-def test_a_run_saves_although_nobody_reads_its_output_any_more(tmp_path: Path) -> None:
-    """Ctrl-C at `l2p train … 2>&1 | tee log` ends tee at once."""
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(
-        '[model]\nbase = "tiny"\nhead_width = 0.0625\n[data]\nkind = "tiny"\nimages = 2\nsteps = 1\nbatch_size = 1\n'
-        '[training]\nsteps = 100000\nprecision = "fp32"\n[watch]\nsave_every = 100000\nmontage_every = 100000\n',
-        encoding="utf-8",
-    )
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    with run_cli("train", recipe, "--output", tmp_path / "run", env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
-        assert process.stderr and process.stdout
-        while process.poll() is None and not metrics.exists():
-            os.read(process.stderr.fileno(), 1 << 16)
-        process.stderr.close()
-        process.stdout.close()
-        seen = len(metrics.read_text(encoding="utf-8").splitlines())
-        while process.poll() is None and len(metrics.read_text(encoding="utf-8").splitlines()) < seen + 20:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-    assert process.returncode == 130
-    assert (tmp_path / "run" / "state.safetensors").exists()
-
-
 def test_debug_shows_where_a_mistake_arose(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         main(["--debug", "inspect", str(tmp_path / "nothing.safetensors")])
 
 
-def run_cli(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "comfyui_l2p.train.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-
-
 def test_a_path_in_other_letters_can_be_printed(tmp_path: Path, source: Path) -> None:
     """Into a pipe Windows writes its old code page, in which most letters are unknown."""
     named = source.rename(tmp_path / "модель.safetensors")
-    with run_cli("inspect", named, env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}) as process:
-        out, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert rb"\u043c" in out
-
-
-def test_a_reader_that_has_seen_enough_is_no_mistake(source: Path) -> None:
-    with run_cli("inspect", "--keys", source) as process:
-        assert process.stdout and process.stderr
-        process.stdout.close()
-        errors = process.stderr.read()
-    assert process.returncode == 0 and not errors
+    done = subprocess.run(
+        [sys.executable, "-m", "comfyui_l2p.train", "inspect", str(named)],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"\u043c" in done.stdout
 
 
 @pytest.mark.filterwarnings("error:.*device type")  # torch's of mkldnn, which would stand beside the sentence

@@ -22,7 +22,7 @@ from .arguments import command as _command
 from .arguments import positive as _positive
 from .arguments import positive_number as _positive_number
 from .interrupt import terminable
-from .streams import drop_output, errors_may_be_unread, is_of_a_closed_pipe
+from .streams import patient_streams
 
 EXIT_MISTAKE = 2
 EXIT_FAILURE = 1
@@ -52,21 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # To a file or pipe, Windows writes its old code page, which lacks most characters that a path may have.
         sys.stdout.reconfigure(errors="backslashreplace")
-    with errors_may_be_unread():
+    with patient_streams() as output:
         try:
             with terminable():
-                return _run(build_parser().parse_args(argv))
+                code = _run(build_parser().parse_args(argv))
         except KeyboardInterrupt:
             return _complain("stopped.", EXIT_INTERRUPT)
+        output.flush()
+        if output.lost and not code:
+            return _complain(f"the output could not be written: {output.lost.strerror}.", EXIT_MISTAKE)
+        return code
 
 
 def _run(args: argparse.Namespace) -> int:
     try:
         args.command(args)
-        print(end="", flush=True)
-        return 0
-    except BrokenPipeError:
-        drop_output(sys.stdout)
         return 0
     except ModuleNotFoundError as error:
         if args.debug or error.name not in ("torch", "matplotlib"):
@@ -75,9 +75,6 @@ def _run(args: argparse.Namespace) -> int:
             f"this command needs {error.name}: install this package with its extra 'standalone'.", EXIT_FAILURE
         )
     except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and is_of_a_closed_pipe(error):
-            drop_output(sys.stdout)
-            return 0
         if args.debug:
             raise
         return _complain(_message(error), EXIT_MISTAKE)

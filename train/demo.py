@@ -111,7 +111,7 @@ def _demo(recipe: Recipe, folder: RunFolder) -> None:
 
         print("3. Its first and last blocks, embedders and head train on them; the middle stays frozen.")
         finished = run.go()
-    if not finished:
+    if not finished or hooks.should_stop():
         raise KeyboardInterrupt
 
     print(f"4. Every model draws the same {EVALUATED} captions, and the judge scores them.")

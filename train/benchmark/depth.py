@@ -134,7 +134,7 @@ def train(how: Recipe, output: Path) -> RunFolder:
     captions = CaptionSource(output / "captions", encoder.identity, ramp.LevelEncoder, max_tokens=ramp.TOKENS)
     with shown(how.training.steps) as hooks:
         result = loop.train(how, output / "run", captions=captions, hooks=hooks)
-    if not result.finished:
+    if not result.finished or hooks.should_stop():
         raise KeyboardInterrupt
     return result.folder
 

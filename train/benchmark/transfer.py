@@ -170,7 +170,7 @@ class Stages:
             watch = partial(self._score_on_the_way, folder, _scored_steps(arm))
             watch(run.trainer)
             finished = run.go(watch)
-        if not finished:
+        if not finished or hooks.should_stop():
             raise KeyboardInterrupt
 
     def _convert(self, images: ImageSet, recipe: Recipe, target: Path) -> None:
