@@ -153,6 +153,25 @@ def test_ctrl_c_keeps_what_is_written(server: FakeServer, tmp_path: Path, capsys
     assert main(command) == 0 and len(server.asked) == 10
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_server_that_does_not_answer_delays_a_stop_by_a_moment_only(
+    at_once: int, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reply(body: Json) -> tuple[int, Any]:
+        if len(server.asked) == 4 and not server.wait:
+            server.wait = 20
+            threading.Timer(0.5, _thread.interrupt_main).start()  # as Ctrl-C does
+        return 200, completion(prompt(body["seed"]))
+
+    server.reply = reply
+    monkeypatch.setattr(prompt_server, "_GRACE", 0.1)
+    options = ["--count", "20", "--server", server.address, "--at-once", str(at_once)]
+    started = time.monotonic()
+    assert main(["prompts", "write", str(tmp_path), *options]) == 130
+    assert time.monotonic() < started + 20, "answers may take five minutes"
+    assert len(lists.read(tmp_path / "prompts.csv")) == 4
+
+
 def test_short_prompts_are_rewritten(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "short.txt").write_text("# mine\na quiet orchard\na fox\n", encoding="utf-8")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 import tiny_checkpoints
 
+from comfyui_l2p.l2p_core.device.accelerator import CPU
+from comfyui_l2p.train import evaluate_benchmark
 from comfyui_l2p.train.benchmark import depth
 from comfyui_l2p.train.cli import main
 from comfyui_l2p.train.interrupt import deferred_interrupt, terminable
@@ -163,6 +166,26 @@ def test_a_run_saves_although_nobody_reads_its_output_any_more(tmp_path: Path) -
         process.send_signal(signal.SIGTERM)
     assert process.returncode == 130
     assert (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_a_benchmark_stops_while_it_encodes_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Source:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def fill(self, captions: list[str], progress: Callable[[int, int], None]) -> Any:
+            progress(1, len(captions))
+            return SimpleNamespace(read=None)
+
+    files = SimpleNamespace(published=SimpleNamespace(max_tokens=8))
+    for name, value in {"is_tiny": lambda _: False, "encoder_files": lambda *_: files, "CaptionSource": Source}.items():
+        monkeypatch.setattr(evaluate_benchmark, name, value)
+    monkeypatch.setattr("comfyui_l2p.train.text_encoder.identity", lambda _: "an encoder")
+    sampler: Any = SimpleNamespace(base=None, config=None)
+    encode = evaluate_benchmark._captions(argparse.Namespace(), sampler, [])
+    made: Any = SimpleNamespace(beside=tmp_path)
+    encode(CPU, made, lambda: False)
+    with pytest.raises(KeyboardInterrupt):
+        encode(CPU, made, lambda: True)
 
 
 def test_a_command_works_without_standard_streams(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from comfyui_l2p.l2p_core.dataset.loader import Loader
 from comfyui_l2p.l2p_core.dataset.synthesis import SynthesisFolder, items
 from comfyui_l2p.l2p_core.patch_pairs import FILE, PatchPairs
 from comfyui_l2p.l2p_core.tiny.shapes import IMAGE_SIZE, all_captions
+from comfyui_l2p.train import fleet as fleet_module
 from comfyui_l2p.train import host_client
 from comfyui_l2p.train.cli import main
 from comfyui_l2p.train.fleet import Fleet
@@ -198,6 +201,20 @@ def test_it_is_stopped_and_goes_on(tmp_path: Path, workflow: Path, prompts: Path
         assert main(command(workflow, tmp_path / "set", prompts, host)) == 0
         assert len(host.taken) == 4 + 2 + 6
     check(tmp_path / "set")
+
+
+def test_a_host_that_does_not_answer_delays_a_stop_by_a_moment_only(
+    tmp_path: Path, workflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "_GRACE", 0.1)
+    template = Workflow.load(workflow)
+    made = SynthesisFolder(tmp_path / "set", items(PROMPTS, 2), template.settings())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        fleet = Fleet([HostClient(f"127.0.0.1:{silent.getsockname()[1]}")], template, 1.0, lambda sentence: None)
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            list(fleet.make(made, lambda: time.monotonic() > started + 0.5))
+    assert time.monotonic() < started + 20, "requests may take a minute"
 
 
 def test_a_fault_of_our_own_ends_the_work(tmp_path: Path, workflow: Path) -> None:

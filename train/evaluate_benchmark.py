@@ -157,9 +157,9 @@ def _model(args: argparse.Namespace, benchmark: Benchmark, prompts: Sequence[Pro
     }
     made = _folder(args, benchmark, prompts, settings, own_seeds=False)
 
-    def images(_: IsStopped) -> Iterator[object]:
+    def images(stopped: IsStopped) -> Iterator[object]:
         device = sampler.place(side, side)
-        features = captions(device, made)
+        features = captions(device, made, stopped)
         sampler.load(source_of(sampler.config).encoder.max_tokens)
         negative = None if sampler.settings.cfg == 1 else features("")
         for prompt, missing in itertools.groupby(made.todo, key=lambda shot: shot.of):
@@ -181,9 +181,9 @@ def _with_noise(missing: Sequence[Shot], side: int) -> Iterator[tuple[Shot, Tens
             yield wanted[number], noise
 
 
-EncodeCaptions = Callable[[torch.device, BenchmarkFolder], Callable[[str], Tensor]]
+EncodeCaptions = Callable[[torch.device, BenchmarkFolder, IsStopped], Callable[[str], Tensor]]
 """Encodes all captions on a device, stores them beside the images, and returns the function that reads a caption's
-features."""
+features. Raises KeyboardInterrupt once it is stopped."""
 
 
 def _captions(args: argparse.Namespace, sampler: Sampler, prompts: Sequence[Prompt]) -> EncodeCaptions:
@@ -195,10 +195,10 @@ def _captions(args: argparse.Namespace, sampler: Sampler, prompts: Sequence[Prom
         words = tiny.load_words()
         for prompt in prompts:
             words.encode(prompt.text)
-        return lambda device, made: words.encode
+        return lambda device, made, stopped: words.encode
     files = encoder_files(args, sampler.base, sampler.config)
 
-    def encoded(device: torch.device, made: BenchmarkFolder) -> Callable[[str], Tensor]:
+    def encoded(device: torch.device, made: BenchmarkFolder, stopped: IsStopped) -> Callable[[str], Tensor]:
         source = CaptionSource(
             made.beside / "captions",
             text_encoder.identity(files),
@@ -206,7 +206,13 @@ def _captions(args: argparse.Namespace, sampler: Sampler, prompts: Sequence[Prom
             max_tokens=files.published.max_tokens,
             itemsize=text_encoder.DTYPE.itemsize,
         )
-        with count_progress("encoding captions", "caption") as progress:
+        with count_progress("encoding captions", "caption") as show:
+
+            def progress(done: int, total: int) -> None:
+                if stopped():
+                    raise KeyboardInterrupt
+                show(done, total)
+
             return source.fill([prompt.text for prompt in prompts], progress).read
 
     return encoded

@@ -24,6 +24,7 @@ ATTEMPTS = 3
 RETURNS = 10
 """How often in a row a host may disappear and return without producing an image."""
 _LOOK = 0.2  # seconds between checks whether the user wants to stop
+_GRACE = 10.0  # seconds that a stop waits for hosts, which may not answer, to cancel their work
 
 Note = Callable[[str], None]
 
@@ -70,7 +71,7 @@ class Fleet:
 
         Raises:
             ValueError: when no host is left, or images could not be made; the finished ones are written.
-            KeyboardInterrupt: once `wanted_stop` is true and the hosts' work has been cancelled.
+            KeyboardInterrupt: once `wanted_stop` is true and the work of the hosts that answer has been cancelled.
         """
         self._todo.extend(made.todo)
         self._open = len(self._todo)
@@ -94,8 +95,9 @@ class Fleet:
         finally:
             self._stop.set()
             self._wake()
+            until = time.monotonic() + _GRACE
             for worker in workers:
-                worker.join()
+                worker.join(max(0.0, until - time.monotonic()))
         self._complain(made)
 
     def _write(self, made: Receiver, item: PlannedImage, content: bytes, host: HostClient) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 
@@ -27,6 +29,8 @@ _REFUSAL_BYTES = 1 << 14  # of a server's explanation
 _SHOWN = 200  # characters of it
 _MODELS = 8  # that are named
 _PAUSE_FIRST, _PAUSE_LAST = 0.5, 5.0  # seconds between attempts to reach a server that does not answer
+_LOOK = 0.2  # seconds between checks whether the user wants to stop
+_GRACE = 10.0  # seconds that a stop waits for the answers on their way
 
 _EXTRAS: Json = {"top_k": TOP_K, "chat_template_kwargs": {"enable_thinking": False}}
 """Parameters of local servers beyond OpenAI's interface; dropped for a server that refuses them. The second keeps Qwen3
@@ -52,6 +56,7 @@ class ServerWriter:
         patience: seconds to wait for a server that does not answer.
         remote: whether the address may be of another machine.
         tokens: maximum of an answer.
+        stopped: whether the user wants to stop.
 
     Raises:
         ValueError: for an unusable or remote address, a server that does not answer, or a model that it does not have.
@@ -67,6 +72,7 @@ class ServerWriter:
         patience: float = 60,
         remote: bool = False,
         tokens: int = TOKENS,
+        stopped: Callable[[], bool] = lambda: False,
     ):
         self._url = _base(address)
         if not remote:
@@ -74,16 +80,34 @@ class ServerWriter:
         self._opener = _opener(remote)
         self._patience, self._tokens, self._temperature = patience, tokens, temperature
         self._extras = dict(_EXTRAS)
+        self._stopped = stopped
         self.at_once = at_once
         self._model = self._chosen(model)
         self.name = self._model
 
     def write(self, requests: Sequence[Request]) -> list[str]:
-        """The model's answers; see `Writer`."""
-        if len(requests) == 1:
-            return [self._answer(requests[0])]
-        with ThreadPoolExecutor(len(requests)) as pool:
-            return list(pool.map(self._answer, requests))
+        """The model's answers; see `Writer`.
+
+        Raises:
+            KeyboardInterrupt: once `stopped` is true, if the answers do not come in a moment.
+        """
+        answers: list[Future[str]] = [Future() for _ in requests]
+        for answer, request in zip(answers, requests, strict=True):
+            # Not a pool's: Python would wait for those at its end.
+            threading.Thread(target=self._answer_into, args=(answer, request), daemon=True).start()
+        until = math.inf
+        while wait(answers, timeout=_LOOK).not_done:
+            if self._stopped():
+                until = min(until, time.monotonic() + _GRACE)
+            if time.monotonic() > until:
+                raise KeyboardInterrupt
+        return [answer.result() for answer in answers]
+
+    def _answer_into(self, answer: Future[str], request: Request) -> None:
+        try:
+            answer.set_result(self._answer(request))
+        except BaseException as error:
+            answer.set_exception(error)
 
     def _answer(self, request: Request) -> str:
         body = {

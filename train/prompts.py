@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..l2p_core.dataset import prompts
@@ -69,7 +69,7 @@ def _check_name(path: Path, suffix: str) -> None:
 
 
 def _work(args: argparse.Namespace, slots: Sequence[scheme.Slot]) -> None:
-    writer = _writer(args)
+    writer = _writer(args, lambda: interrupt.requested)
     with deferred_interrupt() as interrupt, bar("prompts", unit="prompt", total=len(slots)) as shown:
 
         def show(progress: work.PromptsProgress) -> None:
@@ -95,8 +95,8 @@ def _work(args: argparse.Namespace, slots: Sequence[scheme.Slot]) -> None:
         raise KeyboardInterrupt
 
 
-def _writer(args: argparse.Namespace) -> Writer:
-    """The model that the arguments name, checked but not loaded."""
+def _writer(args: argparse.Namespace, stopped: Callable[[], bool]) -> Writer:
+    """The model that the arguments name, checked but not loaded; a server is not waited for once `stopped` is true."""
     if args.server:
         from .prompt_server import ServerWriter
 
@@ -110,6 +110,7 @@ def _writer(args: argparse.Namespace) -> Writer:
             patience=args.patience,
             remote=args.remote,
             tokens=args.tokens,
+            stopped=stopped,
         )
     from .prompt_model import ModelWriter
 
