@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import tiny_checkpoints
 
 from comfyui_l2p.l2p_core.device.accelerator import CPU
 from comfyui_l2p.train import evaluate_benchmark
-from comfyui_l2p.train.benchmark import depth
+from comfyui_l2p.train.benchmark import depth, process
 from comfyui_l2p.train.cli import main
 from comfyui_l2p.train.interrupt import deferred_interrupt, terminable
 
@@ -186,6 +187,24 @@ def test_a_benchmark_stops_while_it_encodes_captions(tmp_path: Path, monkeypatch
     encode(CPU, made, lambda: False)
     with pytest.raises(KeyboardInterrupt):
         encode(CPU, made, lambda: True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process is looked for by its number")
+@pytest.mark.usefixtures("interruptible")
+def test_a_measurement_that_is_interrupted_leaves_no_process(tmp_path: Path) -> None:
+    number = tmp_path / "number"
+
+    def stop() -> None:
+        while not (number.exists() and number.read_text(encoding="ascii")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    work = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt), terminable():
+        process.run_module("timeit", "-n", "1", "-r", "1", work)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number.read_text(encoding="ascii")), 0)
 
 
 def test_a_command_works_without_standard_streams(

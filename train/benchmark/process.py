@@ -27,24 +27,31 @@ def forget_peak() -> None:
 
 
 def run_module(module: str, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run `python -m module arguments` and read the JSON object that it prints last.
+    """Run `python -m module arguments` and read the JSON object that it prints last. If interrupted, it has ended.
 
     `env` is added to this process's environment.
 
     Raises:
         RuntimeError: with the end of its error output, if it fails.
     """
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         env={**os.environ, **(env or {})},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{module} {' '.join(arguments)} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    ) as process:
+        try:
+            output, errors = process.communicate()
+        except BaseException:
+            # subprocess.run would not wait, and the folder that the process writes into is about to be removed.
+            process.kill()
+            process.wait()
+            raise
+    if process.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)} failed: {errors[-2000:]}")
+    return json.loads(output.splitlines()[-1])
 
 
 class Stepped:

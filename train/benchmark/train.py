@@ -177,7 +177,7 @@ def take_turns(way: str, folder: Path, precision: str, device: torch.device, sca
 def measure(way: str, folder: Path, precision: str, device: torch.device, scale: TrainingScale) -> dict[str, int]:
     """Train one way in this process for a few steps: the `memory` of the process and that of the `device`, or its share
     on a GPU, in bytes."""
-    with tempfile.TemporaryDirectory() as small:
+    with tempfile.TemporaryDirectory(dir=folder) as small:  # which goes even if this process is killed
         # torch imports hundreds of megabytes on first use in any training: not counted.
         prepare(Path(small), _QUICK)
         list(_steps(way, Path(small), precision, device, _QUICK))
