@@ -202,3 +202,10 @@ def test_the_command_line_makes_images_with_pairs_and_starts_with_them(
     assert PatchPairs.load(folder / FILE).count == 4 * 16
     assert main(["convert", "tiny", str(tmp_path / "a.safetensors"), "--init", "fitted", "--pairs", str(folder)]) == 2
     assert "too few for a fitted start" in capsys.readouterr().err
+
+
+def test_pairs_without_a_fitted_start_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "a.safetensors"
+    assert main(["convert", "tiny", str(target), "--pairs", str(tmp_path)]) == 2
+    assert "add --init fitted" in capsys.readouterr().err
+    assert not target.exists()

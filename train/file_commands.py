@@ -34,7 +34,7 @@ def add_convert(commands: Commands) -> None:
     parser.add_argument("--init", default="random", help="how the new layers are initialised: random, scaled or fitted")
     parser.add_argument(
         "--pairs", type=typed, default=None, metavar="FOLDER",
-        help="for --init fitted: the folder that l2p synth or Synthesize L2P Dataset made, or the file in it",
+        help="for --init fitted: the folder that Synthesize L2P Dataset or `l2p synth tiny` made, or the file in it",
     )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=("bf16", "fp16", "fp32"), default=None, help="dtype of all weights (default: as in SOURCE)"

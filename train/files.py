@@ -12,6 +12,7 @@ from ..l2p_core.files.about import STATED, stated
 from ..l2p_core.files.metadata import broken_text
 from ..l2p_core.files.model_file import check_name
 from ..l2p_core.files.units import bytes_text
+from ..l2p_core.initialise import FITTED
 from ..l2p_core.patch_pairs import in_folder
 from ..l2p_core.run import card
 from ..l2p_core.tiny.bundled import resolve
@@ -22,6 +23,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def convert_command(args: argparse.Namespace) -> None:
     """`l2p convert`: write the pixel initialisation and report the fate of every key."""
+    if args.pairs and args.init != FITTED:
+        raise ValueError("--pairs are what --init fitted fits to: add --init fitted, or leave --pairs out.")
     check_name(args.target)
     with byte_progress("converting") as progress:
         report = convert.convert(
