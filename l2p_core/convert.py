@@ -159,6 +159,19 @@ def convert(
     return report
 
 
+def check_fits(source: ModelConfig, target: PixelConfig, side: int) -> None:
+    """Check that an embedder can be fitted to pairs of patches of a side in pixels.
+
+    Raises:
+        ValueError: for an L2P model as the source, and for another patch size.
+    """
+    if isinstance(source, PixelConfig) or target.patch_size != side:
+        raise ValueError(
+            "A start fitted to a data set works only from a latent source to the variant 1k: convert the source to 1k, "
+            f"train it, and convert the result to {target.variant} without a fit."
+        )
+
+
 def fitted_embedder(
     checkpoint: Checkpoint, target: PixelConfig, pairs: PatchPairs | None
 ) -> tuple[dict[str, Tensor], str]:
@@ -176,11 +189,7 @@ def fitted_embedder(
             "data set, or start without a fit."
         )
     source = checkpoint.plain_config()
-    if isinstance(source, PixelConfig) or target.patch_size != pairs.side:
-        raise ValueError(
-            "A start fitted to a data set works only from a latent source to the variant 1k: convert the source to 1k, "
-            f"train it, and convert the result to {target.variant} without a fit."
-        )
+    check_fits(source, target, pairs.side)
     row = source_of(source)
     if pairs.space[1:] != (source.in_channels, row.latent.patch_size, row.latent.order):
         raise ValueError("The data set's patches are of another latent space: use a data set made by this source.")

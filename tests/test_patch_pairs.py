@@ -15,6 +15,8 @@ from comfyui_l2p.l2p_core.convert import convert
 from comfyui_l2p.l2p_core.dataset.kept_pairs import KeptPairs
 from comfyui_l2p.l2p_core.initialise import random_values
 from comfyui_l2p.l2p_core.patch_pairs import ENOUGH, FEW, FILE, PatchPairs, fit_embedder
+from comfyui_l2p.l2p_core.run import loop
+from comfyui_l2p.l2p_core.run.recipe import DataSection, ModelSection, Recipe
 from comfyui_l2p.l2p_core.tiny import bundled, image_set
 from comfyui_l2p.l2p_core.tiny.shapes import evaluation_captions
 from comfyui_l2p.train.cli import main
@@ -190,6 +192,13 @@ def test_conversions_that_cannot_be_fitted(world: PatchPairs, tmp_path: Path) ->
     with pytest.raises(ValueError, match="another latent space"):
         convert(bundled.SOURCE, target, head_width=HEAD_WIDTH, init="fitted", pairs=PatchPairs(16, 4))
     assert not target.exists()
+
+
+def test_a_variant_that_cannot_start_fitted_is_refused_before_its_images_are_made(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match="works only from a latent source to the variant 1k"):
+        loop.train(Recipe(ModelSection("tiny", variant="4k", init="fitted"), DataSection("tiny")), folder)
+    assert not (folder / "images").exists()
 
 
 def test_the_command_line_makes_images_with_pairs_and_starts_with_them(

@@ -90,8 +90,11 @@ def check(model: ModelSection, pairs: Callable[[], PatchPairs] | None = None) ->
     config = checkpoint.plain_config()
     hold = check_complete if _is_converted(config, model) else check_exact
     hold(checkpoint, key_shapes(config))
-    if pairs and model.init == FITTED and _is_converted(config, model):
-        convert.fitted_embedder(checkpoint, config.with_head(model.variant, model.head_width), pairs())
+    if model.init == FITTED and _is_converted(config, model):
+        target = config.with_head(model.variant, model.head_width)
+        convert.check_fits(config, target, VARIANTS["1k"].patch_size)
+        if pairs:
+            convert.fitted_embedder(checkpoint, target, pairs())
 
 
 def starts_fitted(base: Path) -> bool:
