@@ -121,7 +121,11 @@ def test_a_folder_that_cannot_be_written_or_created_is_named(
     assert f"{folder} is a file" in mistake(capsys, *COMMANDS[command])
     folder.unlink()
 
-    def read_only(path: Path, flags: int, mode: int = 0o777) -> int:
+    usual = os.open
+
+    def read_only(path: str | Path, flags: int, mode: int = 0o777) -> int:
+        if path == os.devnull:
+            return usual(path, flags, mode)
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "open", read_only)
