@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -262,4 +263,6 @@ SCENES: dict[str, Callable[[], object]] = {
 }
 
 if __name__ == "__main__":
-    print(json.dumps({name: scene() for name, scene in SCENES.items()}))
+    print(json.dumps({name: scene() for name, scene in SCENES.items()}), flush=True)
+    # Python's own end aborts now and then: it cannot end a thread of torch's that waits for the interpreter meanwhile.
+    os._exit(0)
